@@ -1,0 +1,145 @@
+/*
+ * ab_format.h
+ *	  Everything this library writes to disk, except its WAL records (ab_wal.h)
+ *	  and the branches' own pages, which are ordinary relation files.
+ *
+ * All of it lives in $PGDATA/agent_branch, never below base/ (rule 35):
+ *
+ *	  branches/<dboid>			 one origin file for each branch database
+ *	  branches/<dboid>.new		 empty: its base/<dboid> is being made, origin to come
+ *	  snapshots/<id>.pending	 manifest of a snapshot not yet confirmed
+ *	  snapshots/<id>.manifest	 manifest of a usable snapshot
+ *	  snapshots/<id>.pages		 the pages that snapshot's own layer holds
+ *	  snapshots/<id>.poisoned	 empty; its snapshot must not be read any more
+ *	  journal					 double-write journal of first overlay writes
+ *	  tmp.*						 being written; removed at server start
+ *
+ * Integers are in the machine's byte order, as in the rest of the cluster.
+ */
+#ifndef AB_FORMAT_H
+#define AB_FORMAT_H
+
+#include "ab_types.h"
+
+#include "access/transam.h"
+#include "access/multixact.h"
+#include "datatype/timestamp.h"
+#include "port/pg_crc32c.h"
+
+#define AB_DIR				"agent_branch"
+#define AB_BRANCH_DIR		AB_DIR "/branches"
+#define AB_SNAPSHOT_DIR		AB_DIR "/snapshots"
+#define AB_JOURNAL_FILE		AB_DIR "/journal"
+#define AB_TMP_PREFIX		"tmp."
+
+#define AB_RELMAP_SIZE		512 /* sizeof(RelMapFile) in relmapper.c of 15 */
+
+/* ------------------------------------------------------------------------
+ * Manifest: what a snapshot contains.
+ *
+ * header, then layers[nlayers], forks[nforks] sorted by (spc, rel, fork),
+ * runs[nruns], then AB_RELMAP_SIZE bytes of pg_filenode.map.
+ *
+ * A run says that blocks [start, start + count) of its fork are blocks
+ * [position, position + count) of the .pages file of layers[layer].  The runs
+ * of a fork are sorted by start and do not overlap; a block of the fork that
+ * no run covers is all zeros.  layers[0] is the snapshot itself.  So a page is
+ * found by two binary searches, whatever the depth of the branch.
+ * ------------------------------------------------------------------------
+ */
+#define AB_MANIFEST_MAGIC	0x41424D46	/* "ABMF" */
+#define AB_MANIFEST_VERSION 1
+
+#define AB_MANIFEST_HAS_PAGES_CRC	0x0001	/* pages_crc is meaningful */
+
+typedef struct AbManifestHeader
+{
+	uint32		magic;
+	uint32		version;
+	pg_crc32c	crc;			/* of the whole file, this field taken as 0 */
+	uint32		flags;
+	AbSnapId	id;
+	AbSnapId	base;			/* snapshot the source hung on; invalid if the
+								 * source is a plain database */
+	Oid			source_db;
+	Oid			source_spc;		/* default tablespace of the source */
+	TransactionId frozen_xid;	/* datfrozenxid, datminmxid of the source */
+	MultiXactId min_multi;
+	TimestampTz taken_at;
+	uint32		depth;			/* 0: source is plain, else depth of source */
+	uint32		nlayers;
+	uint32		nforks;
+	uint32		nruns;
+	uint32		pages_blocks;	/* length of the .pages file in blocks */
+	pg_crc32c	pages_crc;
+	uint64		reserved[2];
+} AbManifestHeader;
+
+#define AB_FORK_UNLOGGED	0x0001	/* never inherited: made anew from init */
+
+typedef struct AbForkEntry
+{
+	Oid			spc;
+	Oid			rel;
+	int16		fork;
+	uint16		flags;
+	BlockNumber nblocks;
+	uint32		first_run;
+	uint32		nruns;
+} AbForkEntry;
+
+typedef struct AbRun
+{
+	BlockNumber start;
+	BlockNumber count;
+	uint32		layer;
+	uint32		position;
+} AbRun;
+
+/* ------------------------------------------------------------------------
+ * Origin: says that a database is a branch, of what, and how far each fork
+ * still inherits.
+ *
+ * AB_ORIGIN_BLOCK bytes: header in the first 512, then slots.  The file grows
+ * by AB_ORIGIN_BLOCK bytes of empty slots at a time, and always before the
+ * slots are needed, so that writing one cannot meet a full disk (rule 20).
+ * A slot never crosses a 512-byte sector and carries its own checksum.
+ * ------------------------------------------------------------------------
+ */
+#define AB_ORIGIN_MAGIC		0x41424F52	/* "ABOR" */
+#define AB_ORIGIN_VERSION	1
+#define AB_ORIGIN_BLOCK		4096
+#define AB_ORIGIN_HEADER	512
+
+typedef struct AbOriginHeader
+{
+	uint32		magic;
+	uint32		version;
+	pg_crc32c	crc;			/* of this struct, this field taken as 0 */
+	uint32		pad;
+	AbSnapId	incarnation;	/* of the XLOG_AB_BRANCH_CREATE record */
+	AbSnapId	snapshot;
+	Oid			db;
+	Oid			spc;			/* default tablespace, as in pg_database */
+	Oid			parent_db;
+	uint32		depth;			/* 1: child of a plain database */
+	TimestampTz created_at;
+} AbOriginHeader;
+
+/* spc = rel = 0: free.  fork = AB_ALL_FORKS: the relation was dropped here. */
+#define AB_ALL_FORKS		(-1)
+
+typedef struct AbLimitSlot
+{
+	Oid			spc;
+	Oid			rel;
+	int32		fork;
+	BlockNumber limit;			/* only blocks below it are inherited */
+	uint32		pad[3];
+	pg_crc32c	crc;
+} AbLimitSlot;
+
+StaticAssertDecl(sizeof(AbLimitSlot) == 32, "slots must not cross a sector");
+StaticAssertDecl(sizeof(AbOriginHeader) <= AB_ORIGIN_HEADER, "origin header");
+
+#endif							/* AB_FORMAT_H */
