@@ -1,0 +1,33 @@
+/*
+ * ab_settings.h
+ *	  The agent_branch.* settings (ab_settings.c defines and documents them).
+ */
+#ifndef AB_SETTINGS_H
+#define AB_SETTINGS_H
+
+#include "ab_compat.h"
+
+typedef enum AbSnapshotMethod
+{
+	AB_METHOD_AUTO,				/* clone where the filesystem can, else copy */
+	AB_METHOD_CLONE,			/* FICLONERANGE or an error */
+	AB_METHOD_COPY
+} AbSnapshotMethod;
+
+extern char *ab_control_database;	/* agent_branch.control_database, postmaster */
+extern char *ab_default_parent; /* agent_branch.default_parent, user */
+extern int	ab_snapshot_timeout;	/* agent_branch.snapshot_timeout, ms, user */
+extern int	ab_snapshot_method; /* AbSnapshotMethod, superuser */
+extern int	ab_max_snapshots;	/* agent_branch.max_snapshots, postmaster */
+extern int	ab_sweep_interval;	/* agent_branch.sweep_interval, s, sighup */
+extern char *ab_connection_template;	/* agent_branch.connection_template */
+
+extern void ab_settings_define(void);
+
+/* Raises 55000 with the setting to change unless the library was preloaded. */
+extern void ab_require_preloaded(void);
+
+/* Raises 0A000 unless this session is in the control database. */
+extern void ab_require_control_database(void);
+
+#endif							/* AB_SETTINGS_H */

@@ -1,0 +1,131 @@
+/*
+ * ab_shmem.h
+ *	  Shared memory of the library: generations, the snapshot table, the
+ *	  keeper's request slots.
+ *
+ * Shared memory is a cache (rule 9): everything in it can be rebuilt from the
+ * files of ab_format.h and from pg_database.
+ *
+ * Locks (all of them leaves, rule 25; extension/README.locking has the order):
+ *	  origin_lock	 one of AB_ORIGIN_LOCKS, by database: exclusive to change a
+ *					 limit, shared to make an own file that must respect it
+ *	  journal_lock	 protects the journal's position and its file
+ *	  snap_lock		 protects the snapshot table
+ *	  keeper_lock	 protects the request slots
+ */
+#ifndef AB_SHMEM_H
+#define AB_SHMEM_H
+
+#include "ab_types.h"
+
+#include "port/atomics.h"
+#include "storage/condition_variable.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+
+/*
+ * Generations.  What a process caches about database D (that it is or is not a
+ * branch, its origin, its limits, that it has no own file for some fork) is
+ * valid while ab_generation(D) has not moved since it was read.  Whoever
+ * changes one of those things on disk bumps it afterwards, before the change
+ * may be relied upon.  Databases share counters; a false alarm costs a reload.
+ */
+#define AB_GENERATIONS 4096
+#define AB_ORIGIN_LOCKS 64
+
+typedef struct AbSnapSlot
+{
+	AbSnapId	id;				/* invalid: slot free */
+	Oid			source_db;
+	bool		confirmed;
+	uint32		nbranches;		/* origin files that hang on it */
+	XLogRecPtr	clean_upto;		/* WAL up to here does not change the source's
+								 * contents after the snapshot */
+} AbSnapSlot;
+
+typedef enum AbRequestKind
+{
+	AB_REQ_NONE,
+	AB_REQ_ADD_HIDDEN,			/* commit the hidden row of a snapshot */
+	AB_REQ_DROP_HIDDEN			/* commit its removal */
+} AbRequestKind;
+
+typedef enum AbRequestState
+{
+	AB_REQ_FREE,				/* nobody's */
+	AB_REQ_FILLING,				/* a backend owns it and is filling it in */
+	AB_REQ_WAITING,				/* the keeper may take it */
+	AB_REQ_DONE,				/* keeper finished; requester frees it */
+	AB_REQ_FAILED,				/* same, with message */
+	AB_REQ_ABANDONED			/* requester is gone; the keeper frees it */
+} AbRequestState;
+
+typedef struct AbRequest
+{
+	AbRequestState state;		/* keeper_lock */
+	AbRequestKind kind;
+	AbSnapId	snapshot;
+	Oid			source_db;
+	TransactionId frozen_xid;
+	MultiXactId min_multi;
+	int			sqlerrcode;
+	char		message[256];
+} AbRequest;
+
+#define AB_REQUESTS 64
+
+typedef struct AbShared
+{
+	LWLockPadded *origin_locks; /* AB_ORIGIN_LOCKS of them */
+	LWLock	   *journal_lock;
+	LWLock	   *snap_lock;
+	LWLock	   *keeper_lock;
+
+	pg_atomic_uint32 layer_generation;	/* bumped when a layer is removed */
+	pg_atomic_uint32 generation[AB_GENERATIONS];
+
+	uint32		journal_next;	/* journal_lock */
+
+	/* keeper */
+	pid_t		keeper_pid;		/* keeper_lock; 0: not running */
+	Latch	   *keeper_latch;	/* keeper_lock */
+	bool		first_sweep_done;	/* keeper_lock */
+	bool		sweep_wanted;	/* keeper_lock; set to have a sweep soon */
+	ConditionVariable keeper_cv;	/* broadcast when a request or the first
+									 * sweep is finished */
+	AbRequest	request[AB_REQUESTS];
+
+	int			nsnapslots;
+	AbSnapSlot	snap[FLEXIBLE_ARRAY_MEMBER];	/* snap_lock */
+} AbShared;
+
+extern AbShared *ab_shared;		/* NULL: library not preloaded */
+
+extern void ab_shmem_install_hooks(void);
+
+static inline pg_atomic_uint32 *
+ab_generation_counter(Oid db)
+{
+	return &ab_shared->generation[(db * 2654435761u) >> 20];
+}
+
+static inline LWLock *
+ab_origin_lock(Oid db)
+{
+	return &ab_shared->origin_locks[db % AB_ORIGIN_LOCKS].lock;
+}
+
+static inline uint32
+ab_generation(Oid db)
+{
+	return pg_atomic_read_u32(ab_generation_counter(db));
+}
+
+/* Full barrier: what was written before is seen by whoever sees the bump. */
+static inline void
+ab_generation_bump(Oid db)
+{
+	pg_atomic_fetch_add_u32(ab_generation_counter(db), 1);
+}
+
+#endif							/* AB_SHMEM_H */

@@ -1,0 +1,96 @@
+/*
+ * ab_settings.c
+ *	  Definition of the agent_branch.* settings and the two checks that every
+ *	  SQL function begins with.
+ */
+#include "ab_settings.h"
+
+#include "commands/dbcommands.h"
+#include "miscadmin.h"
+#include "utils/guc.h"
+
+#include "ab_attach.h"
+#include "ab_shmem.h"
+
+char	   *ab_control_database;
+char	   *ab_default_parent;
+int			ab_snapshot_timeout = 5000;
+int			ab_snapshot_method = AB_METHOD_AUTO;
+int			ab_max_snapshots = 1024;
+int			ab_sweep_interval = 60;
+char	   *ab_connection_template;
+
+static const struct config_enum_entry method_options[] = {
+	{"auto", AB_METHOD_AUTO, false},
+	{"clone", AB_METHOD_CLONE, false},
+	{"copy", AB_METHOD_COPY, false},
+	{NULL, 0, false}
+};
+
+void
+ab_settings_define(void)
+{
+	DefineCustomStringVariable("agent_branch.control_database",
+							   "Database in which branches are managed.",
+							   "CREATE EXTENSION agent_branch works there and nowhere else.",
+							   &ab_control_database, "postgres",
+							   PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("agent_branch.default_parent",
+							   "Database that is branched when no parent is named.",
+							   NULL,
+							   &ab_default_parent, "main",
+							   PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("agent_branch.snapshot_timeout",
+							"How long a snapshot waits for the transactions that write in the parent.",
+							"It fails with 55P03 and names them afterwards.",
+							&ab_snapshot_timeout, 5000, 1, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomEnumVariable("agent_branch.snapshot_method",
+							 "How the pages of a snapshot are obtained.",
+							 "auto clones where the filesystem can (reflink) and copies elsewhere.",
+							 &ab_snapshot_method, AB_METHOD_AUTO, method_options,
+							 PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("agent_branch.max_snapshots",
+							"Most snapshots that can exist at once in the cluster.",
+							"Each takes 40 bytes of shared memory.",
+							&ab_max_snapshots, 1024, 16, 1000000,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("agent_branch.sweep_interval",
+							"How often storage that deleted branches left is given back.",
+							"Zero leaves it to branch.gc().",
+							&ab_sweep_interval, 60, 0, INT_MAX / 1000,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomStringVariable("agent_branch.connection_template",
+							   "Connection string given to agents; {database}, {host}, {port} and {role} are replaced.",
+							   "Empty: a libpq URI for this server.",
+							   &ab_connection_template, "",
+							   PGC_USERSET, 0, NULL, NULL, NULL);
+	MarkGUCPrefixReserved("agent_branch");
+}
+
+void
+ab_require_preloaded(void)
+{
+	if (ab_shared == NULL || !ab_attached())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("agent_branch is not preloaded"),
+				 errdetail("Branches need the library in every process of the server."),
+				 errhint("Add agent_branch to shared_preload_libraries and restart the server.")));
+}
+
+void
+ab_require_control_database(void)
+{
+	char	   *here;
+
+	ab_require_preloaded();
+	here = get_database_name(MyDatabaseId);
+	if (here == NULL || strcmp(here, ab_control_database) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("agent_branch is managed in database \"%s\", not in \"%s\"",
+						ab_control_database, here ? here : "?"),
+				 errhint("Connect to database \"%s\", or change agent_branch.control_database and restart the server.",
+						 ab_control_database)));
+}

@@ -1,0 +1,38 @@
+/*
+ * agent_branch.c
+ *	  Loading the library.
+ *
+ * Preloaded by the postmaster, it attaches to the storage manager and installs
+ * everything.  Loaded later, by a session that calls one of its functions, it does
+ * nothing: the functions then say what setting to change.
+ */
+#include "ab_compat.h"
+
+#include "fmgr.h"
+#include "miscadmin.h"
+
+#include "ab_attach.h"
+#include "ab_keeper.h"
+#include "ab_lifecycle.h"
+#include "ab_settings.h"
+#include "ab_shmem.h"
+#include "ab_wal.h"
+
+PG_MODULE_MAGIC;
+
+void		_PG_init(void);
+
+void
+_PG_init(void)
+{
+	if (!process_shared_preload_libraries_in_progress)
+		return;
+
+	ab_settings_define();
+	ab_attach();
+	ab_shmem_install_hooks();
+	ab_wal_register();
+	ab_redo_wrap_dbase();
+	ab_hooks_install();
+	ab_keeper_register();
+}
