@@ -1,0 +1,271 @@
+/*
+ * ab_smgr.c
+ *	  The storage entry points: what the server calls instead of md's functions.
+ *
+ * Each ends in the md function of the same name.  For a relation of a plain
+ * database, a temporary relation, or a fork that a branch does not inherit, it is
+ * that function and nothing else.
+ *
+ * They run in every process: backends of any database, checkpointer, background
+ * writer, startup.  No catalogs, no buffers, no heavyweight locks (rule 26).
+ *
+ *	create, exists, nblocks, read, write, extend, prefetch	may raise errors
+ *	unlink		runs after commit: warns, never raises (rule 16)
+ *	truncate	runs in a critical section: allocates nothing (rule 15)
+ */
+#include "ab_smgr.h"
+
+#include "access/xlog.h"
+#include "access/xlogutils.h"
+#include "miscadmin.h"
+#include "storage/bufpage.h"
+#include "storage/md.h"
+
+#include "ab_image.h"
+#include "ab_journal.h"
+#include "ab_layer.h"
+#include "ab_origin.h"
+#include "ab_overlay.h"
+#include "ab_page.h"
+
+/*
+ * The fork if it is one that its branch inherits; NULL means: md alone.  A
+ * dropped fork's number may be used again by the branch, as a plain one.
+ */
+static AbFork *
+inherited_fork(RelFileNodeBackend rnode, ForkNumber fork, AbBranch **branch)
+{
+	AbFork	   *f;
+
+	if (RelFileNodeBackendIsTemp(rnode))
+		return NULL;
+	*branch = ab_branch_lookup(rnode.node.dbNode);
+	if (likely(*branch == NULL))
+		return NULL;
+	f = ab_fork_lookup(*branch, rnode.node, fork);
+	if (f->entry == NULL || f->dropped)
+		return NULL;
+	return f;
+}
+
+void
+ab_smgr_create(SMgrRelation reln, ForkNumber fork, bool isRedo)
+{
+	AbBranch   *b;
+
+	if (inherited_fork(reln->smgr_rnode, fork, &b) == NULL)
+	{
+		mdcreate(reln, fork, isRedo);
+		return;
+	}
+	/* redo asks before every block it touches: the fork is there already (F12) */
+	if (isRedo)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_DUPLICATE_FILE),
+			 errmsg("file number %u still belongs to a relation this branch inherits",
+					reln->smgr_rnode.node.relNode),
+			 errhint("Repeat the command; it will be given another number.")));
+}
+
+bool
+ab_smgr_exists(SMgrRelation reln, ForkNumber fork)
+{
+	AbBranch   *b;
+
+	if (inherited_fork(reln->smgr_rnode, fork, &b) != NULL)
+		return true;
+	return mdexists(reln, fork);
+}
+
+/* Raise nothing: the transaction has committed (or aborted) already. */
+static void
+tombstone(RelFileNodeBackend rnode)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		AbBranch   *b = ab_branch_lookup(rnode.node.dbNode);
+
+		if (b != NULL)
+			ab_limit_drop_relation(b, rnode.node);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *e;
+
+		MemoryContextSwitchTo(cxt);
+		e = CopyErrorData();
+		FlushErrorState();
+		ereport(WARNING,
+				(errcode(e->sqlerrcode),
+				 errmsg("could not record that relation %u of branch database %u was dropped: %s",
+						rnode.node.relNode, rnode.node.dbNode, e->message)));
+		FreeErrorData(e);
+	}
+	PG_END_TRY();
+}
+
+void
+ab_smgr_unlink(RelFileNodeBackend rnode, ForkNumber fork, bool isRedo)
+{
+	/* forks go one after the other, the main fork first */
+	if (!RelFileNodeBackendIsTemp(rnode) &&
+		(fork == MAIN_FORKNUM || fork == InvalidForkNumber))
+		tombstone(rnode);
+	mdunlink(rnode, fork, isRedo);
+}
+
+void
+ab_smgr_extend(SMgrRelation reln, ForkNumber fork, BlockNumber block,
+			   char *buffer, bool skipFsync)
+{
+	AbBranch   *b;
+	AbFork	   *f = inherited_fork(reln->smgr_rnode, fork, &b);
+
+	if (f != NULL && !ab_overlay_exists(b, f, reln))
+		ab_overlay_create(b, f, reln);
+	mdextend(reln, fork, block, buffer, skipFsync);
+}
+
+bool
+ab_smgr_prefetch(SMgrRelation reln, ForkNumber fork, BlockNumber block)
+{
+	AbBranch   *b;
+	AbFork	   *f = inherited_fork(reln->smgr_rnode, fork, &b);
+
+	if (f == NULL)
+		return mdprefetch(reln, fork, block);
+	/* a block below the limit exists whatever files there are (F11) */
+	if (block < f->limit)
+	{
+		if (ab_overlay_exists(b, f, reln))
+			(void) mdprefetch(reln, fork, block);
+		ab_snapshot_prefetch(ab_branch_manifest(b), f->entry, block);
+		return true;
+	}
+	if (!ab_overlay_exists(b, f, reln))
+		return false;
+	return mdprefetch(reln, fork, block);
+}
+
+/*
+ * An inherited page that changed since the redo pointer would have its next
+ * change logged as a delta, against a page that no WAL of this branch contains.
+ * Log it now (I4).  Only main forks: FSM and VM may lose bits.
+ */
+static void
+adopt(SMgrRelation reln, ForkNumber fork, BlockNumber block, const char *page)
+{
+	if (fork == MAIN_FORKNUM && PageGetLSN((Page) page) > GetRedoRecPtr() &&
+		ab_image_allowed())
+		(void) ab_image_log(reln->smgr_rnode.node, fork, block, page);
+}
+
+void
+ab_smgr_read(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer)
+{
+	AbBranch   *b;
+	AbFork	   *f = inherited_fork(reln->smgr_rnode, fork, &b);
+
+	if (f == NULL || block >= f->limit)
+	{
+		mdread(reln, fork, block, buffer);
+		return;
+	}
+	if (ab_overlay_read(b, f, reln, block, buffer))
+		return;
+	ab_snapshot_read(ab_branch_manifest(b), f->entry, block, buffer);
+	adopt(reln, fork, block, buffer);
+}
+
+/*
+ * First write of a page that is still inherited.  base is the inherited page.
+ * The page is copied first: others may set hint bits in it while we look.
+ */
+static void
+first_write(AbBranch *b, AbFork *f, SMgrRelation reln, BlockNumber block,
+			const char *base, const char *buffer, bool skipFsync)
+{
+	RelFileNode rnode = reln->smgr_rnode.node;
+	ForkNumber	fork = f->key.fork;
+	PGAlignedBlock copy;
+
+	memcpy(copy.data, buffer, BLCKSZ);
+	if (PageGetLSN((Page) copy.data) > PageGetLSN((Page) base))
+	{
+		/* a WAL record changed it, so its image is in WAL (I4) */
+		ab_overlay_create(b, f, reln);
+		mdwrite(reln, fork, block, copy.data, skipFsync);
+		return;
+	}
+	if (ab_page_only_hints_differ(base, copy.data))
+		return;
+
+	ab_overlay_create(b, f, reln);
+	if (ab_image_allowed())
+	{
+		XLogFlush(ab_image_log(rnode, fork, block, copy.data));
+		mdwrite(reln, fork, block, copy.data, skipFsync);
+	}
+	else
+	{
+		ab_journal_write(rnode, fork, block, copy.data);
+		mdwrite(reln, fork, block, copy.data, skipFsync);
+		ab_journal_release();
+	}
+}
+
+void
+ab_smgr_write(SMgrRelation reln, ForkNumber fork, BlockNumber block,
+			  char *buffer, bool skipFsync)
+{
+	AbBranch   *b;
+	AbFork	   *f = inherited_fork(reln->smgr_rnode, fork, &b);
+	PGAlignedBlock base;
+
+	if (f != NULL &&
+		(block >= f->limit || fork == FSM_FORKNUM || fork == VISIBILITYMAP_FORKNUM))
+		ab_overlay_create(b, f, reln);
+	else if (f != NULL && !ab_overlay_read(b, f, reln, block, base.data))
+	{
+		ab_snapshot_read(ab_branch_manifest(b), f->entry, block, base.data);
+		first_write(b, f, reln, block, base.data, buffer, skipFsync);
+		return;
+	}
+	mdwrite(reln, fork, block, buffer, skipFsync);
+}
+
+BlockNumber
+ab_smgr_nblocks(SMgrRelation reln, ForkNumber fork)
+{
+	AbBranch   *b;
+	AbFork	   *f = inherited_fork(reln->smgr_rnode, fork, &b);
+	BlockNumber own;
+
+	if (f == NULL)
+		return mdnblocks(reln, fork);
+	/* whoever truncates asks for the size first, outside its critical section */
+	if (f->limit > 0)
+		ab_limit_reserve(b);
+	own = ab_overlay_nblocks(b, f, reln);
+	return Max(own, f->limit);
+}
+
+void
+ab_smgr_truncate(SMgrRelation reln, ForkNumber fork, BlockNumber old_blocks,
+				 BlockNumber nblocks)
+{
+	AbBranch   *b;
+	AbFork	   *f = inherited_fork(reln->smgr_rnode, fork, &b);
+
+	if (f == NULL)
+	{
+		mdtruncate(reln, fork, old_blocks, nblocks);
+		return;
+	}
+	/* the limit first: a crash in between must not bring cut pages back (F20) */
+	ab_limit_lower(b, reln->smgr_rnode.node, fork, nblocks);
+	ab_overlay_truncate(b, f, reln, old_blocks, nblocks);
+}
