@@ -1,0 +1,74 @@
+/*
+ * ab_manifest.h
+ *	  Reading, searching and building manifests (format: ab_format.h).
+ *
+ * A manifest that is loaded is one mapping of its file; the same snapshot is
+ * mapped once for each process and counted by reference.  Manifests never change
+ * once confirmed, so they need no lock.
+ */
+#ifndef AB_MANIFEST_H
+#define AB_MANIFEST_H
+
+#include "ab_format.h"
+
+typedef struct AbManifest
+{
+	const AbManifestHeader *h;
+	const AbSnapId *layers;
+	const AbForkEntry *forks;
+	const AbRun *runs;
+	const char *relmap;			/* AB_RELMAP_SIZE bytes */
+	/* private */
+	void	   *mapping;
+	size_t		mapped;
+	int			refs;
+} AbManifest;
+
+/*
+ * Map the manifest of a confirmed snapshot.  Raises 58P01 if there is none and
+ * XX001 if it is damaged or the snapshot is poisoned.  Pair with _release.
+ */
+extern AbManifest *ab_manifest_acquire(AbSnapId id);
+extern void ab_manifest_release(AbManifest *m);
+
+/* The entry of a fork, or NULL. */
+extern const AbForkEntry *ab_manifest_find(const AbManifest *m, AbForkKey key);
+
+/* The run that covers a block, or NULL: the block is zeros. */
+extern const AbRun *ab_manifest_run(const AbManifest *m, const AbForkEntry *e,
+									BlockNumber block);
+
+/*
+ * Check an image of a manifest file; NULL if good, else a palloc'd reason.
+ * Never raises: also used by redo and branch.verify().
+ */
+extern char *ab_manifest_check(const char *image, size_t len, AbManifest *out);
+
+/* qsort/bsearch order of fork entries: spc, rel, fork. */
+extern int	ab_fork_entry_compare(const void *a, const void *b);
+
+/* ---- building (ab_builder.c) ---- */
+
+typedef struct AbManifestBuilder AbManifestBuilder;
+
+extern AbManifestBuilder *ab_manifest_builder(void);	/* in CurrentMemoryContext */
+
+/* layers[0], the snapshot itself, is there from the start. */
+extern uint32 ab_builder_layer(AbManifestBuilder *b, AbSnapId id);	/* index; once each */
+extern void ab_builder_fork(AbManifestBuilder *b, AbForkKey key, uint16 flags,
+							BlockNumber nblocks);
+
+/* Runs of the fork added last, in order of start; neighbours are joined. */
+extern void ab_builder_run(AbManifestBuilder *b, BlockNumber start,
+						   BlockNumber count, uint32 layer, uint32 position);
+extern void ab_builder_relmap(AbManifestBuilder *b, const char *relmap);
+
+/*
+ * The finished image: sorted, counted, with layers[0] = header->id and the CRC
+ * set.  header: magic, version, counts and crc are filled in here.  May be
+ * called again with another header (the id is known only after WAL insertion).
+ */
+extern char *ab_builder_finish(AbManifestBuilder *b, AbManifestHeader *header,
+							   size_t *len);
+
+#endif							/* AB_MANIFEST_H */

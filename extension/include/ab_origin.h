@@ -1,0 +1,77 @@
+/*
+ * ab_origin.h
+ *	  Which databases are branches, and how far their forks still inherit.
+ *
+ * Every process keeps what it has read, validated by the database's generation
+ * (ab_shmem.h).  An AbBranch or AbFork pointer is good until the next call of
+ * ab_branch_lookup() in the same process.
+ */
+#ifndef AB_ORIGIN_H
+#define AB_ORIGIN_H
+
+#include "ab_format.h"
+#include "ab_manifest.h"
+
+typedef struct AbBranch AbBranch;
+
+typedef struct AbFork
+{
+	AbForkKey	key;			/* hash key */
+	const AbForkEntry *entry;	/* NULL: the snapshot has no such fork, or it
+								 * is not inherited (unlogged) */
+	BlockNumber limit;			/* blocks below it are inherited while the own
+								 * file has zeros or nothing there */
+	bool		dropped;		/* tombstone: fork of a relation dropped here */
+	bool		own_known;		/* own_exists is valid */
+	bool		own_exists;		/* positive for good, negative for this
+								 * generation only (rule 22) */
+} AbFork;
+
+/*
+ * The branch, or NULL if db is a plain database (or 0, the shared relations).
+ * Fast when nothing changed.  In a session of the branch, raises XX001 or 58P01 if
+ * its files are damaged; elsewhere such a branch counts as a plain database.
+ */
+extern AbBranch *ab_branch_lookup(Oid db);
+extern const AbOriginHeader *ab_branch_header(AbBranch *b);
+extern const AbManifest *ab_branch_manifest(AbBranch *b);
+
+/* Is what this process knows about the branch still the newest? */
+extern bool ab_branch_is_current(AbBranch *b);
+
+/* Never NULL. */
+extern AbFork *ab_fork_lookup(AbBranch *b, RelFileNode rnode, ForkNumber fork);
+
+/*
+ * Lower a fork's limit, durably, before returning; raising it is ignored.
+ * Callable in a critical section when ab_limit_reserve() was called before by
+ * this process outside of it: then it allocates nothing and needs no disk
+ * space.  Failure raises an error (in a critical section: PANIC).
+ */
+extern void ab_limit_lower(AbBranch *b, RelFileNode rnode, ForkNumber fork,
+						   BlockNumber limit);
+
+/* Make sure free slots are at hand.  No-op in a critical section. */
+extern void ab_limit_reserve(AbBranch *b);
+
+/* Tombstone for all forks of a relation.  Warns instead of failing (rule 16). */
+extern void ab_limit_drop_relation(AbBranch *b, RelFileNode rnode);
+
+/* ---- life of the file ---- */
+
+/* Write the origin file of a new branch durably, bump its generation. */
+extern void ab_origin_create(const AbOriginHeader *header);
+
+/* Remove it durably and bump; false if there was none.  Never raises (WARNING). */
+extern bool ab_origin_remove(Oid db);
+
+/* Read and check only the header; false if there is no file. */
+extern bool ab_origin_read(Oid db, AbOriginHeader *header);
+
+/* All branch OIDs that have an origin file, palloc'd; *n of them. */
+extern Oid *ab_origin_list(int *n);
+
+/* Violations of the file's own rules, as palloc'd text, or NULL. */
+extern char *ab_origin_check(Oid db);
+
+#endif							/* AB_ORIGIN_H */

@@ -1,0 +1,43 @@
+/*
+ * ab_originfile.h
+ *	  The origin file itself (format: ab_format.h), without any cache.
+ *	  Users of branches want ab_origin.h; its life-of-the-file functions are
+ *	  implemented here as well.
+ */
+#ifndef AB_ORIGINFILE_H
+#define AB_ORIGINFILE_H
+
+#include "ab_format.h"
+
+/* Free slots that must be at hand before anything is truncated. */
+#define AB_SLOT_RESERVE 32
+
+typedef struct AbOriginImage
+{
+	AbOriginHeader header;
+	AbLimitSlot *slots;			/* used ones */
+	int			nslots;
+	int			nfree;
+	char	   *file;			/* private */
+} AbOriginImage;
+
+/* Read and check; false if there is no file.  Raises XX001 if damaged. */
+extern bool ab_originfile_load(Oid db, AbOriginImage *image);
+extern void ab_originfile_free(AbOriginImage *image);
+
+/*
+ * Write one slot, replacing the one for the same fork, durably, and bump the
+ * generation.  Lock: the database's origin lock, exclusive, taken here.
+ * Allocates nothing; uses the descriptor that _hold opened.  elevel: of failure.
+ */
+extern void ab_originfile_put_slot(Oid db, AbSnapId incarnation,
+								   AbLimitSlot *slot, int elevel);
+
+/* Keep the file open in this process, so that _put_slot need not open it. */
+extern void ab_originfile_hold(Oid db, AbSnapId incarnation);
+
+/* Append a block of free slots if fewer than the reserve are left.  A full disk
+ * is forgiven if lenient.  True if a block was appended. */
+extern bool ab_originfile_extend(Oid db, bool lenient);
+
+#endif							/* AB_ORIGINFILE_H */

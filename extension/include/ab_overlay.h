@@ -1,0 +1,44 @@
+/*
+ * ab_overlay.h
+ *	  A branch's own files: ordinary md files in base/<branch>, with the same
+ *	  block numbers, sparse.  Below a fork's limit an all-zero block means
+ *	  "inherited"; above it, it is simply a zero page.
+ */
+#ifndef AB_OVERLAY_H
+#define AB_OVERLAY_H
+
+#include "ab_origin.h"
+
+#include "storage/md.h"
+#include "storage/smgr.h"
+
+/* Is there an own file?  Asks the filesystem unless a positive is known. */
+extern bool ab_overlay_exists(AbBranch *b, AbFork *f, SMgrRelation reln);
+
+/*
+ * Make the own file, sized to the limit, unless it is there.  Appears under its
+ * name complete (rule 21), then the generation is bumped.
+ */
+extern void ab_overlay_create(AbBranch *b, AbFork *f, SMgrRelation reln);
+
+/* Read the own page; false if there is none (no file, too short, all zero). */
+extern bool ab_overlay_read(AbBranch *b, AbFork *f, SMgrRelation reln,
+							BlockNumber block, char *page);
+
+/* Blocks of the own file; 0 without one. */
+extern BlockNumber ab_overlay_nblocks(AbBranch *b, AbFork *f, SMgrRelation reln);
+
+/*
+ * Cut the own file, if there is one.  Made for critical sections: allocates
+ * nothing.  The limit has been lowered already.
+ */
+extern void ab_overlay_truncate(AbBranch *b, AbFork *f, SMgrRelation reln,
+								BlockNumber old_blocks, BlockNumber nblocks);
+
+/* Path of a segment, written into buf[MAXPGPATH]; allocates nothing. */
+extern void ab_overlay_path(char *buf, RelFileNode rnode, ForkNumber fork,
+							BlockNumber segno);
+
+extern bool ab_page_is_zero(const char *page);
+
+#endif							/* AB_OVERLAY_H */

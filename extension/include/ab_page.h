@@ -1,0 +1,18 @@
+/*
+ * ab_page.h
+ *	  Comparing two versions of a page: may the difference be forgotten?
+ */
+#ifndef AB_PAGE_H
+#define AB_PAGE_H
+
+#include "ab_compat.h"
+
+/*
+ * True if page differs from base only in bits that PostgreSQL itself treats as
+ * hints and can work out again: heap tuple hint bits, pd_prune_xid,
+ * PD_PAGE_FULL, PD_HAS_FREE_LINES, LP_DEAD marks and "has garbage" flags of
+ * indexes, pd_checksum (rule 8).  Anything unknown: false.  Both are BLCKSZ.
+ */
+extern bool ab_page_only_hints_differ(const char *base, const char *page);
+
+#endif							/* AB_PAGE_H */

@@ -1,0 +1,258 @@
+/*
+ * ab_manifest.c
+ *	  Reading and searching manifests (format: ab_format.h); ab_builder.c makes
+ *	  them.
+ *
+ * Any process; no locks: a confirmed manifest never changes (S2).  Mappings are
+ * cached by snapshot id and dropped, oldest first, when more than a few unused
+ * ones have gathered.
+ */
+#include "ab_manifest.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "storage/fd.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+
+#include "ab_file.h"
+
+#define MAX_UNUSED_MAPPINGS 64
+
+typedef struct CachedManifest
+{
+	AbSnapId	id;				/* hash key */
+	AbManifest	m;
+	uint64		last_use;
+} CachedManifest;
+
+static HTAB *cache = NULL;
+static int	unused_mappings = 0;
+static uint64 use_clock = 0;
+
+/* Set the arrays of out into image, without looking at what they contain. */
+static void
+manifest_layout(const char *image, AbManifest *out)
+{
+	const AbManifestHeader *h = (const AbManifestHeader *) image;
+
+	out->h = h;
+	out->layers = (const AbSnapId *) (h + 1);
+	out->forks = (const AbForkEntry *) (out->layers + h->nlayers);
+	out->runs = (const AbRun *) (out->forks + h->nforks);
+	out->relmap = (const char *) (out->runs + h->nruns);
+}
+
+static char *
+check_runs(const AbManifest *m, const AbForkEntry *e)
+{
+	BlockNumber next = 0;
+
+	if ((uint64) e->first_run + e->nruns > m->h->nruns)
+		return psprintf("fork %u/%u/%d names runs that do not exist",
+						e->spc, e->rel, e->fork);
+	for (uint32 i = 0; i < e->nruns; i++)
+	{
+		const AbRun *r = &m->runs[e->first_run + i];
+
+		if (r->start < next || r->count == 0 ||
+			(uint64) r->start + r->count > e->nblocks ||
+			r->layer >= m->h->nlayers)
+			return psprintf("fork %u/%u/%d has a bad run at block %u",
+							e->spc, e->rel, e->fork, r->start);
+		if (r->layer == 0 &&
+			(uint64) r->position + r->count > m->h->pages_blocks)
+			return psprintf("fork %u/%u/%d has a run past the end of its layer",
+							e->spc, e->rel, e->fork);
+		next = r->start + r->count;
+	}
+	return NULL;
+}
+
+int
+ab_fork_entry_compare(const void *a, const void *b)
+{
+	const AbForkEntry *x = a;
+	const AbForkEntry *y = b;
+
+	if (x->spc != y->spc)
+		return x->spc < y->spc ? -1 : 1;
+	if (x->rel != y->rel)
+		return x->rel < y->rel ? -1 : 1;
+	return (int) x->fork - (int) y->fork;
+}
+
+char *
+ab_manifest_check(const char *image, size_t len, AbManifest *out)
+{
+	const AbManifestHeader *h = (const AbManifestHeader *) image;
+	uint64		expected;
+
+	if (len < sizeof(AbManifestHeader))
+		return psprintf("only %zu bytes long", len);
+	if (h->magic != AB_MANIFEST_MAGIC || h->version != AB_MANIFEST_VERSION)
+		return psprintf("not a manifest of version %d", AB_MANIFEST_VERSION);
+	expected = sizeof(AbManifestHeader) + AB_RELMAP_SIZE +
+		(uint64) h->nlayers * sizeof(AbSnapId) +
+		(uint64) h->nforks * sizeof(AbForkEntry) +
+		(uint64) h->nruns * sizeof(AbRun);
+	if (len != expected || h->nlayers == 0)
+		return psprintf("%zu bytes long instead of " UINT64_FORMAT, len, expected);
+	if (ab_crc_without(image, len, offsetof(AbManifestHeader, crc)) != h->crc)
+		return pstrdup("checksum mismatch");
+
+	manifest_layout(image, out);
+	for (uint32 i = 0; i < h->nforks; i++)
+	{
+		char	   *reason = check_runs(out, &out->forks[i]);
+
+		if (reason)
+			return reason;
+		if (i > 0 && ab_fork_entry_compare(&out->forks[i - 1], &out->forks[i]) >= 0)
+			return pstrdup("forks are not sorted");
+	}
+	return NULL;
+}
+
+static void
+map_manifest(AbSnapId id, CachedManifest *c)
+{
+	char	   *path = ab_snapshot_path(id, ".manifest");
+	char	   *poisoned = ab_snapshot_path(id, ".poisoned");
+	char	   *reason;
+	struct stat st;
+	void	   *mapping;
+	int			fd;
+
+	if (ab_file_exists(poisoned))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("the snapshot this branch hangs on cannot be read any more"),
+				 errdetail("File \"%s\" says that its pages could not be kept.", poisoned),
+				 errhint("Delete the branch, or reset it to its parent.")));
+	fd = OpenTransientFile(path, O_RDONLY | PG_BINARY);
+	if (fd < 0 || fstat(fd, &st) < 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not open snapshot manifest \"%s\": %m", path)));
+	mapping = mmap(NULL, Max(st.st_size, 1), PROT_READ, MAP_SHARED, fd, 0);
+	if (mapping == MAP_FAILED)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not map snapshot manifest \"%s\": %m", path)));
+	CloseTransientFile(fd);
+
+	reason = ab_manifest_check(mapping, st.st_size, &c->m);
+	if (reason == NULL && !AbSnapIdEquals(c->m.h->id, id))
+		reason = pstrdup("it belongs to another snapshot");
+	if (reason)
+	{
+		munmap(mapping, Max(st.st_size, 1));
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("snapshot manifest \"%s\" is damaged", path),
+				 errdetail("%s.", reason)));
+	}
+	c->m.mapping = mapping;
+	c->m.mapped = st.st_size;
+	c->m.refs = 0;
+	pfree(path);
+	pfree(poisoned);
+}
+
+static void
+drop_oldest_unused(void)
+{
+	HASH_SEQ_STATUS scan;
+	CachedManifest *c;
+	CachedManifest *oldest = NULL;
+
+	hash_seq_init(&scan, cache);
+	while ((c = hash_seq_search(&scan)) != NULL)
+		if (c->m.refs == 0 && (!oldest || c->last_use < oldest->last_use))
+			oldest = c;
+	if (oldest)
+	{
+		munmap(oldest->m.mapping, oldest->m.mapped);
+		hash_search(cache, &oldest->id, HASH_REMOVE, NULL);
+		unused_mappings--;
+	}
+}
+
+AbManifest *
+ab_manifest_acquire(AbSnapId id)
+{
+	CachedManifest *c;
+	bool		found;
+
+	if (cache == NULL)
+	{
+		HASHCTL		ctl;
+
+		ctl.keysize = sizeof(AbSnapId);
+		ctl.entrysize = sizeof(CachedManifest);
+		ctl.hcxt = TopMemoryContext;
+		cache = hash_create("agent_branch manifests", 32, &ctl,
+							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+
+	c = hash_search(cache, &id, HASH_FIND, NULL);
+	if (c == NULL)
+	{
+		CachedManifest fresh;
+
+		/* map first: an error must not leave an empty entry */
+		map_manifest(id, &fresh);
+		c = hash_search(cache, &id, HASH_ENTER, &found);
+		c->m = fresh.m;
+		unused_mappings++;
+	}
+	if (c->m.refs++ == 0)
+		unused_mappings--;
+	c->last_use = ++use_clock;
+	return &c->m;
+}
+
+void
+ab_manifest_release(AbManifest *m)
+{
+	Assert(m->refs > 0);
+	if (--m->refs == 0 && ++unused_mappings > MAX_UNUSED_MAPPINGS)
+		drop_oldest_unused();
+}
+
+const AbForkEntry *
+ab_manifest_find(const AbManifest *m, AbForkKey key)
+{
+	AbForkEntry wanted;
+
+	wanted.spc = key.spc;
+	wanted.rel = key.rel;
+	wanted.fork = key.fork;
+	return bsearch(&wanted, m->forks, m->h->nforks, sizeof(AbForkEntry),
+				   ab_fork_entry_compare);
+}
+
+const AbRun *
+ab_manifest_run(const AbManifest *m, const AbForkEntry *e, BlockNumber block)
+{
+	const AbRun *runs = m->runs + e->first_run;
+	uint32		low = 0;
+	uint32		high = e->nruns;
+
+	/* first run that ends after block */
+	while (low < high)
+	{
+		uint32		mid = low + (high - low) / 2;
+
+		if (runs[mid].start + runs[mid].count > block)
+			high = mid;
+		else
+			low = mid + 1;
+	}
+	if (low < e->nruns && runs[low].start <= block)
+		return &runs[low];
+	return NULL;
+}

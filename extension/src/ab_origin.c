@@ -1,0 +1,352 @@
+/*
+ * ab_origin.c
+ *	  Which databases are branches, as each process sees it: a cache over the
+ *	  origin files (format: ab_format.h; writing them: ab_originfile.c).
+ *
+ * Any process, the startup process and auxiliary processes included.  What is
+ * cached about a database is valid while its generation stands still (I9).  The
+ * generation is read before the file, so a change in between is noticed at the
+ * next look.  In a critical section nothing is loaded: the entry that the call
+ * outside of it left is used as it is.
+ *
+ * A branch whose origin, manifest or snapshot is damaged answers its own sessions
+ * with that error.  To every other process (the startup process, the checkpointer,
+ * a backend of another database that needs the buffer) it is a plain database: they
+ * must go on (B2), and what they write into its own files is lost anyway.
+ */
+#include "ab_origin.h"
+
+#include "miscadmin.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+
+#include "ab_originfile.h"
+#include "ab_shmem.h"
+
+/* More branches than this in one process (checkpointer): start over. */
+#define MAX_CACHED_BRANCHES 1024
+
+struct AbBranch
+{
+	Oid			db;				/* hash key */
+	uint32		generation;
+	bool		is_branch;
+	/* the rest only if is_branch */
+	AbOriginHeader header;
+	AbManifest *manifest;
+	MemoryContext cxt;			/* forks and slots */
+	HTAB	   *forks;
+	AbLimitSlot *slots;			/* used ones only */
+	int			nslots;
+	int			nfree;
+};
+
+static HTAB *branches = NULL;
+static int	cached_branches = 0;
+static AbBranch *last = NULL;
+
+static void
+forget(AbBranch *b)
+{
+	if (!b->is_branch)
+		return;
+	b->is_branch = false;
+	ab_manifest_release(b->manifest);
+	MemoryContextDelete(b->cxt);
+	cached_branches--;
+}
+
+static void
+forget_all(void)
+{
+	HASH_SEQ_STATUS scan;
+	AbBranch   *b;
+
+	hash_seq_init(&scan, branches);
+	while ((b = hash_seq_search(&scan)) != NULL)
+	{
+		forget(b);
+		hash_search(branches, &b->db, HASH_REMOVE, NULL);
+	}
+	last = NULL;
+}
+
+/* Work out limit and tombstone of a fork from manifest and slots. */
+static void
+apply_slots(AbBranch *b, AbFork *f)
+{
+	f->dropped = false;
+	f->limit = f->entry ? f->entry->nblocks : 0;
+	for (int i = 0; i < b->nslots; i++)
+	{
+		const AbLimitSlot *s = &b->slots[i];
+
+		if (s->rel != f->key.rel || s->spc != f->key.spc)
+			continue;
+		if (s->fork == AB_ALL_FORKS)
+			f->dropped = true;
+		else if (s->fork == f->key.fork)
+			f->limit = Min(f->limit, s->limit);
+	}
+	if (f->dropped)
+		f->limit = 0;
+}
+
+/* Same incarnation, new generation: keep what is still known. */
+static void
+refresh_forks(AbBranch *b)
+{
+	HASH_SEQ_STATUS scan;
+	AbFork	   *f;
+
+	hash_seq_init(&scan, b->forks);
+	while ((f = hash_seq_search(&scan)) != NULL)
+	{
+		apply_slots(b, f);
+		if (!f->own_exists || f->dropped)
+			f->own_known = false;
+	}
+}
+
+static void
+start_entry(AbBranch *b, const AbOriginHeader *header)
+{
+	AbManifest *manifest = ab_manifest_acquire(header->snapshot);
+	HASHCTL		ctl;
+
+	b->header = *header;
+	b->manifest = manifest;
+	b->cxt = AllocSetContextCreate(TopMemoryContext, "agent_branch branch",
+								   ALLOCSET_SMALL_SIZES);
+	ctl.keysize = sizeof(AbForkKey);
+	ctl.entrysize = sizeof(AbFork);
+	ctl.hcxt = b->cxt;
+	b->forks = hash_create("agent_branch forks", 64, &ctl,
+						   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	b->slots = NULL;
+	b->nslots = 0;
+	b->is_branch = true;
+	cached_branches++;
+}
+
+/* Read the files and make the entry say what they say. */
+static void
+load_files(AbBranch *b)
+{
+	AbOriginImage image;
+
+	if (!ab_originfile_load(b->db, &image))
+	{
+		forget(b);
+		return;
+	}
+
+	if (b->is_branch &&
+		!AbSnapIdEquals(b->header.incarnation, image.header.incarnation))
+		forget(b);
+	if (!b->is_branch)
+		start_entry(b, &image.header);
+
+	if (b->slots)
+		pfree(b->slots);
+	b->slots = NULL;
+	b->nslots = image.nslots;
+	b->nfree = image.nfree;
+	if (image.nslots > 0)
+	{
+		b->slots = MemoryContextAlloc(b->cxt, image.nslots * sizeof(AbLimitSlot));
+		memcpy(b->slots, image.slots, image.nslots * sizeof(AbLimitSlot));
+	}
+	ab_originfile_free(&image);
+	refresh_forks(b);
+}
+
+/* For a process that is not a session of the branch: note the damage, go on. */
+static void
+load_or_tolerate(AbBranch *b)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		load_files(b);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *e;
+
+		MemoryContextSwitchTo(cxt);
+		e = CopyErrorData();
+		if (e->sqlerrcode != ERRCODE_DATA_CORRUPTED &&
+			e->sqlerrcode != ERRCODE_UNDEFINED_FILE)
+			PG_RE_THROW();
+		FlushErrorState();
+		forget(b);
+		ereport(LOG,
+				(errcode(e->sqlerrcode),
+				 errmsg("branch database %u cannot be used: %s", b->db, e->message)));
+		FreeErrorData(e);
+	}
+	PG_END_TRY();
+}
+
+static void
+load(AbBranch *b)
+{
+	uint32		generation = ab_generation(b->db);
+
+	pg_read_barrier();
+	if (MyDatabaseId == b->db)
+		load_files(b);
+	else
+		load_or_tolerate(b);
+	b->generation = generation;
+}
+
+static AbBranch *
+lookup_slow(Oid db)
+{
+	AbBranch   *b;
+	bool		found;
+
+	if (branches == NULL)
+	{
+		HASHCTL		ctl;
+
+		ctl.keysize = sizeof(Oid);
+		ctl.entrysize = sizeof(AbBranch);
+		ctl.hcxt = TopMemoryContext;
+		branches = hash_create("agent_branch branches", 16, &ctl,
+							   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	b = hash_search(branches, &db, HASH_FIND, NULL);
+	if (b == NULL)
+	{
+		if (CritSectionCount == 0 &&
+			(cached_branches >= MAX_CACHED_BRANCHES ||
+			 hash_get_num_entries(branches) >= 16 * MAX_CACHED_BRANCHES))
+			forget_all();
+		b = hash_search(branches, &db, HASH_ENTER, &found);
+		b->is_branch = false;
+		b->generation = ab_generation(db) - 1;	/* nothing known yet */
+	}
+	if (b->generation != ab_generation(db))
+		load(b);
+	last = b;
+	return b->is_branch ? b : NULL;
+}
+
+AbBranch *
+ab_branch_lookup(Oid db)
+{
+	if (db == InvalidOid || ab_shared == NULL)
+		return NULL;
+	if (last != NULL && last->db == db &&
+		(CritSectionCount > 0 || last->generation == ab_generation(db)))
+		return last->is_branch ? last : NULL;
+	if (CritSectionCount > 0 && branches != NULL)
+	{
+		AbBranch   *b = hash_search(branches, &db, HASH_FIND, NULL);
+
+		if (b != NULL)
+			return b->is_branch ? b : NULL;
+	}
+	return lookup_slow(db);
+}
+
+const AbOriginHeader *
+ab_branch_header(AbBranch *b)
+{
+	return &b->header;
+}
+
+const AbManifest *
+ab_branch_manifest(AbBranch *b)
+{
+	return b->manifest;
+}
+
+bool
+ab_branch_is_current(AbBranch *b)
+{
+	return b->generation == ab_generation(b->db);
+}
+
+AbFork *
+ab_fork_lookup(AbBranch *b, RelFileNode rnode, ForkNumber fork)
+{
+	AbForkKey	key;
+	AbFork	   *f;
+	bool		found;
+
+	key.spc = rnode.spcNode;
+	key.rel = rnode.relNode;
+	key.fork = fork;
+	f = hash_search(b->forks, &key, HASH_ENTER, &found);
+	if (!found)
+	{
+		f->entry = ab_manifest_find(b->manifest, key);
+		if (f->entry && (f->entry->flags & AB_FORK_UNLOGGED))
+			f->entry = NULL;
+		f->own_known = false;
+		f->own_exists = false;
+		apply_slots(b, f);
+	}
+	return f;
+}
+
+/* ---- limits ---- */
+
+void
+ab_limit_reserve(AbBranch *b)
+{
+	if (CritSectionCount > 0)
+		return;
+	ab_originfile_hold(b->db, b->header.incarnation);
+	if (b->nfree < AB_SLOT_RESERVE)
+	{
+		/* a full disk matters only when nothing is left */
+		if (ab_originfile_extend(b->db, b->nfree > 0))
+			b->nfree += AB_ORIGIN_BLOCK / sizeof(AbLimitSlot);
+	}
+}
+
+void
+ab_limit_lower(AbBranch *b, RelFileNode rnode, ForkNumber fork,
+			   BlockNumber limit)
+{
+	AbFork	   *f = ab_fork_lookup(b, rnode, fork);
+	AbLimitSlot slot;
+
+	if (f->entry == NULL || limit >= f->limit)
+		return;
+	memset(&slot, 0, sizeof(slot));
+	slot.spc = rnode.spcNode;
+	slot.rel = rnode.relNode;
+	slot.fork = fork;
+	slot.limit = limit;
+	ab_originfile_put_slot(b->db, b->header.incarnation, &slot, ERROR);
+	f->limit = limit;
+}
+
+void
+ab_limit_drop_relation(AbBranch *b, RelFileNode rnode)
+{
+	AbLimitSlot slot;
+	bool		inherited = false;
+
+	for (ForkNumber fork = 0; fork <= MAX_FORKNUM; fork++)
+	{
+		AbFork	   *f = ab_fork_lookup(b, rnode, fork);
+
+		if (f->entry != NULL && !f->dropped)
+			inherited = true;
+	}
+	if (!inherited)
+		return;
+	memset(&slot, 0, sizeof(slot));
+	slot.spc = rnode.spcNode;
+	slot.rel = rnode.relNode;
+	slot.fork = AB_ALL_FORKS;
+	ab_originfile_put_slot(b->db, b->header.incarnation, &slot, WARNING);
+}

@@ -1,0 +1,273 @@
+/*
+ * ab_overlay.c
+ *	  A branch's own files: looking for them, making them, cutting them.
+ *
+ * Any process.  Making one holds the database's origin lock in shared mode, with
+ * the limit read under it; lowering a limit holds it exclusively.  So a file is
+ * either there before a truncation looks for it, or is made with the new limit.
+ *
+ * A crash can leave pgsql_tmp* files in the database's directory (skipped by
+ * backups and checksum tools, gone with the branch) and own files whose length was
+ * lost; those are extended again to the limit at first use (I2).
+ */
+#include "ab_overlay.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "access/xlogutils.h"
+#include "catalog/pg_tablespace_d.h"
+#include "commands/tablespace.h"
+#include "common/file_perm.h"
+#include "miscadmin.h"
+#include "storage/fd.h"
+
+#include "ab_file.h"
+#include "ab_shmem.h"
+
+static uint32 tmp_counter = 0;
+
+void
+ab_overlay_path(char *buf, RelFileNode rnode, ForkNumber fork, BlockNumber segno)
+{
+	int			n;
+
+	if (rnode.spcNode == DEFAULTTABLESPACE_OID)
+		n = snprintf(buf, MAXPGPATH, "base/%u/%u", rnode.dbNode, rnode.relNode);
+	else
+		n = snprintf(buf, MAXPGPATH, "pg_tblspc/%u/%s/%u/%u", rnode.spcNode,
+					 TABLESPACE_VERSION_DIRECTORY, rnode.dbNode, rnode.relNode);
+	if (fork != MAIN_FORKNUM)
+		n += snprintf(buf + n, MAXPGPATH - n, "_%s", forkNames[fork]);
+	if (segno > 0)
+		snprintf(buf + n, MAXPGPATH - n, ".%u", segno);
+}
+
+bool
+ab_page_is_zero(const char *page)
+{
+	const size_t *word = (const size_t *) page;
+
+	for (int i = 0; i < BLCKSZ / sizeof(size_t); i++)
+		if (word[i] != 0)
+			return false;
+	return true;
+}
+
+/* Length that segment segno of a file of limit blocks must at least have. */
+static off_t
+segment_length(BlockNumber limit, BlockNumber segno)
+{
+	BlockNumber first = segno * (BlockNumber) RELSEG_SIZE;
+
+	if (limit <= first)
+		return 0;
+	return (off_t) Min(limit - first, (BlockNumber) RELSEG_SIZE) * BLCKSZ;
+}
+
+static BlockNumber
+last_segment(BlockNumber limit)
+{
+	return limit == 0 ? 0 : (limit - 1) / (BlockNumber) RELSEG_SIZE;
+}
+
+/* Is every segment as long as the limit wants?  False also without a file. */
+static bool
+long_enough(RelFileNode rnode, ForkNumber fork, BlockNumber limit, bool *exists)
+{
+	BlockNumber nseg = last_segment(limit) + 1;
+
+	for (BlockNumber segno = 0; segno < nseg; segno++)
+	{
+		char		path[MAXPGPATH];
+		struct stat st;
+
+		ab_overlay_path(path, rnode, fork, segno);
+		if (stat(path, &st) < 0)
+		{
+			if (errno != ENOENT && errno != ENOTDIR)
+				ereport(ERROR,
+						(errcode_for_file_access(),
+						 errmsg("could not stat file \"%s\": %m", path)));
+			if (segno == 0)
+				*exists = false;
+			return false;
+		}
+		*exists = true;
+		if (st.st_size < segment_length(limit, segno))
+			return false;
+	}
+	return true;
+}
+
+static void
+segment_error(const char *path)
+{
+	ereport(ERROR,
+			(errcode_for_file_access(),
+			 errmsg("could not make file \"%s\": %m", path),
+			 errhint("Check free disk space.")));
+}
+
+/* Make one segment, or lengthen the one that is there. */
+static void
+make_segment(RelFileNode rnode, ForkNumber fork, BlockNumber segno, off_t length)
+{
+	char		path[MAXPGPATH];
+	char		dir[MAXPGPATH];
+	char		tmp[MAXPGPATH + 64];
+	struct stat st;
+	int			fd;
+
+	ab_overlay_path(path, rnode, fork, segno);
+	if (stat(path, &st) == 0)
+	{
+		if (st.st_size < length && truncate(path, length) < 0)
+			segment_error(path);
+		return;
+	}
+
+	/* a name that backups and pg_checksums pass over */
+	strlcpy(dir, path, sizeof(dir));
+	get_parent_directory(dir);
+	snprintf(tmp, sizeof(tmp), "%s/%s_ab.%d.%u", dir, PG_TEMP_FILE_PREFIX,
+			 (int) getpid(), ++tmp_counter);
+	fd = BasicOpenFile(tmp, O_RDWR | O_CREAT | O_EXCL | PG_BINARY);
+	if (fd < 0)
+		segment_error(tmp);
+	if (ftruncate(fd, length) < 0 ||
+		(link(tmp, path) < 0 && errno != EEXIST))
+	{
+		int			save_errno = errno;
+
+		close(fd);
+		unlink(tmp);
+		errno = save_errno;
+		segment_error(path);
+	}
+	close(fd);
+	unlink(tmp);
+}
+
+static void
+make_file(RelFileNode rnode, ForkNumber fork, BlockNumber limit)
+{
+	char		path[MAXPGPATH];
+	BlockNumber segno = last_segment(limit);
+
+	/* last segment first: a missing one would shorten the relation */
+	for (;; segno--)
+	{
+		make_segment(rnode, fork, segno, segment_length(limit, segno));
+		if (segno == 0)
+			break;
+	}
+	ab_overlay_path(path, rnode, fork, 0);
+	ab_file_sync_parent(path);
+}
+
+void
+ab_overlay_create(AbBranch *b, AbFork *f, SMgrRelation reln)
+{
+	RelFileNode rnode = reln->smgr_rnode.node;
+	ForkNumber	fork = f->key.fork;
+
+	if (f->own_known && f->own_exists)
+		return;
+	TablespaceCreateDbspace(rnode.spcNode, rnode.dbNode, InRecovery);
+	for (;;)
+	{
+		LWLockAcquire(ab_origin_lock(rnode.dbNode), LW_SHARED);
+		if (ab_branch_is_current(b))
+			break;
+		LWLockRelease(ab_origin_lock(rnode.dbNode));
+
+		/* the limit may have moved: look again */
+		b = ab_branch_lookup(rnode.dbNode);
+		if (b == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("database %u is not a branch any more", rnode.dbNode)));
+		f = ab_fork_lookup(b, rnode, fork);
+	}
+	make_file(rnode, fork, f->limit);
+	f->own_known = true;
+	f->own_exists = true;
+	ab_generation_bump(rnode.dbNode);
+	LWLockRelease(ab_origin_lock(rnode.dbNode));
+}
+
+bool
+ab_overlay_exists(AbBranch *b, AbFork *f, SMgrRelation reln)
+{
+	bool		exists = false;
+
+	if (f->own_known)
+		return f->own_exists;
+	if (!long_enough(reln->smgr_rnode.node, f->key.fork, f->limit, &exists) && exists)
+	{
+		/* its length did not survive a crash, or is being cut right now */
+		ab_overlay_create(b, f, reln);
+		return true;
+	}
+	f->own_exists = exists;
+	f->own_known = true;
+	return exists;
+}
+
+bool
+ab_overlay_read(AbBranch *b, AbFork *f, SMgrRelation reln, BlockNumber block,
+				char *page)
+{
+	if (!ab_overlay_exists(b, f, reln))
+		return false;
+	mdread(reln, f->key.fork, block, page);
+	return !ab_page_is_zero(page);
+}
+
+BlockNumber
+ab_overlay_nblocks(AbBranch *b, AbFork *f, SMgrRelation reln)
+{
+	if (!ab_overlay_exists(b, f, reln))
+		return 0;
+	return mdnblocks(reln, f->key.fork);
+}
+
+/*
+ * Normally md has all segments open, because the caller asked for the size just
+ * before.  If the file was made by another process since then, cut it by path.
+ */
+void
+ab_overlay_truncate(AbBranch *b, AbFork *f, SMgrRelation reln,
+					BlockNumber old_blocks, BlockNumber nblocks)
+{
+	RelFileNode rnode = reln->smgr_rnode.node;
+	char		path[MAXPGPATH];
+	struct stat st;
+
+	if (reln->md_num_open_segs[f->key.fork] > 0)
+	{
+		mdtruncate(reln, f->key.fork, old_blocks, nblocks);
+		return;
+	}
+	for (BlockNumber segno = 0;; segno++)
+	{
+		off_t		length = segment_length(nblocks, segno);
+		bool		ok;
+		int			fd;
+
+		ab_overlay_path(path, rnode, f->key.fork, segno);
+		fd = BasicOpenFile(path, O_RDWR | PG_BINARY);
+		if (fd < 0 && errno == ENOENT)
+			break;
+		ok = fd >= 0 && fstat(fd, &st) == 0 &&
+			(st.st_size <= length ||
+			 (ftruncate(fd, length) == 0 && pg_fsync(fd) == 0));
+		if (!ok)
+			ereport(ERROR,
+					(errcode_for_file_access(),
+					 errmsg("could not truncate file \"%s\": %m", path)));
+		close(fd);
+	}
+}
