@@ -1,0 +1,58 @@
+/*
+ * ab_snapshot.h
+ *	  Taking, finding and retiring snapshots.
+ */
+#ifndef AB_SNAPSHOT_H
+#define AB_SNAPSHOT_H
+
+#include "ab_manifest.h"
+
+#include "access/xlogreader.h"
+
+/*
+ * A usable snapshot of the database as it is now: its newest one if nothing was
+ * written since (no file of the source is touched then), else a new one.  Within
+ * one transaction the same source gives the same snapshot ("a transaction
+ * branches each parent at one moment").  force_new skips the reuse.
+ *
+ * On return this transaction holds AccessShareLock on the hidden database of the
+ * snapshot until it ends (rule 29: its frozen xids cannot be overtaken).  The
+ * caller holds AccessShareLock on the source database.
+ */
+extern AbSnapId ab_snapshot_get(Oid source_db, bool force_new);
+
+/* Name of the pg_database row that stands for a snapshot, and the inverse. */
+extern char *ab_hidden_name(AbSnapId id);
+extern bool ab_hidden_name_parse(const char *datname, AbSnapId *id);
+
+/* "<id><suffix>" in agent_branch/snapshots? */
+extern bool ab_snapshot_parse_file(const char *name, const char *suffix, AbSnapId *id);
+
+/*
+ * ab_snapshot_take.c, for ab_snapshot.c only.  Take a new snapshot and return its id;
+ * or false, if in the meantime another session has taken one that is not *known
+ * (NULL: take one in any case).
+ */
+extern bool ab_snapshot_take(Oid source_db, const char *dbname,
+							 const AbSnapId *known, AbSnapId *id);
+
+/* A snapshot that another step of taking or redo gave up: its files, not the WAL. */
+extern void ab_snapshot_remove_files(AbSnapId id, uint32 what);
+
+/*
+ * Remove manifest and/or layer files (AB_RETIRE_*), WAL-logged and durable.  The
+ * caller has made sure nobody needs them; the hidden row is gone already.
+ */
+extern void ab_snapshot_retire(AbSnapId id, uint32 what);
+
+/* Used by ab_redo.c. */
+extern void ab_snapshot_redo(XLogReaderState *record);
+extern void ab_confirm_redo(XLogReaderState *record);
+extern void ab_retire_redo(XLogReaderState *record);
+
+/* Remove tmp.* and .pending files: in the postmaster for tmp.*; pending ones when
+ * recovery has ended (they were never confirmed). */
+extern void ab_snapshot_remove_tmp(void);
+extern void ab_snapshot_remove_pending(void);
+
+#endif							/* AB_SNAPSHOT_H */

@@ -1,0 +1,40 @@
+/*
+ * ab_snaptable.h
+ *	  The table of snapshots in shared memory (slots: ab_shmem.h).
+ *
+ * Rebuilt from agent_branch/snapshots and agent_branch/branches when shared
+ * memory is created, kept up to date by the functions below afterwards.
+ */
+#ifndef AB_SNAPTABLE_H
+#define AB_SNAPTABLE_H
+
+#include "ab_shmem.h"
+
+/* Called in the postmaster from the shared memory hook. */
+extern void ab_snaptable_load(void);
+
+/* Raises 53400 when agent_branch.max_snapshots slots are taken: ask before working. */
+extern void ab_snaptable_check_room(void);
+
+/*
+ * Raises the same; in recovery, where an error would stop the server, it warns.
+ * An id that is there already stays as it is.
+ */
+extern void ab_snaptable_add(AbSnapId id, Oid source_db, bool confirmed);
+extern void ab_snaptable_confirm(AbSnapId id);
+extern void ab_snaptable_remove(AbSnapId id);
+
+/* +1 when an origin file appears, -1 when it goes; unknown ids are ignored. */
+extern void ab_snaptable_ref(AbSnapId id, int delta);
+
+/* Newest confirmed snapshot of a database; false if none. */
+extern bool ab_snaptable_newest(Oid source_db, AbSnapSlot *out);
+extern bool ab_snaptable_get(AbSnapId id, AbSnapSlot *out);
+
+/* Advance clean_upto (never moves back). */
+extern void ab_snaptable_clean(AbSnapId id, XLogRecPtr upto);
+
+/* A palloc'd copy of all used slots. */
+extern AbSnapSlot *ab_snaptable_all(int *n);
+
+#endif							/* AB_SNAPTABLE_H */

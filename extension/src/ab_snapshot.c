@@ -1,0 +1,371 @@
+/*
+ * ab_snapshot.c
+ *	  Finding the snapshot a branch is to hang on, and removing snapshots.
+ *
+ * Backends and the keeper; the removal of leftovers also runs in the postmaster
+ * and the startup process.  ab_snapshot_take.c makes new snapshots,
+ * ab_snapshot_redo.c replays them.
+ *
+ * Whoever is given a snapshot holds AccessShareLock on its hidden database to the
+ * end of the transaction; the keeper, which needs AccessExclusiveLock to retire
+ * it, does not get it until then (rule 29).  Removal follows the WAL record that
+ * orders it, so after a crash redo finishes it.
+ */
+#include "ab_snapshot.h"
+
+#include <unistd.h>
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_database.h"
+#include "commands/dbcommands.h"
+#include "miscadmin.h"
+#include "storage/fd.h"
+#include "storage/lmgr.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+
+#include "ab_file.h"
+#include "ab_layer.h"
+#include "ab_settings.h"
+#include "ab_snaptable.h"
+#include "ab_wal.h"
+#include "ab_walscan.h"
+
+#define HIDDEN_PREFIX "agent_branch_snapshot_"
+
+/* So often do others take a snapshot away, or one first, before we complain. */
+#define MAX_ROUNDS 5
+
+/* ---- names ---- */
+
+char *
+ab_hidden_name(AbSnapId id)
+{
+	char		text[AB_SNAPID_TEXT_LEN + 1];
+
+	ab_snapid_format(id, text);
+	return psprintf(HIDDEN_PREFIX "%s", text);
+}
+
+bool
+ab_hidden_name_parse(const char *datname, AbSnapId *id)
+{
+	size_t		prefix = strlen(HIDDEN_PREFIX);
+
+	return strncmp(datname, HIDDEN_PREFIX, prefix) == 0 &&
+		strlen(datname) == prefix + AB_SNAPID_TEXT_LEN &&
+		ab_snapid_parse(datname + prefix, id);
+}
+
+bool
+ab_snapshot_parse_file(const char *name, const char *suffix, AbSnapId *id)
+{
+	char		text[AB_SNAPID_TEXT_LEN + 1];
+
+	if (strlen(name) != AB_SNAPID_TEXT_LEN + strlen(suffix) ||
+		strcmp(name + AB_SNAPID_TEXT_LEN, suffix) != 0)
+		return false;
+	memcpy(text, name, AB_SNAPID_TEXT_LEN);
+	text[AB_SNAPID_TEXT_LEN] = '\0';
+	return ab_snapid_parse(text, id);
+}
+
+/* ---- what this transaction has already got ---- */
+
+typedef struct Given
+{
+	Oid			source_db;
+	AbSnapId	id;
+} Given;
+
+static List *given = NIL;		/* of Given *, in TopTransactionContext */
+
+static void
+forget_given(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_COMMIT:
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PREPARE:
+			given = NIL;
+			break;
+		default:
+			break;
+	}
+}
+
+static void
+remember_given(Oid source_db, AbSnapId id)
+{
+	static bool registered = false;
+	MemoryContext oldcontext;
+	ListCell   *lc;
+	Given	   *g;
+
+	if (!registered)
+	{
+		RegisterXactCallback(forget_given, NULL);
+		registered = true;
+	}
+	foreach(lc, given)
+	{
+		g = lfirst(lc);
+		if (g->source_db == source_db)
+		{
+			g->id = id;
+			return;
+		}
+	}
+	oldcontext = MemoryContextSwitchTo(TopTransactionContext);
+	g = palloc(sizeof(Given));
+	g->source_db = source_db;
+	g->id = id;
+	given = lappend(given, g);
+	MemoryContextSwitchTo(oldcontext);
+}
+
+static bool
+already_given(Oid source_db, AbSnapId *id)
+{
+	ListCell   *lc;
+
+	foreach(lc, given)
+	{
+		Given	   *g = lfirst(lc);
+
+		if (g->source_db == source_db)
+		{
+			*id = g->id;
+			return true;
+		}
+	}
+	return false;
+}
+
+/* ---- the hidden database ---- */
+
+/*
+ * Lock the hidden database of a snapshot for this transaction.  InvalidOid: the
+ * snapshot was never finished, or is being retired.
+ */
+static Oid
+lock_hidden(AbSnapId id)
+{
+	char	   *name = ab_hidden_name(id);
+	Oid			oid;
+
+	/* the row is another process's; our catalog snapshot may be older */
+	AcceptInvalidationMessages();
+	oid = get_database_oid(name, true);
+	if (OidIsValid(oid))
+	{
+		LockSharedObject(DatabaseRelationId, oid, 0, AccessShareLock);
+
+		/* it may have gone while we waited */
+		if (get_database_oid(name, true) != oid)
+		{
+			UnlockSharedObject(DatabaseRelationId, oid, 0, AccessShareLock);
+			oid = InvalidOid;
+		}
+	}
+	pfree(name);
+	return oid;
+}
+
+static bool
+is_poisoned(AbSnapId id)
+{
+	char	   *path = ab_snapshot_path(id, ".poisoned");
+	bool		poisoned = ab_file_exists(path);
+
+	pfree(path);
+	return poisoned;
+}
+
+/* ---- finding ---- */
+
+static void
+check_preconditions(Oid source_db, const char *dbname)
+{
+	if (RecoveryInProgress())
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("cannot branch databases during recovery"),
+				 errhint("Connect to the primary server.")));
+	if (dbname == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_DATABASE),
+				 errmsg("database with OID %u does not exist", source_db)));
+
+	/* rule 5: without it, branches do not survive a crash */
+	if (!fullPageWrites)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("branches need full_page_writes"),
+				 errhint("Set full_page_writes to \"on\" and reload the configuration.")));
+	if (database_is_invalid_oid(source_db))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot branch invalid database \"%s\"", dbname),
+				 errhint("Use DROP DATABASE to drop invalid databases.")));
+}
+
+/*
+ * The newest snapshot, if the database is still what it was then.  *id is set to
+ * the newest one in any case, or invalid.
+ */
+static bool
+reuse_newest(Oid source_db, AbSnapId *id)
+{
+	AbSnapSlot	slot;
+	XLogRecPtr	now;
+	Oid			hidden;
+
+	memset(id, 0, sizeof(*id));
+	if (!ab_snaptable_newest(source_db, &slot))
+		return false;
+	*id = slot.id;
+	if (is_poisoned(slot.id))
+		return false;
+	hidden = lock_hidden(slot.id);
+	if (!OidIsValid(hidden))
+		return false;
+
+	now = GetXLogInsertRecPtr();
+	if (ab_walscan(source_db, slot.clean_upto, now, true, NULL) == AB_SCAN_CLEAN)
+	{
+		ab_snaptable_clean(slot.id, now);
+		return true;
+	}
+	UnlockSharedObject(DatabaseRelationId, hidden, 0, AccessShareLock);
+	return false;
+}
+
+AbSnapId
+ab_snapshot_get(Oid source_db, bool force_new)
+{
+	char	   *dbname = get_database_name(source_db);
+	AbSnapId	id;
+
+	ab_require_preloaded();
+	check_preconditions(source_db, dbname);
+
+	/* after ROLLBACK TO the lock may be gone, and the snapshot with it */
+	if (!force_new && already_given(source_db, &id) && OidIsValid(lock_hidden(id)))
+		return id;
+
+	for (int round = 0;; round++)
+	{
+		AbSnapId	known;
+
+		if (round == MAX_ROUNDS)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_IN_USE),
+					 errmsg("could not get a snapshot of database \"%s\"", dbname),
+					 errdetail("Each one that was taken had gone before it could be used."),
+					 errhint("Try again.")));
+
+		if (!force_new && reuse_newest(source_db, &known))
+		{
+			id = known;
+			break;
+		}
+
+		/* whoever lost the race several times takes one whatever others do */
+		if (ab_snapshot_take(source_db, dbname,
+							 force_new || round > 2 ? NULL : &known, &id) &&
+			OidIsValid(lock_hidden(id)))
+			break;
+		CHECK_FOR_INTERRUPTS();
+	}
+	remember_given(source_db, id);
+	return id;
+}
+
+/* ---- removing ---- */
+
+static void
+remove_file(AbSnapId id, const char *suffix)
+{
+	char	   *path = ab_snapshot_path(id, suffix);
+
+	(void) ab_file_remove_durably(path);
+	pfree(path);
+}
+
+/* The manifest goes first: nothing must name a layer that is not there (S4). */
+void
+ab_snapshot_remove_files(AbSnapId id, uint32 what)
+{
+	if (what & AB_RETIRE_MANIFEST)
+	{
+		remove_file(id, ".manifest");
+		remove_file(id, ".pending");
+		remove_file(id, ".poisoned");
+	}
+	if (what & AB_RETIRE_PAGES)
+		ab_layer_remove(id);
+	if (what & AB_RETIRE_MANIFEST)
+		ab_snaptable_remove(id);
+}
+
+void
+ab_snapshot_retire(AbSnapId id, uint32 what)
+{
+	XLogFlush(ab_wal_retire(id, what));
+	ab_snapshot_remove_files(id, what);
+}
+
+static void
+remove_tmp_in(const char *dirname)
+{
+	DIR		   *dir = AllocateDir(dirname);
+	struct dirent *de;
+
+	while ((de = ReadDirExtended(dir, dirname, LOG)) != NULL)
+	{
+		char		path[MAXPGPATH];
+
+		if (strncmp(de->d_name, AB_TMP_PREFIX, strlen(AB_TMP_PREFIX)) != 0)
+			continue;
+		snprintf(path, sizeof(path), "%s/%s", dirname, de->d_name);
+		if (unlink(path) < 0)
+			ereport(LOG,
+					(errcode_for_file_access(),
+					 errmsg("could not remove file \"%s\": %m", path)));
+	}
+	FreeDir(dir);
+}
+
+void
+ab_snapshot_remove_tmp(void)
+{
+	remove_tmp_in(AB_DIR);
+	remove_tmp_in(AB_SNAPSHOT_DIR);
+}
+
+/*
+ * Files of snapshots that were never confirmed, and marks that poison one without
+ * anything having hung on it.  A living backend's snapshot is in the table before
+ * its files get their names.
+ */
+void
+ab_snapshot_remove_pending(void)
+{
+	DIR		   *dir = AllocateDir(AB_SNAPSHOT_DIR);
+	struct dirent *de;
+
+	while ((de = ReadDir(dir, AB_SNAPSHOT_DIR)) != NULL)
+	{
+		AbSnapSlot	slot;
+		AbSnapId	id;
+
+		if ((ab_snapshot_parse_file(de->d_name, ".pending", &id) ||
+			 ab_snapshot_parse_file(de->d_name, ".poisoned", &id)) &&
+			!ab_snaptable_get(id, &slot))
+			ab_snapshot_remove_files(id, AB_RETIRE_MANIFEST | AB_RETIRE_PAGES);
+	}
+	FreeDir(dir);
+}

@@ -1,0 +1,388 @@
+/*
+ * ab_snapshot_redo.c
+ *	  Replaying SNAPSHOT, CONFIRM and RETIRE.
+ *
+ * The startup process only.  An error keeps the server from starting, so a
+ * snapshot that cannot be captured is marked poisoned, and only the failure to do
+ * even that is raised.
+ *
+ * When the record is replayed on a consistent standby, the source's files are
+ * exactly as they were at its position, once the buffers are flushed.  Before that
+ * they may be from the future: then only files made when the time was right can
+ * be used, by this server before a crash or, in a base backup, by its primary.
+ */
+#include "ab_snapshot.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "access/xlog.h"
+#include "access/xlog_internal.h"
+#include "access/xlogrecovery.h"
+#include "access/xlogutils.h"
+#include "catalog/pg_control.h"
+#include "common/controldata_utils.h"
+#include "storage/bufmgr.h"
+#include "storage/fd.h"
+#include "storage/lwlock.h"
+#include "utils/memutils.h"
+
+#include "ab_file.h"
+#include "ab_method.h"
+#include "ab_shmem.h"
+#include "ab_snaptable.h"
+#include "ab_wal.h"
+
+/* ---- is what is there good? ---- */
+
+/*
+ * Are we replaying onto the files of a base backup?  They were read one after the
+ * other, so a layer that was complete by its name may still be half of one.
+ */
+static bool
+files_are_from_backup(void)
+{
+	bool		crc_ok;
+	ControlFileData *control = get_controlfile(".", &crc_ok);
+	bool		backup = !crc_ok || control->backupEndRequired ||
+		!XLogRecPtrIsInvalid(control->backupStartPoint);
+
+	pfree(control);
+	return backup;
+}
+
+static bool
+layer_crc_matches(int fd, const AbManifestHeader *h)
+{
+	PGAlignedXLogBlock chunk;
+	off_t		length = (off_t) h->pages_blocks * BLCKSZ;
+	pg_crc32c	crc;
+
+	if ((h->flags & AB_MANIFEST_HAS_PAGES_CRC) == 0)
+		return false;
+	INIT_CRC32C(crc);
+	for (off_t at = 0; at < length; at += XLOG_BLCKSZ)
+	{
+		int			wanted = (int) Min(length - at, (off_t) XLOG_BLCKSZ);
+
+		ab_capture_interrupts();
+		if (pg_pread(fd, chunk.data, wanted, at) != wanted)
+			return false;
+		COMP_CRC32C(crc, chunk.data, wanted);
+	}
+	FIN_CRC32C(crc);
+	return EQ_CRC32C(crc, h->pages_crc);
+}
+
+static bool
+layer_is_sound(AbSnapId id, const AbManifestHeader *h)
+{
+	char	   *path = ab_snapshot_path(id, ".pages");
+	int			fd = OpenTransientFile(path, O_RDONLY | PG_BINARY);
+	struct stat st;
+	bool		sound;
+
+	pfree(path);
+	if (fd < 0)
+		return false;
+	sound = fstat(fd, &st) == 0 && st.st_size == (off_t) h->pages_blocks * BLCKSZ;
+	if (sound && !reachedConsistency && files_are_from_backup())
+		sound = layer_crc_matches(fd, h);
+	CloseTransientFile(fd);
+	return sound;
+}
+
+static bool
+is_sound(AbSnapId id, const char *suffix)
+{
+	char	   *path = ab_snapshot_path(id, suffix);
+	AbManifest	m;
+	char	   *image;
+	size_t		len;
+
+	image = ab_file_read(path, &len);
+	pfree(path);
+	return image != NULL && ab_manifest_check(image, len, &m) == NULL &&
+		AbSnapIdEquals(m.h->id, id) && layer_is_sound(id, m.h);
+}
+
+/* ---- marks ---- */
+
+static void
+remove_suffix(AbSnapId id, const char *suffix)
+{
+	char	   *path = ab_snapshot_path(id, suffix);
+
+	(void) ab_file_remove_durably(path);
+	pfree(path);
+}
+
+static void
+poison(AbSnapId id)
+{
+	char	   *path = ab_snapshot_path(id, ".poisoned");
+
+	/* the mark first: from now on nothing reads what is there */
+	ab_file_write_durably(path, "", 0);
+	remove_suffix(id, ".pending");
+	pfree(path);
+}
+
+/*
+ * Only one snapshot of a database is taken at a time, so what is still pending of
+ * this one from before was given up, by a primary that crashed.
+ */
+static void
+remove_dead_pending(Oid source_db, AbSnapId id)
+{
+	DIR		   *dir = AllocateDir(AB_SNAPSHOT_DIR);
+	struct dirent *de;
+
+	while ((de = ReadDir(dir, AB_SNAPSHOT_DIR)) != NULL)
+	{
+		AbSnapId	old;
+		char	   *path;
+		char	   *image;
+		AbManifestHeader h;
+		size_t		len;
+
+		if (!ab_snapshot_parse_file(de->d_name, ".pending", &old) ||
+			old.lsn >= id.lsn)
+			continue;
+		path = ab_snapshot_path(old, ".pending");
+		image = ab_file_read(path, &len);
+		if (image == NULL || len < sizeof(h))
+			continue;
+		memcpy(&h, image, sizeof(h));
+		if (h.source_db == source_db)
+			ab_snapshot_remove_files(old, AB_RETIRE_MANIFEST | AB_RETIRE_PAGES);
+	}
+	FreeDir(dir);
+}
+
+/* ---- SNAPSHOT ---- */
+
+/* What the record says, with the arrays where they can be used. */
+typedef struct Replay
+{
+	xl_ab_snapshot rec;
+	AbForkEntry *forks;
+	char	   *relmap;
+	AbSnapId	id;
+	AbCapture	capture;
+} Replay;
+
+static void
+unpack(XLogReaderState *record, Replay *r)
+{
+	char	   *data = XLogRecGetData(record);
+	size_t		size;
+
+	memset(r, 0, sizeof(*r));
+	memcpy(&r->rec, data, sizeof(r->rec));
+	data += sizeof(r->rec);
+	size = r->rec.nforks * sizeof(AbForkEntry);
+	if (XLogRecGetDataLen(record) != sizeof(r->rec) + size + AB_RELMAP_SIZE)
+		elog(PANIC, "agent_branch: SNAPSHOT record has the wrong length");
+
+	/* never NULL: that would mean a capture outside of redo */
+	r->forks = palloc_extended(Max(size, 1), MCXT_ALLOC_HUGE);
+	memcpy(r->forks, data, size);
+	r->relmap = data + size;
+	r->id = ab_snapid_make(r->rec.tli, record->EndRecPtr);
+}
+
+static void
+fill_header(const Replay *r, AbManifestHeader *h)
+{
+	memset(h, 0, sizeof(*h));
+	h->id = r->id;
+	h->base = r->rec.base;
+	h->source_db = r->rec.source_db;
+	h->source_spc = r->rec.source_spc;
+	h->frozen_xid = r->rec.frozen_xid;
+	h->min_multi = r->rec.min_multi;
+	h->taken_at = r->rec.taken_at;
+	h->depth = r->rec.depth;
+}
+
+static void
+write_captured(Replay *r)
+{
+	AbCapture  *c = &r->capture;
+	char	   *pending = ab_snapshot_path(r->id, ".pending");
+	AbManifestHeader h;
+	char	   *image;
+	size_t		len;
+
+	fill_header(r, &h);
+	h.pages_blocks = ab_layer_writer_nblocks(c->layer);
+	ab_layer_writer_sync(c->layer);
+	if (ab_layer_writer_crc(c->layer, &h.pages_crc))
+		h.flags |= AB_MANIFEST_HAS_PAGES_CRC;
+	image = ab_builder_finish(c->builder, &h, &len);
+
+	ab_layer_writer_publish(c->layer, r->id);
+	c->layer = NULL;
+	pg_atomic_fetch_add_u32(&ab_shared->layer_generation, 1);
+	ab_file_write_durably(pending, image, len);
+	remove_suffix(r->id, ".poisoned");
+	pfree(pending);
+}
+
+static void
+capture_locally(Replay *r)
+{
+	AbCapture  *c = &r->capture;
+
+	c->source_db = r->rec.source_db;
+	c->source_spc = r->rec.source_spc;
+	c->wal_forks = r->forks;
+	c->wal_nforks = r->rec.nforks;
+	if (AbSnapIdIsValid(r->rec.base))
+		c->source_manifest = ab_manifest_acquire(r->rec.base);
+	c->builder = ab_manifest_builder();
+	c->layer = ab_layer_writer_open();
+	ab_method_for(c)->capture(c);
+	ab_builder_relmap(c->builder, r->relmap);
+	write_captured(r);
+}
+
+static void
+release_capture(AbCapture *c)
+{
+	ab_source_close(c);
+	if (c->layer)
+		ab_layer_writer_discard(c->layer);
+	c->layer = NULL;
+	if (c->source_manifest)
+		ab_manifest_release((AbManifest *) c->source_manifest);
+	c->source_manifest = NULL;
+}
+
+/* False, after a warning, if it cannot be done. */
+static bool
+try_capture(Replay *r)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+	volatile bool done = false;
+
+	PG_TRY();
+	{
+		capture_locally(r);
+		done = true;
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(cxt);
+		edata = CopyErrorData();
+		FlushErrorState();
+		LWLockReleaseAll();
+		ereport(WARNING,
+				(errcode(edata->sqlerrcode),
+				 errmsg("could not keep a snapshot of database %u that the primary has taken",
+						r->rec.source_db),
+				 errdetail("%s", edata->message),
+				 errhint("Its branches cannot be read on this server. Take a new base backup to get them back.")));
+	}
+	PG_END_TRY();
+	release_capture(&r->capture);
+	return done;
+}
+
+static void
+redo_snapshot(XLogReaderState *record)
+{
+	Replay		r;
+
+	unpack(record, &r);
+	remove_dead_pending(r.rec.source_db, r.id);
+	if (is_sound(r.id, ".manifest") || is_sound(r.id, ".pending"))
+		return;
+	if (reachedConsistency)
+	{
+		FlushDatabaseBuffers(r.rec.source_db);
+		if (try_capture(&r))
+			return;
+	}
+	poison(r.id);
+}
+
+void
+ab_snapshot_redo(XLogReaderState *record)
+{
+	MemoryContext cxt = AllocSetContextCreate(CurrentMemoryContext,
+											  "agent_branch snapshot redo",
+											  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext oldcontext = MemoryContextSwitchTo(cxt);
+
+	redo_snapshot(record);
+	MemoryContextSwitchTo(oldcontext);
+	MemoryContextDelete(cxt);
+}
+
+/* ---- CONFIRM, RETIRE ---- */
+
+/* Source of a snapshot, from its manifest; InvalidOid if it has none. */
+static Oid
+source_of(AbSnapId id)
+{
+	char	   *path = ab_snapshot_path(id, ".manifest");
+	AbManifestHeader h;
+	char	   *image;
+	size_t		len;
+	Oid			source = InvalidOid;
+
+	image = ab_file_read(path, &len);
+	if (image && len >= sizeof(h))
+	{
+		memcpy(&h, image, sizeof(h));
+		source = h.source_db;
+	}
+	if (image)
+		pfree(image);
+	pfree(path);
+	return source;
+}
+
+void
+ab_confirm_redo(XLogReaderState *record)
+{
+	xl_ab_confirm rec;
+	char	   *pending;
+	char	   *manifest;
+	char	   *poisoned;
+
+	memcpy(&rec, XLogRecGetData(record), sizeof(rec));
+	pending = ab_snapshot_path(rec.id, ".pending");
+	manifest = ab_snapshot_path(rec.id, ".manifest");
+	poisoned = ab_snapshot_path(rec.id, ".poisoned");
+
+	if (ab_file_exists(pending))
+		(void) durable_rename(pending, manifest, ERROR);
+
+	/* neither: it is retired later in WAL, and was before a crash already */
+	if (ab_file_exists(manifest) || ab_file_exists(poisoned))
+		ab_snaptable_add(rec.id, source_of(rec.id), true);
+	pfree(pending);
+	pfree(manifest);
+	pfree(poisoned);
+}
+
+void
+ab_retire_redo(XLogReaderState *record)
+{
+	xl_ab_retire rec;
+
+	memcpy(&rec, XLogRecGetData(record), sizeof(rec));
+
+	/*
+	 * The files go for good, so this server is not consistent again before it
+	 * has replayed up to here (moves minRecoveryPoint).
+	 */
+	XLogFlush(record->EndRecPtr);
+	ab_snapshot_remove_files(rec.id, rec.what);
+}
