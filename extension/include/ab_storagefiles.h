@@ -1,0 +1,54 @@
+/*
+ * ab_storagefiles.h
+ *	  The pieces ab_storage.c and ab_storage_redo.c are made of: directories and
+ *	  small files of one branch database.  No WAL, no catalogs, no shared state
+ *	  except the origin's.
+ */
+#ifndef AB_STORAGEFILES_H
+#define AB_STORAGEFILES_H
+
+#include "ab_manifest.h"
+
+#include "nodes/pg_list.h"
+
+/*
+ * Existing directories (or files in their place) of that number in every
+ * tablespace, palloc'd names.  elevel: for a pg_tblspc that cannot be read.
+ */
+extern List *ab_storage_dirs(Oid db, int elevel);
+
+/* Remove them all; false, after a WARNING, if something is left. */
+extern bool ab_storage_remove_dirs(Oid db);
+
+/* The directory in the default tablespace of the branch; redo: if missing. */
+extern void ab_storage_make_dir(Oid db, Oid spc, bool redo);
+
+extern void ab_storage_write_version(Oid db, Oid spc);
+extern void ab_storage_write_relmap(Oid db, Oid spc, const char *relmap);
+
+/* Are the two small files whole, as far as can be told without the manifest? */
+extern bool ab_storage_version_sound(Oid db, Oid spc);
+extern bool ab_storage_relmap_sound(Oid db, Oid spc);
+
+/*
+ * A creation has begun and its origin file is not there yet: without this mark
+ * (an empty file agent_branch/branches/<db>.new) nobody could tell after a crash
+ * that base/<db> is garbage.
+ */
+extern void ab_storage_mark(Oid db);
+extern void ab_storage_unmark(Oid db);	/* warns, never raises */
+extern List *ab_storage_marked(void);	/* OIDs */
+
+/* Unlogged relations, empty as their init forks say; synced with directories. */
+extern void ab_storage_make_unlogged(Oid db, const AbManifest *m, bool redo);
+
+/* Sync the directory that holds base/<db> or its like. */
+extern void ab_storage_sync_parent(Oid db, Oid spc);
+
+/* Header of the origin file; false if there is none, or (WARNING) it is damaged. */
+extern bool ab_storage_read_origin(Oid db, AbOriginHeader *header);
+
+/* Remove the origin file, if there is one, and its reference to its snapshot. */
+extern void ab_storage_drop_origin(Oid db);
+
+#endif							/* AB_STORAGEFILES_H */

@@ -1,0 +1,105 @@
+/*
+ * ab_wal.h
+ *	  WAL records of the library's own resource manager.
+ *
+ * Every record has its content in main data and no block references (rule 11),
+ * except that page images are logged as ordinary XLOG_FPI records of the XLOG
+ * resource manager under the branch's own tag (ab_image.h).
+ *
+ * Redo (ab_redo.c) of each record is idempotent: it leaves what the record says,
+ * whatever a later or torn state of the files was before.
+ */
+#ifndef AB_WAL_H
+#define AB_WAL_H
+
+#include "ab_format.h"
+
+#include "access/xlogreader.h"
+#include "lib/stringinfo.h"
+
+/* One of the ids that PostgreSQL leaves to extensions (128..255). */
+#define RM_AGENT_BRANCH_ID		186
+
+#define XLOG_AB_BRANCH_CREATE	0x00
+#define XLOG_AB_BRANCH_DROP		0x10
+#define XLOG_AB_SNAPSHOT		0x20
+#define XLOG_AB_CONFIRM			0x30
+#define XLOG_AB_RETIRE			0x40
+
+/* The incarnation is (tli, end of this record). */
+typedef struct xl_ab_branch_create
+{
+	AbSnapId	snapshot;
+	Oid			db;
+	Oid			spc;
+	Oid			parent_db;
+	uint32		depth;
+	TimeLineID	tli;
+	uint32		pad;
+	TimestampTz created_at;
+} xl_ab_branch_create;
+
+/* Everything of database db that belongs to this incarnation goes away. */
+typedef struct xl_ab_branch_drop
+{
+	AbSnapId	incarnation;
+	Oid			db;
+	uint32		pad;
+} xl_ab_branch_drop;
+
+/*
+ * Followed by nforks AbForkEntry (first_run and nruns are 0: runs are local)
+ * and AB_RELMAP_SIZE bytes of relation map.  The id is (tli, end of record).
+ */
+typedef struct xl_ab_snapshot
+{
+	AbSnapId	base;
+	Oid			source_db;
+	Oid			source_spc;
+	TransactionId frozen_xid;
+	MultiXactId min_multi;
+	TimestampTz taken_at;
+	TimeLineID	tli;
+	uint32		depth;
+	uint32		nforks;
+	uint32		pad;
+} xl_ab_snapshot;
+
+typedef struct xl_ab_confirm
+{
+	AbSnapId	id;
+} xl_ab_confirm;
+
+#define AB_RETIRE_MANIFEST	0x01	/* nothing can be branched or read from it */
+#define AB_RETIRE_PAGES		0x02	/* no other manifest needs its layer */
+
+typedef struct xl_ab_retire
+{
+	AbSnapId	id;
+	uint32		what;
+	uint32		pad;
+} xl_ab_retire;
+
+extern void ab_wal_register(void);	/* RegisterCustomRmgr, from _PG_init */
+
+/* Each returns the end of the record; nothing is flushed. */
+extern XLogRecPtr ab_wal_branch_create(xl_ab_branch_create *rec);
+extern XLogRecPtr ab_wal_branch_drop(AbSnapId incarnation, Oid db);
+extern XLogRecPtr ab_wal_snapshot(xl_ab_snapshot *rec, const AbForkEntry *forks,
+								  const char *relmap);
+extern XLogRecPtr ab_wal_confirm(AbSnapId id);
+extern XLogRecPtr ab_wal_retire(AbSnapId id, uint32 what);
+
+/* ab_waldesc.c */
+extern void ab_rm_desc(StringInfo buf, XLogReaderState *record);
+extern const char *ab_rm_identify(uint8 info);
+
+/* ab_redo.c */
+extern void ab_rm_redo(XLogReaderState *record);
+extern void ab_rm_startup(void);
+extern void ab_rm_cleanup(void);
+
+/* Wrap RmgrTable[RM_DBASE_ID].rm_redo: DROP DATABASE removes the origin too. */
+extern void ab_redo_wrap_dbase(void);
+
+#endif							/* AB_WAL_H */

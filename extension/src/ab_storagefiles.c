@@ -1,0 +1,402 @@
+/*
+ * ab_storagefiles.c
+ *	  Directories and small files of one branch database.
+ *
+ * Runs in backends, in the keeper, in the startup process and, for repair, in
+ * the postmaster; so nothing here uses catalogs or VFDs.  The caller holds
+ * whatever keeps others away from the database's number.  A crash leaves files
+ * half-made; ab_storage.c says who clears them up.
+ */
+#include "ab_storagefiles.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "catalog/pg_tablespace_d.h"
+#include "commands/tablespace.h"
+#include "common/file_perm.h"
+#include "miscadmin.h"
+#include "storage/fd.h"
+
+#include "ab_file.h"
+#include "ab_layer.h"
+#include "ab_origin.h"
+#include "ab_snaptable.h"
+
+/* First word of pg_filenode.map (RELMAPPER_FILEMAGIC in relmapper.c of 15). */
+#define RELMAP_MAGIC	0x592717
+
+/* AB_BRANCH_DIR/<db>.new: see ab_storage_mark() */
+#define AB_MARK_SUFFIX	".new"
+
+#define VERSION_TEXT	PG_MAJORVERSION "\n"
+
+/* ---- directories ---- */
+
+static List *
+append_existing(List *dirs, Oid db, Oid spc)
+{
+	char	   *path = GetDatabasePath(db, spc);
+	struct stat st;
+
+	if (lstat(path, &st) == 0)
+		return lappend(dirs, path);
+	pfree(path);
+	return dirs;
+}
+
+List *
+ab_storage_dirs(Oid db, int elevel)
+{
+	List	   *dirs = append_existing(NIL, db, DEFAULTTABLESPACE_OID);
+	DIR		   *dir = AllocateDir("pg_tblspc");
+	struct dirent *de;
+
+	while ((de = ReadDirExtended(dir, "pg_tblspc", elevel)) != NULL)
+	{
+		if (strspn(de->d_name, "0123456789") != strlen(de->d_name))
+			continue;
+		dirs = append_existing(dirs, db, (Oid) strtoul(de->d_name, NULL, 10));
+	}
+	FreeDir(dir);
+	return dirs;
+}
+
+bool
+ab_storage_remove_dirs(Oid db)
+{
+	List	   *dirs = ab_storage_dirs(db, WARNING);
+	bool		ok = true;
+	ListCell   *lc;
+
+	foreach(lc, dirs)
+	{
+		char	   *path = lfirst(lc);
+
+		if (!rmtree(path, true))
+		{
+			ereport(WARNING,
+					(errmsg("some files may be left behind in old branch directory \"%s\"",
+							path)));
+			ok = false;
+		}
+	}
+	list_free_deep(dirs);
+	return ok;
+}
+
+void
+ab_storage_make_dir(Oid db, Oid spc, bool redo)
+{
+	char	   *path = GetDatabasePath(db, spc);
+	int			rc;
+
+	/* in redo a tablespace that is dropped later may be gone already */
+	rc = redo ? pg_mkdir_p(path, pg_dir_create_mode) : MakePGDirectory(path);
+	if (rc < 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not create directory \"%s\": %m", path)));
+	pfree(path);
+}
+
+void
+ab_storage_sync_parent(Oid db, Oid spc)
+{
+	char	   *path = GetDatabasePath(db, spc);
+
+	get_parent_directory(path);
+	fsync_fname(path, true);
+	pfree(path);
+}
+
+/* ---- small files ---- */
+
+static void
+close_and_raise(int fd, const char *path, const char *verb, int elevel)
+{
+	int			save_errno = errno;
+
+	close(fd);
+	errno = save_errno;
+	ereport(elevel,
+			(errcode_for_file_access(),
+			 errmsg("could not %s file \"%s\": %m", verb, path)));
+}
+
+static int
+create_file(const char *path)
+{
+	int			fd = BasicOpenFile(path, O_RDWR | O_CREAT | O_TRUNC | PG_BINARY);
+
+	if (fd < 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not create file \"%s\": %m", path)));
+	return fd;
+}
+
+static void
+append_to_file(int fd, const char *path, const char *data, size_t len)
+{
+	while (len > 0)
+	{
+		ssize_t		n = write(fd, data, len);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+		{
+			if (n == 0)
+				errno = ENOSPC;
+			close_and_raise(fd, path, "write", ERROR);
+		}
+		data += n;
+		len -= n;
+	}
+}
+
+static void
+close_file(int fd, const char *path, bool sync)
+{
+	if (sync && pg_fsync(fd) != 0)
+		close_and_raise(fd, path, "fsync", data_sync_elevel(ERROR));
+	if (close(fd) != 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not close file \"%s\": %m", path)));
+}
+
+static char *
+file_in_database(Oid db, Oid spc, const char *name)
+{
+	char	   *dir = GetDatabasePath(db, spc);
+	char	   *path = psprintf("%s/%s", dir, name);
+
+	pfree(dir);
+	return path;
+}
+
+static void
+write_small_file(Oid db, Oid spc, const char *name, const char *data, size_t len)
+{
+	char	   *path = file_in_database(db, spc, name);
+	int			fd = create_file(path);
+
+	/* not synced: ab_storage_repair_all() makes them again after a crash */
+	append_to_file(fd, path, data, len);
+	close_file(fd, path, false);
+	pfree(path);
+}
+
+void
+ab_storage_write_version(Oid db, Oid spc)
+{
+	write_small_file(db, spc, "PG_VERSION", VERSION_TEXT, strlen(VERSION_TEXT));
+}
+
+void
+ab_storage_write_relmap(Oid db, Oid spc, const char *relmap)
+{
+	write_small_file(db, spc, "pg_filenode.map", relmap, AB_RELMAP_SIZE);
+}
+
+/* Bytes at the start of a file, and its length; -1 if it cannot be read. */
+static off_t
+peek_file(Oid db, Oid spc, const char *name, char *buf, size_t len)
+{
+	char	   *path = file_in_database(db, spc, name);
+	int			fd = BasicOpenFile(path, O_RDONLY | PG_BINARY);
+	struct stat st;
+	off_t		size = -1;
+
+	pfree(path);
+	if (fd < 0)
+		return -1;
+	if (fstat(fd, &st) == 0 && st.st_size >= (off_t) len &&
+		pg_pread(fd, buf, len, 0) == (ssize_t) len)
+		size = st.st_size;
+	close(fd);
+	return size;
+}
+
+bool
+ab_storage_version_sound(Oid db, Oid spc)
+{
+	char		text[sizeof(VERSION_TEXT) - 1];
+
+	return peek_file(db, spc, "PG_VERSION", text, sizeof(text)) == sizeof(text) &&
+		memcmp(text, VERSION_TEXT, sizeof(text)) == 0;
+}
+
+/*
+ * The server overwrites the map in place, one sector, synced: a map that has its
+ * length and its first word was written whole, by us or by it.
+ */
+bool
+ab_storage_relmap_sound(Oid db, Oid spc)
+{
+	uint32		magic;
+
+	return peek_file(db, spc, "pg_filenode.map", (char *) &magic,
+					 sizeof(magic)) == AB_RELMAP_SIZE &&
+		magic == RELMAP_MAGIC;
+}
+
+/* ---- the mark of unfinished creation ---- */
+
+static void
+mark_path(char *path, Oid db)
+{
+	snprintf(path, MAXPGPATH, AB_BRANCH_DIR "/%u" AB_MARK_SUFFIX, db);
+}
+
+/*
+ * Not synced: it has to survive the death of processes, and after a power cut
+ * it is there if the directory is, which was made after it.
+ */
+void
+ab_storage_mark(Oid db)
+{
+	char		path[MAXPGPATH];
+
+	mark_path(path, db);
+	close_file(create_file(path), path, false);
+}
+
+void
+ab_storage_unmark(Oid db)
+{
+	char		path[MAXPGPATH];
+
+	mark_path(path, db);
+	if (unlink(path) < 0 && errno != ENOENT)
+		ereport(WARNING,
+				(errcode_for_file_access(),
+				 errmsg("could not remove file \"%s\": %m", path)));
+}
+
+List *
+ab_storage_marked(void)
+{
+	DIR		   *dir = AllocateDir(AB_BRANCH_DIR);
+	List	   *dbs = NIL;
+	struct dirent *de;
+
+	while ((de = ReadDir(dir, AB_BRANCH_DIR)) != NULL)
+	{
+		size_t		digits = strspn(de->d_name, "0123456789");
+
+		if (digits > 0 && strcmp(de->d_name + digits, AB_MARK_SUFFIX) == 0)
+			dbs = lappend_oid(dbs, (Oid) strtoul(de->d_name, NULL, 10));
+	}
+	FreeDir(dir);
+	return dbs;
+}
+
+/* ---- unlogged relations ---- */
+
+/* Write the snapshot's init fork as one fork of the branch. */
+static void
+copy_init_fork(Oid db, const AbManifest *m, const AbForkEntry *e, ForkNumber fork)
+{
+	char	   *path = GetRelationPath(db, e->spc, e->rel, InvalidBackendId, fork);
+	int			fd = create_file(path);
+	PGAlignedBlock page;
+
+	for (BlockNumber block = 0; block < e->nblocks; block++)
+	{
+		PG_TRY();
+		{
+			ab_snapshot_read(m, e, block, page.data);
+		}
+		PG_CATCH();
+		{
+			close(fd);
+			PG_RE_THROW();
+		}
+		PG_END_TRY();
+		append_to_file(fd, path, page.data, BLCKSZ);
+	}
+	close_file(fd, path, true);
+	pfree(path);
+}
+
+/*
+ * Crash recovery empties unlogged relations by their init forks, with file
+ * operations of its own (reinit.c): it must find whole files here, whatever the
+ * parent's have become (F9).
+ */
+void
+ab_storage_make_unlogged(Oid db, const AbManifest *m, bool redo)
+{
+	List	   *spaces = NIL;
+	ListCell   *lc;
+
+	for (uint32 i = 0; i < m->h->nforks; i++)
+	{
+		const AbForkEntry *e = &m->forks[i];
+
+		if (e->fork != INIT_FORKNUM)
+			continue;
+		if (!list_member_oid(spaces, e->spc))
+		{
+			TablespaceCreateDbspace(e->spc, db, redo);
+			spaces = lappend_oid(spaces, e->spc);
+		}
+		copy_init_fork(db, m, e, INIT_FORKNUM);
+		copy_init_fork(db, m, e, MAIN_FORKNUM);
+	}
+
+	foreach(lc, spaces)
+	{
+		char	   *dir = GetDatabasePath(db, lfirst_oid(lc));
+
+		fsync_fname(dir, true);
+		pfree(dir);
+		ab_storage_sync_parent(db, lfirst_oid(lc));
+	}
+	list_free(spaces);
+}
+
+/* ---- the origin file ---- */
+
+bool
+ab_storage_read_origin(Oid db, AbOriginHeader *header)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+	volatile bool found = false;
+
+	PG_TRY();
+	{
+		found = ab_origin_read(db, header);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(cxt);
+		edata = CopyErrorData();
+		if (edata->sqlerrcode != ERRCODE_DATA_CORRUPTED)
+			PG_RE_THROW();
+		FlushErrorState();
+		ereport(WARNING,
+				(errcode(edata->sqlerrcode),
+				 errmsg_internal("%s", edata->message),
+				 edata->detail ? errdetail_internal("%s", edata->detail) : 0));
+		FreeErrorData(edata);
+	}
+	PG_END_TRY();
+	return found;
+}
+
+void
+ab_storage_drop_origin(Oid db)
+{
+	AbOriginHeader header;
+	bool		known = ab_storage_read_origin(db, &header);
+
+	if (ab_origin_remove(db) && known)
+		ab_snaptable_ref(header.snapshot, -1);
+}

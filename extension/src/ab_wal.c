@@ -1,0 +1,118 @@
+/*
+ * ab_wal.c
+ *	  Inserting the library's WAL records (formats: ab_wal.h) and registering its
+ *	  resource manager.
+ *
+ * Backends and the keeper insert; nobody does in recovery.  Nothing is flushed
+ * here: each caller knows what its record has to be durable before.
+ */
+#include "ab_wal.h"
+
+#include "access/xlog.h"
+#include "access/xlog_internal.h"
+#include "access/xloginsert.h"
+
+struct LogicalDecodingContext;
+struct XLogRecordBuffer;
+
+static void ab_rm_mask(char *page, BlockNumber block);
+static void ab_rm_decode(struct LogicalDecodingContext *ctx,
+						 struct XLogRecordBuffer *buf);
+
+void
+ab_wal_register(void)
+{
+	RmgrData	rmgr = {
+		.rm_name = "agent_branch",
+		.rm_redo = ab_rm_redo,
+		.rm_desc = ab_rm_desc,
+		.rm_identify = ab_rm_identify,
+		.rm_startup = ab_rm_startup,
+		.rm_cleanup = ab_rm_cleanup,
+		.rm_mask = ab_rm_mask,
+		.rm_decode = ab_rm_decode
+	};
+
+	RegisterCustomRmgr(RM_AGENT_BRANCH_ID, &rmgr);
+}
+
+/* No record has block references, so wal_consistency_checking has no pages. */
+static void
+ab_rm_mask(char *page, BlockNumber block)
+{
+}
+
+/*
+ * Nothing for logical decoding.  Without this function decoding would note the
+ * record's xid, and some records are inserted by transactions that have already
+ * ended: the note would never be taken away again (M30).
+ */
+static void
+ab_rm_decode(struct LogicalDecodingContext *ctx, struct XLogRecordBuffer *buf)
+{
+}
+
+XLogRecPtr
+ab_wal_branch_create(xl_ab_branch_create *rec)
+{
+	rec->tli = GetWALInsertionTimeLine();
+	rec->pad = 0;
+
+	XLogBeginInsert();
+	XLogRegisterData((char *) rec, sizeof(*rec));
+	return XLogInsert(RM_AGENT_BRANCH_ID, XLOG_AB_BRANCH_CREATE);
+}
+
+XLogRecPtr
+ab_wal_branch_drop(AbSnapId incarnation, Oid db)
+{
+	xl_ab_branch_drop rec;
+
+	rec.incarnation = incarnation;
+	rec.db = db;
+	rec.pad = 0;
+
+	XLogBeginInsert();
+	XLogRegisterData((char *) &rec, sizeof(rec));
+	return XLogInsert(RM_AGENT_BRANCH_ID, XLOG_AB_BRANCH_DROP);
+}
+
+XLogRecPtr
+ab_wal_snapshot(xl_ab_snapshot *rec, const AbForkEntry *forks, const char *relmap)
+{
+	rec->tli = GetWALInsertionTimeLine();
+	rec->pad = 0;
+
+	XLogBeginInsert();
+	XLogRegisterData((char *) rec, sizeof(*rec));
+	if (rec->nforks > 0)
+		XLogRegisterData((char *) forks, rec->nforks * sizeof(AbForkEntry));
+	XLogRegisterData((char *) relmap, AB_RELMAP_SIZE);
+	return XLogInsert(RM_AGENT_BRANCH_ID, XLOG_AB_SNAPSHOT);
+}
+
+XLogRecPtr
+ab_wal_confirm(AbSnapId id)
+{
+	xl_ab_confirm rec;
+
+	rec.id = id;
+
+	XLogBeginInsert();
+	XLogRegisterData((char *) &rec, sizeof(rec));
+	return XLogInsert(RM_AGENT_BRANCH_ID, XLOG_AB_CONFIRM);
+}
+
+XLogRecPtr
+ab_wal_retire(AbSnapId id, uint32 what)
+{
+	xl_ab_retire rec;
+
+	rec.id = id;
+	rec.what = what;
+	rec.pad = 0;
+
+	XLogBeginInsert();
+	XLogRegisterData((char *) &rec, sizeof(rec));
+	return XLogInsert(RM_AGENT_BRANCH_ID, XLOG_AB_RETIRE);
+}

@@ -1,0 +1,90 @@
+/*
+ * ab_waldesc.c
+ *	  Describing the library's WAL records, for pg_walinspect and error messages.
+ *
+ * Any process; reads the record and nothing else.
+ */
+#include "ab_wal.h"
+
+static void
+append_id(StringInfo buf, const char *label, AbSnapId id)
+{
+	char		text[AB_SNAPID_TEXT_LEN + 1];
+
+	ab_snapid_format(id, text);
+	appendStringInfo(buf, "%s %s", label, text);
+}
+
+static void
+desc_branch_create(StringInfo buf, const xl_ab_branch_create *rec)
+{
+	appendStringInfo(buf, "db %u; tablespace %u; parent %u; depth %u; timeline %u; ",
+					 rec->db, rec->spc, rec->parent_db, rec->depth, rec->tli);
+	append_id(buf, "snapshot", rec->snapshot);
+}
+
+static void
+desc_snapshot(StringInfo buf, const xl_ab_snapshot *rec)
+{
+	appendStringInfo(buf, "source %u; tablespace %u; forks %u; depth %u; "
+					 "frozen xid %u; min multi %u; timeline %u",
+					 rec->source_db, rec->source_spc, rec->nforks, rec->depth,
+					 rec->frozen_xid, rec->min_multi, rec->tli);
+	if (AbSnapIdIsValid(rec->base))
+		append_id(buf, "; base", rec->base);
+}
+
+static void
+desc_retire(StringInfo buf, const xl_ab_retire *rec)
+{
+	append_id(buf, "snapshot", rec->id);
+	if (rec->what & AB_RETIRE_MANIFEST)
+		appendStringInfoString(buf, "; manifest");
+	if (rec->what & AB_RETIRE_PAGES)
+		appendStringInfoString(buf, "; pages");
+}
+
+void
+ab_rm_desc(StringInfo buf, XLogReaderState *record)
+{
+	char	   *data = XLogRecGetData(record);
+
+	switch (XLogRecGetInfo(record) & ~XLR_INFO_MASK)
+	{
+		case XLOG_AB_BRANCH_CREATE:
+			desc_branch_create(buf, (xl_ab_branch_create *) data);
+			break;
+		case XLOG_AB_BRANCH_DROP:
+			appendStringInfo(buf, "db %u; ", ((xl_ab_branch_drop *) data)->db);
+			append_id(buf, "incarnation", ((xl_ab_branch_drop *) data)->incarnation);
+			break;
+		case XLOG_AB_SNAPSHOT:
+			desc_snapshot(buf, (xl_ab_snapshot *) data);
+			break;
+		case XLOG_AB_CONFIRM:
+			append_id(buf, "snapshot", ((xl_ab_confirm *) data)->id);
+			break;
+		case XLOG_AB_RETIRE:
+			desc_retire(buf, (xl_ab_retire *) data);
+			break;
+	}
+}
+
+const char *
+ab_rm_identify(uint8 info)
+{
+	switch (info & ~XLR_INFO_MASK)
+	{
+		case XLOG_AB_BRANCH_CREATE:
+			return "BRANCH_CREATE";
+		case XLOG_AB_BRANCH_DROP:
+			return "BRANCH_DROP";
+		case XLOG_AB_SNAPSHOT:
+			return "SNAPSHOT";
+		case XLOG_AB_CONFIRM:
+			return "CONFIRM";
+		case XLOG_AB_RETIRE:
+			return "RETIRE";
+	}
+	return NULL;
+}
