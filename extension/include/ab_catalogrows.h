@@ -1,0 +1,72 @@
+/*
+ * ab_catalogrows.h
+ *	  What creating, deleting and resetting a branch have in common: locks,
+ *	  rights and catalog rows.  Used by ab_create.c, ab_createstmt.c, ab_delete.c and
+ *	  ab_reset.c.
+ */
+#ifndef AB_CATALOGROWS_H
+#define AB_CATALOGROWS_H
+
+#include "ab_types.h"
+
+#include "nodes/pg_list.h"
+#include "utils/acl.h"
+
+/* Raise 25006 or 25000 where nothing can be written. */
+extern void ab_prevent_read_only(const char *what);
+
+/* Refuse names a branch cannot have: 42602, 42622, 42939. */
+extern void ab_check_branch_name(const char *name);
+
+/* Lock the name to the end of the transaction (README.locking, 1). */
+extern void ab_lock_branch_name(const char *name);
+
+/* The parent's OID, not locked yet: 3D000, 42809 for a snapshot's hidden row. */
+extern Oid	ab_find_parent(const char *name);
+
+/* May this user branch that database?  42501 if not. */
+extern void ab_check_parent_rights(Oid parent, const char *name);
+
+/* AccessShareLock, and a look whether it is still what it was: 3D000, 55000. */
+extern void ab_lock_parent(Oid parent, const char *name);
+
+/* ab_snapshot_get(), with the parent locked. */
+extern AbSnapId ab_parent_snapshot(Oid parent);
+
+/* A copy of a database's name, or NULL if there is no such row (any more). */
+extern char *ab_database_name(Oid db);
+
+typedef struct AbNewBranch
+{
+	const char *name;
+	Oid			parent;			/* locked by ab_lock_parent() */
+	AbSnapId	snapshot;		/* of it, by ab_parent_snapshot() */
+	Oid			owner;
+	int			connection_limit;
+	bool		allow_connections;
+	bool		is_template;
+	Acl		   *acl;			/* NULL: none */
+} AbNewBranch;
+
+/* Row, dependencies and files of a new branch; its name is locked and free. */
+extern Oid	ab_insert_branch(const AbNewBranch *nb);
+
+/*
+ * OID of the branch of that name, to be deleted by this user: InvalidOid if there
+ * is no database of the name; 42501, 42809 not a branch, 55006 current database.
+ */
+extern Oid	ab_find_own_branch(const char *name, const char *verb);
+
+/*
+ * Lock it AccessExclusive and make sure that nobody needs or uses it: 55006.
+ * force: other sessions are terminated.  False if it is gone by now.
+ */
+extern bool ab_lock_for_delete(Oid db, const char *name, bool force);
+
+/* "a", "b" and N more: for DETAIL. */
+extern char *ab_name_list(List *dbs);
+
+/* Row and everything in shared catalogs that hangs on it; files are swept. */
+extern void ab_delete_rows(Oid db);
+
+#endif							/* AB_CATALOGROWS_H */

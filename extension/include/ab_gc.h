@@ -1,0 +1,41 @@
+/*
+ * ab_gc.h
+ *	  Giving back what nobody needs: storage without a pg_database row, and
+ *	  snapshots without branches.
+ */
+#ifndef AB_GC_H
+#define AB_GC_H
+
+#include "ab_types.h"
+
+#include "nodes/pg_list.h"
+
+typedef struct AbGcItem
+{
+	const char *kind;			/* "branch", "snapshot", "layer" */
+	char	   *name;			/* database OID or snapshot id as text */
+	int64		bytes;			/* disk space given back */
+} AbGcItem;
+
+/*
+ * Storage of databases that have no row any more (invariant B1), logged, in
+ * dropdb's order; returns a list of AbGcItem *.  Needs a transaction.
+ */
+extern List *ab_sweep_orphans(bool dry_run);
+
+/*
+ * Superseded snapshots: an unnamed snapshot that is not its source's newest loses
+ * its hidden row (through the keeper); without branches its manifest; and layers
+ * that no readable manifest names are removed.  keep: ids (AbSnapId *) that named
+ * snapshots protect.  Same result list.
+ */
+extern List *ab_retire_snapshots(bool dry_run, List *keep);
+
+/*
+ * Keep everybody from giving anything back.  Waits, except in a background worker,
+ * where it may return false.  Released by the end of the transaction, too.
+ */
+extern bool ab_gc_lock(void);
+extern void ab_gc_unlock(void);
+
+#endif							/* AB_GC_H */

@@ -1,0 +1,37 @@
+/*
+ * ab_hooks.h
+ *	  What the hooks of ab_hooks.c ask about statements and databases.
+ */
+#ifndef AB_HOOKS_H
+#define AB_HOOKS_H
+
+#include "ab_compat.h"
+
+#include "nodes/parsenodes.h"
+
+/* How a utility statement meets the gate (ab_gate.h). */
+typedef enum AbUtilityKind
+{
+	AB_UTILITY_QUIET,			/* writes nothing in this database by itself */
+	AB_UTILITY_WRITES,			/* in the transaction that runs */
+	AB_UTILITY_WRITES_MANY		/* perhaps in several transactions of its own */
+} AbUtilityKind;
+
+/* ab_hooks_utility.c */
+extern AbUtilityKind ab_utility_kind(Node *stmt);
+
+/* ---- ab_hooks_database.c ---- */
+
+/* CREATE DATABASE ... STRATEGY branch? */
+extern bool ab_statement_is_branch(const CreatedbStmt *stmt);
+
+/* Raise if a statement about databases would harm branches or snapshots (M17). */
+extern void ab_check_database_statement(Node *stmt);
+
+/* Raise if database db has living branches or stands for a snapshot. */
+extern void ab_check_drop_database(Oid db);
+
+/* Raise if a branch or an open snapshot has relations in the tablespace. */
+extern void ab_check_drop_tablespace(Oid spc, const char *name);
+
+#endif							/* AB_HOOKS_H */

@@ -1,0 +1,31 @@
+/*
+ * ab_request.h
+ *	  What backends ask of the keeper.
+ */
+#ifndef AB_REQUEST_H
+#define AB_REQUEST_H
+
+#include "ab_types.h"
+
+/*
+ * Have the keeper commit the hidden row of a snapshot: a pg_database row without
+ * connections that carries the source's frozen xids and copies of its pg_shdepend
+ * rows (rules 29, 30).  Returns when committed; raises the keeper's error, or 55000
+ * when it does not run.  Interruptible.
+ */
+extern void ab_request_add_hidden(AbSnapId id, Oid source_db,
+								  TransactionId frozen_xid, MultiXactId min_multi);
+
+/* Remove it; false if somebody holds a lock on it (a branch is being made). */
+extern bool ab_request_drop_hidden(AbSnapId id);
+
+/* Wait until the sweep after server start is done. */
+extern void ab_request_first_sweep(void);
+
+/* Wake the keeper: there may be something to sweep.  No error, no wait. */
+extern void ab_request_wake_keeper(void);
+
+/* Is this process the keeper?  It must never wait for itself. */
+extern bool ab_request_am_keeper(void);
+
+#endif							/* AB_REQUEST_H */

@@ -1,0 +1,46 @@
+/*
+ * ab_sql.h
+ *	  What the functions that SQL calls have in common.
+ *
+ * Each of them begins with ab_require_control_database(), checks rights itself where
+ * PUBLIC may call it, and answers with rows of the extension's views, read with the
+ * caller's rights.
+ */
+#ifndef AB_SQL_H
+#define AB_SQL_H
+
+#include "ab_types.h"
+
+#include "fmgr.h"
+#include "funcapi.h"
+
+/* A text argument as a C string; NULL if it is null or was not given. */
+extern char *ab_sql_text(FunctionCallInfo fcinfo, int n);
+
+/* Same, but null is an error (22023) that names the argument. */
+extern char *ab_sql_required_text(FunctionCallInfo fcinfo, int n, const char *argument);
+
+/* Boolean argument; null counts as the value given. */
+extern bool ab_sql_bool(FunctionCallInfo fcinfo, int n, bool when_null);
+
+/* 0A000 for an argument that this version does not implement yet. */
+extern void ab_sql_unsupported(const char *function, const char *argument)
+			pg_attribute_noreturn();
+
+/*
+ * The single row a query gives for its one parameter, as one composite value in the
+ * caller's memory; 42501 if it gives none.  The query selects one column.
+ */
+extern Datum ab_sql_row(const char *query, Oid type, Datum value, const char *what);
+
+/* The row of branch.branches. */
+extern Datum ab_sql_branch_row(Oid db, const char *name);
+
+/* May the caller see sizes and relations of a database?  Like pg_database_size(),
+ * but its owner always may; of one that is gone: those who may read all. */
+extern bool ab_sql_may_see(Oid db);
+
+/* Disk space of a file of a snapshot; 0 if there is none. */
+extern int64 ab_sql_file_bytes(AbSnapId id, const char *suffix);
+
+#endif							/* AB_SQL_H */

@@ -1,0 +1,318 @@
+/*
+ * ab_delete.c
+ *	  Deleting a branch: its row goes with the transaction, its files are swept
+ *	  after that (invariant B1).
+ *
+ * Backends, in any database and in any (sub)transaction.  Holds the name lock and
+ * AccessExclusiveLock on the database object to the end of the transaction, so
+ * nobody connects to the branch or makes a child of it meanwhile.  Rollback undoes
+ * everything except the sessions that force has ended.
+ */
+#include "ab_lifecycle.h"
+
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/dependency.h"
+#include "catalog/indexing.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_db_role_setting.h"
+#include "catalog/pg_subscription.h"
+#include "commands/comment.h"
+#include "commands/dbcommands.h"
+#include "commands/seclabel.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "replication/slot.h"
+#include "storage/lmgr.h"
+#include "storage/procarray.h"
+#include "utils/rel.h"
+#include "utils/resowner.h"
+#include "utils/syscache.h"
+
+#include "ab_catalogrows.h"
+#include "ab_file.h"
+#include "ab_origin.h"
+#include "ab_request.h"
+#include "ab_snaptable.h"
+#include "ab_storagefiles.h"
+
+/* Names given in an error's DETAIL. */
+#define MAX_NAMES 10
+
+/* ---- children ---- */
+
+/* Could anything hang on a snapshot of this database?  No file is read. */
+static bool
+may_have_children(Oid db)
+{
+	int			n;
+	AbSnapSlot *slots = ab_snaptable_all(&n);
+	bool		result = false;
+
+	for (int i = 0; i < n && !result; i++)
+		result = slots[i].source_db == db && slots[i].nbranches > 0;
+	pfree(slots);
+	return result;
+}
+
+List *
+ab_children(Oid db)
+{
+	List	   *children = NIL;
+	Oid		   *origins;
+	int			n;
+
+	if (!may_have_children(db))
+		return NIL;
+
+	origins = ab_origin_list(&n);
+	for (int i = 0; i < n; i++)
+	{
+		AbOriginHeader header;
+
+		CHECK_FOR_INTERRUPTS();
+		if (ab_storage_read_origin(origins[i], &header) &&
+			header.parent_db == db &&
+			SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(origins[i])))
+			children = lappend_oid(children, origins[i]);
+	}
+	pfree(origins);
+	return children;
+}
+
+char *
+ab_name_list(List *dbs)
+{
+	StringInfoData buf;
+	int			named = 0;
+	ListCell   *lc;
+
+	initStringInfo(&buf);
+	foreach(lc, dbs)
+	{
+		char	   *name = ab_database_name(lfirst_oid(lc));
+
+		if (name == NULL)
+			continue;
+		if (named == MAX_NAMES)
+		{
+			appendStringInfo(&buf, " and %d more",
+							 list_length(dbs) - foreach_current_index(lc));
+			break;
+		}
+		appendStringInfo(&buf, "%s\"%s\"", named > 0 ? ", " : "", name);
+		named++;
+	}
+	return buf.data;
+}
+
+static void
+check_no_children(Oid db, const char *name)
+{
+	List	   *children = ab_children(db);
+
+	if (children != NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("branch \"%s\" has branches", name),
+				 errdetail("They are: %s.", ab_name_list(children)),
+				 errhint("Delete these first.")));
+}
+
+/* ---- who uses it ---- */
+
+static void
+check_replication(Oid db, const char *name)
+{
+	int			nslots;
+	int			nactive;
+	int			nsubscriptions;
+
+	(void) ReplicationSlotsCountDBSlots(db, &nslots, &nactive);
+	if (nactive > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("branch \"%s\" is used by an active logical replication slot", name),
+				 errdetail_plural("There is %d active slot.",
+								  "There are %d active slots.", nactive, nactive),
+				 errhint("Stop its consumer first.")));
+
+	nsubscriptions = CountDBSubscriptions(db);
+	if (nsubscriptions > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("branch \"%s\" is used by a logical replication subscription", name),
+				 errdetail_plural("There is %d subscription.",
+								  "There are %d subscriptions.",
+								  nsubscriptions, nsubscriptions),
+				 errhint("Drop it there with DROP SUBSCRIPTION first.")));
+}
+
+static void
+check_sessions(Oid db, const char *name)
+{
+	int			nsessions;
+	int			nprepared;
+
+	if (!CountOtherDBBackends(db, &nsessions, &nprepared))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_IN_USE),
+			 errmsg("branch \"%s\" is being accessed by other users", name),
+			 errdetail("Other sessions using it: %d; prepared transactions in it: %d.",
+					   nsessions, nprepared),
+			 nprepared > 0 ?
+			 errhint("Finish its prepared transactions with COMMIT PREPARED or ROLLBACK PREPARED.") :
+			 errhint("Disconnect them, or ask for them to be terminated.")));
+}
+
+static void
+check_not_template(Oid db, const char *name)
+{
+	HeapTuple	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
+	bool		istemplate;
+
+	if (!HeapTupleIsValid(tup))
+		elog(ERROR, "cache lookup failed for database %u", db);
+	istemplate = ((Form_pg_database) GETSTRUCT(tup))->datistemplate;
+	ReleaseSysCache(tup);
+	if (istemplate)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("cannot delete branch \"%s\", because it is a template database", name),
+				 errhint("Use ALTER DATABASE ... IS_TEMPLATE false first.")));
+}
+
+Oid
+ab_find_own_branch(const char *name, const char *verb)
+{
+	Oid			db = get_database_oid(name, true);
+	char	   *origin;
+
+	if (!OidIsValid(db))
+		return InvalidOid;
+	if (!pg_database_ownercheck(db, GetUserId()))
+		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_DATABASE, name);
+
+	/* a damaged origin file is one too: such a branch can still be deleted */
+	origin = ab_origin_path(db);
+	if (!ab_file_exists(origin))
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("database \"%s\" is not a branch", name),
+				 errhint("Use DROP DATABASE to drop a database that is not a branch.")));
+	pfree(origin);
+
+	if (db == MyDatabaseId)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("cannot %s branch \"%s\", because this session is connected to it",
+						verb, name),
+				 errhint("Connect to another database first.")));
+	return db;
+}
+
+bool
+ab_lock_for_delete(Oid db, const char *name, bool force)
+{
+	char	   *now;
+	bool		same;
+
+	LockSharedObject(DatabaseRelationId, db, 0, AccessExclusiveLock);
+	now = ab_database_name(db);
+	same = now != NULL && strcmp(now, name) == 0;
+	if (!same)
+		return false;
+
+	check_no_children(db, name);
+	check_replication(db, name);
+	if (force)
+		TerminateOtherDBBackends(db);
+	check_sessions(db, name);
+	return true;
+}
+
+/* ---- rows ---- */
+
+static bool wake_wanted = false;
+
+/*
+ * A transaction callback would be too early: the sweep passes over a database
+ * whose lock we still hold.
+ */
+static void
+at_release(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, void *arg)
+{
+	if (!wake_wanted || !isTopLevel || phase != RESOURCE_RELEASE_AFTER_LOCKS)
+		return;
+	wake_wanted = false;
+	if (isCommit)
+		ab_request_wake_keeper();
+}
+
+static void
+request_sweep(void)
+{
+	static bool registered = false;
+
+	if (!registered)
+		RegisterResourceReleaseCallback(at_release, NULL);
+	registered = true;
+	wake_wanted = true;
+}
+
+void
+ab_delete_rows(Oid db)
+{
+	Relation	rel = table_open(DatabaseRelationId, RowExclusiveLock);
+	HeapTuple	tup;
+
+	InvokeObjectDropHook(DatabaseRelationId, db, 0);
+
+	tup = SearchSysCacheCopy1(DATABASEOID, ObjectIdGetDatum(db));
+	if (!HeapTupleIsValid(tup))
+		elog(ERROR, "cache lookup failed for database %u", db);
+	CatalogTupleDelete(rel, &tup->t_self);
+	heap_freetuple(tup);
+
+	DeleteSharedComments(db, DatabaseRelationId);
+	DeleteSharedSecurityLabel(db, DatabaseRelationId);
+	DropSetting(db, InvalidOid);
+	dropDatabaseDependencies(db);
+	pgstat_drop_database(db);
+
+	table_close(rel, NoLock);
+	CommandCounterIncrement();
+	request_sweep();
+}
+
+/* ---- delete ---- */
+
+void
+ab_delete_branch(const char *name, bool if_exists, bool force)
+{
+	Oid			db;
+
+	ab_prevent_read_only("branch deletion");
+	ab_lock_branch_name(name);
+	db = ab_find_own_branch(name, "delete");
+	if (OidIsValid(db))
+	{
+		check_not_template(db, name);
+		if (ab_lock_for_delete(db, name, force))
+		{
+			ab_delete_rows(db);
+			return;
+		}
+	}
+
+	if (!if_exists)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_DATABASE),
+				 errmsg("branch \"%s\" does not exist", name),
+				 errhint("The view branch.branches lists those that do.")));
+	ereport(NOTICE,
+			(errmsg("branch \"%s\" does not exist, skipping", name)));
+}

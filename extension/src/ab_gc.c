@@ -1,0 +1,586 @@
+/*
+ * ab_gc.c
+ *	  Giving back what nobody needs (invariants B1, S3, S4).
+ *
+ * Backends that call branch.gc() in the control database, and the sweeper.  One at
+ * a time: both functions hold a heavyweight lock while they work, for which a
+ * background worker does not wait.  Nothing here is undone by ROLLBACK; all of it is
+ * decided by what is committed.  A crash leaves the rest to the next run.
+ *
+ * Why a snapshot can be judged unneeded: a creator holds a lock on the hidden
+ * database from before it looks at the snapshot until its transaction ends, and its
+ * origin file counts in nbranches from before that end.  The keeper's lock on the
+ * hidden database comes after all creators' ends and before any other can find the
+ * row; so nbranches, read after the row is gone, never rises again.
+ */
+#include "ab_gc.h"
+
+#include <dirent.h>
+#include <sys/stat.h>
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/pg_database.h"
+#include "commands/dbcommands.h"
+#include "common/hashfn.h"
+#include "miscadmin.h"
+#include "postmaster/bgworker.h"
+#include "storage/fd.h"
+#include "storage/lock.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+
+#include "ab_file.h"
+#include "ab_hidden.h"
+#include "ab_manifest.h"
+#include "ab_origin.h"
+#include "ab_request.h"
+#include "ab_snapshot.h"
+#include "ab_snaptable.h"
+#include "ab_storage.h"
+#include "ab_storagefiles.h"
+
+#define GC_LOCK_KEY		0x41424743	/* "ABGC" */
+#define GC_LOCK_CLASS	0xAB	/* users' advisory locks have 1 and 2 here */
+
+/* Locks held at once while sweeping: the lock table is shared by everybody. */
+#define SWEEP_BATCH		256
+
+/* ---- serialisation ---- */
+
+static LOCKTAG
+gc_locktag(void)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_ADVISORY(tag, InvalidOid, GC_LOCK_KEY, 0, GC_LOCK_CLASS);
+	return tag;
+}
+
+bool
+ab_gc_lock(void)
+{
+	LOCKTAG		tag = gc_locktag();
+
+	return LockAcquire(&tag, ExclusiveLock, false,
+					   MyBgworkerEntry != NULL) != LOCKACQUIRE_NOT_AVAIL;
+}
+
+void
+ab_gc_unlock(void)
+{
+	LOCKTAG		tag = gc_locktag();
+
+	LockRelease(&tag, ExclusiveLock, false);
+}
+
+/* ---- sets of snapshot ids (AbSnapId has no padding that is not zero) ---- */
+
+static HTAB *
+id_set(void)
+{
+	HASHCTL		ctl;
+
+	MemSet(&ctl, 0, sizeof(ctl));
+	ctl.keysize = sizeof(AbSnapId);
+	ctl.entrysize = sizeof(AbSnapId);
+	ctl.hcxt = CurrentMemoryContext;
+	return hash_create("agent_branch snapshot ids", 64, &ctl,
+					   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+}
+
+static bool
+id_in(HTAB *set, AbSnapId id)
+{
+	return hash_search(set, &id, HASH_FIND, NULL) != NULL;
+}
+
+static void
+add_id(HTAB *set, AbSnapId id)
+{
+	(void) hash_search(set, &id, HASH_ENTER, NULL);
+}
+
+static List *
+add_item(List *items, const char *kind, const char *name, int64 bytes)
+{
+	AbGcItem   *item = palloc(sizeof(AbGcItem));
+
+	item->kind = kind;
+	item->name = pstrdup(name);
+	item->bytes = bytes;
+	return lappend(items, item);
+}
+
+/* ---- storage without a row ---- */
+
+/* Is there a committed (or own) row, seen with a snapshot taken now? */
+static bool
+database_row_exists(Oid db)
+{
+	Relation	rel;
+	SysScanDesc scan;
+	ScanKeyData key;
+	Snapshot	snapshot;
+	bool		found;
+
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	rel = table_open(DatabaseRelationId, AccessShareLock);
+	ScanKeyInit(&key, Anum_pg_database_oid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(db));
+	scan = systable_beginscan(rel, DatabaseOidIndexId, true, snapshot, 1, &key);
+	found = HeapTupleIsValid(systable_getnext(scan));
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	UnregisterSnapshot(snapshot);
+	return found;
+}
+
+/*
+ * Lock the database object if nobody else does and say whether its storage is
+ * garbage; if not the lock is given back.  A lock we have already is a creation or
+ * deletion of this very transaction, which may still be rolled back.
+ */
+static bool
+lock_orphan(Oid db)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, db, 0);
+	switch (LockAcquire(&tag, AccessExclusiveLock, false, true))
+	{
+		case LOCKACQUIRE_NOT_AVAIL:
+			return false;
+		case LOCKACQUIRE_ALREADY_HELD:
+		case LOCKACQUIRE_ALREADY_CLEAR:
+			LockRelease(&tag, AccessExclusiveLock, false);
+			return false;
+		case LOCKACQUIRE_OK:
+			break;
+	}
+	AcceptInvalidationMessages();
+	if (!database_row_exists(db))
+		return true;
+	LockRelease(&tag, AccessExclusiveLock, false);
+	return false;
+}
+
+static void
+unlock_orphan(Oid db)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, db, 0);
+	LockRelease(&tag, AccessExclusiveLock, false);
+}
+
+static List *
+sweep_batch(List *items, Oid *orphans, int n, bool dry_run)
+{
+	if (n == 0)
+		return items;
+	for (int i = 0; i < n; i++)
+	{
+		int64		bytes;
+		int64		files;
+		char		name[16];
+
+		ab_storage_usage(orphans[i], &bytes, &files);
+		snprintf(name, sizeof(name), "%u", orphans[i]);
+		items = add_item(items, "branch", name, bytes);
+	}
+	if (!dry_run)
+		ab_storage_remove(orphans, n);
+	for (int i = 0; i < n; i++)
+		unlock_orphan(orphans[i]);
+	return items;
+}
+
+/* OIDs of all databases that have a row, sorted. */
+static Oid *
+database_oids(int *n)
+{
+	Relation	rel = table_open(DatabaseRelationId, AccessShareLock);
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
+	HeapTuple	tuple;
+	int			allocated = 256;
+	Oid		   *oids = palloc(allocated * sizeof(Oid));
+
+	*n = 0;
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		if (*n == allocated)
+		{
+			allocated *= 2;
+			oids = repalloc(oids, allocated * sizeof(Oid));
+		}
+		oids[(*n)++] = ((Form_pg_database) GETSTRUCT(tuple))->oid;
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	qsort(oids, *n, sizeof(Oid), oid_cmp);
+	return oids;
+}
+
+List *
+ab_sweep_orphans(bool dry_run)
+{
+	List	   *items = NIL;
+	Oid			orphans[SWEEP_BATCH];
+	int			norphans = 0;
+	Oid		   *dbs;
+	Oid		   *rows;
+	int			n;
+	int			nrows;
+
+	if (!ab_gc_lock())
+		return NIL;
+	dbs = ab_origin_list(&n);
+	AcceptInvalidationMessages();
+	rows = database_oids(&nrows);
+	for (int i = 0; i < n; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		/* nearly all have a row: do not lock those */
+		if (bsearch(&dbs[i], rows, nrows, sizeof(Oid), oid_cmp) != NULL ||
+			!lock_orphan(dbs[i]))
+			continue;
+		if (!ab_file_exists(ab_origin_path(dbs[i])))
+		{
+			unlock_orphan(dbs[i]);	/* its abort removed it meanwhile */
+			continue;
+		}
+		orphans[norphans++] = dbs[i];
+		if (norphans == SWEEP_BATCH)
+		{
+			items = sweep_batch(items, orphans, norphans, dry_run);
+			norphans = 0;
+		}
+	}
+	items = sweep_batch(items, orphans, norphans, dry_run);
+	ab_gc_unlock();
+	return items;
+}
+
+/* ---- snapshots ---- */
+
+/* Age of the hidden row; false if there is none, i.e. the snapshot is closed. */
+static bool
+hidden_age(AbSnapId id, double *age)
+{
+	Oid			oid = get_database_oid(ab_hidden_name(id), true);
+	HeapTuple	tuple;
+	Form_pg_database form;
+
+	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(oid));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	form = (Form_pg_database) GETSTRUCT(tuple);
+	*age = ab_hidden_age(form->datfrozenxid, form->datminmxid);
+	ReleaseSysCache(tuple);
+	return true;
+}
+
+/* May no further branch be made of this snapshot?  open, age: its hidden row. */
+static bool
+to_be_closed(const AbSnapSlot *slot, HTAB *keep, bool open, double age)
+{
+	AbSnapSlot	newest;
+
+	if (id_in(keep, slot->id))
+	{
+		if (!open || age < AB_HIDDEN_AGE_NAMED)
+			return false;
+		ereport(WARNING,
+				(errmsg("named snapshot %s is too old to be branched any more",
+						ab_hidden_name(slot->id)),
+				 errdetail("Its transaction ids are about to need freezing; its branches are not affected.")));
+		return true;
+	}
+	if (!open)
+		return true;			/* it is closed already */
+	if (!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(slot->source_db)))
+		return true;
+	if (!ab_snaptable_newest(slot->source_db, &newest) ||
+		!AbSnapIdEquals(newest.id, slot->id))
+		return true;
+	return age >= AB_HIDDEN_AGE_UNNAMED;
+}
+
+/*
+ * The layers a manifest names, added to a set.  False if it is damaged: then nobody
+ * knows which layers it needs.
+ */
+static bool
+add_layers_of(HTAB *layers, AbSnapId id)
+{
+	size_t		len;
+	char	   *image = ab_file_read(ab_snapshot_path(id, ".manifest"), &len);
+	char	   *problem;
+	AbManifest	m;
+
+	if (image == NULL)
+		return true;			/* retired meanwhile */
+	problem = ab_manifest_check(image, len, &m);
+	if (problem == NULL)
+	{
+		for (uint32 i = 0; i < m.h->nlayers; i++)
+			add_id(layers, m.layers[i]);
+	}
+	else
+		ereport(WARNING,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("manifest of snapshot %s is damaged: %s",
+						ab_hidden_name(id), problem),
+				 errdetail("No layer is given back while it is there.")));
+	pfree(image);
+	return problem == NULL;
+}
+
+/* Has a snapshot a manifest, finished or pending? */
+static bool
+has_manifest(AbSnapId id)
+{
+	return ab_file_exists(ab_snapshot_path(id, ".manifest")) ||
+		ab_file_exists(ab_snapshot_path(id, ".pending"));
+}
+
+static int64
+file_bytes(AbSnapId id, const char *suffix)
+{
+	struct stat st;
+
+	if (stat(ab_snapshot_path(id, suffix), &st) < 0)
+		return 0;
+	return (int64) st.st_blocks * 512;
+}
+
+static char *
+id_text(AbSnapId id)
+{
+	char		text[AB_SNAPID_TEXT_LEN + 1];
+
+	ab_snapid_format(id, text);
+	return pstrdup(text);
+}
+
+/*
+ * Ids that origin files name, whether or not their branch still has a row.  False
+ * if some file cannot be read: then nothing can be said of any snapshot.
+ */
+static bool
+read_references(HTAB *referenced)
+{
+	int			n;
+	Oid		   *dbs = ab_origin_list(&n);
+	bool		complete = true;
+
+	for (int i = 0; i < n; i++)
+	{
+		AbOriginHeader header;
+
+		CHECK_FOR_INTERRUPTS();
+		if (ab_storage_read_origin(dbs[i], &header))
+			add_id(referenced, header.snapshot);
+		else if (ab_file_exists(ab_origin_path(dbs[i])))
+			complete = false;
+	}
+	pfree(dbs);
+	return complete;
+}
+
+/*
+ * Close one snapshot if it is to be closed.  True if it is (or would be) closed and
+ * has no branches, so that its manifest can go.
+ */
+static bool
+close_one(const AbSnapSlot *slot, HTAB *keep, bool dry_run)
+{
+	double		age = 0;
+	bool		open = hidden_age(slot->id, &age);
+	AbSnapSlot	now;
+
+	if (!to_be_closed(slot, keep, open, age))
+		return false;
+	if (open && !dry_run && !ab_request_drop_hidden(slot->id))
+		return false;
+	return ab_snaptable_get(slot->id, &now) && now.nbranches == 0 &&
+		!id_in(keep, slot->id); /* closed by age; its name still wants it */
+}
+
+/* Rows whose snapshot never came to be: its taker failed after the keeper's commit. */
+static void
+drop_stray_hidden(void)
+{
+	List	   *stray = NIL;
+	Relation	rel;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	ListCell   *lc;
+
+	rel = table_open(DatabaseRelationId, AccessShareLock);
+	scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
+		AbSnapId	id;
+		AbSnapSlot	slot;
+
+		if (ab_hidden_name_parse(NameStr(form->datname), &id) &&
+			!ab_snaptable_get(id, &slot) && !has_manifest(id))
+		{
+			AbSnapId   *copy = palloc(sizeof(AbSnapId));
+
+			*copy = id;
+			stray = lappend(stray, copy);
+		}
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	foreach(lc, stray)
+		(void) ab_request_drop_hidden(*(AbSnapId *) lfirst(lc));
+}
+
+/* ---- layers ---- */
+
+/* Ids (AbSnapId *) of all files of one kind. */
+static List *
+list_files(const char *suffix)
+{
+	List	   *ids = NIL;
+	DIR		   *dir = AllocateDir(AB_SNAPSHOT_DIR);
+	struct dirent *de;
+
+	while ((de = ReadDir(dir, AB_SNAPSHOT_DIR)) != NULL)
+	{
+		AbSnapId   *id = palloc(sizeof(AbSnapId));
+
+		if (ab_snapshot_parse_file(de->d_name, suffix, id))
+			ids = lappend(ids, id);
+		else
+			pfree(id);
+	}
+	FreeDir(dir);
+	return ids;
+}
+
+/* Order does not matter; equal sets give equal sums. */
+static uint64
+ids_sum(uint64 sum, AbSnapId id, uint64 salt)
+{
+	return sum + hash_bytes_extended((const unsigned char *) &id, sizeof(id), salt);
+}
+
+/*
+ * Layers that no manifest names.  The layers are listed before table and manifests
+ * are read: a snapshot in the making is in the table before its layer has a name, and
+ * apart from its own it names only layers of the snapshot its source hangs on, which
+ * therefore has a branch and a manifest.  gone: manifests retired in this run; in a
+ * dry run they are still there.
+ */
+static List *
+retire_layers(List *items, bool dry_run, HTAB *gone)
+{
+	static uint64 nothing_to_do = 0;
+	List	   *layers = list_files(".pages");
+	List	   *manifests = list_files(".manifest");
+	List	   *strays = NIL;
+	HTAB	   *named = id_set();
+	uint64		sum = 1;
+	ListCell   *lc;
+
+	foreach(lc, layers)
+	{
+		AbSnapId	id = *(AbSnapId *) lfirst(lc);
+		AbSnapSlot	slot;
+
+		if (!id_in(gone, id) && (ab_snaptable_get(id, &slot) || has_manifest(id)))
+			continue;
+		strays = lappend(strays, lfirst(lc));
+		sum = ids_sum(sum, id, 1);
+	}
+	foreach(lc, manifests)
+	{
+		AbSnapId	id = *(AbSnapId *) lfirst(lc);
+
+		if (!id_in(gone, id))
+			sum = ids_sum(sum, id, 2);
+	}
+	if (strays == NIL || sum == nothing_to_do)
+		return items;
+
+	foreach(lc, manifests)
+	{
+		AbSnapId	id = *(AbSnapId *) lfirst(lc);
+
+		if (!id_in(gone, id) && !add_layers_of(named, id))
+			return items;
+	}
+
+	nothing_to_do = sum;
+	foreach(lc, strays)
+	{
+		AbSnapId	id = *(AbSnapId *) lfirst(lc);
+
+		if (id_in(named, id))
+			continue;
+		nothing_to_do = 0;
+		items = add_item(items, "layer", id_text(id), file_bytes(id, ".pages"));
+		if (!dry_run)
+			ab_snapshot_retire(id, AB_RETIRE_PAGES);
+	}
+	return items;
+}
+
+List *
+ab_retire_snapshots(bool dry_run, List *keep)
+{
+	List	   *items = NIL;
+	HTAB	   *kept = id_set();
+	HTAB	   *gone = id_set();
+	HTAB	   *referenced = id_set();
+	AbSnapSlot *slots;
+	int			nslots;
+	int			ncandidates = 0;
+	ListCell   *lc;
+
+	if (!ab_gc_lock())
+		return NIL;
+	foreach(lc, keep)
+		add_id(kept, *(AbSnapId *) lfirst(lc));
+	if (!dry_run)
+		drop_stray_hidden();
+
+	/* in this order: the row of a confirmed snapshot is seen, or gone for good */
+	slots = ab_snaptable_all(&nslots);
+	AcceptInvalidationMessages();
+	for (int i = 0; i < nslots; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (slots[i].confirmed && close_one(&slots[i], kept, dry_run))
+			slots[ncandidates++] = slots[i];
+	}
+
+	/* nbranches says so already; the files are the truth */
+	if (ncandidates > 0 && !read_references(referenced))
+		ncandidates = 0;
+	for (int i = 0; i < ncandidates; i++)
+	{
+		AbSnapId	id = slots[i].id;
+
+		if (id_in(referenced, id))
+			continue;
+		items = add_item(items, "snapshot", id_text(id), file_bytes(id, ".manifest"));
+		add_id(gone, id);
+		if (!dry_run)
+			ab_snapshot_retire(id, AB_RETIRE_MANIFEST);
+	}
+	items = retire_layers(items, dry_run, gone);
+	ab_gc_unlock();
+	return items;
+}

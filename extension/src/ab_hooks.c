@@ -1,0 +1,205 @@
+/*
+ * ab_hooks.c
+ *	  The server's hooks: statements that write enter the gate, CREATE DATABASE
+ *	  ... STRATEGY branch comes to us, and what would harm branches is refused.
+ *
+ * Installed by _PG_init in the postmaster, run by every backend.  Each hook calls
+ * the one that was there before.  Hooks are the polite part (rule 27): what passes
+ * them by costs a snapshot another round, never its exactness.
+ */
+#include "ab_lifecycle.h"
+
+#include "access/parallel.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_tablespace.h"
+#include "commands/tablespace.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "storage/lock.h"
+#include "tcop/utility.h"
+
+#include "ab_gate.h"
+#include "ab_hooks.h"
+#include "ab_storagefiles.h"
+
+static ProcessUtility_hook_type prev_utility = NULL;
+static ExecutorStart_hook_type prev_executor_start = NULL;
+static object_access_hook_type prev_object_access = NULL;
+
+/* DROP DATABASE that this process runs: what it drops, once it is known. */
+static bool watching_drop = false;
+static Oid	dropped_db = InvalidOid;
+
+/* ---- executor ---- */
+
+static bool
+plan_writes(const PlannedStmt *plan)
+{
+	switch (plan->commandType)
+	{
+		case CMD_INSERT:
+		case CMD_UPDATE:
+		case CMD_DELETE:
+		case CMD_MERGE:
+			return true;
+		default:
+			/* SELECT: writing WITH queries; FOR UPDATE marks rows on disk */
+			return plan->hasModifyingCTE || plan->rowMarks != NIL;
+	}
+}
+
+static void
+executor_start(QueryDesc *query, int eflags)
+{
+	if ((eflags & EXEC_FLAG_EXPLAIN_ONLY) == 0 && !IsParallelWorker() &&
+		plan_writes(query->plannedstmt))
+		ab_gate_enter();
+
+	if (prev_executor_start)
+		prev_executor_start(query, eflags);
+	else
+		standard_ExecutorStart(query, eflags);
+}
+
+/* ---- object access ---- */
+
+static void
+object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
+{
+	if (prev_object_access)
+		prev_object_access(access, classId, objectId, subId, arg);
+
+	if (access == OAT_DROP && classId == DatabaseRelationId)
+	{
+		ab_check_drop_database(objectId);
+		if (watching_drop)
+			dropped_db = objectId;
+	}
+	if (access == OAT_DROP && classId == TableSpaceRelationId)
+		ab_check_drop_tablespace(objectId, get_tablespace_name(objectId));
+}
+
+/* ---- utility statements ---- */
+
+/* The arguments of the utility hook, to hand them on. */
+typedef struct UtilityCall
+{
+	PlannedStmt *pstmt;
+	const char *queryString;
+	bool		readOnlyTree;
+	ProcessUtilityContext context;
+	ParamListInfo params;
+	QueryEnvironment *queryEnv;
+	DestReceiver *dest;
+	QueryCompletion *qc;
+} UtilityCall;
+
+static void
+run_next(const UtilityCall *c)
+{
+	if (prev_utility)
+		prev_utility(c->pstmt, c->queryString, c->readOnlyTree, c->context,
+					 c->params, c->queryEnv, c->dest, c->qc);
+	else
+		standard_ProcessUtility(c->pstmt, c->queryString, c->readOnlyTree, c->context,
+								c->params, c->queryEnv, c->dest, c->qc);
+}
+
+/*
+ * VACUUM and its like commit in between, and the gate's lock goes with each
+ * transaction.  Holding it for the session as well covers the whole statement;
+ * what is left to commit afterwards is covered by the transaction's lock again,
+ * which is had without waiting while the session's is held.
+ */
+static void
+run_several_transactions(const UtilityCall *c)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_RELATION(tag, MyDatabaseId, AB_GATE_RELID);
+	(void) LockAcquire(&tag, RowExclusiveLock, true, false);
+	PG_TRY();
+	{
+		ab_gate_enter();
+		run_next(c);
+		ab_gate_enter();
+	}
+	PG_FINALLY();
+	{
+		(void) LockRelease(&tag, RowExclusiveLock, true);
+	}
+	PG_END_TRY();
+}
+
+/*
+ * The server drops a branch as it drops any database; only the origin file is
+ * left to do, before the transaction commits.  After a crash in between the sweep
+ * does it, or the DROP DATABASE that is repeated.
+ */
+static void
+run_dropdb(const UtilityCall *c)
+{
+	dropped_db = InvalidOid;
+	watching_drop = true;
+	PG_TRY();
+	{
+		run_next(c);
+	}
+	PG_FINALLY();
+	{
+		watching_drop = false;
+	}
+	PG_END_TRY();
+
+	if (OidIsValid(dropped_db))
+		ab_storage_drop_origin(dropped_db);
+	dropped_db = InvalidOid;
+}
+
+static void
+run_writer(const UtilityCall *c, AbUtilityKind kind)
+{
+	if (kind == AB_UTILITY_WRITES_MANY)
+	{
+		run_several_transactions(c);
+		return;
+	}
+	if (kind == AB_UTILITY_WRITES)
+		ab_gate_enter();
+	run_next(c);
+}
+
+static void
+process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
+				ProcessUtilityContext context, ParamListInfo params,
+				QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+{
+	UtilityCall call = {pstmt, queryString, readOnlyTree, context,
+	params, queryEnv, dest, qc};
+	Node	   *stmt = pstmt->utilityStmt;
+
+	if (IsA(stmt, CreatedbStmt) && ab_statement_is_branch((CreatedbStmt *) stmt))
+	{
+		(void) ab_create_from_statement((CreatedbStmt *) stmt);
+		return;
+	}
+	ab_check_database_statement(stmt);
+	if (IsA(stmt, DropdbStmt))
+		run_dropdb(&call);
+	else
+		run_writer(&call, ab_utility_kind(stmt));
+}
+
+/* ---- installing ---- */
+
+void
+ab_hooks_install(void)
+{
+	prev_utility = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
+	prev_executor_start = ExecutorStart_hook;
+	ExecutorStart_hook = executor_start;
+	prev_object_access = object_access_hook;
+	object_access_hook = object_access;
+}

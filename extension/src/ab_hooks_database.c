@@ -1,0 +1,241 @@
+/*
+ * ab_hooks_database.c
+ *	  Statements about databases that the server would carry out by copying,
+ *	  moving or removing directories: what they may not do to branches (M17).
+ *
+ * Any backend.  The checks before a statement run without locks and are meant for
+ * people; ab_check_drop_database() runs in the object access hook, under the
+ * statement's AccessExclusiveLock, and is exact.
+ */
+#include "ab_hooks.h"
+
+#include "catalog/pg_database.h"
+#include "commands/dbcommands.h"
+#include "commands/defrem.h"
+#include "nodes/pg_list.h"
+
+#include "ab_catalogrows.h"
+#include "ab_file.h"
+#include "ab_lifecycle.h"
+#include "ab_manifest.h"
+#include "ab_snapshot.h"
+#include "ab_snaptable.h"
+
+static DefElem *
+find_option(List *options, const char *name)
+{
+	ListCell   *lc;
+
+	foreach(lc, options)
+	{
+		DefElem    *defel = lfirst_node(DefElem, lc);
+
+		if (strcmp(defel->defname, name) == 0)
+			return defel;
+	}
+	return NULL;
+}
+
+static bool
+strategy_is(const CreatedbStmt *stmt, const char *strategy)
+{
+	DefElem    *defel = find_option(stmt->options, "strategy");
+
+	return defel != NULL && defel->arg != NULL &&
+		pg_strcasecmp(defGetString(defel), strategy) == 0;
+}
+
+bool
+ab_statement_is_branch(const CreatedbStmt *stmt)
+{
+	return strategy_is(stmt, "branch");
+}
+
+static bool
+is_branch(Oid db)
+{
+	char	   *origin = ab_origin_path(db);
+	bool		result = ab_file_exists(origin);
+
+	pfree(origin);
+	return result;
+}
+
+static bool
+is_hidden_name(const char *name)
+{
+	AbSnapId	id;
+
+	return ab_hidden_name_parse(name, &id);
+}
+
+static void
+refuse_hidden(const char *name)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_IN_USE),
+			 errmsg("database \"%s\" stands for a snapshot and cannot be changed or copied", name),
+			 errdetail("Branches of the snapshot rely on this row."),
+			 errhint("branch.gc() removes snapshots that nobody needs.")));
+}
+
+static void
+refuse_reserved(const char *name)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_RESERVED_NAME),
+			 errmsg("database name \"%s\" is reserved", name),
+			 errdetail("Names of this form stand for snapshots.")));
+}
+
+/* Say what the database has to do with branches; NULL: nothing. */
+static char *
+why_files_must_stay(Oid db)
+{
+	List	   *children;
+
+	if (is_branch(db))
+		return pstrdup("It is a branch: part of its storage is its parent's snapshot.");
+	children = ab_children(db);
+	if (children != NIL)
+		return psprintf("It has branches: %s.", ab_name_list(children));
+	return NULL;
+}
+
+static void
+check_createdb(const CreatedbStmt *stmt)
+{
+	DefElem    *defel = find_option(stmt->options, "template");
+	const char *template = "template1";
+	char	   *why;
+	Oid			db;
+
+	if (is_hidden_name(stmt->dbname))
+		refuse_reserved(stmt->dbname);
+	if (defel != NULL && defel->arg != NULL)
+		template = defGetString(defel);
+	if (is_hidden_name(template))
+		refuse_hidden(template);
+	if (!strategy_is(stmt, "file_copy"))
+		return;
+
+	db = get_database_oid(template, true);
+	why = OidIsValid(db) ? why_files_must_stay(db) : NULL;
+	if (why != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot copy the files of database \"%s\"", template),
+				 errdetail("%s", why),
+				 errhint("Use STRATEGY wal_log for a full copy, or STRATEGY branch.")));
+}
+
+static void
+check_alter(const AlterDatabaseStmt *stmt)
+{
+	char	   *why;
+	Oid			db;
+
+	if (is_hidden_name(stmt->dbname))
+		refuse_hidden(stmt->dbname);
+	if (find_option(stmt->options, "tablespace") == NULL)
+		return;
+
+	db = get_database_oid(stmt->dbname, true);
+	why = OidIsValid(db) ? why_files_must_stay(db) : NULL;
+	if (why != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("cannot move database \"%s\" to another tablespace", stmt->dbname),
+				 errdetail("%s", why),
+				 errhint("Copy it with CREATE DATABASE ... STRATEGY wal_log TABLESPACE ... instead.")));
+}
+
+static void
+check_rename(const RenameStmt *stmt)
+{
+	if (stmt->renameType != OBJECT_DATABASE)
+		return;
+	if (is_hidden_name(stmt->subname))
+		refuse_hidden(stmt->subname);
+	if (is_hidden_name(stmt->newname))
+		refuse_reserved(stmt->newname);
+}
+
+void
+ab_check_database_statement(Node *stmt)
+{
+	switch (nodeTag(stmt))
+	{
+		case T_CreatedbStmt:
+			check_createdb((CreatedbStmt *) stmt);
+			break;
+		case T_AlterDatabaseStmt:
+			check_alter((AlterDatabaseStmt *) stmt);
+			break;
+		case T_RenameStmt:
+			check_rename((RenameStmt *) stmt);
+			break;
+		default:
+			break;
+	}
+}
+
+void
+ab_check_drop_database(Oid db)
+{
+	char	   *name = ab_database_name(db);
+	List	   *children;
+
+	if (name == NULL)
+		return;
+	if (is_hidden_name(name))
+		refuse_hidden(name);
+	children = ab_children(db);
+	if (children != NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("cannot drop database \"%s\", because it has branches", name),
+				 errdetail("They are: %s.", ab_name_list(children)),
+				 errhint("Delete these first.")));
+	pfree(name);
+}
+
+static bool
+has_files_in(AbSnapId id, Oid spc)
+{
+	AbManifest *m = ab_manifest_acquire(id);
+	bool		found = false;
+
+	for (uint32 i = 0; i < m->h->nforks && !found; i++)
+		found = m->forks[i].spc == spc;
+	ab_manifest_release(m);
+	return found;
+}
+
+/*
+ * A branch has no directory in a tablespace until it writes there, so the server
+ * would find the tablespace empty (M10).
+ */
+void
+ab_check_drop_tablespace(Oid spc, const char *name)
+{
+	AbSnapSlot *slots;
+	int			n;
+
+	slots = ab_snaptable_all(&n);
+	for (int i = 0; i < n; i++)
+	{
+		char	   *hidden = ab_hidden_name(slots[i].id);
+
+		if (slots[i].confirmed &&
+			(slots[i].nbranches > 0 || OidIsValid(get_database_oid(hidden, true))) &&
+			has_files_in(slots[i].id, spc))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("tablespace \"%s\" is not empty", name),
+					 errdetail("Branches inherit relations in it."),
+					 errhint("Delete the branches and the snapshots they hang on first; branch.gc() removes unused snapshots.")));
+		pfree(hidden);
+	}
+	pfree(slots);
+}

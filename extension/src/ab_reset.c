@@ -1,0 +1,291 @@
+/*
+ * ab_reset.c
+ *	  Resetting a branch: a new database of the same name, with the parent's
+ *	  contents of now, in place of the old one.
+ *
+ * Backends; one transaction deletes and creates, so others see the old branch or
+ * the new one.  Locks: name, parent, snapshot, old database, new database
+ * (extension/README.locking).  What people have attached to the database in the
+ * shared catalogs (owner, grants, settings, comment, security labels) moves over to
+ * the new OID.
+ */
+#include "ab_lifecycle.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "catalog/objectaddress.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_db_role_setting.h"
+#include "catalog/pg_shdescription.h"
+#include "catalog/pg_shseclabel.h"
+#include "commands/comment.h"
+#include "commands/seclabel.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/rel.h"
+#include "utils/syscache.h"
+
+#include "ab_catalogrows.h"
+#include "ab_origin.h"
+
+typedef struct SavedSetting
+{
+	Oid			role;
+	ArrayType  *config;
+} SavedSetting;
+
+typedef struct SavedLabel
+{
+	char	   *provider;
+	char	   *label;
+} SavedLabel;
+
+/* What moves over besides the pg_database row's own columns. */
+typedef struct Attachments
+{
+	List	   *settings;		/* SavedSetting * */
+	List	   *labels;			/* SavedLabel * */
+	char	   *comment;		/* or NULL */
+} Attachments;
+
+/* ---- saving ---- */
+
+static List *
+save_settings(Oid db)
+{
+	Relation	rel = table_open(DbRoleSettingRelationId, AccessShareLock);
+	List	   *settings = NIL;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tup;
+
+	ScanKeyInit(&key, Anum_pg_db_role_setting_setdatabase,
+				BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(db));
+	scan = systable_beginscan(rel, DbRoleSettingDatidRolidIndexId, true,
+							  NULL, 1, &key);
+	while (HeapTupleIsValid(tup = systable_getnext(scan)))
+	{
+		bool		isnull;
+		Datum		config = heap_getattr(tup, Anum_pg_db_role_setting_setconfig,
+										  RelationGetDescr(rel), &isnull);
+		SavedSetting *s;
+
+		if (isnull)
+			continue;
+		s = palloc(sizeof(SavedSetting));
+		s->role = ((Form_pg_db_role_setting) GETSTRUCT(tup))->setrole;
+		s->config = DatumGetArrayTypePCopy(config);
+		settings = lappend(settings, s);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return settings;
+}
+
+/* Scan of a shared catalog by (objoid, classoid). */
+static SysScanDesc
+begin_object_scan(Relation rel, Oid index, AttrNumber objoid, AttrNumber classoid,
+				  Oid db)
+{
+	ScanKeyData key[2];
+
+	ScanKeyInit(&key[0], objoid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(db));
+	ScanKeyInit(&key[1], classoid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(DatabaseRelationId));
+	return systable_beginscan(rel, index, true, NULL, 2, key);
+}
+
+static char *
+text_attribute(Relation rel, HeapTuple tup, AttrNumber attr)
+{
+	bool		isnull;
+	Datum		value = heap_getattr(tup, attr, RelationGetDescr(rel), &isnull);
+
+	return isnull ? NULL : TextDatumGetCString(value);
+}
+
+static char *
+save_comment(Oid db)
+{
+	Relation	rel = table_open(SharedDescriptionRelationId, AccessShareLock);
+	SysScanDesc scan;
+	HeapTuple	tup;
+	char	   *comment = NULL;
+
+	scan = begin_object_scan(rel, SharedDescriptionObjIndexId,
+							 Anum_pg_shdescription_objoid,
+							 Anum_pg_shdescription_classoid, db);
+	tup = systable_getnext(scan);
+	if (HeapTupleIsValid(tup))
+		comment = text_attribute(rel, tup, Anum_pg_shdescription_description);
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return comment;
+}
+
+static List *
+save_labels(Oid db)
+{
+	Relation	rel = table_open(SharedSecLabelRelationId, AccessShareLock);
+	List	   *labels = NIL;
+	SysScanDesc scan;
+	HeapTuple	tup;
+
+	scan = begin_object_scan(rel, SharedSecLabelObjectIndexId,
+							 Anum_pg_shseclabel_objoid,
+							 Anum_pg_shseclabel_classoid, db);
+	while (HeapTupleIsValid(tup = systable_getnext(scan)))
+	{
+		SavedLabel *l = palloc(sizeof(SavedLabel));
+
+		l->provider = text_attribute(rel, tup, Anum_pg_shseclabel_provider);
+		l->label = text_attribute(rel, tup, Anum_pg_shseclabel_label);
+		labels = lappend(labels, l);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return labels;
+}
+
+/* Columns of the old row that the new one keeps. */
+static void
+save_row(Oid db, AbNewBranch *nb)
+{
+	HeapTuple	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
+	Form_pg_database form;
+	Datum		acl;
+	bool		isnull;
+
+	if (!HeapTupleIsValid(tup))
+		elog(ERROR, "cache lookup failed for database %u", db);
+	form = (Form_pg_database) GETSTRUCT(tup);
+	nb->owner = form->datdba;
+	nb->allow_connections = form->datallowconn;
+	nb->is_template = form->datistemplate;
+	nb->connection_limit = form->datconnlimit;
+
+	/* left behind by a DROP DATABASE that was interrupted */
+	if (nb->connection_limit < -1)
+		nb->connection_limit = -1;
+	acl = SysCacheGetAttr(DATABASEOID, tup, Anum_pg_database_datacl, &isnull);
+	nb->acl = isnull ? NULL : DatumGetAclPCopy(acl);
+	ReleaseSysCache(tup);
+}
+
+/* ---- putting back ---- */
+
+static void
+restore_settings(Oid db, List *settings)
+{
+	Relation	rel;
+	ListCell   *lc;
+
+	if (settings == NIL)
+		return;
+	rel = table_open(DbRoleSettingRelationId, RowExclusiveLock);
+	foreach(lc, settings)
+	{
+		SavedSetting *s = lfirst(lc);
+		Datum		values[Natts_pg_db_role_setting];
+		bool		nulls[Natts_pg_db_role_setting] = {0};
+		HeapTuple	tup;
+
+		values[Anum_pg_db_role_setting_setdatabase - 1] = ObjectIdGetDatum(db);
+		values[Anum_pg_db_role_setting_setrole - 1] = ObjectIdGetDatum(s->role);
+		values[Anum_pg_db_role_setting_setconfig - 1] = PointerGetDatum(s->config);
+		tup = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+		CatalogTupleInsert(rel, tup);
+		heap_freetuple(tup);
+	}
+	table_close(rel, NoLock);
+}
+
+static void
+restore_attachments(Oid db, const Attachments *a)
+{
+	ObjectAddress object;
+	ListCell   *lc;
+
+	restore_settings(db, a->settings);
+	if (a->comment != NULL)
+		CreateSharedComments(db, DatabaseRelationId, a->comment);
+	ObjectAddressSet(object, DatabaseRelationId, db);
+	foreach(lc, a->labels)
+	{
+		SavedLabel *l = lfirst(lc);
+
+		SetSecurityLabel(&object, l->provider, l->label);
+	}
+	CommandCounterIncrement();
+}
+
+/* ---- reset ---- */
+
+/* The parent a branch was made of; its name in *name. */
+static Oid
+parent_of(Oid db, const char *branch, char **name)
+{
+	AbOriginHeader header;
+
+	if (!ab_origin_read(db, &header))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_DATABASE),
+				 errmsg("branch \"%s\" does not exist", branch)));
+	*name = ab_database_name(header.parent_db);
+	if (*name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_DATABASE),
+				 errmsg("the parent of branch \"%s\" does not exist any more", branch),
+				 errdetail("It was database %u.", header.parent_db),
+				 errhint("Delete the branch and create it from another parent.")));
+	return header.parent_db;
+}
+
+static void
+raise_no_branch(const char *name)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_DATABASE),
+			 errmsg("branch \"%s\" does not exist", name),
+			 errhint("The view branch.branches lists those that do.")));
+}
+
+Oid
+ab_reset_branch(const char *name, bool force)
+{
+	AbNewBranch nb = {0};
+	Attachments attachments;
+	char	   *parent_name;
+	Oid			old;
+	Oid			new;
+
+	ab_prevent_read_only("branch reset");
+	ab_lock_branch_name(name);
+	old = ab_find_own_branch(name, "reset");
+	if (!OidIsValid(old))
+		raise_no_branch(name);
+	nb.name = name;
+	nb.parent = parent_of(old, name, &parent_name);
+	ab_check_parent_rights(nb.parent, parent_name);
+	ab_lock_parent(nb.parent, parent_name);
+
+	/* before this transaction writes anything: it may be in the parent itself */
+	nb.snapshot = ab_parent_snapshot(nb.parent);
+
+	if (!ab_lock_for_delete(old, name, force))
+		raise_no_branch(name);
+	save_row(old, &nb);
+	attachments.settings = save_settings(old);
+	attachments.labels = save_labels(old);
+	attachments.comment = save_comment(old);
+
+	ab_delete_rows(old);
+	new = ab_insert_branch(&nb);
+	restore_attachments(new, &attachments);
+	return new;
+}

@@ -1,0 +1,188 @@
+/*
+ * ab_size.c
+ *	  How large a branch is, from its files, its origin and its manifest.
+ *
+ * Backends.  No locks: files come and go while they are counted, and the answer is
+ * as good as that of pg_database_size().
+ */
+#include "ab_size.h"
+
+#include <sys/stat.h>
+
+#include "catalog/pg_tablespace_d.h"
+#include "miscadmin.h"
+#include "storage/fd.h"
+#include "storage/reinit.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+
+#include "ab_file.h"
+#include "ab_manifest.h"
+#include "ab_origin.h"
+#include "ab_originfile.h"
+#include "ab_storagefiles.h"
+
+/* ---- own files ---- */
+
+/* base/<db> or pg_tblspc/<spc>/.../<db> */
+static Oid
+tablespace_of(const char *dir)
+{
+	static const char prefix[] = "pg_tblspc/";
+
+	if (strncmp(dir, prefix, strlen(prefix)) == 0)
+		return (Oid) strtoul(dir + strlen(prefix), NULL, 10);
+	return DEFAULTTABLESPACE_OID;
+}
+
+static void
+add_file(HTAB *forks, const char *dir, const char *name)
+{
+	char		path[MAXPGPATH];
+	struct stat st;
+	AbForkKey	key = {0};
+	AbOwnFork  *own;
+	ForkNumber	fork;
+	int			oidchars;
+	bool		found;
+
+	if (!parse_filename_for_nontemp_relation(name, &oidchars, &fork))
+		return;
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	if (lstat(path, &st) < 0 || !S_ISREG(st.st_mode))
+		return;
+	key.spc = tablespace_of(dir);
+	key.rel = (Oid) strtoul(name, NULL, 10);
+	key.fork = fork;
+	own = hash_search(forks, &key, HASH_ENTER, &found);
+	if (!found)
+	{
+		own->bytes = own->disk_bytes = 0;
+		own->ragged = false;
+	}
+	own->bytes += st.st_size;
+	own->disk_bytes += (int64) st.st_blocks * 512;
+	if (st.st_size % BLCKSZ != 0)
+		own->ragged = true;
+}
+
+HTAB *
+ab_size_own_forks(Oid db)
+{
+	HASHCTL		ctl;
+	HTAB	   *forks;
+	ListCell   *lc;
+
+	MemSet(&ctl, 0, sizeof(ctl));
+	ctl.keysize = sizeof(AbForkKey);
+	ctl.entrysize = sizeof(AbOwnFork);
+	ctl.hcxt = CurrentMemoryContext;
+	forks = hash_create("agent_branch own forks", 64, &ctl,
+						HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	foreach(lc, ab_storage_dirs(db, ERROR))
+	{
+		const char *path = lfirst(lc);
+		DIR		   *dir = AllocateDir(path);
+		struct dirent *de;
+
+		if (dir == NULL && errno == ENOENT)
+			continue;			/* dropped meanwhile */
+		while ((de = ReadDir(dir, path)) != NULL)
+			add_file(forks, path, de->d_name);
+		FreeDir(dir);
+	}
+	return forks;
+}
+
+int64
+ab_size_own_pages(Oid db)
+{
+	HTAB	   *forks = ab_size_own_forks(db);
+	HASH_SEQ_STATUS scan;
+	AbOwnFork  *own;
+	int64		bytes = 0;
+
+	hash_seq_init(&scan, forks);
+	while ((own = hash_seq_search(&scan)) != NULL)
+		bytes += own->disk_bytes;
+	hash_destroy(forks);
+	return bytes;
+}
+
+/* ---- what a session in the branch sees ---- */
+
+/* The limit of an inherited fork: slots may lower it (I1). */
+static int64
+inherited_blocks(const AbForkEntry *e, const AbOriginImage *origin)
+{
+	int64		limit = e->nblocks;
+
+	if (e->flags & AB_FORK_UNLOGGED)
+		return 0;
+	for (int i = 0; i < origin->nslots; i++)
+	{
+		const AbLimitSlot *s = &origin->slots[i];
+
+		if (s->spc != e->spc || s->rel != e->rel)
+			continue;
+		if (s->fork == AB_ALL_FORKS)
+			return 0;
+		if (s->fork == e->fork)
+			limit = Min(limit, (int64) s->limit);
+	}
+	return limit;
+}
+
+/* I2: each fork has max(own file, limit) blocks. */
+static int64
+sum_forks(const AbManifest *m, const AbOriginImage *origin, HTAB *forks)
+{
+	HASH_SEQ_STATUS scan;
+	AbOwnFork  *own;
+	int64		bytes = 0;
+
+	for (uint32 i = 0; i < m->h->nforks; i++)
+	{
+		const AbForkEntry *e = &m->forks[i];
+		AbForkKey	key = {e->spc, e->rel, e->fork};
+		int64		limit = inherited_blocks(e, origin) * BLCKSZ;
+
+		own = hash_search(forks, &key, HASH_FIND, NULL);
+		if (own == NULL || own->bytes < limit)
+			bytes += limit - (own ? own->bytes : 0);
+	}
+	hash_seq_init(&scan, forks);
+	while ((own = hash_seq_search(&scan)) != NULL)
+		bytes += own->bytes;
+	return bytes;
+}
+
+bool
+ab_size_logical(Oid db, int64 *bytes)
+{
+	MemoryContext old;
+	MemoryContext cxt;
+	AbOriginImage origin;
+	AbManifest	m;
+	char	   *image;
+	char	   *path;
+	size_t		len;
+	bool		ok = false;
+
+	cxt = AllocSetContextCreate(CurrentMemoryContext, "agent_branch size",
+								ALLOCSET_DEFAULT_SIZES);
+	old = MemoryContextSwitchTo(cxt);
+	if (ab_originfile_load(db, &origin))
+	{
+		path = ab_snapshot_path(origin.header.snapshot, ".manifest");
+		image = ab_file_read(path, &len);
+		if (image != NULL && ab_manifest_check(image, len, &m) == NULL)
+		{
+			*bytes = sum_forks(&m, &origin, ab_size_own_forks(db));
+			ok = true;
+		}
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(cxt);
+	return ok;
+}

@@ -1,0 +1,149 @@
+/*
+ * ab_sql.c
+ *	  What the functions that SQL calls have in common.
+ *
+ * Backends in the control database.  No locks but those of ordinary queries.
+ */
+#include "ab_sql.h"
+
+#include <sys/stat.h>
+
+#include "catalog/pg_authid.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/syscache.h"
+
+#include "ab_file.h"
+
+char *
+ab_sql_text(FunctionCallInfo fcinfo, int n)
+{
+	if (n >= PG_NARGS() || PG_ARGISNULL(n))
+		return NULL;
+	return text_to_cstring(PG_GETARG_TEXT_PP(n));
+}
+
+char *
+ab_sql_required_text(FunctionCallInfo fcinfo, int n, const char *argument)
+{
+	char	   *value = ab_sql_text(fcinfo, n);
+
+	if (value == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must not be null", argument)));
+	return value;
+}
+
+bool
+ab_sql_bool(FunctionCallInfo fcinfo, int n, bool when_null)
+{
+	return PG_ARGISNULL(n) ? when_null : PG_GETARG_BOOL(n);
+}
+
+void
+ab_sql_unsupported(const char *function, const char *argument)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("argument \"%s\" of %s is not supported by this version of agent_branch",
+					argument, function),
+			 errhint("Leave it out.")));
+}
+
+/*
+ * The plan is saved: creating a branch must not pay for planning its answer.  At
+ * most a handful of queries, all of them literals, so the address identifies one.
+ */
+static SPIPlanPtr
+saved_plan(const char *query, Oid type)
+{
+	static struct
+	{
+		const char *query;
+		SPIPlanPtr	plan;
+	}			plans[8];
+
+	for (int i = 0; i < lengthof(plans); i++)
+	{
+		SPIPlanPtr	plan;
+
+		if (plans[i].query == query)
+			return plans[i].plan;
+		if (plans[i].query != NULL)
+			continue;
+		plan = SPI_prepare(query, 1, &type);
+		if (plan == NULL)
+			elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+		if (SPI_keepplan(plan) != 0)
+			elog(ERROR, "SPI_keepplan failed");
+		plans[i].plan = plan;
+		plans[i].query = query;
+		return plan;
+	}
+	elog(ERROR, "too many different queries");
+}
+
+Datum
+ab_sql_row(const char *query, Oid type, Datum value, const char *what)
+{
+	Datum		row = (Datum) 0;
+	bool		isnull = true;
+	int			ret;
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	ret = SPI_execute_plan(saved_plan(query, type), &value, NULL, false, 1);
+	if (ret != SPI_OK_SELECT)
+		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(ret));
+	if (SPI_processed > 0)
+		row = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+	if (isnull)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to see %s", what)));
+	row = SPI_datumTransfer(row, false, -1);
+	SPI_finish();
+	return row;
+}
+
+Datum
+ab_sql_branch_row(Oid db, const char *name)
+{
+	static const char query[] =
+	"SELECT b FROM branch.branches AS b WHERE b.id OPERATOR(pg_catalog.=) $1";
+
+	return ab_sql_row(query, OIDOID, ObjectIdGetDatum(db),
+					  psprintf("branch \"%s\"", name));
+}
+
+bool
+ab_sql_may_see(Oid db)
+{
+	Oid			user = GetUserId();
+
+	if (has_privs_of_role(user, ROLE_PG_READ_ALL_STATS))
+		return true;
+	if (!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(db)))
+		return false;
+	return pg_database_ownercheck(db, user) ||
+		pg_database_aclcheck(db, user, ACL_CONNECT) == ACLCHECK_OK;
+}
+
+int64
+ab_sql_file_bytes(AbSnapId id, const char *suffix)
+{
+	char	   *path = ab_snapshot_path(id, suffix);
+	struct stat st;
+	int64		bytes = 0;
+
+	if (stat(path, &st) == 0)
+		bytes = (int64) st.st_blocks * 512;
+	pfree(path);
+	return bytes;
+}

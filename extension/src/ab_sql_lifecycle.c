@@ -1,0 +1,289 @@
+/*
+ * ab_sql_lifecycle.c
+ *	  branch.create, ensure, create_many, delete, reset.
+ *
+ * Backends in the control database.  Arguments are checked and translated here;
+ * rights, locks and everything else are ab_lifecycle.h's.  Arguments of later versions
+ * are refused, never ignored.
+ */
+#include "ab_compat.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
+
+#include "ab_catalogrows.h"
+#include "ab_file.h"
+#include "ab_lifecycle.h"
+#include "ab_origin.h"
+#include "ab_settings.h"
+#include "ab_sql.h"
+#include "ab_storagefiles.h"
+#include "ab_tables.h"
+
+PG_FUNCTION_INFO_V1(ab_sql_check_installable);
+PG_FUNCTION_INFO_V1(ab_sql_create);
+PG_FUNCTION_INFO_V1(ab_sql_ensure);
+PG_FUNCTION_INFO_V1(ab_sql_create_many);
+PG_FUNCTION_INFO_V1(ab_sql_delete);
+PG_FUNCTION_INFO_V1(ab_sql_reset);
+
+typedef enum IfExists
+{
+	IF_EXISTS_ERROR,
+	IF_EXISTS_RETURN,
+	IF_EXISTS_RESET
+} IfExists;
+
+/* First statement of the install script: is this server and database the place? */
+Datum
+ab_sql_check_installable(PG_FUNCTION_ARGS)
+{
+	ab_require_control_database();
+	PG_RETURN_VOID();
+}
+
+/* ---- resetting, and remembering it ---- */
+
+/*
+ * A reset branch is a new database; when it was first created, and that it was
+ * reset, is remembered under OID and creation time, so that another database that
+ * gets the OID later is not taken for it.
+ */
+static void
+remember_reset(Oid new_db, Oid old_db, TimestampTz old_created_at)
+{
+	Oid			types[4] = {OIDOID, TIMESTAMPTZOID, OIDOID, TIMESTAMPTZOID};
+	Datum		values[4];
+	AbOriginHeader now;
+
+	if (!ab_origin_read(new_db, &now))
+		elog(ERROR, "origin of database %u is missing", new_db);
+	values[0] = ObjectIdGetDatum(new_db);
+	values[1] = TimestampTzGetDatum(now.created_at);
+	values[2] = ObjectIdGetDatum(old_db);
+	values[3] = TimestampTzGetDatum(old_created_at);
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	(void) ab_tables_execute("INSERT INTO branch.resets AS r (db, reset_at, created_at)"
+							 " SELECT $1, $2, coalesce((SELECT o.created_at FROM branch.resets AS o"
+							 " WHERE o.db = $3 AND o.reset_at = $4), $4)"
+							 " ON CONFLICT (db) DO UPDATE SET reset_at = excluded.reset_at,"
+							 " created_at = excluded.created_at",
+							 4, types, values, NULL);
+	(void) ab_tables_execute("DELETE FROM branch.resets WHERE db = $1",
+							 1, &types[2], &values[2], NULL);
+	SPI_finish();
+}
+
+static Oid
+reset_branch(const char *name, bool force)
+{
+	Oid			old = get_database_oid(name, true);
+	AbOriginHeader before;
+	bool		known = OidIsValid(old) && ab_storage_read_origin(old, &before);
+	Oid			db = ab_reset_branch(name, force);
+
+	if (known)
+		remember_reset(db, old, before.created_at);
+	return db;
+}
+
+/* ---- creating ---- */
+
+static IfExists
+parse_if_exists(const char *value)
+{
+	if (value == NULL || strcmp(value, "error") == 0)
+		return IF_EXISTS_ERROR;
+	if (strcmp(value, "return") == 0)
+		return IF_EXISTS_RETURN;
+	if (strcmp(value, "reset") == 0)
+		return IF_EXISTS_RESET;
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("invalid value for argument \"if_exists\": \"%s\"", value),
+			 errhint("It can be error, return or reset.")));
+}
+
+/*
+ * The name is locked before the look, so two sessions that ensure the same branch
+ * take turns, and the second finds the first one's.
+ */
+static Oid
+create_branch(const AbCreateOptions *opt, IfExists if_exists)
+{
+	Oid			db;
+
+	if (if_exists == IF_EXISTS_ERROR)
+		return ab_create_branch(opt);
+	ab_prevent_read_only("branch creation");
+	ab_check_branch_name(opt->name);
+	ab_lock_branch_name(opt->name);
+	db = get_database_oid(opt->name, true);
+	if (!OidIsValid(db))
+		return ab_create_branch(opt);
+	if (!ab_file_exists(ab_origin_path(db)))
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_DATABASE),
+				 errmsg("database \"%s\" already exists and is not a branch", opt->name),
+				 errhint("Choose another name.")));
+	return if_exists == IF_EXISTS_RETURN ? db : reset_branch(opt->name, false);
+}
+
+static bool
+jsonb_is_empty_object(Jsonb *jb)
+{
+	return JB_ROOT_IS_OBJECT(jb) && JB_ROOT_COUNT(jb) == 0;
+}
+
+/* Arguments 0-7 are the same for branch.create and branch.ensure. */
+static void
+read_create_arguments(FunctionCallInfo fcinfo, const char *function,
+					  AbCreateOptions *opt)
+{
+	MemSet(opt, 0, sizeof(*opt));
+	opt->connection_limit = -1;
+	opt->allow_connections = true;
+	opt->name = ab_sql_required_text(fcinfo, 0, "name");
+	opt->parent = ab_sql_text(fcinfo, 1);
+	if (!PG_ARGISNULL(2))
+		ab_sql_unsupported(function, "at");
+	if (!PG_ARGISNULL(3))
+		opt->owner = pstrdup(NameStr(*PG_GETARG_NAME(3)));
+	if (!PG_ARGISNULL(4))
+		ab_sql_unsupported(function, "expires_in");
+	if (ab_sql_bool(fcinfo, 5, false))
+		ab_sql_unsupported(function, "protected");
+	if (!PG_ARGISNULL(6))
+		ab_sql_unsupported(function, "suspend_timeout");
+	if (!PG_ARGISNULL(7) && !jsonb_is_empty_object(PG_GETARG_JSONB_P(7)))
+		ab_sql_unsupported(function, "labels");
+}
+
+Datum
+ab_sql_create(PG_FUNCTION_ARGS)
+{
+	AbCreateOptions opt;
+	IfExists	if_exists;
+
+	ab_require_control_database();
+	read_create_arguments(fcinfo, "branch.create", &opt);
+	if_exists = parse_if_exists(ab_sql_text(fcinfo, 8));
+	PG_RETURN_DATUM(ab_sql_branch_row(create_branch(&opt, if_exists), opt.name));
+}
+
+Datum
+ab_sql_ensure(PG_FUNCTION_ARGS)
+{
+	AbCreateOptions opt;
+
+	ab_require_control_database();
+	read_create_arguments(fcinfo, "branch.ensure", &opt);
+	PG_RETURN_DATUM(ab_sql_branch_row(create_branch(&opt, IF_EXISTS_RETURN), opt.name));
+}
+
+static void
+put_branch_row(ReturnSetInfo *rsinfo, Oid db, const char *name)
+{
+	HeapTupleHeader row = DatumGetHeapTupleHeader(ab_sql_branch_row(db, name));
+	HeapTupleData tuple;
+
+	tuple.t_len = HeapTupleHeaderGetDatumLength(row);
+	ItemPointerSetInvalid(&tuple.t_self);
+	tuple.t_tableOid = InvalidOid;
+	tuple.t_data = row;
+	tuplestore_puttuple(rsinfo->setResult, &tuple);
+}
+
+Datum
+ab_sql_create_many(PG_FUNCTION_ARGS)
+{
+	AbCreateOptions opt = {.connection_limit = -1, .allow_connections = true};
+	Datum	   *names;
+	bool	   *nulls;
+	int			n;
+
+	ab_require_control_database();
+	InitMaterializedSRF(fcinfo, 0);
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"names\" must not be null")));
+	opt.parent = ab_sql_text(fcinfo, 1);
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(0), TEXTOID, -1, false, TYPALIGN_INT,
+					  &names, &nulls, &n);
+	for (int i = 0; i < n; i++)
+	{
+		if (nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("argument \"names\" must not contain nulls")));
+	}
+	for (int i = 0; i < n; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		opt.name = TextDatumGetCString(names[i]);
+		put_branch_row((ReturnSetInfo *) fcinfo->resultinfo,
+					   ab_create_branch(&opt), opt.name);
+	}
+	return (Datum) 0;
+}
+
+/* ---- deleting, resetting ---- */
+
+static void
+check_on_children(const char *value)
+{
+	if (value == NULL || strcmp(value, "error") == 0)
+		return;
+	if (strcmp(value, "keep") != 0 && strcmp(value, "cascade") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for argument \"on_children\": \"%s\"", value),
+				 errhint("It can be error, keep or cascade.")));
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("argument \"on_children\" of branch.delete cannot be \"%s\" in this version of agent_branch",
+					value),
+			 errhint("Delete the branch's own branches first.")));
+}
+
+Datum
+ab_sql_delete(PG_FUNCTION_ARGS)
+{
+	char	   *name;
+
+	ab_require_control_database();
+	name = ab_sql_required_text(fcinfo, 0, "name");
+	check_on_children(ab_sql_text(fcinfo, 2));
+	if (!ab_sql_bool(fcinfo, 1, false))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("branch \"%s\" cannot be deleted recoverably by this version of agent_branch",
+						name),
+				 errhint("Use branch.delete(name, hard => true) to delete it for good.")));
+	ab_delete_branch(name, ab_sql_bool(fcinfo, 3, false), ab_sql_bool(fcinfo, 4, false));
+	PG_RETURN_VOID();
+}
+
+Datum
+ab_sql_reset(PG_FUNCTION_ARGS)
+{
+	char	   *name;
+
+	ab_require_control_database();
+	name = ab_sql_required_text(fcinfo, 0, "name");
+	if (!PG_ARGISNULL(1))
+		ab_sql_unsupported("branch.reset", "preserve_under_name");
+	PG_RETURN_DATUM(ab_sql_branch_row(reset_branch(name, ab_sql_bool(fcinfo, 2, false)),
+									  name));
+}

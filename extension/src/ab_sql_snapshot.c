@@ -1,0 +1,297 @@
+/*
+ * ab_sql_snapshot.c
+ *	  branch.snapshot, drop_snapshot, gc.
+ *
+ * Backends in the control database.  A named snapshot is a row of
+ * branch.named_snapshots and lives as long as that; the lock on the hidden database,
+ * which ab_snapshot_get() takes and keeps, protects it until the row is committed
+ * (ab_hidden.c looks for it under the opposite lock).
+ */
+#include "ab_compat.h"
+
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "tcop/utility.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/datetime.h"
+#include "utils/fmgrprotos.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
+
+#include "ab_catalogrows.h"
+#include "ab_gc.h"
+#include "ab_request.h"
+#include "ab_settings.h"
+#include "ab_snapshot.h"
+#include "ab_sql.h"
+#include "ab_tables.h"
+
+PG_FUNCTION_INFO_V1(ab_sql_snapshot);
+PG_FUNCTION_INFO_V1(ab_sql_drop_snapshot);
+PG_FUNCTION_INFO_V1(ab_sql_gc);
+
+/* ---- named snapshots ---- */
+
+/* A name that could be an id would make "which snapshot" ambiguous. */
+static void
+check_snapshot_name(const char *name)
+{
+	AbSnapId	id;
+
+	if (name[0] == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("the name of a snapshot must not be empty")));
+	if (strlen(name) >= NAMEDATALEN)
+		ereport(ERROR,
+				(errcode(ERRCODE_NAME_TOO_LONG),
+				 errmsg("snapshot name \"%s\" is too long", name),
+				 errdetail("It has %zu bytes, and a name can have %d.",
+						   strlen(name), NAMEDATALEN - 1)));
+	if (ab_snapid_parse(name, &id))
+		ereport(ERROR,
+				(errcode(ERRCODE_RESERVED_NAME),
+				 errmsg("snapshot name \"%s\" is reserved", name),
+				 errdetail("Names of this form are ids of snapshots.")));
+}
+
+static TimestampTz
+keep_until(const Interval *keep)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz until;
+
+	until = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+													TimestampTzGetDatum(now),
+													IntervalPGetDatum(keep)));
+	if (until <= now)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"keep\" must be positive")));
+	return until;
+}
+
+static void
+raise_duplicate(const char *name)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_DUPLICATE_OBJECT),
+			 errmsg("snapshot \"%s\" already exists", name),
+			 errhint("Choose another name, or use branch.drop_snapshot first.")));
+}
+
+static bool
+snapshot_name_exists(const char *name)
+{
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1] = {CStringGetTextDatum(name)};
+	bool		exists;
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	exists = ab_tables_execute("SELECT 1 FROM branch.named_snapshots WHERE name = $1",
+							   1, types, values, NULL) > 0;
+	SPI_finish();
+	return exists;
+}
+
+static void
+insert_name(const char *name, const char *id, Oid source, const char *source_name,
+			const TimestampTz *until)
+{
+	Oid			types[6] = {TEXTOID, TEXTOID, OIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID};
+	Datum		values[6];
+	char		nulls[7] = "      ";
+	uint64		n;
+
+	values[0] = CStringGetTextDatum(name);
+	values[1] = CStringGetTextDatum(id);
+	values[2] = ObjectIdGetDatum(source);
+	values[3] = CStringGetTextDatum(source_name);
+	values[4] = CStringGetTextDatum(GetUserNameFromId(GetUserId(), false));
+	values[5] = (Datum) 0;
+	if (until)
+		values[5] = TimestampTzGetDatum(*until);
+	else
+		nulls[5] = 'n';
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	n = ab_tables_execute("INSERT INTO branch.named_snapshots"
+						  " (name, id, source_id, source_name, created_by, keep_until)"
+						  " VALUES ($1, $2, $3, $4, $5, $6)"
+						  " ON CONFLICT (name) DO NOTHING",
+						  6, types, values, nulls);
+	SPI_finish();
+	if (n == 0)
+		raise_duplicate(name);
+}
+
+/* branch.snapshot(parent, name, keep): without a name and a time it is not kept. */
+Datum
+ab_sql_snapshot(PG_FUNCTION_ARGS)
+{
+	static const char by_name[] =
+	"SELECT s FROM branch.snapshots AS s WHERE s.name OPERATOR(pg_catalog.=) $1";
+	static const char by_id[] =
+	"SELECT s FROM branch.snapshots AS s WHERE s.id OPERATOR(pg_catalog.=) $1"
+	" ORDER BY s.name NULLS FIRST";
+	char	   *parent_name;
+	char	   *name;
+	TimestampTz until = 0;
+	bool		has_keep = !PG_ARGISNULL(2);
+	char		id[AB_SNAPID_TEXT_LEN + 1];
+	Oid			parent;
+
+	ab_require_control_database();
+	parent_name = ab_sql_text(fcinfo, 0);
+	if (parent_name == NULL)
+		parent_name = pstrdup(ab_default_parent);
+	name = ab_sql_text(fcinfo, 1);
+	if (name)
+		check_snapshot_name(name);
+	if (has_keep)
+		until = keep_until(PG_GETARG_INTERVAL_P(2));
+
+	ab_prevent_read_only("branch.snapshot()");
+	parent = ab_find_parent(parent_name);
+	ab_check_parent_rights(parent, parent_name);
+	ab_lock_parent(parent, parent_name);
+	if (name && snapshot_name_exists(name))
+		raise_duplicate(name);
+
+	ab_snapid_format(ab_snapshot_get(parent, false), id);
+	if (name == NULL && !has_keep)
+		PG_RETURN_DATUM(ab_sql_row(by_id, TEXTOID, CStringGetTextDatum(id),
+								   psprintf("snapshot \"%s\"", id)));
+	if (name == NULL)
+		name = psprintf("%s-%s", id, timestamptz_to_str(until));
+	insert_name(name, id, parent, parent_name, has_keep ? &until : NULL);
+	PG_RETURN_DATUM(ab_sql_row(by_name, TEXTOID, CStringGetTextDatum(name),
+							   psprintf("snapshot \"%s\"", name)));
+}
+
+/* The source of a named snapshot; false if there is no such name. */
+static bool
+find_name(const char *name, Oid *source)
+{
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1] = {CStringGetTextDatum(name)};
+	bool		isnull;
+	bool		found;
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	found = ab_tables_execute("SELECT source_id FROM branch.named_snapshots"
+							  " WHERE name = $1 FOR UPDATE",
+							  1, types, values, NULL) > 0;
+	if (found)
+		*source = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0],
+												 SPI_tuptable->tupdesc, 1, &isnull));
+	SPI_finish();
+	return found;
+}
+
+/*
+ * Only the name goes; branches of the snapshot live on, and the snapshot is given
+ * back by gc once it has none.
+ */
+Datum
+ab_sql_drop_snapshot(PG_FUNCTION_ARGS)
+{
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1];
+	Oid			source = InvalidOid;
+	char	   *name;
+
+	ab_require_control_database();
+	name = ab_sql_required_text(fcinfo, 0, "name");
+	ab_prevent_read_only("branch.drop_snapshot()");
+	if (!find_name(name, &source))
+	{
+		if (!ab_sql_bool(fcinfo, 1, false))
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("snapshot \"%s\" does not exist", name),
+					 errhint("The view branch.snapshots lists those that do.")));
+		ereport(NOTICE,
+				(errmsg("snapshot \"%s\" does not exist, skipping", name)));
+		PG_RETURN_VOID();
+	}
+	if (!superuser() &&
+		(!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(source)) ||
+		 !pg_database_ownercheck(source, GetUserId())))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to drop snapshot \"%s\"", name),
+				 errhint("Superusers and the owner of the database it was taken of can drop it.")));
+
+	values[0] = CStringGetTextDatum(name);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	(void) ab_tables_execute("DELETE FROM branch.named_snapshots WHERE name = $1",
+							 1, types, values, NULL);
+	SPI_finish();
+	PG_RETURN_VOID();
+}
+
+/* ---- garbage collection ---- */
+
+/* Rows about databases that are no more. */
+static void
+forget_gone_databases(void)
+{
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	(void) ab_tables_execute("DELETE FROM branch.agent_parents AS a WHERE NOT EXISTS"
+							 " (SELECT 1 FROM pg_database AS d WHERE d.oid = a.db)",
+							 0, NULL, NULL, NULL);
+	(void) ab_tables_execute("DELETE FROM branch.resets AS r WHERE NOT EXISTS"
+							 " (SELECT 1 FROM pg_database AS d WHERE d.oid = r.db)",
+							 0, NULL, NULL, NULL);
+	SPI_finish();
+}
+
+static void
+put_items(ReturnSetInfo *rsinfo, List *items)
+{
+	ListCell   *lc;
+
+	foreach(lc, items)
+	{
+		AbGcItem   *item = lfirst(lc);
+		Datum		values[3];
+		bool		nulls[3] = {false, false, false};
+
+		values[0] = CStringGetTextDatum(item->kind);
+		values[1] = CStringGetTextDatum(item->name);
+		values[2] = Int64GetDatum(item->bytes);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+}
+
+Datum
+ab_sql_gc(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	bool		dry_run;
+
+	ab_require_control_database();
+	dry_run = ab_sql_bool(fcinfo, 0, false);
+	PreventCommandDuringRecovery("branch.gc()");
+	if (!dry_run)
+		ab_prevent_read_only("branch.gc()");
+	InitMaterializedSRF(fcinfo, 0);
+	ab_request_first_sweep();
+	put_items(rsinfo, ab_sweep_orphans(dry_run));
+	put_items(rsinfo, ab_retire_snapshots(dry_run, ab_tables_kept_snapshots(!dry_run)));
+	if (!dry_run)
+		forget_gone_databases();
+	return (Datum) 0;
+}

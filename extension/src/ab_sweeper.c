@@ -1,0 +1,112 @@
+/*
+ * ab_sweeper.c
+ *	  The worker that sweeps: storage without a row, snapshots without branches.
+ *
+ * Started by the keeper, connected to the control database, ends by itself.  Its
+ * locks are those of ab_gc.c, all of them conditional, and none of its waits is for
+ * something that waits for the keeper.  A crash leaves the rest to the next sweep.
+ */
+#include "ab_sweeper.h"
+
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/snapmgr.h"
+
+#include "ab_tables.h"
+#include "ab_gc.h"
+#include "ab_settings.h"
+
+PGDLLEXPORT void ab_sweeper_main(Datum arg);
+
+/*
+ * Nothing that an administrator sets for sessions may change how these work; plain
+ * messages, because they are handed to sessions of other encodings.  A lock that
+ * cannot be had soon is an error: the deadlock detector does not see that somebody
+ * waits for a worker.
+ */
+void
+ab_sweeper_settings(void)
+{
+	SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("default_transaction_isolation", "read committed",
+					PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("default_transaction_read_only", "off",
+					PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("lock_timeout", "2s", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("lc_messages", "C", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("max_parallel_workers_per_gather", "0",
+					PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+static void
+sweep_orphans(void)
+{
+	(void) ab_sweep_orphans(false);
+}
+
+static void
+sweep_snapshots(void)
+{
+	(void) ab_retire_snapshots(false, ab_tables_kept_snapshots(true));
+}
+
+/* One step in a transaction of its own; an error is logged, not passed on. */
+static void
+run_step(void (*step) (void), const char *activity)
+{
+	SetCurrentStatementStartTimestamp();
+	pgstat_report_activity(STATE_RUNNING, activity);
+	PG_TRY();
+	{
+		StartTransactionCommand();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		step();
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		HOLD_INTERRUPTS();
+		errcontext("%s", activity);
+		EmitErrorReport();
+		AbortOutOfAnyTransaction();
+		FlushErrorState();
+		QueryCancelPending = false;
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
+	pgstat_report_stat(true);
+	CHECK_FOR_INTERRUPTS();
+}
+
+void
+ab_sweeper_main(Datum arg)
+{
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnection(ab_control_database, NULL, 0);
+	ab_sweeper_settings();
+	run_step(sweep_orphans, "sweeping storage of dropped branches");
+	run_step(sweep_snapshots, "retiring snapshots that nobody needs");
+}
+
+BackgroundWorkerHandle *
+ab_sweeper_start(void)
+{
+	BackgroundWorker worker;
+	BackgroundWorkerHandle *handle;
+
+	MemSet(&worker, 0, sizeof(worker));
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	worker.bgw_notify_pid = MyProcPid;
+	strlcpy(worker.bgw_library_name, "agent_branch", BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, "ab_sweeper_main", BGW_MAXLEN);
+	strlcpy(worker.bgw_name, "agent_branch sweeper", BGW_MAXLEN);
+	strlcpy(worker.bgw_type, "agent_branch sweeper", BGW_MAXLEN);
+	return RegisterDynamicBackgroundWorker(&worker, &handle) ? handle : NULL;
+}

@@ -1,0 +1,142 @@
+/*
+ * ab_tables.c
+ *	  Access to the extension's tables on behalf of their owner.
+ *
+ * Backends, the keeper and its sweeper, all in the control database.  Ordinary
+ * table locks only.  A crash leaves nothing: these are tables.
+ */
+#include "ab_tables.h"
+
+#include "access/htup_details.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+
+#define NAMED_TABLE "named_snapshots"
+
+bool
+ab_tables_installed(void)
+{
+	return OidIsValid(get_extension_oid("agent_branch", true));
+}
+
+static Oid
+tables_owner(void)
+{
+	Oid			relid;
+	HeapTuple	tuple;
+	Oid			owner;
+
+	relid = get_relname_relid(NAMED_TABLE, get_namespace_oid("branch", false));
+	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	if (!HeapTupleIsValid(tuple))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("table \"branch.%s\" does not exist", NAMED_TABLE),
+				 errhint("Run DROP EXTENSION agent_branch and CREATE EXTENSION agent_branch again.")));
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	return owner;
+}
+
+/*
+ * No PG_TRY: both the user id and the settings are put back by the abort of the
+ * (sub)transaction, which is the only way an error can take from here.
+ */
+uint64
+ab_tables_execute(const char *sql, int nargs, Oid *types, Datum *values,
+				   const char *nulls)
+{
+	Oid			save_user;
+	int			save_context;
+	int			guc_level;
+	int			ret;
+
+	GetUserIdAndSecContext(&save_user, &save_context);
+	SetUserIdAndSecContext(tables_owner(),
+						   save_context | SECURITY_LOCAL_USERID_CHANGE);
+	guc_level = NewGUCNestLevel();
+	(void) set_config_option("search_path", "pg_catalog, pg_temp",
+							 PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	ret = SPI_execute_with_args(sql, nargs, types, values, nulls, false, 0);
+	if (ret < 0)
+		elog(ERROR, "SPI_execute_with_args failed: %s", SPI_result_code_string(ret));
+	AtEOXact_GUC(true, guc_level);
+	SetUserIdAndSecContext(save_user, save_context);
+	return SPI_processed;
+}
+
+bool
+ab_tables_snapshot_kept(AbSnapId id)
+{
+	char		text[AB_SNAPID_TEXT_LEN + 1];
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1];
+	bool		kept;
+
+	if (!ab_tables_installed())
+		return false;
+	ab_snapid_format(id, text);
+	values[0] = CStringGetTextDatum(text);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	kept = ab_tables_execute("SELECT 1 FROM branch." NAMED_TABLE
+							  " WHERE id = $1 AND (keep_until IS NULL"
+							  " OR keep_until > clock_timestamp())",
+							  1, types, values, NULL) > 0;
+	SPI_finish();
+	return kept;
+}
+
+List *
+ab_tables_kept_snapshots(bool expire)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	List	   *result = NIL;
+	uint64		n;
+
+	if (!ab_tables_installed())
+		return NIL;
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+
+	/* look first: a statement that writes would wait at the gate for nothing */
+	if (expire &&
+		ab_tables_execute("SELECT 1 FROM branch." NAMED_TABLE
+						   " WHERE keep_until <= clock_timestamp() LIMIT 1",
+						   0, NULL, NULL, NULL) > 0)
+		(void) ab_tables_execute("DELETE FROM branch." NAMED_TABLE
+								  " WHERE keep_until <= clock_timestamp()",
+								  0, NULL, NULL, NULL);
+	n = ab_tables_execute("SELECT id FROM branch." NAMED_TABLE
+						   " WHERE keep_until IS NULL"
+						   " OR keep_until > clock_timestamp()",
+						   0, NULL, NULL, NULL);
+	for (uint64 i = 0; i < n; i++)
+	{
+		char	   *text = SPI_getvalue(SPI_tuptable->vals[i],
+										SPI_tuptable->tupdesc, 1);
+		AbSnapId	id;
+
+		if (text != NULL && ab_snapid_parse(text, &id))
+		{
+			MemoryContext old = MemoryContextSwitchTo(caller);
+			AbSnapId   *copy = palloc(sizeof(AbSnapId));
+
+			*copy = id;
+			result = lappend(result, copy);
+			MemoryContextSwitchTo(old);
+		}
+	}
+	SPI_finish();
+	return result;
+}
