@@ -1,0 +1,99 @@
+"""Connection strings for agents (libpq: PostgreSQL documentation, section 34.1.1)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
+
+URI_SCHEMES = ("postgresql://", "postgres://")
+ANY_ADDRESS = {"", "*", "0.0.0.0", "::"}
+PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a server listens: its settings as they are, lists included."""
+
+    socket_directories: str
+    listen_addresses: str
+    port: int
+
+
+def split_list(setting: str) -> list[str]:
+    """Items of a comma-separated setting, without blanks and quotes; empty ones left out."""
+    items = (item.strip().strip('"').strip() for item in setting.split(","))
+    return [item for item in items if item]
+
+
+def host_of(endpoint: Endpoint) -> str:
+    """What to connect to: the first socket directory, else the first address.
+
+    A server that listens on all addresses, or on none, is reached as ``localhost``.
+    """
+    directories = split_list(endpoint.socket_directories)
+    if directories:
+        return directories[0]
+    addresses = split_list(endpoint.listen_addresses)
+    address = addresses[0] if addresses else ""
+    return "localhost" if address in ANY_ADDRESS else address
+
+
+def is_socket(host: str) -> bool:
+    """Does libpq take this host for a directory (or an abstract socket)?"""
+    return host.startswith(("/", "@"))
+
+
+def default_uri(database: str, endpoint: Endpoint) -> str:
+    """A libpq URI for a database of this server, without a role: libpq chooses it."""
+    host = host_of(endpoint)
+    name = quote(database, safe="")
+    if is_socket(host):
+        return f"postgresql:///{name}?host={quote(host, safe='')}&port={endpoint.port}"
+    if ":" in host:
+        host = f"[{host}]"
+    return f"postgresql://{host}:{endpoint.port}/{name}"
+
+
+def escape_value(value: str) -> str:
+    """A value for a keyword/value string; good between quotes and without them."""
+    return re.sub(r"([\s'\\])", r"\\\1", value)
+
+
+def fill_template(template: str, values: dict[str, str]) -> str:
+    """Put values into ``{name}`` of a template, escaped for a URI or a keyword/value string.
+
+    Raises ``ReportedError`` 22023 for a name that ``values`` has not.
+    """
+    is_uri = template.startswith(URI_SCHEMES)
+
+    def value_of(found: re.Match[str]) -> str:
+        name = found.group(1)
+        if name not in values:
+            known = ", ".join(f"{{{key}}}" for key in values)
+            raise ReportedError(
+                INVALID_PARAMETER_VALUE,
+                f'unknown "{{{name}}}" in agent_branch.connection_template',
+                hint=f"It can have {known}.",
+            )
+        return quote(values[name], safe="") if is_uri else escape_value(values[name])
+
+    return PLACEHOLDER.sub(value_of, template)
+
+
+def connection_string(database: str, endpoint: Endpoint, template: str, role: str) -> str:
+    """How to connect to a database: by the template, or as ``default_uri`` if that is empty.
+
+    Raises ``ReportedError`` 22023 for a bad template.
+    """
+    if not template.strip():
+        return default_uri(database, endpoint)
+    values = {
+        "database": database,
+        "host": host_of(endpoint),
+        "port": str(endpoint.port),
+        "role": role,
+    }
+    return fill_template(template, values)
