@@ -1,0 +1,140 @@
+# agent_branch: copy-on-write branches of PostgreSQL databases
+#
+#   make demo        everything from nothing, in a private server under .demo
+#   make test        everything from nothing, all tests
+#   make && make install   into the server that PG_CONFIG names
+
+.DEFAULT_GOAL := all
+
+PG_CONFIG ?= $(firstword $(wildcard /usr/lib/postgresql/15/bin/pg_config) pg_config)
+PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
+export PG_CONFIG
+
+# ---- the library and its SQL (PGXS) ------------------------------------------
+
+EXTENSION = agent_branch
+MODULE_big = agent_branch
+OBJS = $(patsubst %.c,%.o,$(sort $(wildcard extension/src/*.c)))
+DATA = $(sort $(wildcard extension/agent_branch--*.sql))
+
+PG_CPPFLAGS = -Iextension/include
+PG_CFLAGS = -std=gnu11 -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare \
+	-Wno-missing-field-initializers -Wmissing-prototypes \
+	-Wdeclaration-after-statement -Werror
+
+# Bitcode serves inlining by the JIT; nothing of this library is worth inlining,
+# and a server package without its clang must do for building.
+override with_llvm := no
+
+PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
+ifneq ($(wildcard $(PGXS)),)
+NO_INSTALLCHECK = 1
+include $(PGXS)
+$(OBJS): $(wildcard extension/include/*.h) Makefile
+else
+all install uninstall:
+	@echo >&2 "PostgreSQL 15's build files are missing: run 'make deps', or set PG_CONFIG"
+	@exit 1
+clean:
+endif
+
+# ---- the Python package ---------------------------------------------------------
+# PL/Python sees what the system's own interpreter sees, hence its directory.
+
+SYSTEM_PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
+SITE := $(shell $(SYSTEM_PYTHON) -c 'import sysconfig as s; \
+	print(s.get_path("purelib", "deb_system" if "deb_system" in s.get_scheme_names() \
+	else s.get_default_scheme()))' 2>/dev/null)
+PYTHON_FILES = $(sort $(shell cd python 2>/dev/null && \
+	find agent_branch -name '*.py' -o -name py.typed))
+
+install: install-python
+uninstall: uninstall-python
+
+.PHONY: install-python uninstall-python
+install-python:
+	@test -n "$(SITE)" || { echo >&2 "no $(SYSTEM_PYTHON)"; exit 1; }
+	rm -rf '$(DESTDIR)$(SITE)/agent_branch'
+	for f in $(PYTHON_FILES); do \
+		install -D -m 644 "python/$$f" "$(DESTDIR)$(SITE)/$$f" || exit 1; done
+	$(if $(DESTDIR),,$(SYSTEM_PYTHON) -m compileall -q '$(SITE)/agent_branch')
+
+uninstall-python:
+	rm -rf '$(DESTDIR)$(SITE)/agent_branch'
+
+# ---- from nothing ------------------------------------------------------------------
+
+.PHONY: deps demo demo-stop test lint venv regress isolation pytest installcheck \
+	check-core install-for-tests clean-tests
+
+deps:
+	tools/deps.sh
+
+demo:
+	tools/deps.sh demo
+	+$(MAKE) --no-print-directory all
+	+$(MAKE) --no-print-directory install-for-tests
+	$(SYSTEM_PYTHON) tools/demo.py start
+
+demo-stop:
+	$(SYSTEM_PYTHON) tools/demo.py stop
+
+test:
+	tools/deps.sh
+	+$(MAKE) --no-print-directory all
+	+$(MAKE) --no-print-directory install-for-tests
+	+$(MAKE) --no-print-directory lint
+	+$(MAKE) --no-print-directory regress
+	+$(MAKE) --no-print-directory isolation
+	+$(MAKE) --no-print-directory pytest
+
+# Root installs.  Others may test what somebody has installed, if it is this.
+install-for-tests:
+	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory install; \
+	elif tools/check_installed.sh; then echo "installed files are up to date"; \
+	elif sudo -n true 2>/dev/null; then \
+		sudo -n $(MAKE) --no-print-directory install PG_CONFIG=$(PG_CONFIG); \
+	else echo >&2 "run 'make install' as root first"; exit 1; fi
+
+# ---- tests: private servers only, never one that is there already ----------------
+
+VENV = .venv
+VENV_PYTHON = $(VENV)/bin/python
+
+venv: $(VENV)/.complete
+$(VENV)/.complete: tests/requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV_PYTHON) -m pip install --disable-pip-version-check --progress-bar off \
+		-q -r tests/requirements.txt
+	touch $@
+
+regress: venv
+	$(VENV_PYTHON) tools/run_regress.py regress
+
+isolation: venv
+	$(VENV_PYTHON) tools/run_regress.py isolation
+
+pytest: venv
+	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS) tests
+
+installcheck:
+	+$(MAKE) --no-print-directory regress
+	+$(MAKE) --no-print-directory isolation
+
+check-core: venv
+	$(VENV_PYTHON) tools/check_core.py
+
+INSTALL_SQL = $(DATA)
+
+lint: venv
+	$(VENV_PYTHON) tools/check_layers.py
+	$(VENV_PYTHON) tools/check_version.py
+	$(VENV)/bin/ruff check python tests tools
+	$(VENV)/bin/ruff format --check python tests tools
+	$(VENV)/bin/mypy
+	$(VENV)/bin/sqlfluff lint --nofail-on-warnings -q sql $(INSTALL_SQL)
+	$(VENV)/bin/pgspot --proc-without-search-path '' $(INSTALL_SQL)
+
+clean: clean-tests
+clean-tests:
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,81 @@
+"""Fixtures: private clusters, a printed seed, the server's log beside a failure."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ab_cluster import Cluster, live_clusters, workspace
+
+LOG_LINES = 60
+
+
+def pytest_report_header() -> str:
+    return f"agent_branch seed: {_seed()} (AGENT_BRANCH_SEED sets it)"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        for cluster in live_clusters():
+            report.sections.append((f"log of cluster {cluster.name}", cluster.log_tail(LOG_LINES)))
+        report.sections.append(("seed", f"AGENT_BRANCH_SEED={_seed()}"))
+    return report
+
+
+def _seed() -> int:
+    """One seed for the whole run, the same in every place that asks."""
+    if "AGENT_BRANCH_SEED" not in os.environ:
+        os.environ["AGENT_BRANCH_SEED"] = str(random.SystemRandom().randrange(1, 2**31))
+    return int(os.environ["AGENT_BRANCH_SEED"])
+
+
+@pytest.fixture(scope="session")
+def cluster_base() -> Iterator[Path]:
+    """A directory for data directories that the server's user can reach."""
+    path = workspace()
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def cluster(request: pytest.FixtureRequest, cluster_base: Path) -> Iterator[Cluster]:
+    """One server per module, with the extension in ``postgres`` and a database ``main``."""
+    name = str(request.module.__name__).removeprefix("test_")
+    made = Cluster.create(cluster_base, name)
+    yield made
+    made.destroy()
+
+
+@pytest.fixture
+def make_cluster(cluster_base: Path) -> Iterator[Callable[..., Cluster]]:
+    """``make_cluster(name, settings, **options)`` as ``Cluster.create``; all end with the test."""
+    before = set(map(id, live_clusters()))
+
+    def make(name: str, settings: dict[str, object] | None = None, **options: Any) -> Cluster:
+        return Cluster.create(cluster_base, name, settings, **options)
+
+    yield make
+    # Standbys and restored backups that a test made of its clusters end here too.
+    for made in live_clusters():
+        if id(made) not in before:
+            made.destroy()
+
+
+@pytest.fixture
+def seed() -> int:
+    print(f"AGENT_BRANCH_SEED={_seed()}")
+    return _seed()
+
+
+@pytest.fixture
+def rng(seed: int) -> random.Random:
+    return random.Random(seed)
