@@ -13,6 +13,4 @@ extern void ab_attach(void);
 /* Call every slot once through the server; FATAL if one did not arrive. */
 extern void ab_attach_self_test(void);
 
-extern bool ab_attached(void);
-
 #endif							/* AB_ATTACH_H */

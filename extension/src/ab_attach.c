@@ -71,12 +71,6 @@ static const Slot slots[NSLOTS] = {
 
 static AnyFunction *table = NULL;	/* the server's, once found */
 
-bool
-ab_attached(void)
-{
-	return table != NULL;
-}
-
 static void
 refuse(const char *detail)
 {

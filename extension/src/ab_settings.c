@@ -9,7 +9,6 @@
 #include "miscadmin.h"
 #include "utils/guc.h"
 
-#include "ab_attach.h"
 #include "ab_shmem.h"
 
 char	   *ab_control_database;
@@ -71,7 +70,7 @@ ab_settings_define(void)
 void
 ab_require_preloaded(void)
 {
-	if (ab_shared == NULL || !ab_attached())
+	if (ab_shared == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("agent_branch is not preloaded"),

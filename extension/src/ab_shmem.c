@@ -1,31 +1,17 @@
 /*
  * ab_shmem.c
- *	  Shared memory of the library, and what has to happen to the files before
- *	  the startup process begins.
+ *	  Shared memory of the library: asking for it and setting it up.
  *
  * The hooks run in the postmaster, at start and again after a backend crashed.
  * No other process of the server exists then, so no locks are taken.
  */
 #include "ab_shmem.h"
 
-#include <dirent.h>
-#include <unistd.h>
-
-#include "access/xlog_internal.h"
-#include "catalog/pg_control.h"
-#include "common/controldata_utils.h"
 #include "miscadmin.h"
-#include "storage/fd.h"
 #include "storage/ipc.h"
 #include "storage/shmem.h"
 
-#include "ab_attach.h"
-#include "ab_file.h"
-#include "ab_journal.h"
 #include "ab_settings.h"
-#include "ab_snapshot.h"
-#include "ab_snaptable.h"
-#include "ab_storage.h"
 
 #define TRANCHE "agent_branch"
 #define OTHER_LOCKS 3
@@ -68,52 +54,6 @@ init_shared(void)
 	ab_shared->nsnapslots = ab_max_snapshots;
 }
 
-/* Half-written origin files of a crashed server. */
-static void
-remove_tmp_origins(void)
-{
-	DIR		   *dir = AllocateDir(AB_BRANCH_DIR);
-	struct dirent *de;
-
-	while ((de = ReadDir(dir, AB_BRANCH_DIR)) != NULL)
-	{
-		char		path[MAXPGPATH];
-
-		if (strncmp(de->d_name, AB_TMP_PREFIX, strlen(AB_TMP_PREFIX)) != 0)
-			continue;
-		snprintf(path, sizeof(path), "%s/%s", AB_BRANCH_DIR, de->d_name);
-		if (unlink(path) < 0)
-			ereport(LOG,
-					(errcode_for_file_access(),
-					 errmsg("could not remove file \"%s\": %m", path)));
-	}
-	FreeDir(dir);
-}
-
-static bool
-was_shut_down_cleanly(void)
-{
-	bool		crc_ok;
-	ControlFileData *control = get_controlfile(".", &crc_ok);
-	bool		clean = crc_ok &&
-		(control->state == DB_SHUTDOWNED ||
-		 control->state == DB_SHUTDOWNED_IN_RECOVERY);
-
-	pfree(control);
-	return clean;
-}
-
-static void
-prepare_files(void)
-{
-	ab_file_make_dirs();
-	remove_tmp_origins();
-	ab_snapshot_remove_tmp();
-	if (!was_shut_down_cleanly())
-		ab_storage_repair_all();
-	ab_journal_recover();
-}
-
 static void
 startup_shmem(void)
 {
@@ -126,12 +66,6 @@ startup_shmem(void)
 	if (!found)
 		init_shared();
 	LWLockRelease(AddinShmemInitLock);
-	if (found || IsUnderPostmaster)
-		return;
-
-	ab_attach_self_test();
-	prepare_files();
-	ab_snaptable_load();
 }
 
 void

@@ -16,6 +16,7 @@
 #include "ab_lifecycle.h"
 #include "ab_settings.h"
 #include "ab_shmem.h"
+#include "ab_startup.h"
 #include "ab_wal.h"
 
 PG_MODULE_MAGIC;
@@ -31,6 +32,7 @@ _PG_init(void)
 	ab_settings_define();
 	ab_attach();
 	ab_shmem_install_hooks();
+	ab_startup_install_hook();
 	ab_wal_register();
 	ab_redo_wrap_dbase();
 	ab_hooks_install();

@@ -1,0 +1,93 @@
+/*
+ * ab_startup.c
+ *	  What has to happen to the files, and to the attachment, before the startup
+ *	  process begins.
+ *
+ * Runs in the postmaster, at start and again after a backend crashed, as soon as
+ * shared memory is there.  No other process of the server exists then, so no locks
+ * are taken.  A crash on the way leaves nothing that the next start does not mend.
+ */
+#include "ab_startup.h"
+
+#include <dirent.h>
+#include <unistd.h>
+
+#include "catalog/pg_control.h"
+#include "common/controldata_utils.h"
+#include "miscadmin.h"
+#include "storage/fd.h"
+#include "storage/ipc.h"
+
+#include "ab_attach.h"
+#include "ab_file.h"
+#include "ab_journal.h"
+#include "ab_snapshot.h"
+#include "ab_snaptable.h"
+#include "ab_storage.h"
+
+static shmem_startup_hook_type prev_shmem_startup = NULL;
+
+/* Half-written origin files of a crashed server. */
+static void
+remove_tmp_origins(void)
+{
+	DIR		   *dir = AllocateDir(AB_BRANCH_DIR);
+	struct dirent *de;
+
+	while ((de = ReadDir(dir, AB_BRANCH_DIR)) != NULL)
+	{
+		char		path[MAXPGPATH];
+
+		if (strncmp(de->d_name, AB_TMP_PREFIX, strlen(AB_TMP_PREFIX)) != 0)
+			continue;
+		snprintf(path, sizeof(path), "%s/%s", AB_BRANCH_DIR, de->d_name);
+		if (unlink(path) < 0)
+			ereport(LOG,
+					(errcode_for_file_access(),
+					 errmsg("could not remove file \"%s\": %m", path)));
+	}
+	FreeDir(dir);
+}
+
+static bool
+was_shut_down_cleanly(void)
+{
+	bool		crc_ok;
+	ControlFileData *control = get_controlfile(".", &crc_ok);
+	bool		clean = crc_ok &&
+		(control->state == DB_SHUTDOWNED ||
+		 control->state == DB_SHUTDOWNED_IN_RECOVERY);
+
+	pfree(control);
+	return clean;
+}
+
+static void
+prepare_files(void)
+{
+	ab_file_make_dirs();
+	remove_tmp_origins();
+	ab_snapshot_remove_tmp();
+	if (!was_shut_down_cleanly())
+		ab_storage_repair_all();
+	ab_journal_recover();
+}
+
+static void
+startup(void)
+{
+	if (prev_shmem_startup)
+		prev_shmem_startup();
+	if (IsUnderPostmaster)
+		return;
+	ab_attach_self_test();
+	prepare_files();
+	ab_snaptable_load();
+}
+
+void
+ab_startup_install_hook(void)
+{
+	prev_shmem_startup = shmem_startup_hook;
+	shmem_startup_hook = startup;
+}
