@@ -31,6 +31,7 @@
 #define AB_SNAPSHOT_DIR		AB_DIR "/snapshots"
 #define AB_JOURNAL_FILE		AB_DIR "/journal"
 #define AB_TMP_PREFIX		"tmp."
+#define AB_MARK_SUFFIX		".new"
 
 #define AB_RELMAP_SIZE		512 /* sizeof(RelMapFile) in relmapper.c of 15 */
 

@@ -59,8 +59,12 @@ extern void ab_limit_drop_relation(AbBranch *b, RelFileNode rnode);
 
 /* ---- life of the file ---- */
 
-/* Write the origin file of a new branch durably, bump its generation. */
+/*
+ * Write the origin file of a new branch and sync it, bump its generation.  Its name
+ * is durable after _sync_directory, which serves any number of them.
+ */
 extern void ab_origin_create(const AbOriginHeader *header);
+extern void ab_origin_sync_directory(void);
 
 /* Remove it durably and bump; false if there was none.  Never raises (WARNING). */
 extern bool ab_origin_remove(Oid db);

@@ -16,7 +16,8 @@
 extern void ab_request_add_hidden(AbSnapId id, Oid source_db,
 								  TransactionId frozen_xid, MultiXactId min_multi);
 
-/* Remove it; false if somebody holds a lock on it (a branch is being made). */
+/* Remove it; false if somebody holds a lock on it (a branch is being made), if a
+ * name protects it, or if the keeper does not run. */
 extern bool ab_request_drop_hidden(AbSnapId id);
 
 /* Wait until the sweep after server start is done. */

@@ -95,18 +95,10 @@ write_all(int fd, const char *path, const char *data, size_t len)
 }
 
 void
-ab_file_write_durably(const char *path, const void *data, size_t len)
+ab_file_write_via(const char *tmp, const char *path, const void *data, size_t len)
 {
-	char		dir[MAXPGPATH];
-	char		tmp[MAXPGPATH + 32];
-	int			fd;
+	int			fd = OpenTransientFile(tmp, O_RDWR | O_CREAT | O_TRUNC | PG_BINARY);
 
-	/* beside its final name: the directories may be different filesystems */
-	strlcpy(dir, path, sizeof(dir));
-	get_parent_directory(dir);
-	snprintf(tmp, sizeof(tmp), "%s/" AB_TMP_PREFIX "%d.%u",
-			 dir, (int) getpid(), ++tmp_counter);
-	fd = OpenTransientFile(tmp, O_RDWR | O_CREAT | O_TRUNC | PG_BINARY);
 	if (fd < 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),
@@ -133,6 +125,20 @@ ab_file_write_durably(const char *path, const void *data, size_t len)
 				(errcode_for_file_access(),
 				 errmsg("could not put file \"%s\" into place: %m", path)));
 	}
+}
+
+void
+ab_file_write_durably(const char *path, const void *data, size_t len)
+{
+	char		dir[MAXPGPATH];
+	char		tmp[MAXPGPATH + 32];
+
+	/* beside its final name: the directories may be different filesystems */
+	strlcpy(dir, path, sizeof(dir));
+	get_parent_directory(dir);
+	snprintf(tmp, sizeof(tmp), "%s/" AB_TMP_PREFIX "%d.%u",
+			 dir, (int) getpid(), ++tmp_counter);
+	ab_file_write_via(tmp, path, data, len);
 	ab_file_sync_parent(path);
 }
 

@@ -250,6 +250,7 @@ ab_origin_create(const AbOriginHeader *header)
 	char		block[AB_ORIGIN_BLOCK];
 	AbOriginHeader *h = (AbOriginHeader *) block;
 	char	   *path = ab_origin_path(header->db);
+	char	   *mark = psprintf("%s" AB_MARK_SUFFIX, path);
 
 	memset(block, 0, sizeof(block));
 	*h = *header;
@@ -257,9 +258,17 @@ ab_origin_create(const AbOriginHeader *header)
 	h->version = AB_ORIGIN_VERSION;
 	h->pad = 0;
 	h->crc = ab_crc_without(h, sizeof(*h), offsetof(AbOriginHeader, crc));
-	ab_file_write_durably(path, block, sizeof(block));
+	/* the mark of unfinished creation becomes the origin */
+	ab_file_write_via(mark, path, block, sizeof(block));
 	ab_generation_bump(header->db);
+	pfree(mark);
 	pfree(path);
+}
+
+void
+ab_origin_sync_directory(void)
+{
+	fsync_fname(AB_BRANCH_DIR, true);
 }
 
 bool

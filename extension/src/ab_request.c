@@ -182,6 +182,15 @@ bool
 ab_request_drop_hidden(AbSnapId id)
 {
 	AbRequest	req;
+	bool		running;
+
+	/* closing can be done later: do not wait for a keeper that is not there */
+	ab_require_preloaded();
+	LWLockAcquire(ab_shared->keeper_lock, LW_SHARED);
+	running = ab_shared->keeper_pid != 0;
+	LWLockRelease(ab_shared->keeper_lock);
+	if (!running)
+		return false;
 
 	MemSet(&req, 0, sizeof(req));
 	req.kind = AB_REQ_DROP_HIDDEN;

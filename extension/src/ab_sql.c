@@ -57,8 +57,9 @@ ab_sql_unsupported(const char *function, const char *argument)
 }
 
 /*
- * The plan is saved: creating a branch must not pay for planning its answer.  At
- * most a handful of queries, all of them literals, so the address identifies one.
+ * The plan is saved and generic: creating a branch must not pay for planning its
+ * answer.  At most a handful of queries, all of them literals, so the address
+ * identifies one.
  */
 static SPIPlanPtr
 saved_plan(const char *query, Oid type)
@@ -77,9 +78,9 @@ saved_plan(const char *query, Oid type)
 			return plans[i].plan;
 		if (plans[i].query != NULL)
 			continue;
-		plan = SPI_prepare(query, 1, &type);
+		plan = SPI_prepare_cursor(query, 1, &type, CURSOR_OPT_GENERIC_PLAN);
 		if (plan == NULL)
-			elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+			elog(ERROR, "SPI_prepare_cursor failed: %s", SPI_result_code_string(SPI_result));
 		if (SPI_keepplan(plan) != 0)
 			elog(ERROR, "SPI_keepplan failed");
 		plans[i].plan = plan;

@@ -140,21 +140,6 @@ forget_created(void)
 	}
 }
 
-/* The new directories' own entries, once for each tablespace. */
-static void
-sync_parents(void)
-{
-	Oid			synced = InvalidOid;
-
-	for (AbCreated *c = created; c != NULL; c = c->next)
-	{
-		if (c->spc == synced)
-			continue;
-		ab_storage_sync_parent(c->db, c->spc);
-		synced = c->spc;
-	}
-}
-
 static void
 at_xact_end(XactEvent event, void *arg)
 {
@@ -164,7 +149,8 @@ at_xact_end(XactEvent event, void *arg)
 	switch (event)
 	{
 		case XACT_EVENT_PRE_COMMIT:
-			sync_parents();
+			/* base/<db> itself may be lost: ab_storage_repair_all() remakes it */
+			ab_origin_sync_directory();
 			break;
 		case XACT_EVENT_PRE_PREPARE:
 			ereport(ERROR,
@@ -258,7 +244,6 @@ log_and_write_origin(AbCreated *c, xl_ab_branch_create *rec)
 	ab_origin_create(&header);
 	ab_snaptable_ref(rec->snapshot, 1);
 	c->counted = true;
-	ab_storage_unmark(rec->db);
 }
 
 void

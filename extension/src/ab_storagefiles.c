@@ -27,8 +27,6 @@
 /* First word of pg_filenode.map (RELMAPPER_FILEMAGIC in relmapper.c of 15). */
 #define RELMAP_MAGIC	0x592717
 
-/* AB_BRANCH_DIR/<db>.new: see ab_storage_mark() */
-#define AB_MARK_SUFFIX	".new"
 
 #define VERSION_TEXT	PG_MAJORVERSION "\n"
 
