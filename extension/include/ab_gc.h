@@ -26,10 +26,11 @@ extern List *ab_sweep_orphans(bool dry_run);
 /*
  * Superseded snapshots: an unnamed snapshot that is not its source's newest loses
  * its hidden row (through the keeper); without branches its manifest; and layers
- * that no readable manifest names are removed.  keep: ids (AbSnapId *) that named
+ * that no readable manifest names are removed.  unused_too: also the newest one if
+ * it has no branches.  keep: ids (AbSnapId *) that named
  * snapshots protect.  Same result list.
  */
-extern List *ab_retire_snapshots(bool dry_run, List *keep);
+extern List *ab_retire_snapshots(bool dry_run, bool unused_too, List *keep);
 
 /*
  * Keep everybody from giving anything back.  Waits, except in a background worker,

@@ -286,9 +286,14 @@ hidden_age(AbSnapId id, double *age)
 	return true;
 }
 
-/* May no further branch be made of this snapshot?  open, age: its hidden row. */
+/*
+ * May no further branch be made of this snapshot?  open, age: its hidden row.  The
+ * newest one saves the next branch a copy; it is closed only if asked for, and if no
+ * branch hangs on it.
+ */
 static bool
-to_be_closed(const AbSnapSlot *slot, HTAB *keep, bool open, double age)
+to_be_closed(const AbSnapSlot *slot, HTAB *keep, bool unused_too, bool open,
+			 double age)
 {
 	AbSnapSlot	newest;
 
@@ -302,8 +307,8 @@ to_be_closed(const AbSnapSlot *slot, HTAB *keep, bool open, double age)
 				 errdetail("Its transaction ids are about to need freezing; its branches are not affected.")));
 		return true;
 	}
-	if (!open)
-		return true;			/* it is closed already */
+	if (!open || (unused_too && slot->nbranches == 0))
+		return true;
 	if (!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(slot->source_db)))
 		return true;
 	if (!ab_snaptable_newest(slot->source_db, &newest) ||
@@ -399,13 +404,13 @@ read_references(HTAB *referenced)
  * has no branches, so that its manifest can go.
  */
 static bool
-close_one(const AbSnapSlot *slot, HTAB *keep, bool dry_run)
+close_one(const AbSnapSlot *slot, HTAB *keep, bool unused_too, bool dry_run)
 {
 	double		age = 0;
 	bool		open = hidden_age(slot->id, &age);
 	AbSnapSlot	now;
 
-	if (!to_be_closed(slot, keep, open, age))
+	if (!to_be_closed(slot, keep, unused_too, open, age))
 		return false;
 	if (open && !dry_run && !ab_request_drop_hidden(slot->id))
 		return false;
@@ -538,7 +543,7 @@ retire_layers(List *items, bool dry_run, HTAB *gone)
 }
 
 List *
-ab_retire_snapshots(bool dry_run, List *keep)
+ab_retire_snapshots(bool dry_run, bool unused_too, List *keep)
 {
 	List	   *items = NIL;
 	HTAB	   *kept = id_set();
@@ -562,7 +567,7 @@ ab_retire_snapshots(bool dry_run, List *keep)
 	for (int i = 0; i < nslots; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (slots[i].confirmed && close_one(&slots[i], kept, dry_run))
+		if (slots[i].confirmed && close_one(&slots[i], kept, unused_too, dry_run))
 			slots[ncandidates++] = slots[i];
 	}
 

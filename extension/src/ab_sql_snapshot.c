@@ -290,7 +290,8 @@ ab_sql_gc(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	ab_request_first_sweep();
 	put_items(rsinfo, ab_sweep_orphans(dry_run));
-	put_items(rsinfo, ab_retire_snapshots(dry_run, ab_tables_kept_snapshots(!dry_run)));
+	put_items(rsinfo, ab_retire_snapshots(dry_run, true,
+										 ab_tables_kept_snapshots(!dry_run)));
 	if (!dry_run)
 		forget_gone_databases();
 	return (Datum) 0;

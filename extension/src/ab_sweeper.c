@@ -50,7 +50,7 @@ sweep_orphans(void)
 static void
 sweep_snapshots(void)
 {
-	(void) ab_retire_snapshots(false, ab_tables_kept_snapshots(true));
+	(void) ab_retire_snapshots(false, false, ab_tables_kept_snapshots(true));
 }
 
 /* One step in a transaction of its own; an error is logged, not passed on. */
