@@ -24,6 +24,12 @@ extern char *ab_connection_template;	/* agent_branch.connection_template */
 
 extern void ab_settings_define(void);
 
+/*
+ * Keep full_page_writes on while there are branches: FATAL if it is off now, an
+ * invalid value from then on.  Called once, in the postmaster.
+ */
+extern void ab_settings_guard_full_page_writes(void);
+
 /* Raises 55000 with the setting to change unless the library was preloaded. */
 extern void ab_require_preloaded(void);
 

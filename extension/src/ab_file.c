@@ -7,6 +7,7 @@
  */
 #include "ab_file.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -195,6 +196,21 @@ ab_crc_without(const void *data, size_t len, size_t crc_offset)
 				len - crc_offset - sizeof(zero));
 	FIN_CRC32C(crc);
 	return crc;
+}
+
+bool
+ab_file_any_branch(void)
+{
+	DIR		   *dir = opendir(AB_BRANCH_DIR);
+	struct dirent *de;
+	bool		found = false;
+
+	if (dir == NULL)
+		return false;
+	while (!found && (de = readdir(dir)) != NULL)
+		found = de->d_name[0] >= '0' && de->d_name[0] <= '9';
+	closedir(dir);
+	return found;
 }
 
 char *

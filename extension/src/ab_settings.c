@@ -1,14 +1,17 @@
 /*
  * ab_settings.c
- *	  Definition of the agent_branch.* settings and the two checks that every
- *	  SQL function begins with.
+ *	  Definition of the agent_branch.* settings, the guard on the one server setting
+ *	  that branches need, and the two checks that every SQL function begins with.
  */
 #include "ab_settings.h"
 
+#include "access/xlog.h"
 #include "commands/dbcommands.h"
 #include "miscadmin.h"
 #include "utils/guc.h"
+#include "utils/guc_tables.h"
 
+#include "ab_file.h"
 #include "ab_shmem.h"
 
 char	   *ab_control_database;
@@ -65,6 +68,46 @@ ab_settings_define(void)
 							   &ab_connection_template, "",
 							   PGC_USERSET, 0, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("agent_branch");
+}
+
+/* ---- full_page_writes (rule 5) ---- */
+
+static GucBoolCheckHook prev_check_full_page_writes = NULL;
+
+/* Runs wherever settings are read, the postmaster included: looks at files only. */
+static bool
+check_full_page_writes(bool *newval, void **extra, GucSource source)
+{
+	if (!*newval && ab_file_any_branch())
+	{
+		GUC_check_errmsg("full_page_writes cannot be turned off while there are branches");
+		GUC_check_errhint("Delete the branches first, and call branch.gc().");
+		return false;
+	}
+	return prev_check_full_page_writes == NULL ||
+		prev_check_full_page_writes(newval, extra, source);
+}
+
+void
+ab_settings_guard_full_page_writes(void)
+{
+	struct config_generic **vars = get_guc_variables();
+
+	for (int i = 0; i < GetNumConfigOptions(); i++)
+	{
+		struct config_bool *var = (struct config_bool *) vars[i];
+
+		if (strcmp(vars[i]->name, "full_page_writes") != 0)
+			continue;
+		prev_check_full_page_writes = var->check_hook;
+		var->check_hook = check_full_page_writes;
+	}
+	if (!fullPageWrites && ab_file_any_branch())
+		ereport(FATAL,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("branches need full_page_writes"),
+				 errdetail("There are branches in this cluster, and the setting is off."),
+				 errhint("Set full_page_writes to \"on\"; it can be turned off when there are no branches any more.")));
 }
 
 void

@@ -30,6 +30,7 @@ _PG_init(void)
 		return;
 
 	ab_settings_define();
+	ab_settings_guard_full_page_writes();
 	ab_attach();
 	ab_shmem_install_hooks();
 	ab_startup_install_hook();
