@@ -30,9 +30,12 @@ typedef struct AbFork
 /*
  * The branch, or NULL if db is a plain database (or 0, the shared relations).
  * Fast when nothing changed.  In a session of the branch, raises XX001 or 58P01 if
- * its files are damaged; elsewhere such a branch counts as a plain database.
+ * its files are damaged; elsewhere the answer is NULL then, too.
  */
 extern AbBranch *ab_branch_lookup(Oid db);
+
+/* After ab_branch_lookup() said NULL: because the branch is damaged? */
+extern bool ab_branch_is_broken(Oid db);
 extern const AbOriginHeader *ab_branch_header(AbBranch *b);
 extern const AbManifest *ab_branch_manifest(AbBranch *b);
 

@@ -86,6 +86,10 @@ typedef struct AbShared
 
 	uint32		journal_next;	/* journal_lock */
 
+	/* Set once by the startup process before anybody can write (ab_image.h). */
+	XLogRecPtr	unadopted_from;
+	XLogRecPtr	unadopted_to;
+
 	/* keeper */
 	pid_t		keeper_pid;		/* keeper_lock; 0: not running */
 	Latch	   *keeper_latch;	/* keeper_lock */

@@ -3,8 +3,7 @@
  *	  WAL records of the library's own resource manager.
  *
  * Every record has its content in main data and no block references (rule 11),
- * except that page images are logged as ordinary XLOG_FPI records of the XLOG
- * resource manager under the branch's own tag (ab_image.h).
+ * except IMAGE: a full page image of a branch's block, and nothing else (ab_image.h).
  *
  * Redo (ab_redo.c) of each record is idempotent: it leaves what the record says,
  * whatever a later or torn state of the files was before.
@@ -25,6 +24,7 @@
 #define XLOG_AB_SNAPSHOT		0x20
 #define XLOG_AB_CONFIRM			0x30
 #define XLOG_AB_RETIRE			0x40
+#define XLOG_AB_IMAGE			0x50
 
 /* The incarnation is (tli, end of this record). */
 typedef struct xl_ab_branch_create
@@ -99,7 +99,10 @@ extern void ab_rm_redo(XLogReaderState *record);
 extern void ab_rm_startup(void);
 extern void ab_rm_cleanup(void);
 
-/* Wrap RmgrTable[RM_DBASE_ID].rm_redo: DROP DATABASE removes the origin too. */
-extern void ab_redo_wrap_dbase(void);
+/*
+ * Wrap redo functions of the server: DROP DATABASE removes the origin too, and
+ * records for pages of a damaged branch are passed over.
+ */
+extern void ab_redo_wrap_builtin(void);
 
 #endif							/* AB_WAL_H */

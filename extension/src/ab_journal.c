@@ -23,6 +23,7 @@
 
 #include "ab_file.h"
 #include "ab_origin.h"
+#include "ab_originfile.h"
 #include "ab_overlay.h"
 #include "ab_shmem.h"
 
@@ -91,8 +92,16 @@ sync_named_files(int journal)
 			!slot_is_valid(&s))
 			continue;
 		fd = open_segment(&s);
-		if (fd < 0)
+		if (fd < 0 && errno == ENOENT)
 			continue;
+		if (fd < 0)
+		{
+			int			save_errno = errno;
+
+			close(journal);
+			errno = save_errno;
+			journal_error(ERROR, "open what is named in");
+		}
 		if (pg_fsync(fd) != 0)
 		{
 			close(fd);
@@ -154,20 +163,45 @@ ab_journal_release(void)
 }
 
 /*
+ * Does the block still belong to what the slot was written for?  The journal serves
+ * blocks below the limit only; one that was cut off or dropped since may be there
+ * again with other contents, or as zeros whose WAL did not survive.
+ */
+static bool
+slot_is_current(const JournalSlot *s)
+{
+	AbOriginImage origin;
+	bool		current;
+
+	if (!ab_originfile_load(s->h.rnode.dbNode, &origin))
+		return false;
+	current = AbSnapIdEquals(origin.header.incarnation, s->h.incarnation);
+	for (int i = 0; i < origin.nslots && current; i++)
+	{
+		const AbLimitSlot *l = &origin.slots[i];
+
+		if (l->rel == s->h.rnode.relNode && l->spc == s->h.rnode.spcNode &&
+			(l->fork == AB_ALL_FORKS ||
+			 (l->fork == s->h.fork && s->h.block >= l->limit)))
+			current = false;
+	}
+	ab_originfile_free(&origin);
+	return current;
+}
+
+/*
  * Put one page back if the own file has it torn or not at all.  A page with
  * another LSN was written again later, under WAL's protection: left alone.
  */
 static void
 mend(const JournalSlot *s)
 {
-	AbOriginHeader origin;
 	PGAlignedBlock now;
 	off_t		offset = (off_t) (s->h.block % RELSEG_SIZE) * BLCKSZ;
 	XLogRecPtr	lsn;
 	int			fd;
 
-	if (!ab_origin_read(s->h.rnode.dbNode, &origin) ||
-		!AbSnapIdEquals(origin.incarnation, s->h.incarnation))
+	if (!slot_is_current(s))
 		return;
 	fd = open_segment(s);
 	if (fd < 0)

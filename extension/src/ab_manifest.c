@@ -116,6 +116,24 @@ ab_manifest_check(const char *image, size_t len, AbManifest *out)
 	return NULL;
 }
 
+/* NULL if all layers are there, the snapshot's own in its full length. */
+static char *
+check_layers(const AbManifest *m)
+{
+	for (uint32 i = 0; i < m->h->nlayers; i++)
+	{
+		char	   *path = ab_snapshot_path(m->layers[i], ".pages");
+		struct stat st;
+
+		if (stat(path, &st) < 0)
+			return psprintf("Layer \"%s\" is missing", path);
+		if (i == 0 && st.st_size < (off_t) m->h->pages_blocks * BLCKSZ)
+			return psprintf("Layer \"%s\" is too short", path);
+		pfree(path);
+	}
+	return NULL;
+}
+
 static void
 map_manifest(AbSnapId id, CachedManifest *c)
 {
@@ -147,6 +165,8 @@ map_manifest(AbSnapId id, CachedManifest *c)
 	reason = ab_manifest_check(mapping, st.st_size, &c->m);
 	if (reason == NULL && !AbSnapIdEquals(c->m.h->id, id))
 		reason = pstrdup("it belongs to another snapshot");
+	if (reason == NULL)
+		reason = check_layers(&c->m);
 	if (reason)
 	{
 		munmap(mapping, Max(st.st_size, 1));

@@ -11,8 +11,8 @@
  *
  * A branch whose origin, manifest or snapshot is damaged answers its own sessions
  * with that error.  To every other process (the startup process, the checkpointer,
- * a backend of another database that needs the buffer) it is a plain database: they
- * must go on (B2), and what they write into its own files is lost anyway.
+ * a backend of another database that needs the buffer) it is no branch but broken:
+ * they must go on (B2), so what they have for it is dropped.
  */
 #include "ab_origin.h"
 
@@ -31,6 +31,7 @@ struct AbBranch
 	Oid			db;				/* hash key */
 	uint32		generation;
 	bool		is_branch;
+	bool		broken;			/* it is one, but its files are damaged */
 	/* the rest only if is_branch */
 	AbOriginHeader header;
 	AbManifest *manifest;
@@ -166,6 +167,7 @@ static void
 load_or_tolerate(AbBranch *b)
 {
 	MemoryContext cxt = CurrentMemoryContext;
+	uint32		holdoff = InterruptHoldoffCount;
 
 	PG_TRY();
 	{
@@ -181,7 +183,9 @@ load_or_tolerate(AbBranch *b)
 			e->sqlerrcode != ERRCODE_UNDEFINED_FILE)
 			PG_RE_THROW();
 		FlushErrorState();
+		InterruptHoldoffCount = holdoff;	/* ereport has zeroed it */
 		forget(b);
+		b->broken = true;
 		ereport(LOG,
 				(errcode(e->sqlerrcode),
 				 errmsg("branch database %u cannot be used: %s", b->db, e->message)));
@@ -196,6 +200,7 @@ load(AbBranch *b)
 	uint32		generation = ab_generation(b->db);
 
 	pg_read_barrier();
+	b->broken = false;
 	if (MyDatabaseId == b->db)
 		load_files(b);
 	else
@@ -228,6 +233,7 @@ lookup_slow(Oid db)
 			forget_all();
 		b = hash_search(branches, &db, HASH_ENTER, &found);
 		b->is_branch = false;
+		b->broken = false;
 		b->generation = ab_generation(db) - 1;	/* nothing known yet */
 	}
 	if (b->generation != ab_generation(db))
@@ -252,6 +258,18 @@ ab_branch_lookup(Oid db)
 			return b->is_branch ? b : NULL;
 	}
 	return lookup_slow(db);
+}
+
+bool
+ab_branch_is_broken(Oid db)
+{
+	AbBranch   *b = last;
+
+	if (branches == NULL)
+		return false;
+	if (b == NULL || b->db != db)
+		b = hash_search(branches, &db, HASH_FIND, NULL);
+	return b != NULL && b->broken;
 }
 
 const AbOriginHeader *

@@ -16,7 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "access/xlogutils.h"
+#include "access/xlog.h"
 #include "catalog/pg_tablespace_d.h"
 #include "commands/tablespace.h"
 #include "common/file_perm.h"
@@ -175,7 +175,7 @@ ab_overlay_create(AbBranch *b, AbFork *f, SMgrRelation reln)
 
 	if (f->own_known && f->own_exists)
 		return;
-	TablespaceCreateDbspace(rnode.spcNode, rnode.dbNode, InRecovery);
+	TablespaceCreateDbspace(rnode.spcNode, rnode.dbNode, RecoveryInProgress());
 	for (;;)
 	{
 		LWLockAcquire(ab_origin_lock(rnode.dbNode), LW_SHARED);

@@ -1,6 +1,7 @@
 /*
  * ab_page.c
- *	  Comparing two versions of a page: may the difference be forgotten?
+ *	  Comparing two versions of a page: may the difference be forgotten?  And what
+ *	  has to be changed in a page before a branch may have it.
  *
  * Pure functions on page images; any process.  The list of bits is the audit's
  * table of page changes without WAL: bits that a reader sets from what it found
@@ -13,7 +14,10 @@
 #include "access/hash.h"
 #include "access/htup_details.h"
 #include "access/nbtree.h"
+#include "access/xlog.h"
+#include "commands/sequence.h"
 #include "storage/bufpage.h"
+#include "storage/checksum.h"
 
 typedef enum PageKind
 {
@@ -122,6 +126,40 @@ same_line_pointers(const char *base, const char *page)
 	return ((const PageHeaderData *) base)->pd_lower == p->pd_lower &&
 		memcmp(base + SizeOfPageHeaderData, page + SizeOfPageHeaderData,
 			   p->pd_lower - SizeOfPageHeaderData) == 0;
+}
+
+/*
+ * The WAL record of a nextval says more than the page: it promises values ahead, and
+ * log_cnt says how many of them need no record.  The promise was made to the parent;
+ * an image of the page taken now would replace it in recovery.  So a branch starts
+ * with none, and its first nextval is logged.
+ */
+void
+ab_page_settle(char *page, BlockNumber block)
+{
+	static const uint32 sequence_magic = 0x1717;	/* SEQ_MAGIC in sequence.c */
+	PageHeader	p = (PageHeader) page;
+	ItemId		id;
+	HeapTupleHeader tuple;
+	Form_pg_sequence_data data;
+
+	if (block != 0 || PageIsNew(page) || !layout_is_sane(p) ||
+		BLCKSZ - p->pd_special != MAXALIGN(sizeof(uint32)) ||
+		*(uint32 *) PageGetSpecialPointer(page) != sequence_magic ||
+		PageGetMaxOffsetNumber(page) != FirstOffsetNumber)
+		return;
+	id = PageGetItemId(page, FirstOffsetNumber);
+	if (!ItemIdIsNormal(id))
+		return;
+	tuple = (HeapTupleHeader) PageGetItem(page, id);
+	if (ItemIdGetLength(id) < tuple->t_hoff + offsetof(FormData_pg_sequence_data, is_called))
+		return;
+	data = (Form_pg_sequence_data) ((char *) tuple + tuple->t_hoff);
+	if (data->log_cnt == 0)
+		return;
+	data->log_cnt = 0;
+	if (p->pd_checksum != 0 && DataChecksumsEnabled())
+		p->pd_checksum = pg_checksum_page(page, block);
 }
 
 bool

@@ -1,7 +1,7 @@
 /*
  * ab_redo.c
- *	  Replaying the library's WAL records, and what DROP DATABASE's record means
- *	  for a branch.
+ *	  Replaying the library's WAL records, what DROP DATABASE's record means for a
+ *	  branch, and what other records mean for a damaged one.
  *
  * The startup process only.  An error here keeps the server from starting, so
  * the functions below raise for broken I/O and nothing else: a snapshot or an
@@ -12,13 +12,18 @@
 #include "access/rmgr.h"
 #include "access/xlog.h"
 #include "access/xlog_internal.h"
+#include "catalog/storage_xlog.h"
 #include "commands/dbcommands_xlog.h"
 
+#include "ab_image.h"
+#include "ab_origin.h"
 #include "ab_snapshot.h"
 #include "ab_storage.h"
 #include "ab_storagefiles.h"
 
-static void (*stock_dbase_redo) (XLogReaderState *record) = NULL;
+typedef void (*RedoFunction) (XLogReaderState *record);
+
+static RedoFunction stock_redo[RM_MAX_BUILTIN_ID + 1];
 
 static void
 redo_branch_create(XLogReaderState *record)
@@ -44,6 +49,28 @@ redo_branch_drop(XLogReaderState *record)
 	ab_storage_remove_redo(&rec);
 }
 
+/* Does a record change pages of a branch that is damaged? */
+static bool
+concerns_broken_branch(XLogReaderState *record)
+{
+	RelFileNode rnode;
+
+	for (int i = 0; i <= XLogRecMaxBlockId(record); i++)
+	{
+		if (XLogRecGetBlockTagExtended(record, i, &rnode, NULL, NULL, NULL))
+			return ab_branch_lookup(rnode.dbNode) == NULL &&
+				ab_branch_is_broken(rnode.dbNode);
+	}
+	if (XLogRecGetRmid(record) == RM_SMGR_ID &&
+		(XLogRecGetInfo(record) & ~XLR_INFO_MASK) == XLOG_SMGR_TRUNCATE)
+	{
+		Oid			db = ((xl_smgr_truncate *) XLogRecGetData(record))->rnode.dbNode;
+
+		return ab_branch_lookup(db) == NULL && ab_branch_is_broken(db);
+	}
+	return false;
+}
+
 void
 ab_rm_redo(XLogReaderState *record)
 {
@@ -66,6 +93,10 @@ ab_rm_redo(XLogReaderState *record)
 		case XLOG_AB_RETIRE:
 			ab_retire_redo(record);
 			break;
+		case XLOG_AB_IMAGE:
+			if (!concerns_broken_branch(record))
+				ab_image_redo(record);
+			break;
 		default:
 			elog(PANIC, "agent_branch: unknown WAL record type %u", info);
 	}
@@ -85,9 +116,11 @@ void
 ab_rm_cleanup(void)
 {
 	ab_snapshot_remove_pending();
+	if (ArchiveRecoveryRequested)
+		ab_image_note_promotion();
 }
 
-/* ---- XLOG_DBASE_DROP ---- */
+/* ---- the server's own records ---- */
 
 /*
  * DROP DATABASE of a branch logs the server's own record, which knows nothing
@@ -98,7 +131,7 @@ replay_dbase(XLogReaderState *record)
 {
 	uint8		info = XLogRecGetInfo(record) & ~XLR_INFO_MASK;
 
-	stock_dbase_redo(record);
+	stock_redo[RM_DBASE_ID] (record);
 	if (info == XLOG_DBASE_DROP)
 	{
 		xl_dbase_drop_rec *rec = (xl_dbase_drop_rec *) XLogRecGetData(record);
@@ -107,10 +140,34 @@ replay_dbase(XLogReaderState *record)
 	}
 }
 
-void
-ab_redo_wrap_dbase(void)
+/*
+ * A damaged branch has lost the pages that its records are to be applied to.  They
+ * are passed over, so that everything else recovers (B2).
+ */
+static void
+replay_unless_broken(XLogReaderState *record)
 {
-	Assert(stock_dbase_redo == NULL);
-	stock_dbase_redo = RmgrTable[RM_DBASE_ID].rm_redo;
-	RmgrTable[RM_DBASE_ID].rm_redo = replay_dbase;
+	if (!concerns_broken_branch(record))
+		stock_redo[XLogRecGetRmid(record)] (record);
+}
+
+static void
+wrap(RmgrId rmid, RedoFunction ours)
+{
+	Assert(stock_redo[rmid] == NULL);
+	stock_redo[rmid] = RmgrTable[rmid].rm_redo;
+	RmgrTable[rmid].rm_redo = ours;
+}
+
+void
+ab_redo_wrap_builtin(void)
+{
+	static const RmgrId page_changers[] = {
+		RM_XLOG_ID, RM_SMGR_ID, RM_HEAP2_ID, RM_HEAP_ID, RM_BTREE_ID, RM_HASH_ID,
+		RM_GIN_ID, RM_GIST_ID, RM_SEQ_ID, RM_SPGIST_ID, RM_BRIN_ID, RM_GENERIC_ID
+	};
+
+	wrap(RM_DBASE_ID, replay_dbase);
+	for (int i = 0; i < lengthof(page_changers); i++)
+		wrap(page_changers[i], replay_unless_broken);
 }

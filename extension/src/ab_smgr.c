@@ -15,6 +15,8 @@
  */
 #include "ab_smgr.h"
 
+#include <unistd.h>
+
 #include "access/xlog.h"
 #include "access/xlogutils.h"
 #include "miscadmin.h"
@@ -37,6 +39,7 @@ inherited_fork(RelFileNodeBackend rnode, ForkNumber fork, AbBranch **branch)
 {
 	AbFork	   *f;
 
+	*branch = NULL;
 	if (RelFileNodeBackendIsTemp(rnode))
 		return NULL;
 	*branch = ab_branch_lookup(rnode.node.dbNode);
@@ -48,6 +51,17 @@ inherited_fork(RelFileNodeBackend rnode, ForkNumber fork, AbBranch **branch)
 	return f;
 }
 
+/*
+ * What this process, which is not a session of the branch, has for a damaged branch
+ * goes nowhere: nobody can read it any more, and nothing else may fail for it (B2).
+ */
+static bool
+is_discarded(RelFileNodeBackend rnode)
+{
+	return !RelFileNodeBackendIsTemp(rnode) &&
+		unlikely(ab_branch_is_broken(rnode.node.dbNode));
+}
+
 void
 ab_smgr_create(SMgrRelation reln, ForkNumber fork, bool isRedo)
 {
@@ -55,6 +69,8 @@ ab_smgr_create(SMgrRelation reln, ForkNumber fork, bool isRedo)
 
 	if (inherited_fork(reln->smgr_rnode, fork, &b) == NULL)
 	{
+		if (isRedo && is_discarded(reln->smgr_rnode))
+			return;
 		mdcreate(reln, fork, isRedo);
 		return;
 	}
@@ -78,16 +94,22 @@ ab_smgr_exists(SMgrRelation reln, ForkNumber fork)
 	return mdexists(reln, fork);
 }
 
-/* Raise nothing: the transaction has committed (or aborted) already. */
-static void
+/*
+ * Raise nothing: the transaction has committed (or aborted) already.  True if it is
+ * a relation of a branch.
+ */
+static bool
 tombstone(RelFileNodeBackend rnode)
 {
 	MemoryContext cxt = CurrentMemoryContext;
+	uint32		holdoff = InterruptHoldoffCount;
+	volatile bool is_branch = false;
 
 	PG_TRY();
 	{
 		AbBranch   *b = ab_branch_lookup(rnode.node.dbNode);
 
+		is_branch = b != NULL;
 		if (b != NULL)
 			ab_limit_drop_relation(b, rnode.node);
 	}
@@ -98,6 +120,7 @@ tombstone(RelFileNodeBackend rnode)
 		MemoryContextSwitchTo(cxt);
 		e = CopyErrorData();
 		FlushErrorState();
+		InterruptHoldoffCount = holdoff;	/* ereport has zeroed it */
 		ereport(WARNING,
 				(errcode(e->sqlerrcode),
 				 errmsg("could not record that relation %u of branch database %u was dropped: %s",
@@ -105,15 +128,26 @@ tombstone(RelFileNodeBackend rnode)
 		FreeErrorData(e);
 	}
 	PG_END_TRY();
+	return is_branch;
 }
 
 void
 ab_smgr_unlink(RelFileNodeBackend rnode, ForkNumber fork, bool isRedo)
 {
+	char		path[MAXPGPATH];
+
 	/* forks go one after the other, the main fork first */
-	if (!RelFileNodeBackendIsTemp(rnode) &&
-		(fork == MAIN_FORKNUM || fork == InvalidForkNumber))
-		tombstone(rnode);
+	if (!RelFileNodeBackendIsTemp(rnode) && fork == MAIN_FORKNUM &&
+		tombstone(rnode))
+	{
+		/*
+		 * Without an own file md would still ask the checkpointer to remove it
+		 * later, when the number may have been given to another relation.
+		 */
+		ab_overlay_path(path, rnode.node, fork, 0);
+		if (access(path, F_OK) != 0)
+			return;
+	}
 	mdunlink(rnode, fork, isRedo);
 }
 
@@ -124,6 +158,8 @@ ab_smgr_extend(SMgrRelation reln, ForkNumber fork, BlockNumber block,
 	AbBranch   *b;
 	AbFork	   *f = inherited_fork(reln->smgr_rnode, fork, &b);
 
+	if (f == NULL && is_discarded(reln->smgr_rnode))
+		return;
 	if (f != NULL && !ab_overlay_exists(b, f, reln))
 		ab_overlay_create(b, f, reln);
 	mdextend(reln, fork, block, buffer, skipFsync);
@@ -150,15 +186,29 @@ ab_smgr_prefetch(SMgrRelation reln, ForkNumber fork, BlockNumber block)
 	return mdprefetch(reln, fork, block);
 }
 
+/* The page as the branch inherits it. */
+static void
+read_inherited(AbBranch *b, AbFork *f, BlockNumber block, char *page)
+{
+	ab_snapshot_read(ab_branch_manifest(b), f->entry, block, page);
+	if (f->key.fork == MAIN_FORKNUM)
+		ab_page_settle(page, block);
+}
+
 /*
  * An inherited page that changed since the redo pointer would have its next
  * change logged as a delta, against a page that no WAL of this branch contains.
- * Log it now (I4).  Only main forks: FSM and VM may lose bits.
+ * Log it now (I4).  So is one that changed, physically only, after the snapshot's
+ * record: a standby may have captured it as it was at the record.  Only main forks:
+ * FSM and VM may lose bits.
  */
 static void
-adopt(SMgrRelation reln, ForkNumber fork, BlockNumber block, const char *page)
+adopt(AbBranch *b, SMgrRelation reln, ForkNumber fork, BlockNumber block,
+	  const char *page)
 {
-	if (fork == MAIN_FORKNUM && PageGetLSN((Page) page) > GetRedoRecPtr() &&
+	XLogRecPtr	known = Min(GetRedoRecPtr(), ab_branch_manifest(b)->h->id.lsn);
+
+	if (fork == MAIN_FORKNUM && PageGetLSN((Page) page) > known &&
 		ab_image_allowed())
 		(void) ab_image_log(reln->smgr_rnode.node, fork, block, page);
 }
@@ -176,8 +226,8 @@ ab_smgr_read(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer
 	}
 	if (ab_overlay_read(b, f, reln, block, buffer))
 		return;
-	ab_snapshot_read(ab_branch_manifest(b), f->entry, block, buffer);
-	adopt(reln, fork, block, buffer);
+	read_inherited(b, f, block, buffer);
+	adopt(b, reln, fork, block, buffer);
 }
 
 /*
@@ -192,19 +242,23 @@ first_write(AbBranch *b, AbFork *f, SMgrRelation reln, BlockNumber block,
 	ForkNumber	fork = f->key.fork;
 	PGAlignedBlock copy;
 
+	bool		logged;
+
 	memcpy(copy.data, buffer, BLCKSZ);
-	if (PageGetLSN((Page) copy.data) > PageGetLSN((Page) base))
-	{
-		/* a WAL record changed it, so its image is in WAL (I4) */
-		ab_overlay_create(b, f, reln);
-		mdwrite(reln, fork, block, copy.data, skipFsync);
-		return;
-	}
-	if (ab_page_only_hints_differ(base, copy.data))
+
+	/*
+	 * A WAL record changed it: then its image is in WAL (I4), unless the page was
+	 * read during recovery, when it could not be adopted, and promotion has made the
+	 * record a delta.  It is too late for an image now: the delta is replayed first.
+	 */
+	logged = PageGetLSN((Page) copy.data) > PageGetLSN((Page) base);
+	if (!logged && ab_page_only_hints_differ(base, copy.data))
 		return;
 
 	ab_overlay_create(b, f, reln);
-	if (ab_image_allowed())
+	if (logged && !ab_image_was_skipped(PageGetLSN((Page) base)))
+		mdwrite(reln, fork, block, copy.data, skipFsync);
+	else if (!logged && ab_image_allowed())
 	{
 		XLogFlush(ab_image_log(rnode, fork, block, copy.data));
 		mdwrite(reln, fork, block, copy.data, skipFsync);
@@ -225,12 +279,14 @@ ab_smgr_write(SMgrRelation reln, ForkNumber fork, BlockNumber block,
 	AbFork	   *f = inherited_fork(reln->smgr_rnode, fork, &b);
 	PGAlignedBlock base;
 
+	if (f == NULL && is_discarded(reln->smgr_rnode))
+		return;
 	if (f != NULL &&
 		(block >= f->limit || fork == FSM_FORKNUM || fork == VISIBILITYMAP_FORKNUM))
 		ab_overlay_create(b, f, reln);
 	else if (f != NULL && !ab_overlay_read(b, f, reln, block, base.data))
 	{
-		ab_snapshot_read(ab_branch_manifest(b), f->entry, block, base.data);
+		read_inherited(b, f, block, base.data);
 		first_write(b, f, reln, block, base.data, buffer, skipFsync);
 		return;
 	}

@@ -85,6 +85,8 @@ ab_rm_identify(uint8 info)
 			return "CONFIRM";
 		case XLOG_AB_RETIRE:
 			return "RETIRE";
+		case XLOG_AB_IMAGE:
+			return "IMAGE";
 	}
 	return NULL;
 }

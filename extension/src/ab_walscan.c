@@ -251,17 +251,7 @@ block_meaning(XLogReaderState *record)
 	switch (XLogRecGetRmid(record))
 	{
 		case RM_XLOG_ID:
-			if (info == XLOG_FPI_FOR_HINT)
-				return MEANS_TOUCH;
-
-			/*
-			 * An image logged by a transaction that has no xid is our own
-			 * adoption image (I4), made by somebody who only reads the branch.
-			 * Those that come with an xid are the pages of new indexes, too.
-			 */
-			if (info == XLOG_FPI && !TransactionIdIsValid(XLogRecGetXid(record)))
-				return MEANS_TOUCH;
-			return MEANS_CHANGE;
+			return info == XLOG_FPI_FOR_HINT ? MEANS_TOUCH : MEANS_CHANGE;
 
 		case RM_HEAP2_ID:
 			info &= XLOG_HEAP_OPMASK;
@@ -296,6 +286,9 @@ record_meaning(XLogReaderState *record, Oid db)
 			return ((xl_relmap_update *) XLogRecGetData(record))->dbid == db ?
 				MEANS_CHANGE : MEANS_NOTHING;
 		case RM_AGENT_BRANCH_ID:
+			/* an image (I4) says what the page says already */
+			if (has_block_of(record, db))
+				return MEANS_TOUCH;
 			return own_meaning(record, db);
 		default:
 			return has_block_of(record, db) ? block_meaning(record) : MEANS_NOTHING;

@@ -35,7 +35,7 @@ _PG_init(void)
 	ab_shmem_install_hooks();
 	ab_startup_install_hook();
 	ab_wal_register();
-	ab_redo_wrap_dbase();
+	ab_redo_wrap_builtin();
 	ab_hooks_install();
 	ab_keeper_register();
 }
