@@ -17,10 +17,11 @@ MODULE_big = agent_branch
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard extension/src/*.c)))
 DATA = $(sort $(wildcard extension/agent_branch--*.sql))
 
+# The prefix map: the same sources give the same library wherever they are built.
 PG_CPPFLAGS = -Iextension/include
 PG_CFLAGS = -std=gnu11 -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare \
 	-Wno-missing-field-initializers -Wmissing-prototypes \
-	-Wdeclaration-after-statement -Werror
+	-Wdeclaration-after-statement -Werror -ffile-prefix-map=$(CURDIR)=.
 
 # Bitcode serves inlining by the JIT; nothing of this library is worth inlining,
 # and a server package without its clang must do for building.
@@ -55,7 +56,7 @@ uninstall: uninstall-python
 install-python:
 	@test -n "$(SITE)" || { echo >&2 "no $(SYSTEM_PYTHON)"; exit 1; }
 	rm -rf '$(DESTDIR)$(SITE)/agent_branch'
-	for f in $(PYTHON_FILES); do \
+	@for f in $(PYTHON_FILES); do \
 		install -D -m 644 "python/$$f" "$(DESTDIR)$(SITE)/$$f" || exit 1; done
 	$(if $(DESTDIR),,$(SYSTEM_PYTHON) -m compileall -q '$(SITE)/agent_branch')
 
@@ -132,8 +133,8 @@ lint: venv
 	$(VENV)/bin/ruff check python tests tools
 	$(VENV)/bin/ruff format --check python tests tools
 	$(VENV)/bin/mypy
-	$(VENV)/bin/sqlfluff lint --nofail-on-warnings -q sql $(INSTALL_SQL)
-	$(VENV)/bin/pgspot --proc-without-search-path '' $(INSTALL_SQL)
+	$(VENV)/bin/sqlfluff lint -q sql $(INSTALL_SQL)
+	$(VENV)/bin/pgspot --ignore-lang plpython3u $(INSTALL_SQL)
 
 clean: clean-tests
 clean-tests:

@@ -63,15 +63,30 @@ SELECT branch.create('', 'main');
 \echo :LAST_ERROR_SQLSTATE
 SELECT branch.create(repeat('n', 64), 'main');
 \echo :LAST_ERROR_SQLSTATE
-SELECT branch.create('two' || chr(10) || 'lines', 'main');
-\echo :LAST_ERROR_SQLSTATE
 SELECT name FROM branch.create(repeat('n', 63), 'main');
 SELECT name FROM branch.create('quoted "name" with ''all'' of it', 'main');
 SELECT name FROM branch.create('Größe-λ; DROP TABLE ledger', 'main');
 SELECT name FROM branch.create('-f', 'main');
+SELECT name FROM branch.create('two' || chr(10) || 'lines', 'main');
 SELECT count(branch.delete(name, hard => true)) AS deleted
 FROM branch.branches
-WHERE name IN (repeat('n', 63), 'quoted "name" with ''all'' of it', 'Größe-λ; DROP TABLE ledger', '-f');
+WHERE name IN (repeat('n', 63), 'quoted "name" with ''all'' of it', 'Größe-λ; DROP TABLE ledger', '-f', 'two' || chr(10) || 'lines');
+
+-- Names of the form that stands for snapshots are not to be had.
+SELECT branch.create('agent_branch_snapshot_0000000100000000016B3748', 'main');
+\echo :LAST_ERROR_SQLSTATE
+
+-- Arguments of later versions are refused, not ignored.
+SELECT branch.create('c9', 'main', at => '2026-01-01');
+\echo :LAST_ERROR_SQLSTATE
+SELECT branch.create('c9', 'main', expires_in => '1 day');
+\echo :LAST_ERROR_SQLSTATE
+SELECT branch.create('c9', 'main', protected => true);
+\echo :LAST_ERROR_SQLSTATE
+SELECT branch.create('c9', 'main', suspend_timeout => '1 min');
+\echo :LAST_ERROR_SQLSTATE
+SELECT branch.create('c9', 'main', labels => '{"a": 1}');
+\echo :LAST_ERROR_SQLSTATE
 
 -- Owners.
 CREATE ROLE regress_owner CREATEDB;

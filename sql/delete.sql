@@ -18,6 +18,11 @@ DROP DATABASE d1 WITH (FORCE);
 DROP DATABASE main;
 \echo :LAST_ERROR_SQLSTATE
 
+SELECT branch.delete('d3');
+\echo :LAST_ERROR_SQLSTATE
+SELECT branch.delete('d1', hard => true, on_children => 'cascade');
+\echo :LAST_ERROR_SQLSTATE
+
 -- Unknown, and not a branch.
 SELECT branch.delete('nowhere', hard => true);
 \echo :LAST_ERROR_SQLSTATE
@@ -63,8 +68,24 @@ SELECT * FROM ledger ORDER BY id;
 \c postgres
 SELECT branch.delete('d1', hard => true);
 
+-- A whole tree, in one statement.
+SELECT name FROM branch.create('d1', 'main');
+SELECT name FROM branch.create('d2', 'd1');
+SELECT name FROM branch.create('d3', 'd2');
+SELECT name, branch.delete(name, hard => true) AS gone FROM branch.branches ORDER BY depth DESC, name ASC;
+
+-- A template, and this session's own database.
+CREATE DATABASE d1 TEMPLATE main STRATEGY branch IS_TEMPLATE true;
+SELECT branch.delete('d1', hard => true);
+\echo :LAST_ERROR_SQLSTATE
+ALTER DATABASE d1 IS_TEMPLATE false;
+\c d1
+DROP DATABASE d1;
+\echo :LAST_ERROR_SQLSTATE
+\c postgres
+SELECT branch.delete('d1', hard => true);
+
 -- What deleted branches leave goes.
-SELECT kind FROM branch.gc() WHERE false;
 SELECT count(*) >= 0 AS answers FROM branch.gc();
 SELECT count(*) AS after_gc FROM branch.gc(dry_run => true) WHERE kind = 'branch';
 SELECT * FROM branch.verify();

@@ -1,4 +1,5 @@
 -- Where the functions work: the control database.  And which settings there are.
+\set SHOW_CONTEXT never
 
 SELECT name, setting, context FROM pg_settings WHERE name LIKE 'agent\_branch.%' ORDER BY name;
 SET agent_branch.no_such_setting = 1;
@@ -20,6 +21,7 @@ DROP EXTENSION plpython3u;
 \c postgres
 SELECT name FROM branch.create('control_copy', 'postgres');
 \c control_copy
+SELECT branch.current();
 SELECT branch.create('x', 'main');
 \echo :LAST_ERROR_SQLSTATE
 SELECT branch.delete('control_copy', hard => true);

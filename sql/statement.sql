@@ -30,11 +30,20 @@ CREATE DATABASE s9 TEMPLATE main STRATEGY branch TABLESPACE pg_global;
 \echo :LAST_ERROR_SQLSTATE
 SELECT count(*) AS rows_left FROM pg_database WHERE datname = 's9';
 
--- It is not allowed in a transaction block where CREATE DATABASE is not.
+-- The parent's own values may be spelled out.
+CREATE DATABASE s3 TEMPLATE main STRATEGY branch ENCODING 'UTF8' LOCALE 'C' TABLESPACE pg_default;
+DROP DATABASE s3;
+
+-- Unlike other strategies it may stand in a transaction block.
 BEGIN;
 CREATE DATABASE s4 TEMPLATE main STRATEGY branch;
-\echo :LAST_ERROR_SQLSTATE
 ROLLBACK;
+SELECT count(*) AS rows_left FROM pg_database WHERE datname = 's4';
+
+-- Without TEMPLATE it is template1 that is branched, as that is copied otherwise.
+CREATE DATABASE s4 STRATEGY branch;
+SELECT parent_name FROM branch.branches WHERE name = 's4';
+DROP DATABASE s4;
 
 -- Plain copies of a branch and of its parent: by WAL yes, by files no.
 CREATE DATABASE s5 TEMPLATE s1 STRATEGY wal_log;
@@ -46,6 +55,12 @@ DROP DATABASE s5;
 CREATE DATABASE s9 TEMPLATE s1 STRATEGY file_copy;
 \echo :LAST_ERROR_SQLSTATE
 
+CREATE DATABASE s9 TEMPLATE main STRATEGY file_copy;
+\echo :LAST_ERROR_SQLSTATE
+-- The default strategy copies.
+CREATE DATABASE s5 TEMPLATE main;
+DROP DATABASE s5;
+
 -- Moving a database that is or has a branch.
 SET allow_in_place_tablespaces = on;
 CREATE TABLESPACE regress_space LOCATION '';
@@ -54,6 +69,23 @@ ALTER DATABASE s1 SET TABLESPACE regress_space;
 ALTER DATABASE main SET TABLESPACE regress_space;
 \echo :LAST_ERROR_SQLSTATE
 DROP TABLESPACE regress_space;
+
+-- The row that stands for a snapshot.
+\set ECHO none
+\set VERBOSITY sqlstate
+SELECT datname AS hidden FROM pg_database WHERE datname LIKE 'agent\_branch\_snapshot\_%' LIMIT 1 \gset
+DROP DATABASE :"hidden";
+ALTER DATABASE :"hidden" RENAME TO visible;
+ALTER DATABASE :"hidden" ALLOW_CONNECTIONS true;
+ALTER DATABASE :"hidden" CONNECTION LIMIT 5;
+CREATE DATABASE s9 TEMPLATE :"hidden";
+CREATE DATABASE s9 TEMPLATE :"hidden" STRATEGY branch;
+ALTER DATABASE s2 RENAME TO "agent_branch_snapshot_0000000100000000016B3748";
+CREATE DATABASE "agent_branch_snapshot_0000000100000000016B3748";
+\set VERBOSITY default
+\set ECHO all
+SELECT count(*) AS changed FROM pg_database
+WHERE datname IN ('visible', 's9', 'agent_branch_snapshot_0000000100000000016B3748');
 
 -- Renaming, settings and connection limits work.
 ALTER DATABASE s2 RENAME TO s6;

@@ -118,8 +118,8 @@ def drop_all_branches(cluster: Cluster) -> None:
 def digest(conn: Conn, relation: str) -> Row:
     """(rows, md5 of all rows as text, in text order) of a table or subquery."""
     row = conn.execute(
-        "SELECT count(*), md5(coalesce(string_agg(t::text, E'\\n' ORDER BY t::text), ''))"
-        f" FROM {relation} AS t"
+        "SELECT count(*), md5(coalesce(string_agg(whole::text, E'\\n' ORDER BY whole::text), ''))"
+        f" FROM {relation} AS whole"
     ).fetchone()
     assert row is not None
     return row

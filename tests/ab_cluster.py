@@ -13,6 +13,7 @@ condition (``wait_for``); nothing else in the suite sleeps.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import pwd
@@ -438,21 +439,20 @@ class Cluster:
         self._wait_gone([pid], timeout)
 
     def kill(self) -> None:
-        """SIGKILL the postmaster and all its children at once.
+        """SIGKILL the postmaster and all its children at one moment.
 
-        The postmaster is stopped first so that it can neither fork nor clean up
-        between the signals.
+        All are stopped before the first dies: the postmaster, so that it forks and cleans
+        up nothing any more, then its children, so that none goes on without the others.
         """
         pid = self.postmaster_pid()
         if pid is None:
             return
         os.kill(pid, signal.SIGSTOP)
-        victims = [pid, *_children(pid)]
-        for victim in victims:
-            try:
-                os.kill(victim, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        victims = [*_children(pid), pid]
+        for kind in (signal.SIGSTOP, signal.SIGKILL):
+            for victim in victims:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(victim, kind)
         self._wait_gone(victims, 60)
 
     def crash(self) -> Cluster:

@@ -86,19 +86,6 @@ def test_refuses_another_minor_release(make_cluster: MakeCluster) -> None:
     server.start()
 
 
-def test_refuses_full_page_writes_off(make_cluster: MakeCluster) -> None:
-    """full_page_writes = off would make torn pages of branches unrecoverable (F1)."""
-    server = make_cluster("fpw")
-    server.stop()
-    server.configure(full_page_writes="off")
-    with pytest.raises(ServerError) as refused:
-        server.start()
-    assert "full_page_writes" in str(refused.value)
-    server.configure(full_page_writes="on")
-    server.start()
-    server.sql("SELECT branch.create('b', 'main')")
-
-
 def server_mappings(cluster: Cluster) -> list[tuple[str, str]]:
     """(offset, permissions) of the server's executable in the postmaster, merged."""
     pid = cluster.postmaster_pid()
@@ -146,18 +133,28 @@ def test_loaded_but_unused_passes_through(make_cluster: MakeCluster) -> None:
     assert server.sql("SELECT * FROM branch.verify()") == []
 
 
-def test_data_directory_is_usable_without_the_library(make_cluster: MakeCluster) -> None:
-    """A cluster without branches can drop the library again."""
+def test_can_be_removed_as_the_readme_says(make_cluster: MakeCluster) -> None:
+    """Branches, extension, preload, rows of snapshots, files: then nothing is left."""
     server = make_cluster("leaving")
+    server.sql("CREATE TABLE t AS SELECT 1 AS one", dbname="main")
     server.sql("SELECT branch.create('b', 'main')")
-    server.sql("SELECT branch.delete('b', hard => true)")
+    server.sql("SELECT branch.create('b_of_b', 'b')")
+    server.sql(
+        "SELECT name, branch.delete(name, hard => true) FROM branch.branches ORDER BY depth DESC"
+    )
     server.sql("SELECT * FROM branch.gc()")
     server.sql("DROP EXTENSION agent_branch")
     server.stop()
     server.configure(shared_preload_libraries="")
     server.start()
-    server.sql("CREATE TABLE t (i int)", dbname="main")
-    server.stop()
+    server.psql(
+        "SELECT format('DROP DATABASE %I', datname) FROM pg_database"
+        " WHERE starts_with(datname, 'agent_branch_snapshot_') \\gexec\n"
+    )
     shutil.rmtree(server.data / "agent_branch")
-    server.start()
-    assert server.scalar("SELECT count(*) FROM t", dbname="main") == 0
+    server.restart()
+    names = server.sql("SELECT datname FROM pg_database ORDER BY datname")
+    assert names == [("main",), ("postgres",), ("template0",), ("template1",)]
+    numbers = {str(oid) for (oid,) in server.sql("SELECT oid::int8 FROM pg_database")}
+    assert {path.name for path in (server.data / "base").iterdir()} - {"pgsql_tmp"} == numbers
+    assert server.scalar("SELECT one FROM t", dbname="main") == 1

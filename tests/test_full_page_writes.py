@@ -29,9 +29,7 @@ def test_cannot_be_turned_off_while_there_are_branches(
     assert "branches need full_page_writes" in c.log_text()
 
     text = (c.data / "postgresql.auto.conf").read_text()
-    (c.data / "postgresql.auto.conf").write_text(
-        text.replace("full_page_writes = off\n", "")
-    )
+    (c.data / "postgresql.auto.conf").write_text(text.replace("full_page_writes = off\n", ""))
     c.start()
     c.sql("SELECT branch.delete('b', hard => true)")
     c.sql("SELECT * FROM branch.gc()")

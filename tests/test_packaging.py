@@ -17,7 +17,7 @@ OBJECTS = """
     FROM pg_depend AS d
     INNER JOIN pg_extension AS e ON e.oid = d.refobjid
     WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND e.extname = 'agent_branch'
-    ORDER BY 1 COLLATE "C"
+    ORDER BY pg_describe_object(d.classid, d.objid, 0) COLLATE "C"
 """
 
 # The functions of the interface that this version has; all their names are promises.

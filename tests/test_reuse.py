@@ -10,6 +10,7 @@ from ab_checks import (
     amcheck,
     create,
     create_database,
+    delete,
     disk_bytes,
     drop_all_branches,
     healthy,
@@ -291,7 +292,7 @@ def test_own_bytes(cluster: Cluster) -> None:
     run(cluster, "bytes", "UPDATE t SET v = 'x' WHERE id = 30000")
     one_row = own()
     assert one_row <= 512 * 1024, "one row was updated"
-    run(cluster, "bytes", "UPDATE t SET v = 'y' WHERE id <= 6000")
+    run(cluster, "bytes", "UPDATE t SET v = 'zz' || lpad(id::text, 90, '0') WHERE id <= 6000")
     assert one_row < own() <= 8 * 1024 * 1024, "a tenth of the table was updated"
     logical = cluster.scalar("SELECT logical_bytes FROM branch.branches WHERE name = 'bytes'")
     assert int(logical) > 15 * 1024 * 1024
@@ -334,3 +335,94 @@ def test_chain_of_fifty(cluster: Cluster) -> None:
     for level in (1, 2, DEPTH // 2, DEPTH - 1, DEPTH):
         check(level)
     amcheck(cluster, f"level_{DEPTH}")
+
+
+# ---- giving space back -----------------------------------------------------------------
+
+
+def snapshots_of(cluster: Cluster, parent: str) -> list[str]:
+    return [
+        str(snapshot)
+        for (snapshot,) in cluster.sql(
+            "SELECT DISTINCT id FROM branch.snapshots WHERE parent_name = %s ORDER BY 1", (parent,)
+        )
+    ]
+
+
+def snapshot_bytes(cluster: Cluster) -> int:
+    return sum(size for _, size, _ in snapshot_files(cluster).values())
+
+
+def test_gc_frees_superseded_snapshots(cluster: Cluster) -> None:
+    """A snapshot that no branch hangs on and that is not its parent's newest is freed by
+    gc, with its space; dry_run only says so; branches on other snapshots, and branches
+    of branches whose pages lie in several layers, keep every row."""
+    parent = create_database(
+        cluster,
+        "p_gc",
+        "CREATE TABLE t (id int PRIMARY KEY, v text)",
+        "INSERT INTO t SELECT i, repeat('o', 300) FROM generate_series(1, 5000) AS i",
+    )
+    create(cluster, "g1", parent)
+    run(cluster, "g1", "UPDATE t SET v = 'g1' WHERE id % 10 = 0")
+    create(cluster, "g1_child", "g1")
+    run(cluster, parent, "UPDATE t SET v = 'p' WHERE id % 2 = 0")
+    create(cluster, "g2", parent)
+    run(cluster, parent, "DELETE FROM t WHERE id > 4000")
+    create(cluster, "g3", parent)
+    assert len(snapshots_of(cluster, parent)) == 3
+    delete(cluster, "g2")
+    files = snapshot_files(cluster)
+    planned = cluster.sql("SELECT kind, name, bytes FROM branch.gc(dry_run => true)")
+    assert snapshot_files(cluster) == files, "a dry run changes nothing"
+    before = snapshot_bytes(cluster)
+    freed = cluster.sql("SELECT kind, name, bytes FROM branch.gc()")
+    assert sum(row[2] for row in freed) > 1_000_000, freed
+    assert snapshot_bytes(cluster) < before - 1_000_000, "gc gave no space back"
+    assert {row[:2] for row in planned} == {row[:2] for row in freed}, "the dry run foretells it"
+    assert len(snapshots_of(cluster, parent)) == 2
+    assert cluster.sql("SELECT kind, name FROM branch.gc()") == []
+
+    def check() -> None:
+        for name, rows in (("g1", (5000, 500)), ("g1_child", (5000, 500)), ("g3", (4000, 0))):
+            assert cluster.sql(
+                "SELECT count(*), count(*) FILTER (WHERE v = 'g1') FROM t", dbname=name
+            ) == [rows]
+
+    check()
+    cluster.restart()
+    check()
+    delete(cluster, "g1_child")
+    delete(cluster, "g1")
+    delete(cluster, "g3")
+    run(cluster, "postgres", f"DROP DATABASE {parent}", "SELECT * FROM branch.gc()")
+    assert snapshots_of(cluster, parent) == []
+
+
+def test_named_snapshots_are_kept(cluster: Cluster) -> None:
+    """A snapshot with a name outlives gc and newer snapshots until its name is dropped."""
+    parent = create_database(
+        cluster, "p_named", "CREATE TABLE t AS SELECT generate_series(1, 3000) AS id"
+    )
+    cluster.sql("SELECT branch.snapshot(%s, 'release')", (parent,))
+    run(cluster, parent, "INSERT INTO t VALUES (0)")
+    create(cluster, "after_release", parent)
+    cluster.sql("SELECT * FROM branch.gc()")
+    named = "SELECT parent_name FROM branch.snapshots WHERE name = 'release'"
+    assert cluster.sql(named) == [(parent,)]
+    assert len(snapshots_of(cluster, parent)) == 2
+    cluster.crash()
+    assert cluster.sql(named) == [(parent,)]
+    cluster.sql("SELECT branch.drop_snapshot('release')")
+    cluster.sql("SELECT * FROM branch.gc()")
+    assert cluster.sql(named) == []
+    assert len(snapshots_of(cluster, parent)) == 1
+    assert cluster.scalar("SELECT count(*) FROM t", dbname="after_release") == 3001
+
+
+def test_snapshot_rolled_back(cluster: Cluster) -> None:
+    """A name given in a transaction that rolls back is not there."""
+    with cluster.connect(autocommit=False) as conn:
+        conn.execute("SELECT branch.snapshot('main', 'undone')")
+        conn.rollback()
+    assert cluster.sql("SELECT 1 FROM branch.snapshots WHERE name = 'undone'") == []

@@ -4,7 +4,7 @@ set -eu
 cd "$(dirname "$0")/.."
 lib=$("${PG_CONFIG:-pg_config}" --pkglibdir)
 share=$("${PG_CONFIG:-pg_config}" --sharedir)/extension
-site=$(/usr/bin/python3 -c 'import agent_branch, os; print(os.path.dirname(agent_branch.__file__))')
+site=$(/usr/bin/python3 -I -c 'import agent_branch; print(agent_branch.__path__[0])')
 cmp -s agent_branch.so "$lib/agent_branch.so"
 cmp -s agent_branch.control "$share/agent_branch.control"
 for f in extension/agent_branch--*.sql; do

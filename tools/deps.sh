@@ -12,7 +12,7 @@ set -euo pipefail
 packages=(gcc make libc6-dev python3 python3-psycopg
 	postgresql-15 postgresql-server-dev-15 postgresql-plpython3-15 postgresql-15-cron)
 if [ "${1:-}" != demo ]; then
-	packages+=(python3-venv xfsprogs dpkg-dev)
+	packages+=(python3-venv xfsprogs)
 fi
 
 if ! command -v dpkg-query >/dev/null; then

@@ -35,9 +35,10 @@ def run(kind: str, names: list[str]) -> int:
     output = ROOT / "build" / kind
     output.mkdir(parents=True, exist_ok=True)
     base = workspace()
-    cluster = Cluster.create(base, kind, {"autovacuum": "off"})
+    cluster = Cluster.create(base, kind, {"autovacuum": "off", "agent_branch.sweep_interval": "0"})
     try:
         cluster.sql("CREATE EXTENSION dblink")
+        cluster.sql("CREATE DATABASE iso_main")
         cluster.sql("CREATE TABLE ledger (id int PRIMARY KEY, note text)", dbname="main")
         cluster.sql("INSERT INTO ledger VALUES (1, 'from main')", dbname="main")
         done = subprocess.run(

@@ -1,0 +1,343 @@
+"""A streaming standby, a base backup and point-in-time recovery know branches too."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ab_checks import (
+    Row,
+    amcheck,
+    branches,
+    calm_log,
+    contents,
+    create,
+    create_database,
+    database_dirs,
+    delete,
+    digest,
+    exists,
+    healthy,
+    nothing_left,
+    oid_of,
+    run,
+)
+from ab_cluster import Cluster
+
+SETTINGS: dict[str, object] = {
+    "wal_consistency_checking": "all",
+    "max_wal_size": "4GB",
+    "hot_standby": "on",
+    "hot_standby_feedback": "on",
+    "max_standby_streaming_delay": "-1",
+}
+
+TABLE = [
+    "CREATE TABLE t (id int PRIMARY KEY, v text, big text)",
+    "ALTER TABLE t ALTER big SET STORAGE EXTERNAL",
+    "CREATE INDEX t_v ON t USING hash (v)",
+    "INSERT INTO t SELECT i, 'base' || i % 100, CASE WHEN i % 50 = 0 THEN repeat(md5(i::text), 100)"
+    " END FROM generate_series(1, 3000) AS i",
+    "CREATE UNLOGGED TABLE u AS SELECT 1 AS x",
+    "CREATE SEQUENCE s",
+]
+
+
+def everything(cluster: Cluster, *plain: str) -> dict[str, dict[str, Row]]:
+    """Contents of the plain databases and all branches, unlogged tables left out."""
+    return {name: logged(cluster, name) for name in (*plain, *sorted(branches(cluster)))}
+
+
+def logged(cluster: Cluster, name: str) -> dict[str, Row]:
+    if not cluster.scalar("SELECT pg_is_in_recovery()"):
+        return {table: row for table, row in contents(cluster, name).items() if table != "u"}
+    with cluster.connect(name) as conn:
+        tables = conn.execute(
+            "SELECT c.oid::regclass::text FROM pg_class c WHERE relkind IN ('r', 'm')"
+            " AND relpersistence = 'p' AND relnamespace = 'public'::regnamespace ORDER BY 1"
+        ).fetchall()
+        return {table: digest(conn, table) for (table,) in tables}
+
+
+def no_divergence(standby: Cluster) -> None:
+    """Replay never found a page that differs from the primary's image of it."""
+    bad = [
+        line
+        for line in standby.log_text().splitlines()
+        if "inconsistent page" in line or (" startup " in line and "FATAL:" in line)
+    ]
+    assert bad == [], "\n".join(bad)
+    calm_log(standby)
+
+
+@pytest.fixture
+def pair(make_cluster: Callable[..., Cluster]) -> tuple[Cluster, Cluster]:
+    primary = make_cluster("primary", SETTINGS)
+    create_database(primary, "p", *TABLE)
+    create(primary, "old", "p")
+    run(primary, "old", "UPDATE t SET v = 'before the backup' WHERE id % 5 = 0")
+    standby = primary.standby("replica")
+    return primary, standby
+
+
+def test_standby_replays_everything(pair: tuple[Cluster, Cluster], rng: random.Random) -> None:
+    """Creations, rolled back creations, writes of all kinds on both sides, branches of
+    branches, resets, deletions, gc and DROP DATABASE reach the standby under
+    wal_consistency_checking; its sessions read the branches meanwhile; promoted, it
+    holds what the primary held, and goes on branching."""
+    primary, standby = pair
+
+    def same(when: str) -> None:
+        primary.wait_caught_up(standby)
+        here = everything(primary, "p", "main")
+        there = everything(standby, "p", "main")
+        assert there == here, f"{when}: standby differs"
+        assert standby.sql("SELECT oid, datname FROM pg_database ORDER BY 1") == primary.sql(
+            "SELECT oid, datname FROM pg_database ORDER BY 1"
+        )
+
+    same("after the backup")
+    create(primary, "b", "p")
+    create(primary, "c", "b")
+    same("fresh branches")
+    run(
+        primary,
+        "b",
+        "UPDATE t SET v = 'b' || id WHERE id % 3 = 0",
+        "DELETE FROM t WHERE id > 2500",
+        "VACUUM t",
+        "INSERT INTO u VALUES (5)",
+        "SELECT nextval('s')",
+    )
+    run(primary, "p", "UPDATE t SET v = 'p' WHERE id % 4 = 0", "CREATE TABLE more AS SELECT 1 AS x")
+    same("writes on both sides")
+    with primary.connect(autocommit=False) as conn:
+        conn.execute("SELECT branch.create('never', 'p')")
+        conn.rollback()
+    primary.sql("SELECT branch.reset('c')")
+    create(primary, "d", "p")
+    run(
+        primary,
+        "d",
+        "DROP TABLE more",
+        "TRUNCATE t",
+        "INSERT INTO t VALUES (1, 'd', 'd')",
+        "VACUUM FULL",
+        "REINDEX TABLE t",
+    )
+    same("reset and destroyed")
+    for turn in range(4):
+        name = create(primary, f"turn{turn}", rng.choice(("p", "b", "c", "d", "old")))
+        run(
+            primary,
+            name,
+            f"INSERT INTO t SELECT 10000 + i, 'turn{turn}' FROM generate_series(1, 500) AS i",
+            "DELETE FROM t WHERE id % 2 = 0",
+            "VACUUM (TRUNCATE) t",
+            "ALTER TABLE t ADD COLUMN extra int DEFAULT 3",
+            "CREATE INDEX ON t (v, id)",
+        )
+        if turn % 2:
+            primary.sql("CHECKPOINT")
+            standby.sql("CHECKPOINT")  # a restartpoint
+        same(f"turn {turn}")
+    gone = oid_of(primary, "turn3")
+    run(primary, "postgres", "DROP DATABASE turn3")
+    delete(primary, "old")
+    primary.sql("SELECT * FROM branch.gc()")
+    same("after deletions")
+    assert database_dirs(primary, gone) == []
+    standby.wait_for(lambda: database_dirs(standby, gone) == [])
+
+    standby.restart("immediate")
+    same("after a crash of the standby")
+    expected = everything(primary, "p", "main")
+    primary.kill()
+    no_divergence(standby)
+    standby.promote()
+    assert everything(standby, "p", "main") == expected
+    healthy(standby)
+    standby.sql("SELECT * FROM branch.gc()")
+    nothing_left(standby, "after promotion")
+    for name in ("b", "c", "d", "turn0"):
+        assert standby.scalar("SELECT count(*) FROM u", dbname=name) == 0
+        run(standby, name, "INSERT INTO u VALUES (8)", "INSERT INTO t (id) VALUES (-5)")
+    create(standby, "afterwards", "b")
+    run(standby, "b", "UPDATE t SET v = 'new timeline'")
+    create(standby, "second", "p")
+    assert (
+        standby.scalar("SELECT count(*) FROM t WHERE v = 'new timeline'", dbname="afterwards") == 0
+    )
+    standby.crash()
+    healthy(standby)
+    assert standby.scalar("SELECT count(*) FROM t WHERE id = -5", dbname="afterwards") == 1
+    amcheck(standby, "p", *sorted(branches(standby)))
+
+
+def test_standby_reads_while_replaying(pair: tuple[Cluster, Cluster]) -> None:
+    """A session on the standby stays connected to a branch and sees each of the primary's
+    commits in it, first writes into inherited pages among them (no stale cache), and
+    branches that appear after it began."""
+    primary, standby = pair
+    create(primary, "b", "p")
+    primary.wait_caught_up(standby)
+    with standby.connect("b") as reader:
+        for turn in range(1, 6):
+            assert reader.execute("SELECT count(*) FROM t WHERE v LIKE 'turn%'").fetchall() == [
+                ((turn - 1) * 10,)
+            ]
+            run(
+                primary,
+                "b",
+                f"UPDATE t SET v = 'turn{turn}' WHERE id BETWEEN {turn * 300} AND {turn * 300 + 9}",
+            )
+            create(primary, f"n{turn}", "b")
+            primary.wait_caught_up(standby)
+            assert (
+                standby.scalar("SELECT count(*) FROM t WHERE v LIKE 'turn%'", dbname=f"n{turn}")
+                == turn * 10
+            )
+    no_divergence(standby)
+
+
+def test_promotion_in_the_middle(pair: tuple[Cluster, Cluster]) -> None:
+    """The primary dies with a creation uncommitted and a deletion uncommitted; the promoted
+    standby has neither, and no file of the first."""
+    primary, standby = pair
+    create(primary, "kept", "p")
+    conn = primary.connect(autocommit=False)
+    conn.execute("SELECT branch.create('never', 'p')")
+    conn.execute("SELECT branch.delete('kept', hard => true)")
+    primary.wait_caught_up(standby)
+    primary.kill()
+    standby.promote()
+    assert not exists(standby, "never")
+    assert standby.scalar("SELECT count(*) FROM t", dbname="kept") == 3000
+    standby.sql("SELECT * FROM branch.gc()")
+    nothing_left(standby, "after promotion")
+    healthy(standby)
+
+
+# ---- backups --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def archived(make_cluster: Callable[..., Cluster], cluster_base: Path) -> tuple[Cluster, Path]:
+    archive = cluster_base / "archive"
+    archive.mkdir(exist_ok=True)
+    Cluster.give(archive)
+    for old in archive.iterdir():
+        old.unlink()
+    server = make_cluster(
+        "archived",
+        {**SETTINGS, "archive_mode": "on", "archive_command": f"cp %p {archive}/%f"},
+    )
+    create_database(server, "p", *TABLE)
+    return server, archive
+
+
+def mark(server: Cluster, name: str) -> None:
+    """A restore point, archived."""
+    server.sql("SELECT pg_create_restore_point(%s)", (name,))
+    segment = server.scalar("SELECT pg_walfile_name(pg_switch_wal())")
+    server.sql("CHECKPOINT")
+    server.wait_for(
+        lambda: (server.scalar("SELECT last_archived_wal FROM pg_stat_archiver") or "") >= segment,
+        what=f"segment {segment} to be archived",
+    )
+
+
+def restore(server: Cluster, archive: Path, copy: Path, name: str, target: str | None) -> Cluster:
+    """A new server from a base backup, recovered to a restore point or to the end."""
+    signal = copy / "recovery.signal"
+    signal.touch()
+    Cluster.give(signal)
+    settings: dict[str, object] = {
+        "archive_mode": "off",
+        "restore_command": f"cp {archive}/%f %p",
+        "recovery_target_action": "promote",
+    }
+    if target is not None:
+        settings["recovery_target_name"] = target
+    made = Cluster.from_data(server.root.parent, name, copy, settings)
+    made.wait_for(lambda: not made.scalar("SELECT pg_is_in_recovery()"), what="promotion")
+    return made
+
+
+def test_point_in_time_recovery(archived: tuple[Cluster, Path]) -> None:
+    """A base backup from before there were branches and the archived WAL give, at each of
+    three restore points, the branches of that moment with their rows, and none of those
+    that came later."""
+    server, archive = archived
+    copies = [server.backup(server.root / f"backup{n}") for n in range(3)]
+    expected = []
+    create(server, "b", "p")
+    run(server, "b", "UPDATE t SET v = 'b' WHERE id % 2 = 0", "DELETE FROM t WHERE id > 2900")
+    expected.append(everything(server, "p"))
+    mark(server, "first")
+    run(server, "p", "DELETE FROM t WHERE id < 1000", "VACUUM t")
+    create(server, "c", "b")
+    create(server, "d", "p")
+    run(server, "c", "TRUNCATE t")
+    run(server, "b", "VACUUM FULL t")
+    expected.append(everything(server, "p"))
+    mark(server, "second")
+    delete(server, "c")
+    server.sql("SELECT branch.reset('b')")
+    server.sql("SELECT * FROM branch.gc()")
+    expected.append(everything(server, "p"))
+    mark(server, "third")
+    for target, copy, state in zip(("first", "second", "third"), copies, expected, strict=True):
+        restored = restore(server, archive, copy, f"at_{target}", target)
+        assert everything(restored, "p") == state, target
+        healthy(restored)
+        restored.sql("SELECT * FROM branch.gc()")
+        nothing_left(restored, f"after recovery to {target}")
+        calm_log(restored)
+        create(restored, "afterwards", "p")
+        amcheck(restored, "b", "afterwards")
+        restored.destroy()
+
+
+def test_backup_with_branches(archived: tuple[Cluster, Path]) -> None:
+    """A base backup taken while there are branches, some written while it runs, some made
+    or deleted afterwards: restored to its own end and to the archive's end it equals the
+    server of that moment."""
+    server, archive = archived
+    server.pgbench(["-i", "-q", "-s", "1"], "main")
+    for name, parent in (("b", "p"), ("c", "b"), ("bench", "main"), ("doomed", "b")):
+        create(server, name, parent)
+    run(server, "b", "UPDATE t SET v = 'b' WHERE id % 2 = 0")
+    run(server, "c", "DELETE FROM t WHERE id % 3 = 0", "VACUUM t")
+    writers = [
+        server.pgbench(["-n", "-c", "1", "-t", "400"], name, background=True)
+        for name in ("main", "bench")
+    ]
+    copies = [server.backup(server.root / f"backup{n}") for n in range(2)]
+    for writer in writers:
+        assert writer.wait(120) == 0
+    create(server, "late", "bench")
+    delete(server, "doomed")
+    server.sql("SELECT * FROM branch.gc()")
+    run(server, "b", "UPDATE t SET v = 'later' WHERE id % 7 = 0")
+    run(server, "p", "DROP TABLE t")
+    expected = everything(server, "p", "main")
+    mark(server, "end")
+    restored = restore(server, archive, copies[0], "restored", "end")
+    assert everything(restored, "p", "main") == expected
+    healthy(restored)
+    restored.crash()
+    assert everything(restored, "p", "main") == expected
+    create(restored, "afterwards", "c")
+    amcheck(restored, "b", "c", "bench", "late")
+    restored.destroy()
+
+    # The backup alone, with the WAL it brought along: the moment of its end.
+    alone = Cluster.from_data(server.root.parent, "alone", copies[1], {"archive_mode": "off"})
+    assert set(branches(alone)) == {"b", "c", "bench", "doomed"}
+    healthy(alone)
+    amcheck(alone, "b", "c", "bench", "doomed", "p")
+    assert contents(alone, "c")["t"][0] == 2000
+    alone.destroy()
