@@ -73,7 +73,10 @@ def test_clone_shares_the_parents_blocks(reflink_dir: Path) -> None:
         c.sql("UPDATE t SET v = 'parent' WHERE id <= 50000", dbname="main")
         c.sql("UPDATE t SET v = 'branch' WHERE id > 50000", dbname="b")
         c.crash()
-        count = "SELECT count(*) FILTER (WHERE v = 'parent'), count(*) FILTER (WHERE v = 'branch') FROM t"
+        count = (
+            "SELECT count(*) FILTER (WHERE v = 'parent'), "
+            "count(*) FILTER (WHERE v = 'branch') FROM t"
+        )
         assert c.sql(count, dbname="main") == [(50000, 0)]
         assert c.sql(count, dbname="b") == [(0, 50000)]
         assert c.sql("SELECT * FROM branch.verify()") == []

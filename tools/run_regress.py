@@ -8,6 +8,7 @@ Results and differences are left in build/.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from ab_cluster import SUPERUSER, Cluster, pg_config, workspace  # noqa: E402
+from ab_cluster import SUPERUSER, Cluster, live_clusters, pg_config, workspace  # noqa: E402
 
 CONTROL_DATABASE = "postgres"
 DRIVERS = {
@@ -35,8 +36,10 @@ def run(kind: str, names: list[str]) -> int:
     output = ROOT / "build" / kind
     output.mkdir(parents=True, exist_ok=True)
     base = workspace()
-    cluster = Cluster.create(base, kind, {"autovacuum": "off", "agent_branch.sweep_interval": "0"})
     try:
+        cluster = Cluster.create(
+            base, kind, {"autovacuum": "off", "agent_branch.sweep_interval": "0"}
+        )
         cluster.sql("CREATE EXTENSION dblink")
         cluster.sql("CREATE DATABASE iso_main")
         cluster.sql("CREATE TABLE ledger (id int PRIMARY KEY, note text)", dbname="main")
@@ -65,8 +68,9 @@ def run(kind: str, names: list[str]) -> int:
             print(cluster.log_tail(100))
         return done.returncode
     finally:
-        cluster.destroy()
-        base.rmdir()
+        for running in live_clusters():
+            running.destroy()
+        shutil.rmtree(base, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,9 @@ extern AbBranch *ab_branch_lookup(Oid db);
 
 /* After ab_branch_lookup() said NULL: because the branch is damaged? */
 extern bool ab_branch_is_broken(Oid db);
+
+/* Raise XX001 if db is a damaged branch. */
+extern void ab_branch_require_sound(Oid db, const char *name);
 extern const AbOriginHeader *ab_branch_header(AbBranch *b);
 extern const AbManifest *ab_branch_manifest(AbBranch *b);
 

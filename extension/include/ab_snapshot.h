@@ -25,6 +25,9 @@ extern AbSnapId ab_snapshot_get(Oid source_db, bool force_new);
 extern char *ab_hidden_name(AbSnapId id);
 extern bool ab_hidden_name_parse(const char *datname, AbSnapId *id);
 
+/* Names that begin like those are kept from other databases. */
+extern bool ab_hidden_name_is_reserved(const char *datname);
+
 /* "<id><suffix>" in agent_branch/snapshots? */
 extern bool ab_snapshot_parse_file(const char *name, const char *suffix, AbSnapId *id);
 

@@ -50,8 +50,6 @@ ab_prevent_read_only(const char *what)
 void
 ab_check_branch_name(const char *name)
 {
-	AbSnapId	id;
-
 	if (name == NULL || name[0] == '\0')
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_NAME),
@@ -62,11 +60,11 @@ ab_check_branch_name(const char *name)
 				 errmsg("branch name \"%s\" is too long", name),
 				 errdetail("It has %zu bytes, and a database name can have %d.",
 						   strlen(name), NAMEDATALEN - 1)));
-	if (ab_hidden_name_parse(name, &id))
+	if (ab_hidden_name_is_reserved(name))
 		ereport(ERROR,
 				(errcode(ERRCODE_RESERVED_NAME),
 				 errmsg("branch name \"%s\" is reserved", name),
-				 errdetail("Names of this form stand for snapshots.")));
+				 errdetail("Names that begin like this stand for snapshots.")));
 }
 
 /*

@@ -377,9 +377,10 @@ id_text(AbSnapId id)
 /*
  * Ids that origin files name, whether or not their branch still has a row.  False
  * if some file cannot be read: then nothing can be said of any snapshot.
+ * without_orphans: a dry run, before which no sweep has removed those.
  */
 static bool
-read_references(HTAB *referenced)
+read_references(HTAB *referenced, bool without_orphans)
 {
 	int			n;
 	Oid		   *dbs = ab_origin_list(&n);
@@ -390,6 +391,11 @@ read_references(HTAB *referenced)
 		AbOriginHeader header;
 
 		CHECK_FOR_INTERRUPTS();
+		if (without_orphans && lock_orphan(dbs[i]))
+		{
+			unlock_orphan(dbs[i]);
+			continue;
+		}
 		if (ab_storage_read_origin(dbs[i], &header))
 			add_id(referenced, header.snapshot);
 		else if (ab_file_exists(ab_origin_path(dbs[i])))
@@ -404,17 +410,24 @@ read_references(HTAB *referenced)
  * has no branches, so that its manifest can go.
  */
 static bool
-close_one(const AbSnapSlot *slot, HTAB *keep, bool unused_too, bool dry_run)
+close_one(AbSnapSlot *slot, HTAB *keep, bool unused_too, HTAB *dry_references)
 {
+	bool		dry_run = dry_references != NULL;
 	double		age = 0;
 	bool		open = hidden_age(slot->id, &age);
 	AbSnapSlot	now;
 
+	if (dry_run && !id_in(dry_references, slot->id))
+		slot->nbranches = 0;
 	if (!to_be_closed(slot, keep, unused_too, open, age))
 		return false;
 	if (open && !dry_run && !ab_request_drop_hidden(slot->id))
 		return false;
-	return ab_snaptable_get(slot->id, &now) && now.nbranches == 0 &&
+	if (dry_run)
+		now = *slot;
+	else if (!ab_snaptable_get(slot->id, &now))
+		return false;
+	return now.nbranches == 0 &&
 		!id_in(keep, slot->id); /* closed by age; its name still wants it */
 }
 
@@ -558,6 +571,11 @@ ab_retire_snapshots(bool dry_run, bool unused_too, List *keep)
 		return NIL;
 	foreach(lc, keep)
 		add_id(kept, *(AbSnapId *) lfirst(lc));
+	if (dry_run && !read_references(referenced, true))
+	{
+		ab_gc_unlock();
+		return NIL;
+	}
 	if (!dry_run)
 		drop_stray_hidden();
 
@@ -567,12 +585,13 @@ ab_retire_snapshots(bool dry_run, bool unused_too, List *keep)
 	for (int i = 0; i < nslots; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (slots[i].confirmed && close_one(&slots[i], kept, unused_too, dry_run))
+		if (slots[i].confirmed && close_one(&slots[i], kept, unused_too,
+											   dry_run ? referenced : NULL))
 			slots[ncandidates++] = slots[i];
 	}
 
 	/* nbranches says so already; the files are the truth */
-	if (ncandidates > 0 && !read_references(referenced))
+	if (!dry_run && ncandidates > 0 && !read_references(referenced, false))
 		ncandidates = 0;
 	for (int i = 0; i < ncandidates; i++)
 	{

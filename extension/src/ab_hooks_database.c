@@ -18,6 +18,7 @@
 #include "ab_file.h"
 #include "ab_lifecycle.h"
 #include "ab_manifest.h"
+#include "ab_origin.h"
 #include "ab_snapshot.h"
 #include "ab_snaptable.h"
 
@@ -85,7 +86,7 @@ refuse_reserved(const char *name)
 	ereport(ERROR,
 			(errcode(ERRCODE_RESERVED_NAME),
 			 errmsg("database name \"%s\" is reserved", name),
-			 errdetail("Names of this form stand for snapshots.")));
+			 errdetail("Names that begin like this stand for snapshots.")));
 }
 
 /* Say what the database has to do with branches; NULL: nothing. */
@@ -110,17 +111,18 @@ check_createdb(const CreatedbStmt *stmt)
 	char	   *why;
 	Oid			db;
 
-	if (is_hidden_name(stmt->dbname))
+	if (ab_hidden_name_is_reserved(stmt->dbname))
 		refuse_reserved(stmt->dbname);
 	if (defel != NULL && defel->arg != NULL)
 		template = defGetString(defel);
 	if (is_hidden_name(template))
 		refuse_hidden(template);
-	if (!strategy_is(stmt, "file_copy"))
-		return;
 
 	db = get_database_oid(template, true);
-	why = OidIsValid(db) ? why_files_must_stay(db) : NULL;
+	if (!OidIsValid(db))
+		return;
+	ab_branch_require_sound(db, template);
+	why = strategy_is(stmt, "file_copy") ? why_files_must_stay(db) : NULL;
 	if (why != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -157,8 +159,15 @@ check_rename(const RenameStmt *stmt)
 		return;
 	if (is_hidden_name(stmt->subname))
 		refuse_hidden(stmt->subname);
-	if (is_hidden_name(stmt->newname))
+	if (ab_hidden_name_is_reserved(stmt->newname))
 		refuse_reserved(stmt->newname);
+}
+
+static void
+check_unhidden(const char *name)
+{
+	if (is_hidden_name(name))
+		refuse_hidden(name);
 }
 
 void
@@ -174,6 +183,16 @@ ab_check_database_statement(Node *stmt)
 			break;
 		case T_RenameStmt:
 			check_rename((RenameStmt *) stmt);
+			break;
+		case T_AlterOwnerStmt:
+			if (((AlterOwnerStmt *) stmt)->objectType == OBJECT_DATABASE)
+				check_unhidden(strVal(((AlterOwnerStmt *) stmt)->object));
+			break;
+		case T_AlterDatabaseSetStmt:
+			check_unhidden(((AlterDatabaseSetStmt *) stmt)->dbname);
+			break;
+		case T_AlterDatabaseRefreshCollStmt:
+			check_unhidden(((AlterDatabaseRefreshCollStmt *) stmt)->dbname);
 			break;
 		default:
 			break;
@@ -200,15 +219,24 @@ ab_check_drop_database(Oid db)
 	pfree(name);
 }
 
+/* A snapshot whose manifest is damaged needs nothing any more. */
 static bool
 has_files_in(AbSnapId id, Oid spc)
 {
-	AbManifest *m = ab_manifest_acquire(id);
+	char	   *path = ab_snapshot_path(id, ".manifest");
+	size_t		len;
+	char	   *image = ab_file_read(path, &len);
 	bool		found = false;
+	AbManifest	m;
 
-	for (uint32 i = 0; i < m->h->nforks && !found; i++)
-		found = m->forks[i].spc == spc;
-	ab_manifest_release(m);
+	if (image != NULL && ab_manifest_check(image, len, &m) == NULL)
+	{
+		for (uint32 i = 0; i < m.h->nforks && !found; i++)
+			found = m.forks[i].spc == spc;
+	}
+	if (image != NULL)
+		pfree(image);
+	pfree(path);
 	return found;
 }
 

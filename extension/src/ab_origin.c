@@ -272,6 +272,17 @@ ab_branch_is_broken(Oid db)
 	return b != NULL && b->broken;
 }
 
+void
+ab_branch_require_sound(Oid db, const char *name)
+{
+	if (ab_branch_lookup(db) == NULL && ab_branch_is_broken(db))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("branch \"%s\" is damaged", name),
+				 errdetail("Its origin file or the snapshot it hangs on cannot be read; the server log says why."),
+				 errhint("Delete the branch, or reset it to its parent.")));
+}
+
 const AbOriginHeader *
 ab_branch_header(AbBranch *b)
 {

@@ -27,6 +27,7 @@
 
 #include "ab_file.h"
 #include "ab_layer.h"
+#include "ab_origin.h"
 #include "ab_settings.h"
 #include "ab_snaptable.h"
 #include "ab_wal.h"
@@ -56,6 +57,12 @@ ab_hidden_name_parse(const char *datname, AbSnapId *id)
 	return strncmp(datname, HIDDEN_PREFIX, prefix) == 0 &&
 		strlen(datname) == prefix + AB_SNAPID_TEXT_LEN &&
 		ab_snapid_parse(datname + prefix, id);
+}
+
+bool
+ab_hidden_name_is_reserved(const char *datname)
+{
+	return strncmp(datname, HIDDEN_PREFIX, strlen(HIDDEN_PREFIX)) == 0;
 }
 
 bool
@@ -210,6 +217,7 @@ check_preconditions(Oid source_db, const char *dbname)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot branch invalid database \"%s\"", dbname),
 				 errhint("Use DROP DATABASE to drop invalid databases.")));
+	ab_branch_require_sound(source_db, dbname);
 }
 
 /*

@@ -311,27 +311,6 @@ check_all_branches(Verify *v)
 
 /* ---- the whole ---- */
 
-/*
- * The newest snapshot of a living database can be branched: its hidden row is there
- * (S3), unless age has closed it.
- */
-static void
-check_hidden_row(Verify *v, const AbSnapSlot *slot, const AbManifestHeader *m)
-{
-	AbSnapSlot	newest;
-
-	AcceptInvalidationMessages();
-	if (OidIsValid(get_database_oid(ab_hidden_name(slot->id), true)) ||
-		!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(slot->source_db)) ||
-		ab_hidden_age(m->frozen_xid, m->min_multi) >= AB_HIDDEN_AGE_UNNAMED)
-		return;
-	/* looked at after the row: a newer one may have taken its place */
-	if (ab_snaptable_newest(slot->source_db, &newest) &&
-		AbSnapIdEquals(newest.id, slot->id))
-		report(v, snapshot_label(slot->id),
-			   "its row \"%s\" in pg_database is missing", ab_hidden_name(slot->id));
-}
-
 static void
 check_all_snapshots(Verify *v)
 {
@@ -346,8 +325,7 @@ check_all_snapshots(Verify *v)
 		CHECK_FOR_INTERRUPTS();
 		if (!slots[i].confirmed || !ab_snaptable_get(slots[i].id, &now))
 			continue;			/* retired meanwhile */
-		if (check_snapshot(v, slots[i].id, &m))
-			check_hidden_row(v, &slots[i], &m);
+		(void) check_snapshot(v, slots[i].id, &m);
 	}
 }
 

@@ -324,7 +324,8 @@ copy_init_fork(Oid db, const AbManifest *m, const AbForkEntry *e, ForkNumber for
 /*
  * Crash recovery empties unlogged relations by their init forks, with file
  * operations of its own (reinit.c): it must find whole files here, whatever the
- * parent's have become (F9).
+ * parent's have become (F9).  In redo only init forks are made: recovery makes the
+ * main forks at its end, and wants to be the first.
  */
 void
 ab_storage_make_unlogged(Oid db, const AbManifest *m, bool redo)
@@ -344,7 +345,8 @@ ab_storage_make_unlogged(Oid db, const AbManifest *m, bool redo)
 			spaces = lappend_oid(spaces, e->spc);
 		}
 		copy_init_fork(db, m, e, INIT_FORKNUM);
-		copy_init_fork(db, m, e, MAIN_FORKNUM);
+		if (!redo)
+			copy_init_fork(db, m, e, MAIN_FORKNUM);
 	}
 
 	foreach(lc, spaces)
