@@ -18,6 +18,7 @@
 #include "miscadmin.h"
 #include "storage/lock.h"
 #include "tcop/utility.h"
+#include "utils/fmgroids.h"
 
 #include "ab_gate.h"
 #include "ab_hooks.h"
@@ -64,11 +65,43 @@ executor_start(QueryDesc *query, int eflags)
 
 /* ---- object access ---- */
 
+/*
+ * Functions that write and that clients call without a statement, through the
+ * protocol's fast path (M1): only this hook sees them there.
+ */
+static bool
+writes_large_objects(Oid function)
+{
+	switch (function)
+	{
+		case F_LO_CREAT:
+		case F_LO_CREATE:
+		case F_LO_FROM_BYTEA:
+		case F_LO_IMPORT_TEXT:
+		case F_LO_IMPORT_TEXT_OID:
+		case F_LO_PUT:
+		case F_LO_TRUNCATE:
+		case F_LO_TRUNCATE64:
+		case F_LO_UNLINK:
+		case F_LOWRITE:
+			return true;
+		default:
+			return false;
+	}
+}
+
 static void
 object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
 {
 	if (prev_object_access)
 		prev_object_access(access, classId, objectId, subId, arg);
+
+	if (access == OAT_FUNCTION_EXECUTE)
+	{
+		if (writes_large_objects(objectId))
+			ab_gate_enter();
+		return;
+	}
 
 	if (access == OAT_DROP && classId == DatabaseRelationId)
 	{
