@@ -66,7 +66,7 @@ uninstall-python:
 # ---- from nothing ------------------------------------------------------------------
 
 .PHONY: deps demo demo-stop test lint venv regress isolation pytest installcheck \
-	check-core install-for-tests clean-tests
+	check-core bench install-for-tests clean-tests
 
 deps:
 	tools/deps.sh
@@ -125,13 +125,17 @@ installcheck:
 check-core: venv
 	$(VENV_PYTHON) tools/check_core.py
 
+# make bench, make bench BENCH=create-clean, make bench BENCH="--quick connect"
+bench: venv
+	$(VENV_PYTHON) bench/run.py $(BENCH)
+
 INSTALL_SQL = $(DATA)
 
 lint: venv
 	$(VENV_PYTHON) tools/check_layers.py
 	$(VENV_PYTHON) tools/check_version.py
-	$(VENV)/bin/ruff check python tests tools
-	$(VENV)/bin/ruff format --check python tests tools
+	$(VENV)/bin/ruff check python tests tools bench
+	$(VENV)/bin/ruff format --check python tests tools bench
 	$(VENV)/bin/mypy
 	$(VENV)/bin/sqlfluff lint -q sql $(INSTALL_SQL)
 	$(VENV)/bin/pgspot --ignore-lang plpython3u $(INSTALL_SQL)

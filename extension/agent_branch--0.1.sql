@@ -163,7 +163,7 @@ AS 'MODULE_PATHNAME', 'ab_sql_snapshots';
 
 COMMENT ON FUNCTION branch._snapshots() IS 'usable snapshots of the databases the caller may see';
 
-CREATE VIEW branch.branches AS
+CREATE VIEW branch.branches WITH (security_barrier) AS
 SELECT -- noqa: ST06
     d.oid AS id,
     d.datname AS name, -- noqa: RF04
@@ -215,7 +215,7 @@ COMMENT ON COLUMN branch.branches.own_bytes IS 'disk space of the pages it has w
 COMMENT ON COLUMN branch.branches.pinned_bytes IS 'always null in this version';
 COMMENT ON COLUMN branch.branches.labels IS 'always empty in this version';
 
-CREATE VIEW branch.snapshots AS
+CREATE VIEW branch.snapshots WITH (security_barrier) AS
 SELECT -- noqa: ST06
     s.id,
     n.name,

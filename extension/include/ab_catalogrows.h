@@ -27,11 +27,13 @@ extern Oid	ab_find_parent(const char *name);
 /* May this user branch that database?  42501 if not. */
 extern void ab_check_parent_rights(Oid parent, const char *name);
 
-/* AccessShareLock, and a look whether it is still what it was: 3D000, 55000. */
+/* AccessShareLock, and a look whether it is still what it was: 3D000, 55000, 42501. */
 extern void ab_lock_parent(Oid parent, const char *name);
 
 /* ab_snapshot_get(), with the parent locked. */
 extern AbSnapId ab_parent_snapshot(Oid parent);
+
+extern Oid	ab_database_owner(Oid db);
 
 /* A copy of a database's name, or NULL if there is no such row (any more). */
 extern char *ab_database_name(Oid db);

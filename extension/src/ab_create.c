@@ -187,6 +187,24 @@ ab_lock_parent(Oid parent, const char *name)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot branch database \"%s\" in the transaction that created it", name),
 				 errhint("Commit first.")));
+
+	/* it may have been given to somebody else while we waited */
+	ab_check_parent_rights(parent, name);
+}
+
+Oid
+ab_database_owner(Oid db)
+{
+	HeapTuple	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tup))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_DATABASE),
+				 errmsg("database with OID %u does not exist", db)));
+	owner = ((Form_pg_database) GETSTRUCT(tup))->datdba;
+	ReleaseSysCache(tup);
+	return owner;
 }
 
 /*

@@ -165,7 +165,7 @@ check_sessions(Oid db, const char *name)
 					   nsessions, nprepared),
 			 nprepared > 0 ?
 			 errhint("Finish its prepared transactions with COMMIT PREPARED or ROLLBACK PREPARED.") :
-			 errhint("Disconnect them, or ask for them to be terminated.")));
+			 errhint("Disconnect them, or call the function with force => true.")));
 }
 
 static void
@@ -225,6 +225,10 @@ ab_lock_for_delete(Oid db, const char *name, bool force)
 	same = now != NULL && strcmp(now, name) == 0;
 	if (!same)
 		return false;
+
+	/* it may have been given to somebody else while we waited */
+	if (!pg_database_ownercheck(db, GetUserId()))
+		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_DATABASE, name);
 
 	check_no_children(db, name);
 	check_replication(db, name);
@@ -296,8 +300,14 @@ ab_delete_branch(const char *name, bool if_exists, bool force)
 	Oid			db;
 
 	ab_prevent_read_only("branch deletion");
-	ab_lock_branch_name(name);
+
+	/* who has no right to it must not be able to hold its name */
 	db = ab_find_own_branch(name, "delete");
+	if (OidIsValid(db))
+	{
+		ab_lock_branch_name(name);
+		db = ab_find_own_branch(name, "delete");
+	}
 	if (OidIsValid(db))
 	{
 		check_not_template(db, name);

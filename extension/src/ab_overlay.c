@@ -150,6 +150,26 @@ make_segment(RelFileNode rnode, ForkNumber fork, BlockNumber segno, off_t length
 	unlink(tmp);
 }
 
+/*
+ * Make the new names durable: the file's, and before the first file of a branch that
+ * this process makes also that of the database's directory, which its creation left
+ * to us.
+ */
+static void
+sync_names(Oid db, const char *path)
+{
+	static Oid	last_db = InvalidOid;
+	char		dir[MAXPGPATH];
+
+	ab_file_sync_parent(path);
+	if (db == last_db)
+		return;
+	strlcpy(dir, path, sizeof(dir));
+	get_parent_directory(dir);
+	ab_file_sync_parent(dir);
+	last_db = db;
+}
+
 static void
 make_file(RelFileNode rnode, ForkNumber fork, BlockNumber limit)
 {
@@ -164,7 +184,7 @@ make_file(RelFileNode rnode, ForkNumber fork, BlockNumber limit)
 			break;
 	}
 	ab_overlay_path(path, rnode, fork, 0);
-	ab_file_sync_parent(path);
+	sync_names(rnode.dbNode, path);
 }
 
 void

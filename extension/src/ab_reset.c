@@ -265,6 +265,10 @@ ab_reset_branch(const char *name, bool force)
 	Oid			new;
 
 	ab_prevent_read_only("branch reset");
+
+	/* who has no right to it must not be able to hold its name */
+	if (!OidIsValid(ab_find_own_branch(name, "reset")))
+		raise_no_branch(name);
 	ab_lock_branch_name(name);
 	old = ab_find_own_branch(name, "reset");
 	if (!OidIsValid(old))

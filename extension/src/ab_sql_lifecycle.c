@@ -115,27 +115,60 @@ parse_if_exists(const char *value)
 }
 
 /*
- * The name is locked before the look, so two sessions that ensure the same branch
+ * The branch of that name, InvalidOid if the name is free.  Handing out somebody
+ * else's would put the caller's statements at the mercy of that role's triggers: it
+ * has to be the caller's own, that of the owner asked for, or a superuser's.
+ */
+static Oid
+existing_branch(const AbCreateOptions *opt)
+{
+	Oid			db = get_database_oid(opt->name, true);
+	Oid			wanted = opt->owner ? get_role_oid(opt->owner, false) : GetUserId();
+	Oid			owner;
+
+	if (!OidIsValid(db))
+		return InvalidOid;
+	if (!ab_file_exists(ab_origin_path(db)))
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_DATABASE),
+				 errmsg("database \"%s\" already exists and is not a branch", opt->name),
+				 errhint("Choose another name.")));
+	owner = ab_database_owner(db);
+	if (owner != wanted && !superuser_arg(owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_DATABASE),
+				 errmsg("branch \"%s\" already exists", opt->name),
+				 errdetail("It is owned by role \"%s\".", GetUserNameFromId(owner, true)),
+				 errhint("Choose another name, or name that role as the owner.")));
+	return db;
+}
+
+/*
+ * Rights come first: who has none must not be able to hold a name.  Then the name
+ * is locked and looked for again, so that two sessions that ensure the same branch
  * take turns, and the second finds the first one's.
  */
 static Oid
 create_branch(const AbCreateOptions *opt, IfExists if_exists)
 {
+	const char *parent = opt->parent ? opt->parent : ab_default_parent;
 	Oid			db;
 
 	if (if_exists == IF_EXISTS_ERROR)
 		return ab_create_branch(opt);
 	ab_prevent_read_only("branch creation");
 	ab_check_branch_name(opt->name);
+	db = existing_branch(opt);
+	if (OidIsValid(db) && if_exists == IF_EXISTS_RETURN)
+		return db;
+	if (OidIsValid(db))
+		return reset_branch(opt->name, false);
+
+	ab_check_parent_rights(ab_find_parent(parent), parent);
 	ab_lock_branch_name(opt->name);
-	db = get_database_oid(opt->name, true);
+	db = existing_branch(opt);
 	if (!OidIsValid(db))
 		return ab_create_branch(opt);
-	if (!ab_file_exists(ab_origin_path(db)))
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_DATABASE),
-				 errmsg("database \"%s\" already exists and is not a branch", opt->name),
-				 errhint("Choose another name.")));
 	return if_exists == IF_EXISTS_RETURN ? db : reset_branch(opt->name, false);
 }
 

@@ -140,25 +140,6 @@ forget_created(void)
 	}
 }
 
-/*
- * The origins' names, and those of the directories, once for each tablespace: a
- * checkpoint relies on own files being where it has synced them.
- */
-static void
-sync_names(void)
-{
-	Oid			synced = InvalidOid;
-
-	ab_origin_sync_directory();
-	for (AbCreated *c = created; c != NULL; c = c->next)
-	{
-		if (c->spc == synced)
-			continue;
-		ab_storage_sync_parent(c->db, c->spc);
-		synced = c->spc;
-	}
-}
-
 static void
 at_xact_end(XactEvent event, void *arg)
 {
@@ -168,7 +149,8 @@ at_xact_end(XactEvent event, void *arg)
 	switch (event)
 	{
 		case XACT_EVENT_PRE_COMMIT:
-			sync_names();
+			/* names of database directories wait for the first own file there */
+			ab_origin_sync_directory();
 			break;
 		case XACT_EVENT_PRE_PREPARE:
 			ereport(ERROR,

@@ -131,7 +131,6 @@ create_origin(const xl_ab_branch_create *rec, AbSnapId incarnation)
 	header.created_at = rec->created_at;
 	ab_origin_create(&header);
 	ab_origin_sync_directory();
-	ab_storage_sync_parent(rec->db, rec->spc);
 	ab_snaptable_ref(rec->snapshot, 1);
 
 	/* the prefetcher looks ahead: sizes cached before this record are wrong */

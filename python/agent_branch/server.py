@@ -7,7 +7,7 @@ branch then shares its pages like all others.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import plpy
@@ -36,13 +36,14 @@ def _living(names: Sequence[str]) -> set[str]:
     return {row["name"] for row in rows}
 
 
-def _create_missing(names: Iterable[str], parent: str | None) -> None:
-    """Create branches, with the agents' table in their parent first."""
-    missing = list(names)
-    if not missing:
-        return
-    _query("SELECT branch._ensure_agent_table($1)", ["text"], [parent])
-    for name in missing:
+def _ensure(names: Sequence[str], parent: str | None) -> None:
+    """Have all these branches, with the agents' table in their parent before the first is made.
+
+    branch.ensure also looks whose the living ones are.
+    """
+    if not _living(names).issuperset(names):
+        _query("SELECT branch._ensure_agent_table($1)", ["text"], [parent])
+    for name in dict.fromkeys(names):
         _query("SELECT b.id FROM branch.ensure($1, $2) AS b", ["text", "text"], [name, parent])
 
 
@@ -64,18 +65,17 @@ def create_agent_branches(
 ) -> list[tuple[str, str]]:
     """(name, connection string) of each agent's branch, in the order asked for.
 
-    A branch that is living is returned as it is, whatever its parent; the others are created
-    from ``parent`` (None: agent_branch.default_parent).
+    A branch that is living is returned as it is, whatever its parent, if it is the caller's or
+    a superuser's; the others are created from ``parent`` (None: agent_branch.default_parent).
 
-    Errors: 22023 empty id, 42622 name too long, 3D000 unknown parent, 42501 rights, and those
-    of branch.create.
+    Errors: 22023 empty id, 42622 name too long, 42P04 it is somebody else's, 3D000 unknown
+    parent, 42501 rights, and those of branch.create.
     """
     try:
         names = [branch_name(agent_id) for agent_id in agent_ids or []]
         if not names:
             return []
-        living = _living(names)
-        _create_missing((name for name in dict.fromkeys(names) if name not in living), parent)
+        _ensure(names, parent)
         return list(zip(names, _connection_strings(names), strict=True))
     except ReportedError as error:
         _report(error)
