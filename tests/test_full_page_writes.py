@@ -39,3 +39,16 @@ def test_cannot_be_turned_off_while_there_are_branches(
     with pytest.raises(psycopg.Error, match="branches need full_page_writes") as caught:
         c.sql("SELECT name FROM branch.create('b', 'main')")
     assert caught.value.sqlstate == "55000"
+
+
+def test_standby_keeps_it_too(make_cluster: Callable[..., Cluster]) -> None:
+    """A standby that has the setting off would be promoted with it; it does not start, and a
+    parallel query on a server where it is off for good reason is none of the guard's business."""
+    c = make_cluster("fpwprimary")
+    standby = c.standby("fpwstandby")
+    standby.stop()
+    with (standby.data / "postgresql.auto.conf").open("a") as conf:
+        conf.write("full_page_writes = off\n")
+    with pytest.raises(ServerError):
+        standby.start()
+    assert "branches need full_page_writes" in standby.log_text()

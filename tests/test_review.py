@@ -426,6 +426,30 @@ def test_dirty_pages_of_a_poisoned_branch_go_nowhere(make_cluster: MakeCluster) 
     calm_log(server, position)
 
 
+def test_damage_that_passes_is_not_forgotten(make_cluster: MakeCluster) -> None:
+    """The layer is away for the length of one checkpoint, which drops the branch's dirty pages
+    so that everything else goes on.  When the layer was back the branch passed for sound, and
+    a committed update was gone without a word."""
+    server = make_cluster("passing", STILL)
+    snapshot = poor_parent(server)
+    server.restart("fast")
+    run(server, "b", "UPDATE t SET v = 'committed' WHERE id <= 600")
+    layer = server.data / "agent_branch" / "snapshots" / f"{snapshot}.pages"
+    away = layer.with_suffix(".away")
+    server.stop("immediate")
+    layer.rename(away)
+    server.start()
+    others_go_on(server, 1)
+    away.rename(layer)
+    for _ in range(2):
+        answers_with_an_error(server, "b")
+        server.restart("fast")
+    assert server.sql("SELECT problem FROM branch.verify('b')")
+    server.sql("SELECT branch.reset('b')")
+    assert server.scalar("SELECT count(*) FROM unread", dbname="b") == 2000
+    gets_well(server)
+
+
 # ---- is the newest snapshot still the database? ----------------------------------------
 
 

@@ -7,6 +7,7 @@
  *
  *	  branches/<dboid>			 one origin file for each branch database
  *	  branches/<dboid>.new		 empty: its base/<dboid> is being made, origin to come
+ *	  branches/<dboid>.lost		 incarnation of a branch whose changes were dropped
  *	  snapshots/<id>.pending	 manifest of a snapshot not yet confirmed
  *	  snapshots/<id>.manifest	 manifest of a usable snapshot
  *	  snapshots/<id>.pages		 the pages that snapshot's own layer holds
@@ -32,6 +33,7 @@
 #define AB_JOURNAL_FILE		AB_DIR "/journal"
 #define AB_TMP_PREFIX		"tmp."
 #define AB_MARK_SUFFIX		".new"
+#define AB_LOST_SUFFIX		".lost"
 
 #define AB_RELMAP_SIZE		512 /* sizeof(RelMapFile) in relmapper.c of 15 */
 

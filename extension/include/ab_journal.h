@@ -17,7 +17,10 @@ extern void ab_journal_write(RelFileNode rnode, ForkNumber fork,
 							 BlockNumber block, const char *page);
 extern void ab_journal_release(void);
 
-/* At server start, before redo: mend torn overlay pages. */
-extern void ab_journal_recover(void);
+/*
+ * At server start, before redo: mend torn overlay pages.  checkpoint_redo: where redo
+ * will begin, from the control file.
+ */
+extern void ab_journal_recover(XLogRecPtr checkpoint_redo);
 
 #endif							/* AB_JOURNAL_H */

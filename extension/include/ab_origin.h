@@ -37,6 +37,12 @@ extern AbBranch *ab_branch_lookup(Oid db);
 /* After ab_branch_lookup() said NULL: because the branch is damaged? */
 extern bool ab_branch_is_broken(Oid db);
 
+/*
+ * Before a change of a damaged branch is dropped: make it known for good, durably.
+ * Raises if that is not possible; then nothing may be dropped.
+ */
+extern void ab_branch_give_up(Oid db);
+
 /* Raise XX001 if db is a damaged branch. */
 extern void ab_branch_require_sound(Oid db, const char *name);
 extern const AbOriginHeader *ab_branch_header(AbBranch *b);

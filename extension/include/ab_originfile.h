@@ -40,4 +40,12 @@ extern void ab_originfile_hold(Oid db, AbSnapId incarnation);
  * is forgiven if lenient.  True if a block was appended. */
 extern bool ab_originfile_extend(Oid db, bool lenient);
 
+/*
+ * A branch that was damaged for a while may have lost changes meanwhile: then it must
+ * never be read again, even if the damage is gone.  The mark is durable on return; an
+ * invalid incarnation means whatever is there.
+ */
+extern void ab_originfile_mark_lost(Oid db, AbSnapId incarnation);
+extern bool ab_originfile_is_lost(Oid db, AbSnapId incarnation);
+
 #endif							/* AB_ORIGINFILE_H */

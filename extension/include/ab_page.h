@@ -17,6 +17,8 @@
  */
 extern bool ab_page_only_hints_differ(const char *base, const char *page);
 
+extern bool ab_page_is_sequence(const char *page);
+
 /*
  * Make an inherited page fit for the branch: in a sequence, forget the values that
  * the parent has logged ahead.  The LSN stays (I5); the checksum is set anew.

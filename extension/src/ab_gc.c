@@ -383,7 +383,9 @@ static bool
 read_references(HTAB *referenced, bool without_orphans)
 {
 	int			n;
+	int			nrows;
 	Oid		   *dbs = ab_origin_list(&n);
+	Oid		   *rows = database_oids(&nrows);
 	bool		complete = true;
 
 	for (int i = 0; i < n; i++)
@@ -391,7 +393,9 @@ read_references(HTAB *referenced, bool without_orphans)
 		AbOriginHeader header;
 
 		CHECK_FOR_INTERRUPTS();
-		if (without_orphans && lock_orphan(dbs[i]))
+		if (without_orphans &&
+			bsearch(&dbs[i], rows, nrows, sizeof(Oid), oid_cmp) == NULL &&
+			lock_orphan(dbs[i]))
 		{
 			unlock_orphan(dbs[i]);
 			continue;

@@ -9,13 +9,15 @@
  *
  * File: JOURNAL_SLOTS slots of a 512-byte header and a page.  Writers hold the
  * journal lock from the slot's write to the end of their own file's write; when all
- * slots are used, the own files they name are synced and the slots start over.
+ * slots are used, the own files they name are synced and the slots start over.  A slot
+ * counts until the next checkpoint.
  */
 #include "ab_journal.h"
 
 #include <fcntl.h>
 #include <unistd.h>
 
+#include "access/xlog.h"
 #include "common/file_perm.h"
 #include "miscadmin.h"
 #include "storage/bufpage.h"
@@ -26,6 +28,7 @@
 #include "ab_originfile.h"
 #include "ab_overlay.h"
 #include "ab_shmem.h"
+#include "ab_storagefiles.h"
 
 #define JOURNAL_MAGIC	0x4142444A	/* "ABDJ" */
 #define JOURNAL_SLOTS	64
@@ -40,6 +43,7 @@ typedef struct JournalSlot
 			uint32		magic;
 			pg_crc32c	crc;	/* of the slot, this field taken as 0 */
 			AbSnapId	incarnation;
+			XLogRecPtr	redo;	/* redo pointer when it was written */
 			RelFileNode rnode;
 			int32		fork;
 			BlockNumber block;
@@ -127,6 +131,7 @@ ab_journal_write(RelFileNode rnode, ForkNumber fork, BlockNumber block,
 	memset(&s, 0, sizeof(s));
 	s.h.magic = JOURNAL_MAGIC;
 	s.h.incarnation = origin.incarnation;
+	s.h.redo = GetRedoRecPtr();
 	s.h.rnode = rnode;
 	s.h.fork = fork;
 	s.h.block = block;
@@ -170,10 +175,13 @@ ab_journal_release(void)
 static bool
 slot_is_current(const JournalSlot *s)
 {
+	AbOriginHeader header;
 	AbOriginImage origin;
 	bool		current;
 
-	if (!ab_originfile_load(s->h.rnode.dbNode, &origin))
+	/* a damaged origin: nobody reads that branch any more */
+	if (!ab_storage_read_origin(s->h.rnode.dbNode, &header) ||
+		!ab_originfile_load(s->h.rnode.dbNode, &origin))
 		return false;
 	current = AbSnapIdEquals(origin.header.incarnation, s->h.incarnation);
 	for (int i = 0; i < origin.nslots && current; i++)
@@ -226,8 +234,13 @@ mend(const JournalSlot *s)
 	close(fd);
 }
 
+/*
+ * A slot that is older than the last checkpoint has done its duty: that checkpoint has
+ * synced the own file, and what changed the page since, perhaps without moving its
+ * LSN, is in WAL or was journalled anew.
+ */
 void
-ab_journal_recover(void)
+ab_journal_recover(XLogRecPtr checkpoint_redo)
 {
 	JournalSlot s;
 	int			fd = BasicOpenFile(AB_JOURNAL_FILE, O_RDWR | PG_BINARY);
@@ -240,7 +253,7 @@ ab_journal_recover(void)
 	}
 	for (int i = 0; i < JOURNAL_SLOTS; i++)
 		if (pg_pread(fd, &s, sizeof(s), (off_t) i * sizeof(s)) == sizeof(s) &&
-			slot_is_valid(&s))
+			slot_is_valid(&s) && s.h.redo >= checkpoint_redo)
 			mend(&s);
 	if (ftruncate(fd, 0) < 0 || pg_fsync(fd) != 0)
 		journal_error(ERROR, "empty");

@@ -12,7 +12,8 @@
  * A branch whose origin, manifest or snapshot is damaged answers its own sessions
  * with that error.  To every other process (the startup process, the checkpointer,
  * a backend of another database that needs the buffer) it is no branch but broken:
- * they must go on (B2), so what they have for it is dropped.
+ * they must go on (B2), so what they have for it is dropped.  The first time, a durable
+ * mark says so: should the damage be mended, the branch must not pass for sound.
  */
 #include "ab_origin.h"
 
@@ -32,6 +33,8 @@ struct AbBranch
 	uint32		generation;
 	bool		is_branch;
 	bool		broken;			/* it is one, but its files are damaged */
+	bool		given_up;		/* and its mark of lost changes is there */
+	AbSnapId	broken_incarnation; /* if it could be read */
 	/* the rest only if is_branch */
 	AbOriginHeader header;
 	AbManifest *manifest;
@@ -136,10 +139,21 @@ load_files(AbBranch *b)
 {
 	AbOriginImage image;
 
+	memset(&b->broken_incarnation, 0, sizeof(AbSnapId));
 	if (!ab_originfile_load(b->db, &image))
 	{
 		forget(b);
 		return;
+	}
+	b->broken_incarnation = image.header.incarnation;
+	if (ab_originfile_is_lost(b->db, image.header.incarnation))
+	{
+		b->given_up = true;
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("branch database %u has lost changes", b->db),
+				 errdetail("Its files were damaged for a while, and what was written to it meanwhile was dropped."),
+				 errhint("Delete the branch, or reset it to its parent.")));
 	}
 
 	if (b->is_branch &&
@@ -151,13 +165,14 @@ load_files(AbBranch *b)
 	if (b->slots)
 		pfree(b->slots);
 	b->slots = NULL;
-	b->nslots = image.nslots;
-	b->nfree = image.nfree;
+	b->nslots = 0;
 	if (image.nslots > 0)
 	{
 		b->slots = MemoryContextAlloc(b->cxt, image.nslots * sizeof(AbLimitSlot));
 		memcpy(b->slots, image.slots, image.nslots * sizeof(AbLimitSlot));
 	}
+	b->nslots = image.nslots;
+	b->nfree = image.nfree;
 	ab_originfile_free(&image);
 	refresh_forks(b);
 }
@@ -166,9 +181,12 @@ load_files(AbBranch *b)
 static void
 load_or_tolerate(AbBranch *b)
 {
-	MemoryContext cxt = CurrentMemoryContext;
+	MemoryContext old = CurrentMemoryContext;
+	MemoryContext cxt = AllocSetContextCreate(old, "agent_branch load",
+											  ALLOCSET_SMALL_SIZES);
 	uint32		holdoff = InterruptHoldoffCount;
 
+	MemoryContextSwitchTo(cxt);
 	PG_TRY();
 	{
 		load_files(b);
@@ -189,9 +207,10 @@ load_or_tolerate(AbBranch *b)
 		ereport(LOG,
 				(errcode(e->sqlerrcode),
 				 errmsg("branch database %u cannot be used: %s", b->db, e->message)));
-		FreeErrorData(e);
 	}
 	PG_END_TRY();
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(cxt);
 }
 
 static void
@@ -201,6 +220,7 @@ load(AbBranch *b)
 
 	pg_read_barrier();
 	b->broken = false;
+	b->given_up = false;
 	if (MyDatabaseId == b->db)
 		load_files(b);
 	else
@@ -260,16 +280,33 @@ ab_branch_lookup(Oid db)
 	return lookup_slow(db);
 }
 
-bool
-ab_branch_is_broken(Oid db)
+static AbBranch *
+broken_entry(Oid db)
 {
 	AbBranch   *b = last;
 
 	if (branches == NULL)
-		return false;
+		return NULL;
 	if (b == NULL || b->db != db)
 		b = hash_search(branches, &db, HASH_FIND, NULL);
-	return b != NULL && b->broken;
+	return b != NULL && b->broken ? b : NULL;
+}
+
+bool
+ab_branch_is_broken(Oid db)
+{
+	return broken_entry(db) != NULL;
+}
+
+void
+ab_branch_give_up(Oid db)
+{
+	AbBranch   *b = broken_entry(db);
+
+	if (b == NULL || b->given_up)
+		return;
+	ab_originfile_mark_lost(db, b->broken_incarnation);
+	b->given_up = true;
 }
 
 void

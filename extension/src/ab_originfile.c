@@ -242,6 +242,54 @@ ab_originfile_extend(Oid db, bool lenient)
 	return done;
 }
 
+/* ---- lost changes ---- */
+
+void
+ab_originfile_mark_lost(Oid db, AbSnapId incarnation)
+{
+	char	   *path = psprintf(AB_BRANCH_DIR "/%u" AB_LOST_SUFFIX, db);
+
+	ab_file_write_durably(path, &incarnation, sizeof(incarnation));
+	ab_generation_bump(db);
+	ereport(LOG,
+			(errmsg("changes of damaged branch database %u are dropped from now on", db),
+			 errhint("Delete the branch, or reset it to its parent.")));
+	pfree(path);
+}
+
+bool
+ab_originfile_is_lost(Oid db, AbSnapId incarnation)
+{
+	char	   *path = psprintf(AB_BRANCH_DIR "/%u" AB_LOST_SUFFIX, db);
+	size_t		len;
+	char	   *mark = ab_file_read(path, &len);
+	bool		lost = false;
+
+	if (mark != NULL)
+	{
+		AbSnapId	id;
+
+		memset(&id, 0, sizeof(id));
+		memcpy(&id, mark, Min(len, sizeof(id)));
+		lost = !AbSnapIdIsValid(id) || AbSnapIdEquals(id, incarnation);
+		pfree(mark);
+	}
+	pfree(path);
+	return lost;
+}
+
+static void
+remove_lost_mark(Oid db)
+{
+	char		path[MAXPGPATH];
+
+	snprintf(path, sizeof(path), AB_BRANCH_DIR "/%u" AB_LOST_SUFFIX, db);
+	if (unlink(path) < 0 && errno != ENOENT)
+		ereport(WARNING,
+				(errcode_for_file_access(),
+				 errmsg("could not remove file \"%s\": %m", path)));
+}
+
 /* ---- life of the file ---- */
 
 void
@@ -258,6 +306,8 @@ ab_origin_create(const AbOriginHeader *header)
 	h->version = AB_ORIGIN_VERSION;
 	h->pad = 0;
 	h->crc = ab_crc_without(h, sizeof(*h), offsetof(AbOriginHeader, crc));
+	remove_lost_mark(header->db);
+
 	/* the mark of unfinished creation becomes the origin */
 	ab_file_write_via(mark, path, block, sizeof(block));
 	ab_generation_bump(header->db);
@@ -279,6 +329,7 @@ ab_origin_remove(Oid db)
 
 	if (held_db == db)
 		drop_held();
+	remove_lost_mark(db);
 	snprintf(path, sizeof(path), AB_BRANCH_DIR "/%u", db);
 	if (unlink(path) < 0)
 	{
@@ -355,6 +406,8 @@ ab_origin_check(Oid db)
 	reason = check_header(db, file, len);
 	if (reason)
 		return reason;
+	if (ab_originfile_is_lost(db, ((AbOriginHeader *) file)->incarnation))
+		return pstrdup("changes were dropped while it was damaged");
 	slots = (AbLimitSlot *) (file + AB_ORIGIN_HEADER);
 	for (int i = 0; i < (len - AB_ORIGIN_HEADER) / sizeof(AbLimitSlot); i++)
 		if (slots[i].rel != InvalidOid && !slot_is_used(&slots[i]))

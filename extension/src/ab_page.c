@@ -128,6 +128,18 @@ same_line_pointers(const char *base, const char *page)
 			   p->pd_lower - SizeOfPageHeaderData) == 0;
 }
 
+bool
+ab_page_is_sequence(const char *page)
+{
+	static const uint32 sequence_magic = 0x1717;	/* SEQ_MAGIC in sequence.c */
+	const PageHeaderData *p = (const PageHeaderData *) page;
+
+	return !PageIsNew((Page) page) && layout_is_sane(p) &&
+		BLCKSZ - p->pd_special == MAXALIGN(sizeof(uint32)) &&
+		*(const uint32 *) (page + p->pd_special) == sequence_magic &&
+		PageGetMaxOffsetNumber((Page) page) == FirstOffsetNumber;
+}
+
 /*
  * The WAL record of a nextval says more than the page: it promises values ahead, and
  * log_cnt says how many of them need no record.  The promise was made to the parent;
@@ -137,19 +149,16 @@ same_line_pointers(const char *base, const char *page)
 void
 ab_page_settle(char *page, BlockNumber block)
 {
-	static const uint32 sequence_magic = 0x1717;	/* SEQ_MAGIC in sequence.c */
 	PageHeader	p = (PageHeader) page;
 	ItemId		id;
 	HeapTupleHeader tuple;
 	Form_pg_sequence_data data;
 
-	if (block != 0 || PageIsNew(page) || !layout_is_sane(p) ||
-		BLCKSZ - p->pd_special != MAXALIGN(sizeof(uint32)) ||
-		*(uint32 *) PageGetSpecialPointer(page) != sequence_magic ||
-		PageGetMaxOffsetNumber(page) != FirstOffsetNumber)
+	if (block != 0 || !ab_page_is_sequence(page))
 		return;
 	id = PageGetItemId(page, FirstOffsetNumber);
-	if (!ItemIdIsNormal(id))
+	if (!ItemIdIsNormal(id) || ItemIdGetOffset(id) + ItemIdGetLength(id) > BLCKSZ ||
+		ItemIdGetLength(id) < SizeofHeapTupleHeader)
 		return;
 	tuple = (HeapTupleHeader) PageGetItem(page, id);
 	if (ItemIdGetLength(id) < tuple->t_hoff + offsetof(FormData_pg_sequence_data, is_called))

@@ -49,26 +49,38 @@ redo_branch_drop(XLogReaderState *record)
 	ab_storage_remove_redo(&rec);
 }
 
-/* Does a record change pages of a branch that is damaged? */
-static bool
-concerns_broken_branch(XLogReaderState *record)
+/* The database whose pages a record changes; InvalidOid: none. */
+static Oid
+changed_database(XLogReaderState *record)
 {
 	RelFileNode rnode;
 
 	for (int i = 0; i <= XLogRecMaxBlockId(record); i++)
 	{
 		if (XLogRecGetBlockTagExtended(record, i, &rnode, NULL, NULL, NULL))
-			return ab_branch_lookup(rnode.dbNode) == NULL &&
-				ab_branch_is_broken(rnode.dbNode);
+			return rnode.dbNode;
 	}
 	if (XLogRecGetRmid(record) == RM_SMGR_ID &&
 		(XLogRecGetInfo(record) & ~XLR_INFO_MASK) == XLOG_SMGR_TRUNCATE)
-	{
-		Oid			db = ((xl_smgr_truncate *) XLogRecGetData(record))->rnode.dbNode;
+		return ((xl_smgr_truncate *) XLogRecGetData(record))->rnode.dbNode;
+	return InvalidOid;
+}
 
-		return ab_branch_lookup(db) == NULL && ab_branch_is_broken(db);
-	}
-	return false;
+/*
+ * Is a record to be passed over, because it changes pages of a branch that is
+ * damaged?  That this happened is made known for good.
+ */
+static bool
+concerns_broken_branch(XLogReaderState *record)
+{
+	Oid			db = changed_database(record);
+
+	if (db == InvalidOid || ab_branch_lookup(db) != NULL || !ab_branch_is_broken(db))
+		return false;
+	ab_branch_give_up(db);
+	/* nor is the result to be compared with what the primary had */
+	record->record->header.xl_info &= ~XLR_CHECK_CONSISTENCY;
+	return true;
 }
 
 void

@@ -5,6 +5,7 @@
  */
 #include "ab_settings.h"
 
+#include "access/parallel.h"
 #include "access/xlog.h"
 #include "commands/dbcommands.h"
 #include "miscadmin.h"
@@ -74,13 +75,25 @@ ab_settings_define(void)
 
 static GucBoolCheckHook prev_check_full_page_writes = NULL;
 
-/* Runs wherever settings are read, the postmaster included: looks at files only. */
+/* A standby may receive branches at any time, and be promoted. */
+static bool
+full_page_writes_must_stay(void)
+{
+	return ab_file_any_branch() || ab_file_exists(STANDBY_SIGNAL_FILE) ||
+		ab_file_exists(RECOVERY_SIGNAL_FILE);
+}
+
+/*
+ * Runs wherever settings are read, the postmaster included: looks at files only.  A
+ * parallel worker merely repeats what its leader has.
+ */
 static bool
 check_full_page_writes(bool *newval, void **extra, GucSource source)
 {
-	if (!*newval && ab_file_any_branch())
+	if (!*newval && !InitializingParallelWorker && full_page_writes_must_stay())
 	{
 		GUC_check_errmsg("full_page_writes cannot be turned off while there are branches");
+		GUC_check_errdetail("Nor on a standby, which may receive some.");
 		GUC_check_errhint("Delete the branches first, and call branch.gc().");
 		return false;
 	}
@@ -102,11 +115,11 @@ ab_settings_guard_full_page_writes(void)
 		prev_check_full_page_writes = var->check_hook;
 		var->check_hook = check_full_page_writes;
 	}
-	if (!fullPageWrites && ab_file_any_branch())
+	if (!fullPageWrites && full_page_writes_must_stay())
 		ereport(FATAL,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("branches need full_page_writes"),
-				 errdetail("There are branches in this cluster, and the setting is off."),
+				 errdetail("There are branches in this cluster, or it is a standby that may receive some, and the setting is off."),
 				 errhint("Set full_page_writes to \"on\"; it can be turned off when there are no branches any more.")));
 }
 

@@ -145,7 +145,7 @@ ab_smgr_unlink(RelFileNodeBackend rnode, ForkNumber fork, bool isRedo)
 		 * later, when the number may have been given to another relation.
 		 */
 		ab_overlay_path(path, rnode.node, fork, 0);
-		if (access(path, F_OK) != 0)
+		if (access(path, F_OK) != 0 && errno == ENOENT)
 			return;
 	}
 	mdunlink(rnode, fork, isRedo);
@@ -159,7 +159,10 @@ ab_smgr_extend(SMgrRelation reln, ForkNumber fork, BlockNumber block,
 	AbFork	   *f = inherited_fork(reln->smgr_rnode, fork, &b);
 
 	if (f == NULL && is_discarded(reln->smgr_rnode))
+	{
+		ab_branch_give_up(reln->smgr_rnode.node.dbNode);
 		return;
+	}
 	if (f != NULL && !ab_overlay_exists(b, f, reln))
 		ab_overlay_create(b, f, reln);
 	mdextend(reln, fork, block, buffer, skipFsync);
@@ -265,6 +268,12 @@ first_write(AbBranch *b, AbFork *f, SMgrRelation reln, BlockNumber block,
 	}
 	else
 	{
+		/*
+		 * The journal covers this write; the image, where possible, later ones.
+		 * Not of a sequence: its records are whole pages, and ahead of this one.
+		 */
+		if (ab_image_allowed() && !ab_page_is_sequence(copy.data))
+			XLogFlush(ab_image_log(rnode, fork, block, copy.data));
 		ab_journal_write(rnode, fork, block, copy.data);
 		mdwrite(reln, fork, block, copy.data, skipFsync);
 		ab_journal_release();
@@ -280,7 +289,10 @@ ab_smgr_write(SMgrRelation reln, ForkNumber fork, BlockNumber block,
 	PGAlignedBlock base;
 
 	if (f == NULL && is_discarded(reln->smgr_rnode))
+	{
+		ab_branch_give_up(reln->smgr_rnode.node.dbNode);
 		return;
+	}
 	if (f != NULL &&
 		(block >= f->limit || fork == FSM_FORKNUM || fork == VISIBILITYMAP_FORKNUM))
 		ab_overlay_create(b, f, reln);

@@ -49,8 +49,8 @@ remove_tmp_origins(void)
 	FreeDir(dir);
 }
 
-static bool
-was_shut_down_cleanly(void)
+static void
+prepare_files(void)
 {
 	bool		crc_ok;
 	ControlFileData *control = get_controlfile(".", &crc_ok);
@@ -58,19 +58,13 @@ was_shut_down_cleanly(void)
 		(control->state == DB_SHUTDOWNED ||
 		 control->state == DB_SHUTDOWNED_IN_RECOVERY);
 
-	pfree(control);
-	return clean;
-}
-
-static void
-prepare_files(void)
-{
 	ab_file_make_dirs();
 	remove_tmp_origins();
 	ab_snapshot_remove_tmp();
-	if (!was_shut_down_cleanly())
+	if (!clean)
 		ab_storage_repair_all();
-	ab_journal_recover();
+	ab_journal_recover(control->checkPointCopy.redo);
+	pfree(control);
 }
 
 static void

@@ -36,7 +36,7 @@ ab_wal_register(void)
 	RegisterCustomRmgr(RM_AGENT_BRANCH_ID, &rmgr);
 }
 
-/* No record has block references, so wal_consistency_checking has no pages. */
+/* Only IMAGE has a page, and it is replayed whole: nothing in it may differ. */
 static void
 ab_rm_mask(char *page, BlockNumber block)
 {
