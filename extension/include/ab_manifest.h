@@ -31,6 +31,12 @@ typedef struct AbManifest
 extern AbManifest *ab_manifest_acquire(AbSnapId id);
 extern void ab_manifest_release(AbManifest *m);
 
+/*
+ * Only the header, without the checksum over the whole: who looks at many snapshots
+ * must not read many manifests.  False if there is none, or it is no manifest.
+ */
+extern bool ab_manifest_read_header(AbSnapId id, AbManifestHeader *h);
+
 /* The entry of a fork, or NULL. */
 extern const AbForkEntry *ab_manifest_find(const AbManifest *m, AbForkKey key);
 

@@ -8,6 +8,7 @@
 #define AB_STORAGEFILES_H
 
 #include "ab_manifest.h"
+#include "ab_wal.h"
 
 #include "nodes/pg_list.h"
 
@@ -44,6 +45,10 @@ extern void ab_storage_make_unlogged(Oid db, const AbManifest *m, bool redo);
 
 /* Sync the directory that holds base/<db> or its like. */
 extern void ab_storage_sync_parent(Oid db, Oid spc);
+
+/* The origin file a creation record stands for, counted as a user of its snapshot. */
+extern void ab_storage_write_origin(const xl_ab_branch_create *rec,
+									AbSnapId incarnation);
 
 /* Header of the origin file; false if there is none, or (WARNING) it is damaged. */
 extern bool ab_storage_read_origin(Oid db, AbOriginHeader *header);

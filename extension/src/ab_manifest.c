@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "storage/fd.h"
 #include "utils/hsearch.h"
@@ -114,6 +115,23 @@ ab_manifest_check(const char *image, size_t len, AbManifest *out)
 			return pstrdup("forks are not sorted");
 	}
 	return NULL;
+}
+
+bool
+ab_manifest_read_header(AbSnapId id, AbManifestHeader *h)
+{
+	char	   *path = ab_snapshot_path(id, ".manifest");
+	int			fd = OpenTransientFile(path, O_RDONLY | PG_BINARY);
+	bool		ok;
+
+	pfree(path);
+	if (fd < 0)
+		return false;
+	ok = pg_pread(fd, h, sizeof(*h), 0) == sizeof(*h) &&
+		h->magic == AB_MANIFEST_MAGIC && h->version == AB_MANIFEST_VERSION &&
+		AbSnapIdEquals(h->id, id);
+	CloseTransientFile(fd);
+	return ok;
 }
 
 /* NULL if all layers are there, the snapshot's own in its full length. */

@@ -65,24 +65,6 @@ report_full(int elevel)
 
 /* ---- loading ---- */
 
-/* Header of a manifest file; false if it cannot be read as one. */
-static bool
-read_manifest_header(AbSnapId id, AbManifestHeader *h)
-{
-	char	   *path = ab_snapshot_path(id, ".manifest");
-	int			fd = OpenTransientFile(path, O_RDONLY | PG_BINARY);
-	bool		ok;
-
-	pfree(path);
-	if (fd < 0)
-		return false;
-	ok = pg_pread(fd, h, sizeof(*h), 0) == sizeof(*h) &&
-		h->magic == AB_MANIFEST_MAGIC && h->version == AB_MANIFEST_VERSION &&
-		AbSnapIdEquals(h->id, id);
-	CloseTransientFile(fd);
-	return ok;
-}
-
 /* A confirmed snapshot; it stays in the table even if it cannot be read. */
 static void
 load_snapshot(AbSnapId id)
@@ -98,7 +80,7 @@ load_snapshot(AbSnapId id)
 		report_full(LOG);
 		return;
 	}
-	if (!read_manifest_header(id, &h))
+	if (!ab_manifest_read_header(id, &h))
 		h.source_db = InvalidOid;
 	fill_slot(slot, id, h.source_db, true);
 }

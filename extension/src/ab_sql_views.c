@@ -49,26 +49,6 @@ id_datum(AbSnapId id)
 	return CStringGetTextDatum(text);
 }
 
-/*
- * Only the header, without the checksum over the whole: a view over many branches
- * must not read many manifests.  branch.verify() is for looking closely.
- */
-static bool
-read_manifest_header(AbSnapId id, AbManifestHeader *h)
-{
-	char	   *path = ab_snapshot_path(id, ".manifest");
-	int			fd = OpenTransientFile(path, O_RDONLY | PG_BINARY);
-	bool		ok;
-
-	pfree(path);
-	if (fd < 0)
-		return false;
-	ok = pg_pread(fd, h, sizeof(*h), 0) == sizeof(*h) &&
-		h->magic == AB_MANIFEST_MAGIC && h->version == AB_MANIFEST_VERSION;
-	CloseTransientFile(fd);
-	return ok;
-}
-
 /* ---- branches ---- */
 
 /*
@@ -93,7 +73,7 @@ ab_sql_origin(PG_FUNCTION_ARGS)
 	values[0] = id_datum(o.snapshot);
 	values[1] = ObjectIdGetDatum(o.parent_db);
 	values[2] = LSNGetDatum(o.snapshot.lsn);
-	if (read_manifest_header(o.snapshot, &m))
+	if (ab_manifest_read_header(o.snapshot, &m))
 		values[3] = TimestampTzGetDatum(m.taken_at);
 	else
 		nulls[3] = true;
@@ -149,7 +129,7 @@ put_snapshot(ReturnSetInfo *rsinfo, const AbSnapSlot *slot)
 	AbManifestHeader m;
 	Datum		values[SNAPSHOT_COLUMNS];
 	bool		nulls[SNAPSHOT_COLUMNS] = {false};
-	bool		readable = read_manifest_header(slot->id, &m);
+	bool		readable = ab_manifest_read_header(slot->id, &m);
 
 	values[0] = id_datum(slot->id);
 	values[1] = ObjectIdGetDatum(slot->source_db);

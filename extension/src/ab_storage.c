@@ -229,20 +229,10 @@ make_files(AbCreated *c, const AbManifest *m)
 static void
 log_and_write_origin(AbCreated *c, xl_ab_branch_create *rec)
 {
-	AbOriginHeader header = {0};
 	XLogRecPtr	end = ab_wal_branch_create(rec);
 
 	c->incarnation = ab_snapid_make(rec->tli, end);
-
-	header.incarnation = c->incarnation;
-	header.snapshot = rec->snapshot;
-	header.db = rec->db;
-	header.spc = rec->spc;
-	header.parent_db = rec->parent_db;
-	header.depth = rec->depth;
-	header.created_at = rec->created_at;
-	ab_origin_create(&header);
-	ab_snaptable_ref(rec->snapshot, 1);
+	ab_storage_write_origin(rec, c->incarnation);
 	c->counted = true;
 }
 

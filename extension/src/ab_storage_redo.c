@@ -120,18 +120,8 @@ wipe(Oid db)
 static void
 create_origin(const xl_ab_branch_create *rec, AbSnapId incarnation)
 {
-	AbOriginHeader header = {0};
-
-	header.incarnation = incarnation;
-	header.snapshot = rec->snapshot;
-	header.db = rec->db;
-	header.spc = rec->spc;
-	header.parent_db = rec->parent_db;
-	header.depth = rec->depth;
-	header.created_at = rec->created_at;
-	ab_origin_create(&header);
+	ab_storage_write_origin(rec, incarnation);
 	ab_origin_sync_directory();
-	ab_snaptable_ref(rec->snapshot, 1);
 
 	/* the prefetcher looks ahead: sizes cached before this record are wrong */
 	smgrcloseall();

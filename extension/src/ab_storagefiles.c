@@ -362,6 +362,22 @@ ab_storage_make_unlogged(Oid db, const AbManifest *m, bool redo)
 
 /* ---- the origin file ---- */
 
+void
+ab_storage_write_origin(const xl_ab_branch_create *rec, AbSnapId incarnation)
+{
+	AbOriginHeader header = {0};
+
+	header.incarnation = incarnation;
+	header.snapshot = rec->snapshot;
+	header.db = rec->db;
+	header.spc = rec->spc;
+	header.parent_db = rec->parent_db;
+	header.depth = rec->depth;
+	header.created_at = rec->created_at;
+	ab_origin_create(&header);
+	ab_snaptable_ref(rec->snapshot, 1);
+}
+
 bool
 ab_storage_read_origin(Oid db, AbOriginHeader *header)
 {
