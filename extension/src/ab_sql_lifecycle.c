@@ -117,10 +117,11 @@ parse_if_exists(const char *value)
 /*
  * The branch of that name, InvalidOid if the name is free.  Handing out somebody
  * else's would put the caller's statements at the mercy of that role's triggers: it
- * has to be the caller's own, that of the owner asked for, or a superuser's.
+ * has to be the caller's own, that of the owner asked for, or a superuser's.  (Who
+ * resets one must be its owner anyway.)
  */
 static Oid
-existing_branch(const AbCreateOptions *opt)
+existing_branch(const AbCreateOptions *opt, IfExists if_exists)
 {
 	Oid			db = get_database_oid(opt->name, true);
 	Oid			wanted = opt->owner ? get_role_oid(opt->owner, false) : GetUserId();
@@ -133,6 +134,8 @@ existing_branch(const AbCreateOptions *opt)
 				(errcode(ERRCODE_DUPLICATE_DATABASE),
 				 errmsg("database \"%s\" already exists and is not a branch", opt->name),
 				 errhint("Choose another name.")));
+	if (if_exists != IF_EXISTS_RETURN)
+		return db;
 	owner = ab_database_owner(db);
 	if (owner != wanted && !superuser_arg(owner))
 		ereport(ERROR,
@@ -158,7 +161,7 @@ create_branch(const AbCreateOptions *opt, IfExists if_exists)
 		return ab_create_branch(opt);
 	ab_prevent_read_only("branch creation");
 	ab_check_branch_name(opt->name);
-	db = existing_branch(opt);
+	db = existing_branch(opt, if_exists);
 	if (OidIsValid(db) && if_exists == IF_EXISTS_RETURN)
 		return db;
 	if (OidIsValid(db))
@@ -166,7 +169,7 @@ create_branch(const AbCreateOptions *opt, IfExists if_exists)
 
 	ab_check_parent_rights(ab_find_parent(parent), parent);
 	ab_lock_branch_name(opt->name);
-	db = existing_branch(opt);
+	db = existing_branch(opt, if_exists);
 	if (!OidIsValid(db))
 		return ab_create_branch(opt);
 	return if_exists == IF_EXISTS_RETURN ? db : reset_branch(opt->name, false);
