@@ -26,7 +26,4 @@ extern void ab_request_first_sweep(void);
 /* Wake the keeper: there may be something to sweep.  No error, no wait. */
 extern void ab_request_wake_keeper(void);
 
-/* Is this process the keeper?  It must never wait for itself. */
-extern bool ab_request_am_keeper(void);
-
 #endif							/* AB_REQUEST_H */

@@ -43,9 +43,6 @@ extern List *ab_storage_marked(void);	/* OIDs */
 /* Unlogged relations, empty as their init forks say; synced with directories. */
 extern void ab_storage_make_unlogged(Oid db, const AbManifest *m, bool redo);
 
-/* Sync the directory that holds base/<db> or its like. */
-extern void ab_storage_sync_parent(Oid db, Oid spc);
-
 /* The origin file a creation record stands for, counted as a user of its snapshot. */
 extern void ab_storage_write_origin(const xl_ab_branch_create *rec,
 									AbSnapId incarnation);

@@ -14,9 +14,6 @@
 
 #include "nodes/pg_list.h"
 
-/* Is the extension created in this database? */
-extern bool ab_tables_installed(void);
-
 /*
  * One statement through SPI (the caller is connected), as the owner of the
  * extension's tables and with search_path = pg_catalog, pg_temp.  nulls as in

@@ -143,12 +143,14 @@ check_layers(const AbManifest *m)
 		char	   *path = ab_snapshot_path(m->layers[i], ".pages");
 		struct stat st;
 
-		if (stat(path, &st) < 0 && errno != ENOENT)
-			ereport(ERROR,
-					(errcode_for_file_access(),
-					 errmsg("could not stat file \"%s\": %m", path)));
-		if (!ab_file_exists(path))
+		if (stat(path, &st) < 0)
+		{
+			if (errno != ENOENT)
+				ereport(ERROR,
+						(errcode_for_file_access(),
+						 errmsg("could not stat file \"%s\": %m", path)));
 			return psprintf("Layer \"%s\" is missing", path);
+		}
 		if (i == 0 && st.st_size < (off_t) m->h->pages_blocks * BLCKSZ)
 			return psprintf("Layer \"%s\" is too short", path);
 		pfree(path);

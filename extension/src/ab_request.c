@@ -49,8 +49,9 @@ check_keeper(pid_t pid, TimestampTz *gone_since)
 				 errhint("Check agent_branch.control_database and max_worker_processes, and see the server log.")));
 }
 
-bool
-ab_request_am_keeper(void)
+/* Is this process the keeper?  It must never wait for itself. */
+static bool
+am_keeper(void)
 {
 	return ab_shared != NULL && ab_shared->keeper_pid == MyProcPid;
 }
@@ -216,7 +217,7 @@ ab_request_first_sweep(void)
 {
 	TimestampTz gone_since = 0;
 
-	if (!IsUnderPostmaster || RecoveryInProgress() || ab_request_am_keeper())
+	if (!IsUnderPostmaster || RecoveryInProgress() || am_keeper())
 		return;
 	for (;;)
 	{

@@ -99,8 +99,8 @@ ab_storage_make_dir(Oid db, Oid spc, bool redo)
 	pfree(path);
 }
 
-void
-ab_storage_sync_parent(Oid db, Oid spc)
+static void
+sync_parent(Oid db, Oid spc)
 {
 	char	   *path = GetDatabasePath(db, spc);
 
@@ -355,7 +355,7 @@ ab_storage_make_unlogged(Oid db, const AbManifest *m, bool redo)
 
 		fsync_fname(dir, true);
 		pfree(dir);
-		ab_storage_sync_parent(db, lfirst_oid(lc));
+		sync_parent(db, lfirst_oid(lc));
 	}
 	list_free(spaces);
 }

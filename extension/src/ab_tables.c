@@ -22,8 +22,9 @@
 
 #define NAMED_TABLE "named_snapshots"
 
-bool
-ab_tables_installed(void)
+/* Is the extension created in this database? */
+static bool
+installed(void)
 {
 	return OidIsValid(get_extension_oid("agent_branch", true));
 }
@@ -83,7 +84,7 @@ ab_tables_snapshot_kept(AbSnapId id)
 	Datum		values[1];
 	bool		kept;
 
-	if (!ab_tables_installed())
+	if (!installed())
 		return false;
 	ab_snapid_format(id, text);
 	values[0] = CStringGetTextDatum(text);
@@ -104,7 +105,7 @@ ab_tables_kept_snapshots(bool expire)
 	List	   *result = NIL;
 	uint64		n;
 
-	if (!ab_tables_installed())
+	if (!installed())
 		return NIL;
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
