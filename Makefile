@@ -66,7 +66,7 @@ uninstall-python:
 # ---- from nothing ------------------------------------------------------------------
 
 .PHONY: deps demo demo-stop test lint venv regress isolation pytest installcheck \
-	check-core bench install-for-tests clean-tests
+	check-core bench torture install-for-tests clean-tests
 
 deps:
 	tools/deps.sh
@@ -124,6 +124,10 @@ installcheck:
 
 check-core: venv
 	$(VENV_PYTHON) tools/check_core.py
+
+# make torture, make torture TORTURE="--seconds 600 --seed 7"
+torture: venv
+	$(VENV_PYTHON) tests/torture.py $(TORTURE)
 
 # make bench, make bench BENCH=create-clean, make bench BENCH="--quick connect"
 bench: venv

@@ -77,8 +77,6 @@ SELECT branch.create('agent_branch_snapshot_0000000100000000016B3748', 'main');
 \echo :LAST_ERROR_SQLSTATE
 
 -- Arguments of later versions are refused, not ignored.
-SELECT branch.create('c9', 'main', at => '2026-01-01');
-\echo :LAST_ERROR_SQLSTATE
 SELECT branch.create('c9', 'main', expires_in => '1 day');
 \echo :LAST_ERROR_SQLSTATE
 SELECT branch.create('c9', 'main', protected => true);

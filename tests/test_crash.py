@@ -395,8 +395,10 @@ def test_no_space_for_a_snapshot(
         filler = disk.fill(leave)
         used = disk.free()
         for _ in range(2):
-            with server.connect() as conn, pytest.raises(psycopg.Error) as caught:
-                conn.execute("SELECT branch.create('b', 'p')")
+            with server.connect() as conn:
+                conn.execute("SET agent_branch.snapshot_method = copy")
+                with pytest.raises(psycopg.Error) as caught:
+                    conn.execute("SELECT branch.create('b', 'p')")
             assert caught.value.sqlstate == "53100", caught.value
             assert not exists(server, "b")
             assert disk.free() == used, "the failed snapshot kept some of the disk"

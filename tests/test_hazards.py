@@ -656,7 +656,9 @@ def test_f12_relation_numbers_come_back(still: Cluster) -> None:
     """The cluster-wide counter of relation numbers wraps around to just below numbers of
     relations that the branch inherits, still has or has dropped, and has no files for.
     New tables there must be empty and stay what they become, across a crash too; the
-    parent's rows must not shine through."""
+    parent's rows must not shine through.  (pg_resetwal costs snapshots that share their
+    database's files, hence copies.)"""
+    still.set(**{"agent_branch.snapshot_method": "copy"})
     create_database(
         still,
         "p",
@@ -820,7 +822,8 @@ def test_f18_damage_is_found(make_cluster: MakeCluster) -> None:
     down.  The server starts; branch.verify() has something to say of each; reading one is
     an error of class XX or 58 and never wrong rows; an eighth, whole branch and all the
     parents, plain databases, notice nothing."""
-    server = make_cluster("damaged", {"autovacuum": "off"})
+    copies = {"autovacuum": "off", "agent_branch.snapshot_method": "copy"}
+    server = make_cluster("damaged", copies)
     home = server.data / "agent_branch"
     victims: dict[str, tuple[Path, str]] = {}
     for what, how in [*DAMAGES, ("nothing", "whole")]:

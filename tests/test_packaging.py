@@ -29,6 +29,7 @@ PROMISED = {
     "branch.ensure",
     "branch.gc",
     "branch.reset",
+    "branch.restore",
     "branch.snapshot",
     "branch.tree",
     "branch.verify",

@@ -41,6 +41,9 @@ STILL: dict[str, object] = {
     "max_wal_size": "8GB",
 }
 
+# Snapshots with pages of their own, which can be taken away from them.
+COPIES: dict[str, object] = {**STILL, "agent_branch.snapshot_method": "copy"}
+
 TABLE = [
     "CREATE TABLE t (id int PRIMARY KEY, v text)",
     "INSERT INTO t SELECT i, repeat('x', 100) FROM generate_series(1, 2000) AS i",
@@ -341,7 +344,7 @@ def test_recovery_goes_on_without_a_snapshot(
     of writes into pages it inherits, cuts, drops and new relations.  Replay wanted the
     pages that nobody has any more and stopped; the server could not be started.  Only
     the sessions of that branch may notice."""
-    source = server = make_cluster("poor", STILL)
+    source = server = make_cluster("poor", COPIES)
     snapshot = poor_parent(server)
     server.sql("CHECKPOINT")
     if after == "crash":
@@ -472,7 +475,7 @@ def test_damage_that_passes_is_not_forgotten(make_cluster: MakeCluster) -> None:
     """The layer is away for the length of one checkpoint, which drops the branch's dirty pages
     so that everything else goes on.  When the layer was back the branch passed for sound, and
     a committed update was gone without a word."""
-    server = make_cluster("passing", STILL)
+    server = make_cluster("passing", COPIES)
     snapshot = poor_parent(server)
     server.restart("fast")
     run(server, "b", "UPDATE t SET v = 'committed' WHERE id <= 600")
@@ -576,11 +579,13 @@ def test_dropped_before_it_was_written(server: Cluster) -> None:
     healthy(server)
 
 
-def test_number_of_a_dropped_table_comes_back(server: Cluster) -> None:
+def test_number_of_a_dropped_table_comes_back(make_cluster: MakeCluster) -> None:
     """The same, and the counter of relation numbers wraps around to the number just now: a
     new table of the branch gets it before the next checkpoint.  The server keeps an empty
     file under a dropped table's number to prevent that; the branch has none.  The
-    checkpoint then removed the file of the new table, which was empty from then on."""
+    checkpoint then removed the file of the new table, which was empty from then on.
+    (pg_resetwal costs snapshots that share their database's files, hence copies.)"""
+    server = make_cluster("number", COPIES)
     create_database(
         server,
         "p_number",

@@ -41,8 +41,8 @@ extern char *ab_database_name(Oid db);
 typedef struct AbNewBranch
 {
 	const char *name;
-	Oid			parent;			/* locked by ab_lock_parent() */
-	AbSnapId	snapshot;		/* of it, by ab_parent_snapshot() */
+	Oid			parent;			/* locked by ab_lock_parent(), or gone */
+	AbSnapId	snapshot;		/* by ab_parent_snapshot() or ab_snapshot_get_at() */
 	Oid			owner;
 	int			connection_limit;
 	bool		allow_connections;

@@ -11,9 +11,16 @@
  *	  snapshots/<id>.pending	 manifest of a snapshot not yet confirmed
  *	  snapshots/<id>.manifest	 manifest of a usable snapshot
  *	  snapshots/<id>.pages		 the pages that snapshot's own layer holds
- *	  snapshots/<id>.poisoned	 empty; its snapshot must not be read any more
+ *	  snapshots/<id>.poisoned	 empty, or why; its snapshot must not be read any more
+ *	  images/<dboid>/			 before-images of a plain database (ab_images.h)
  *	  journal					 double-write journal of first overlay writes
+ *	  witness					 what we last saw of the server's life (ab_witness.c)
  *	  tmp.*						 being written; removed at server start
+ *
+ * and, because servers clean up there when they start (ab_witness.c), two that are empty:
+ *
+ *	  $PGDATA/pg_replslot/agent-branch.tmp	 directory
+ *	  $PGDATA/pg_snapshots/agent-branch		 file
  *
  * Integers are in the machine's byte order, as in the rest of the cluster.
  */
@@ -30,7 +37,12 @@
 #define AB_DIR				"agent_branch"
 #define AB_BRANCH_DIR		AB_DIR "/branches"
 #define AB_SNAPSHOT_DIR		AB_DIR "/snapshots"
+#define AB_IMAGE_DIR		AB_DIR "/images"
 #define AB_JOURNAL_FILE		AB_DIR "/journal"
+#define AB_WITNESS_FILE		AB_DIR "/witness"
+#define AB_WITNESS_TMP		AB_DIR "/" AB_TMP_PREFIX "witness"
+#define AB_TRIPWIRE_START	"pg_replslot/agent-branch.tmp"
+#define AB_TRIPWIRE_REPLAY	"pg_snapshots/agent-branch"
 #define AB_TMP_PREFIX		"tmp."
 #define AB_MARK_SUFFIX		".new"
 #define AB_LOST_SUFFIX		".lost"
@@ -44,16 +56,27 @@
  * runs[nruns], then AB_RELMAP_SIZE bytes of pg_filenode.map.
  *
  * A run says that blocks [start, start + count) of its fork are blocks
- * [position, position + count) of the .pages file of layers[layer].  The runs
- * of a fork are sorted by start and do not overlap; a block of the fork that
- * no run covers is all zeros.  layers[0] is the snapshot itself.  So a page is
- * found by two binary searches, whatever the depth of the branch.
+ * [position, position + count) of layers[layer]: of its .pages file, or, if that
+ * layer is live, of the fork's own file in the database the layer is of, as it was
+ * at the layer's snapshot (README.before_images); position = start then.
+ * The runs of a fork are sorted by start and do not overlap; a block of the fork
+ * that no run covers is all zeros.  layers[0] is the snapshot itself.  So a page
+ * is found by two binary searches, whatever the depth of the branch.
  * ------------------------------------------------------------------------
  */
 #define AB_MANIFEST_MAGIC	0x41424D46	/* "ABMF" */
-#define AB_MANIFEST_VERSION 1
+#define AB_MANIFEST_VERSION 2
 
 #define AB_MANIFEST_HAS_PAGES_CRC	0x0001	/* pages_crc is meaningful */
+#define AB_MANIFEST_LIVE			0x0002	/* layers[0] is live: there is no .pages */
+
+/* One place where pages of a snapshot are. */
+typedef struct AbLayerRef
+{
+	AbSnapId	id;				/* the snapshot whose layer it is */
+	Oid			live_db;		/* live: the database it is of; else 0 */
+	uint32		of_branch;		/* live, and that database is a branch: 1; else 0 */
+} AbLayerRef;
 
 typedef struct AbManifestHeader
 {
@@ -89,6 +112,12 @@ typedef struct AbForkEntry
 	BlockNumber nblocks;
 	uint32		first_run;
 	uint32		nruns;
+
+	/*
+	 * Live snapshot of a branch: a page of layers[0] below this that turns out to be
+	 * all zero is not the branch's own, but what snapshot "base" has.
+	 */
+	BlockNumber inherited;
 } AbForkEntry;
 
 typedef struct AbRun
@@ -144,5 +173,39 @@ typedef struct AbLimitSlot
 
 StaticAssertDecl(sizeof(AbLimitSlot) == 32, "slots must not cross a sector");
 StaticAssertDecl(sizeof(AbOriginHeader) <= AB_ORIGIN_HEADER, "origin header");
+
+/* ------------------------------------------------------------------------
+ * Witness: what the library last saw of the server's life.
+ * ------------------------------------------------------------------------
+ */
+#define AB_WITNESS_MAGIC	0x41425749	/* "ABWI" */
+#define AB_WITNESS_VERSION	1
+
+typedef enum AbWitnessState
+{
+	AB_WITNESS_CLEAN = 1,		/* shut down with us; pg_control is as it was then */
+	AB_WITNESS_STARTING,		/* started with us; pg_control is as it was before, or
+								 * the server has gone on */
+	AB_WITNESS_RUNNING			/* the tripwires have been put up since */
+} AbWitnessState;
+
+/* A base backup: nothing yet shows that its server ran with the library. */
+#define AB_WITNESS_UNPROVEN	0x0001
+/* Files that were changed without being captured, until replay is consistent. */
+#define AB_WITNESS_MIXED	0x0002
+
+typedef struct AbWitness
+{
+	uint32		magic;
+	uint32		version;
+	pg_crc32c	crc;			/* of this struct, this field taken as 0 */
+	uint32		state;			/* AbWitnessState */
+	uint32		flags;
+	uint32		checksum_version;	/* these from pg_control: */
+	uint64		system_identifier;
+	uint32		control_state;	/* DBState */
+	pg_crc32c	control_crc;	/* of all of it */
+	XLogRecPtr	checkpoint;		/* its newest one, or that of backup_label */
+} AbWitness;
 
 #endif							/* AB_FORMAT_H */

@@ -28,8 +28,11 @@ extern bool ab_statement_is_branch(const CreatedbStmt *stmt);
 /* Raise if a statement about databases would harm branches or snapshots (M17). */
 extern void ab_check_database_statement(Node *stmt);
 
-/* Raise if database db has living branches or stands for a snapshot. */
-extern void ab_check_drop_database(Oid db);
+/*
+ * Raise if database db has living branches or stands for a snapshot; or, if its files go
+ * at once, as DROP DATABASE has it, if a snapshot needs them.
+ */
+extern void ab_check_drop_database(Oid db, bool files_go);
 
 /* Raise if a branch or an open snapshot has relations in the tablespace. */
 extern void ab_check_drop_tablespace(Oid spc, const char *name);

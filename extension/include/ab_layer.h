@@ -1,6 +1,6 @@
 /*
  * ab_layer.h
- *	  Reading pages out of snapshots' .pages files.
+ *	  Reading pages of snapshots: out of .pages files or of living databases.
  */
 #ifndef AB_LAYER_H
 #define AB_LAYER_H

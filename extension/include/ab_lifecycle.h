@@ -12,7 +12,9 @@
 typedef struct AbCreateOptions
 {
 	const char *name;
-	const char *parent;
+	const char *parent;			/* NULL: the default */
+	AbSnapId	at;				/* invalid: the parent as it is now */
+	Oid			at_parent;		/* of at: the parent; gone if parent is NULL */
 	const char *owner;			/* NULL: the caller */
 	int			connection_limit;	/* -1: none */
 	bool		allow_connections;
@@ -29,8 +31,23 @@ extern Oid	ab_create_branch(const AbCreateOptions *opt);
 /* Hard delete: 3D000, 42501, 55006 (sessions, children), 42809 not a branch. */
 extern void ab_delete_branch(const char *name, bool if_exists, bool force);
 
-/* Same name, owner, grants and settings; contents of the parent now.  New OID. */
-extern Oid	ab_reset_branch(const char *name, bool force);
+typedef struct AbResetOptions
+{
+	const char *name;
+	const char *preserve_under_name;	/* NULL: the contents of now are given up */
+	bool		force;			/* end the sessions in it */
+	AbSnapId	at;				/* invalid: the parent as it is now */
+	Oid			at_db;			/* of at: the branch for which it was looked up */
+	bool		at_own;			/* of at: a snapshot of the branch, not of its parent */
+} AbResetOptions;
+
+/*
+ * Same name, owner, grants and settings; contents of the parent now, or of a
+ * snapshot.  New OID.  What was there before is deleted, or lives on under another
+ * name with its own OID and its branches.  Restored to a snapshot of itself, a branch
+ * keeps its parent, or hangs on what is preserved.
+ */
+extern Oid	ab_reset_branch(const AbResetOptions *opt);
 
 /* OIDs of living branches of a database (through any of its snapshots). */
 extern List *ab_children(Oid db);

@@ -14,7 +14,7 @@
 typedef struct AbManifest
 {
 	const AbManifestHeader *h;
-	const AbSnapId *layers;
+	const AbLayerRef *layers;
 	const AbForkEntry *forks;
 	const AbRun *runs;
 	const char *relmap;			/* AB_RELMAP_SIZE bytes */
@@ -36,6 +36,7 @@ extern void ab_manifest_release(AbManifest *m);
  * must not read many manifests.  False if there is none, or it is no manifest.
  */
 extern bool ab_manifest_read_header(AbSnapId id, AbManifestHeader *h);
+extern bool ab_manifest_read_pending_header(AbSnapId id, AbManifestHeader *h);
 
 /* The entry of a fork, or NULL. */
 extern const AbForkEntry *ab_manifest_find(const AbManifest *m, AbForkKey key);
@@ -50,6 +51,12 @@ extern const AbRun *ab_manifest_run(const AbManifest *m, const AbForkEntry *e,
  */
 extern char *ab_manifest_check(const char *image, size_t len, AbManifest *out);
 
+/*
+ * Set the arrays of out into an image, looking only at its magic, version and whether
+ * its length fits.  Allocates and raises nothing.
+ */
+extern bool ab_manifest_layout(const char *image, size_t len, AbManifest *out);
+
 /* qsort/bsearch order of fork entries: spc, rel, fork. */
 extern int	ab_fork_entry_compare(const void *a, const void *b);
 
@@ -60,9 +67,12 @@ typedef struct AbManifestBuilder AbManifestBuilder;
 extern AbManifestBuilder *ab_manifest_builder(void);	/* in CurrentMemoryContext */
 
 /* layers[0], the snapshot itself, is there from the start. */
-extern uint32 ab_builder_layer(AbManifestBuilder *b, AbSnapId id);	/* index; once each */
+extern uint32 ab_builder_layer(AbManifestBuilder *b, AbLayerRef layer);	/* index; once each */
 extern void ab_builder_fork(AbManifestBuilder *b, AbForkKey key, uint16 flags,
 							BlockNumber nblocks);
+
+/* Of the fork added last: see AbForkEntry. */
+extern void ab_builder_inherited(AbManifestBuilder *b, BlockNumber nblocks);
 
 /* Runs of the fork added last, in order of start; neighbours are joined. */
 extern void ab_builder_run(AbManifestBuilder *b, BlockNumber start,
@@ -70,8 +80,8 @@ extern void ab_builder_run(AbManifestBuilder *b, BlockNumber start,
 extern void ab_builder_relmap(AbManifestBuilder *b, const char *relmap);
 
 /*
- * The finished image: sorted, counted, with layers[0] = header->id and the CRC
- * set.  header: magic, version, counts and crc are filled in here.  May be
+ * The finished image: sorted, counted, with layers[0] = header->id (live if the
+ * header's flags say so) and the CRC set.  header: magic, version, counts and crc are filled in here.  May be
  * called again with another header (the id is known only after WAL insertion).
  */
 extern char *ab_builder_finish(AbManifestBuilder *b, AbManifestHeader *header,

@@ -20,12 +20,17 @@ typedef struct AbCapture
 	Oid			source_db;
 	Oid			source_spc;
 	const AbManifest *source_manifest;	/* NULL: source is a plain database */
+	bool		live;			/* the pages stay in the source's files, there is no
+								 * layer to write */
 	AbManifestBuilder *builder;
 	AbLayerWriter *layer;
 	int			source_fd;		/* segment being read; 0: none */
 	/* In redo the forks and sizes come from WAL (rule 31); else NULL. */
 	const AbForkEntry *wal_forks;
 	int			wal_nforks;
+	/* In redo: the only layers the manifest may name, beside its own. */
+	const AbLayerRef *wal_layers;
+	int			wal_nlayers;
 } AbCapture;
 
 typedef struct AbMethod
@@ -85,6 +90,9 @@ extern uint32 ab_layer_writer_append_file(AbLayerWriter *w, int fd, const char *
 										  BlockNumber first, BlockNumber nblocks,
 										  BlockNumber relblock);
 
+/* Append one page from memory; returns its position. */
+extern uint32 ab_layer_writer_append_page(AbLayerWriter *w, const char *page);
+
 /* Replace a page; the caller has set its checksum if the cluster has them. */
 extern void ab_layer_writer_patch(AbLayerWriter *w, uint32 position, const char *page);
 extern BlockNumber ab_layer_writer_nblocks(AbLayerWriter *w);
@@ -92,7 +100,12 @@ extern BlockNumber ab_layer_writer_nblocks(AbLayerWriter *w);
 /* CRC of the whole file if all of it was copied; false if some was cloned. */
 extern bool ab_layer_writer_crc(AbLayerWriter *w, pg_crc32c *crc);
 extern void ab_layer_writer_sync(AbLayerWriter *w);
-extern void ab_layer_writer_publish(AbLayerWriter *w, AbSnapId id); /* rename, fsync dir, close */
+
+/*
+ * Rename it and close it.  The caller writes .pending beside it durably afterwards,
+ * which makes this name durable, too.
+ */
+extern void ab_layer_writer_publish(AbLayerWriter *w, AbSnapId id);
 extern void ab_layer_writer_discard(AbLayerWriter *w);	/* unlink, close; never raises */
 
 #endif							/* AB_METHOD_H */

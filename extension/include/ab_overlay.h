@@ -35,10 +35,6 @@ extern BlockNumber ab_overlay_nblocks(AbBranch *b, AbFork *f, SMgrRelation reln)
 extern void ab_overlay_truncate(AbBranch *b, AbFork *f, SMgrRelation reln,
 								BlockNumber old_blocks, BlockNumber nblocks);
 
-/* Path of a segment, written into buf[MAXPGPATH]; allocates nothing. */
-extern void ab_overlay_path(char *buf, RelFileNode rnode, ForkNumber fork,
-							BlockNumber segno);
-
 extern bool ab_page_is_zero(const char *page);
 
 #endif							/* AB_OVERLAY_H */

@@ -9,7 +9,8 @@
 
 typedef enum AbSnapshotMethod
 {
-	AB_METHOD_AUTO,				/* clone where the filesystem can, else copy */
+	AB_METHOD_AUTO,				/* before-images of a plain database */
+	AB_METHOD_BEFORE_IMAGE,		/* the same, by name */
 	AB_METHOD_CLONE,			/* FICLONERANGE or an error */
 	AB_METHOD_COPY
 } AbSnapshotMethod;

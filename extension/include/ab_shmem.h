@@ -12,6 +12,13 @@
  *	  journal_lock	 protects the journal's position and its file
  *	  snap_lock		 protects the snapshot table
  *	  keeper_lock	 protects the request slots
+ *	  guard			 one of AB_GUARDS, by database: shared around every change of
+ *					 a file of a plain database, exclusive to begin or end a
+ *					 snapshot of it (ab_epoch.h)
+ *	  capture_lock	 one of AB_GUARDS, by database: who saves before-images
+ *	  image_lock	 one of AB_GUARDS, by database: the index of before-images,
+ *					 shared to look up, exclusive to change it
+ *	  A process that holds more than one takes them in that order.
  */
 #ifndef AB_SHMEM_H
 #define AB_SHMEM_H
@@ -32,16 +39,34 @@
  */
 #define AB_GENERATIONS 4096
 #define AB_ORIGIN_LOCKS 64
+#define AB_GUARDS 64
 
 typedef struct AbSnapSlot
 {
 	AbSnapId	id;				/* invalid: slot free */
 	Oid			source_db;
 	bool		confirmed;
+	bool		live;			/* its pages are where they were: before-images */
+	bool		poisoned;
+	bool		ahead;			/* its files are there, but recovery has not come to
+								 * its record: it does not exist yet */
+	bool		left;			/* unconfirmed, and nobody is taking it: found at
+								 * start, or replayed */
+	bool		lent;			/* a branch on it may be a child of another database
+								 * than its source: that was reset since, or is an
+								 * earlier state of the branch itself */
 	uint32		nbranches;		/* origin files that hang on it */
 	XLogRecPtr	clean_upto;		/* WAL up to here does not change the source's
 								 * contents after the snapshot */
 } AbSnapSlot;
+
+/* A plain database with a living before-image snapshot. */
+typedef struct AbParent
+{
+	Oid			db;				/* 0: slot free */
+	bool		all_poisoned;	/* no image can help any of its snapshots */
+	AbSnapId	live;			/* the newest of them; changed under the guard */
+} AbParent;
 
 typedef enum AbRequestKind
 {
@@ -77,12 +102,24 @@ typedef struct AbRequest
 typedef struct AbShared
 {
 	LWLockPadded *origin_locks; /* AB_ORIGIN_LOCKS of them */
+	LWLockPadded *guards;		/* AB_GUARDS of each of these three */
+	LWLockPadded *capture_locks;
+	LWLockPadded *image_locks;
 	LWLock	   *journal_lock;
 	LWLock	   *snap_lock;
 	LWLock	   *keeper_lock;
 
 	pg_atomic_uint32 layer_generation;	/* bumped when a layer is removed */
+	pg_atomic_uint32 image_generation;	/* bumped when files of the image store
+										 * or files kept for snapshots go */
+	pg_atomic_uint32 poison_generation; /* bumped when a snapshot is poisoned */
 	pg_atomic_uint32 generation[AB_GENERATIONS];
+
+	/* Files of relations being unlinked, by database as the guards (ab_capture.c). */
+	pg_atomic_uint32 unlinks_begun[AB_GUARDS];
+	pg_atomic_uint32 unlinks_ended[AB_GUARDS];
+
+	AbParent   *parents;		/* nsnapslots of them; snap_lock to take or free one */
 
 	uint32		journal_next;	/* journal_lock */
 
@@ -117,6 +154,24 @@ static inline LWLock *
 ab_origin_lock(Oid db)
 {
 	return &ab_shared->origin_locks[db % AB_ORIGIN_LOCKS].lock;
+}
+
+static inline LWLock *
+ab_guard_lock(Oid db)
+{
+	return &ab_shared->guards[db % AB_GUARDS].lock;
+}
+
+static inline LWLock *
+ab_capture_lock(Oid db)
+{
+	return &ab_shared->capture_locks[db % AB_GUARDS].lock;
+}
+
+static inline LWLock *
+ab_image_lock(Oid db)
+{
+	return &ab_shared->image_locks[db % AB_GUARDS].lock;
 }
 
 static inline uint32

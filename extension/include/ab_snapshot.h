@@ -6,6 +6,7 @@
 #define AB_SNAPSHOT_H
 
 #include "ab_manifest.h"
+#include "ab_shmem.h"
 
 #include "access/xlogreader.h"
 
@@ -20,6 +21,16 @@
  * caller holds AccessShareLock on the source database.
  */
 extern AbSnapId ab_snapshot_get(Oid source_db, bool force_new);
+
+/*
+ * The same lock for a snapshot of the past.  55000 if no branch can be made of it any
+ * more, XX001 if it is poisoned.  The caller holds AccessShareLock on the source
+ * database, unless that is gone.
+ */
+extern void ab_snapshot_get_at(AbSnapId id);
+
+/* Could a branch be made of it now?  Nothing is locked, so the answer may be old. */
+extern bool ab_snapshot_is_usable(const AbSnapSlot *slot);
 
 /* Name of the pg_database row that stands for a snapshot, and the inverse. */
 extern char *ab_hidden_name(AbSnapId id);
@@ -48,13 +59,23 @@ extern void ab_snapshot_remove_files(AbSnapId id, uint32 what);
  */
 extern void ab_snapshot_retire(AbSnapId id, uint32 what);
 
+/* The plain database whose before-image snapshot it is; InvalidOid: it is none. */
+extern Oid	ab_snapshot_live_source(AbSnapId id);
+
+/*
+ * Give back what before-image snapshots of a plain database had kept and no living
+ * one needs: saved pages, files of dropped relations.  Bytes.  May be interrupted and
+ * repeated.  leaving (AbSnapId *): for a dry run, snapshots to be retired.
+ */
+extern int64 ab_snapshot_reclaim(Oid db, List *leaving, bool dry_run);
+
 /* Used by ab_redo.c. */
 extern void ab_snapshot_redo(XLogReaderState *record);
 extern void ab_confirm_redo(XLogReaderState *record);
 extern void ab_retire_redo(XLogReaderState *record);
 
-/* Remove tmp.* and .pending files: in the postmaster for tmp.*; pending ones when
- * recovery has ended (they were never confirmed). */
+/* Remove tmp.* and .pending files: in the postmaster for tmp.*; pending ones, and
+ * those that recovery has not reached, when recovery has ended. */
 extern void ab_snapshot_remove_tmp(void);
 extern void ab_snapshot_remove_pending(void);
 

@@ -10,8 +10,11 @@
 
 #include "ab_shmem.h"
 
-/* Called in the postmaster from the shared memory hook. */
-extern void ab_snaptable_load(void);
+/*
+ * Called in the postmaster from the shared memory hook.  redo: where recovery would
+ * begin; before-image snapshots after it are "ahead" until it comes to their records.
+ */
+extern void ab_snaptable_load(XLogRecPtr redo);
 
 /* Raises 53400 when agent_branch.max_snapshots slots are taken: ask before working. */
 extern void ab_snaptable_check_room(void);
@@ -20,16 +23,31 @@ extern void ab_snaptable_check_room(void);
  * Raises the same; in recovery, where an error would stop the server, it warns.
  * An id that is there already stays as it is.
  */
-extern void ab_snaptable_add(AbSnapId id, Oid source_db, bool confirmed);
+extern void ab_snaptable_add(AbSnapId id, Oid source_db, bool confirmed, bool live);
 extern void ab_snaptable_confirm(AbSnapId id);
+
+/* Recovery has come to the snapshot's record: it exists from now on, unconfirmed. */
+extern void ab_snaptable_reached(AbSnapId id, bool poisoned);
 extern void ab_snaptable_remove(AbSnapId id);
 
 /* +1 when an origin file appears, -1 when it goes; unknown ids are ignored. */
 extern void ab_snaptable_ref(AbSnapId id, int delta);
 
-/* Newest confirmed snapshot of a database; false if none. */
+/* A branch that hangs on it is a child of parent_db. */
+extern void ab_snaptable_lend(AbSnapId id, Oid parent_db);
+
+/* Newest confirmed, sound snapshot of a database; false if none. */
 extern bool ab_snaptable_newest(Oid source_db, AbSnapSlot *out);
 extern bool ab_snaptable_get(AbSnapId id, AbSnapSlot *out);
+
+/* Must its pages not be read any more? */
+extern bool ab_snaptable_is_poisoned(AbSnapId id);
+
+/*
+ * The newest before-image snapshot of db that is sound and begins before a position
+ * (PG_UINT64_MAX: of all).  The caller holds snap_lock; allocates and raises nothing.
+ */
+extern bool ab_snaptable_newest_live(Oid db, XLogRecPtr before, AbSnapId *id);
 
 /* Advance clean_upto (never moves back). */
 extern void ab_snaptable_clean(AbSnapId id, XLogRecPtr upto);

@@ -12,7 +12,18 @@
 
 #include "ab_types.h"
 
+#include "datatype/timestamp.h"
 #include "nodes/pg_list.h"
+
+/* One name of a snapshot. */
+typedef struct AbNamedSnapshot
+{
+	char	   *name;
+	AbSnapId	id;
+	Oid			source_db;		/* whom it belongs to: a reset of that moves it over */
+	TimestampTz closed_at;		/* 0, or when it became too old to be branched */
+	TimestampTz warned_at;		/* 0, or when the log last said that this is near */
+} AbNamedSnapshot;
 
 /*
  * One statement through SPI (the caller is connected), as the owner of the
@@ -27,8 +38,12 @@ extern bool ab_tables_snapshot_kept(AbSnapId id);
 
 /*
  * All protected ids, as palloc'd AbSnapId *.  expire: rows whose keep_until is
- * over are deleted first.
+ * over are deleted first, and those whose snapshot has been closed are marked; they
+ * protect nothing any more.
  */
 extern List *ab_tables_kept_snapshots(bool expire);
+
+/* All names, as palloc'd AbNamedSnapshot *, in order of name. */
+extern List *ab_tables_names(void);
 
 #endif							/* AB_TABLES_H */

@@ -12,6 +12,7 @@
 
 #include "access/xlogdefs.h"
 #include "common/relpath.h"
+#include "nodes/pg_list.h"
 #include "storage/block.h"
 #include "storage/relfilenode.h"
 
@@ -44,5 +45,6 @@ typedef struct AbForkKey
 extern void ab_snapid_format(AbSnapId id, char out[AB_SNAPID_TEXT_LEN + 1]);
 extern bool ab_snapid_parse(const char *text, AbSnapId *id);
 extern AbSnapId ab_snapid_make(TimeLineID tli, XLogRecPtr lsn);
+extern bool ab_snapid_in(const List *ids, AbSnapId id);	/* ids: AbSnapId * */
 
 #endif							/* AB_TYPES_H */

@@ -25,6 +25,8 @@
 #define XLOG_AB_CONFIRM			0x30
 #define XLOG_AB_RETIRE			0x40
 #define XLOG_AB_IMAGE			0x50
+#define XLOG_AB_BEFORE_IMAGE	0x60
+#define XLOG_AB_WITNESS			0x70
 
 /* The incarnation is (tli, end of this record). */
 typedef struct xl_ab_branch_create
@@ -48,8 +50,14 @@ typedef struct xl_ab_branch_drop
 } xl_ab_branch_drop;
 
 /*
- * Followed by nforks AbForkEntry (first_run and nruns are 0: runs are local)
- * and AB_RELMAP_SIZE bytes of relation map.  The id is (tli, end of record).
+ * Followed by nforks AbForkEntry, nlayers AbLayerRef, nruns AbRun and AB_RELMAP_SIZE
+ * bytes of relation map.  The id is (tli, end of record).
+ *
+ * The layers are those that the manifest names beside its own: another server's
+ * manifest must not name more, since this one's gc decides when they go.  The runs are
+ * there if the source is a branch and its snapshot live; those of a live snapshot of a
+ * plain database can be told from the forks, and copies are found where each server
+ * puts them (first_run and nruns of the forks mean nothing then).
  */
 typedef struct xl_ab_snapshot
 {
@@ -62,7 +70,9 @@ typedef struct xl_ab_snapshot
 	TimeLineID	tli;
 	uint32		depth;
 	uint32		nforks;
-	uint32		pad;
+	uint32		flags;			/* AB_MANIFEST_LIVE or 0 */
+	uint32		nlayers;
+	uint32		nruns;
 } xl_ab_snapshot;
 
 typedef struct xl_ab_confirm
@@ -80,15 +90,49 @@ typedef struct xl_ab_retire
 	uint32		pad;
 } xl_ab_retire;
 
+/*
+ * A page of a plain database as a snapshot has it, saved before it was overwritten.
+ * No block reference (rule 11).  Followed by the page without its hole.
+ */
+typedef struct xl_ab_before_image
+{
+	AbSnapId	epoch;
+	Oid			db;
+	Oid			spc;
+	Oid			rel;
+	int32		fork;
+	BlockNumber block;
+	uint16		hole_offset;
+	uint16		hole_length;
+	uint32		flags;			/* AB_IMAGE_WINDOW */
+} xl_ab_before_image;
+
+#define AB_IMAGE_WINDOW	0x01	/* belongs to a snapshot being taken (step 5) */
+
+/*
+ * Nothing to replay.  A server without the library cannot replay WAL that has this
+ * record (ab_witness.c).
+ */
+typedef struct xl_ab_witness
+{
+	XLogRecPtr	redo;			/* the redo pointer it was written for */
+} xl_ab_witness;
+
 extern void ab_wal_register(void);	/* RegisterCustomRmgr, from _PG_init */
 
 /* Each returns the end of the record; nothing is flushed. */
 extern XLogRecPtr ab_wal_branch_create(xl_ab_branch_create *rec);
 extern XLogRecPtr ab_wal_branch_drop(AbSnapId incarnation, Oid db);
+
+/* As many of each as the record says. */
 extern XLogRecPtr ab_wal_snapshot(xl_ab_snapshot *rec, const AbForkEntry *forks,
+								  const AbLayerRef *layers, const AbRun *runs,
 								  const char *relmap);
 extern XLogRecPtr ab_wal_confirm(AbSnapId id);
 extern XLogRecPtr ab_wal_retire(AbSnapId id, uint32 what);
+extern XLogRecPtr ab_wal_before_image(AbSnapId epoch, Oid db, AbForkKey key,
+									  BlockNumber block, uint32 flags, const char *page);
+extern XLogRecPtr ab_wal_witness(XLogRecPtr redo);
 
 /* ab_waldesc.c */
 extern void ab_rm_desc(StringInfo buf, XLogReaderState *record);

@@ -34,4 +34,24 @@ typedef enum AbScanVerdict
 extern AbScanVerdict ab_walscan(Oid db, XLogRecPtr from, XLogRecPtr upto,
 								bool sequence_is_change, List **touched);
 
+/* What a server without the library can have replayed (ab_trust.c). */
+typedef enum AbReplay
+{
+	AB_REPLAY_STOPS,			/* at a record of ours, having changed nothing */
+	AB_REPLAY_ENDS,				/* with the WAL, having changed nothing */
+	AB_REPLAY_CHANGES			/* one of the databases */
+} AbReplay;
+
+/*
+ * Before the server has started: read from a redo pointer to the first record of ours
+ * or the end of WAL.  Does anything concern one of these databases (OIDs)?
+ */
+extern AbReplay ab_walscan_replay(TimeLineID tli, XLogRecPtr redo, const List *dbs);
+
+/*
+ * Is there a record at this position that is not the very first one?  initdb and
+ * pg_resetwal begin WAL with one that has no predecessor.
+ */
+extern bool ab_walscan_has_predecessor(TimeLineID tli, XLogRecPtr pos);
+
 #endif							/* AB_WALSCAN_H */

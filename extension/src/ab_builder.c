@@ -13,7 +13,7 @@
 struct AbManifestBuilder
 {
 	MemoryContext cxt;
-	AbSnapId   *layers;
+	AbLayerRef *layers;
 	uint32		nlayers;
 	uint32		maxlayers;
 	AbForkEntry *forks;
@@ -33,7 +33,7 @@ ab_manifest_builder(void)
 
 	b->cxt = CurrentMemoryContext;
 	b->maxlayers = 8;
-	b->layers = palloc0(sizeof(AbSnapId) * b->maxlayers);
+	b->layers = palloc0(sizeof(AbLayerRef) * b->maxlayers);
 	b->nlayers = 1;				/* the snapshot itself */
 	b->maxforks = 1024;
 	b->forks = palloc(sizeof(AbForkEntry) * b->maxforks);
@@ -53,10 +53,10 @@ grown(void *array, uint32 used, uint32 *max, size_t size)
 }
 
 uint32
-ab_builder_layer(AbManifestBuilder *b, AbSnapId id)
+ab_builder_layer(AbManifestBuilder *b, AbLayerRef layer)
 {
-	b->layers = grown(b->layers, b->nlayers, &b->maxlayers, sizeof(AbSnapId));
-	b->layers[b->nlayers] = id;
+	b->layers = grown(b->layers, b->nlayers, &b->maxlayers, sizeof(AbLayerRef));
+	b->layers[b->nlayers] = layer;
 	return b->nlayers++;
 }
 
@@ -75,6 +75,12 @@ ab_builder_fork(AbManifestBuilder *b, AbForkKey key, uint16 flags,
 	e->flags = flags;
 	e->nblocks = nblocks;
 	e->first_run = b->nruns;
+}
+
+void
+ab_builder_inherited(AbManifestBuilder *b, BlockNumber nblocks)
+{
+	b->forks[b->nforks - 1].inherited = nblocks;
 }
 
 void
@@ -129,18 +135,23 @@ ab_builder_finish(AbManifestBuilder *b, AbManifestHeader *header, size_t *len)
 	header->nlayers = b->nlayers;
 	header->nforks = b->nforks;
 	header->nruns = b->nruns;
-	b->layers[0] = header->id;
+	b->layers[0].id = header->id;
+	if (header->flags & AB_MANIFEST_LIVE)
+	{
+		b->layers[0].live_db = header->source_db;
+		b->layers[0].of_branch = AbSnapIdIsValid(header->base);
+	}
 
 	*len = sizeof(AbManifestHeader) + AB_RELMAP_SIZE +
-		(size_t) b->nlayers * sizeof(AbSnapId) +
+		(size_t) b->nlayers * sizeof(AbLayerRef) +
 		(size_t) b->nforks * sizeof(AbForkEntry) +
 		(size_t) b->nruns * sizeof(AbRun);
 	image = MemoryContextAllocHuge(b->cxt, *len);
 
 	memcpy(image, header, sizeof(AbManifestHeader));
 	at = image + sizeof(AbManifestHeader);
-	memcpy(at, b->layers, b->nlayers * sizeof(AbSnapId));
-	at += b->nlayers * sizeof(AbSnapId);
+	memcpy(at, b->layers, b->nlayers * sizeof(AbLayerRef));
+	at += b->nlayers * sizeof(AbLayerRef);
 	memcpy(at, b->forks, b->nforks * sizeof(AbForkEntry));
 	at += b->nforks * sizeof(AbForkEntry);
 	memcpy(at, b->runs, b->nruns * sizeof(AbRun));

@@ -1,6 +1,7 @@
 /*
  * ab_copy.c
- *	  Snapshot of a plain database: all its pages, cloned or copied.
+ *	  Snapshot of a plain database: all its pages, cloned or copied, or only their
+ *	  places (before-images).
  *
  * In the quiet moment in a backend, or in the startup process.  The caller has
  * flushed the database's buffers and looks afterwards, in WAL, for what was changed
@@ -32,6 +33,12 @@ copy_fork(AbCapture *c, AbForkKey key, uint16 flags, BlockNumber nblocks)
 	/* of an unlogged relation only the init fork says anything */
 	if ((flags & AB_FORK_UNLOGGED) && key.fork != INIT_FORKNUM)
 		return;
+	if (c->live)
+	{
+		if (nblocks > 0)
+			ab_builder_run(c->builder, 0, nblocks, 0, 0);
+		return;
+	}
 	for (uint32 segno = 0; nblocks > 0; segno++)
 	{
 		BlockNumber count = Min(nblocks, (BlockNumber) RELSEG_SIZE);

@@ -1,11 +1,20 @@
 /*
  * ab_copy_own.c
- *	  Snapshot of a branch: its own pages are copied, all others are named where
- *	  the snapshot that the branch hangs on has them.
+ *	  Snapshot of a branch: its own pages stay in its files (live), or are copied; all
+ *	  others are named where the snapshot that the branch hangs on has them.
  *
- * In the quiet moment in a backend, or in the startup process, as ab_copy.c.
+ * In the quiet moment in a backend, or, to copy, in the startup process, as ab_copy.c.
  * So the cost follows what the branch changed, and a page of the new snapshot is
  * still found in one step, however deep the branch is.
+ *
+ * A live snapshot does not look at the pages: whatever is no hole of an own file is
+ * called the branch's own, and a page of it that turns out to be zeros is inherited
+ * nevertheless (AbForkEntry.inherited; ab_live.c).
+ *
+ * A standby that copies has the same pages, but not always in the same places: which
+ * own files and hint bits it has is its own affair.  Its manifest must not name a layer
+ * that the primary's does not name, since the primary decides when a layer goes (S4).
+ * So the record lists the primary's layers, and pages that are in others are copied.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE				/* SEEK_DATA, SEEK_HOLE */
@@ -15,6 +24,7 @@
 
 #include <unistd.h>
 
+#include "ab_layer.h"
 #include "ab_origin.h"
 #include "ab_overlay.h"
 
@@ -33,6 +43,8 @@ typedef struct OwnCapture
 	AbCapture  *c;
 	uint32	   *layer;			/* index in the builder of each layer of the old
 								 * manifest, 0 while it was not needed */
+	bool	   *may_name;		/* each of them; false in redo, if the primary's
+								 * manifest does not */
 	char	   *chunk;
 	BlockNumber cursor;			/* of the fork at hand, runs are complete below */
 	const Fork *fork;
@@ -194,6 +206,38 @@ layer_index(OwnCapture *oc, uint32 old)
 	return oc->layer[old];
 }
 
+static bool *
+nameable_layers(const AbCapture *c)
+{
+	const AbManifest *m = c->source_manifest;
+	bool	   *may_name = palloc0(sizeof(bool) * m->h->nlayers);
+
+	for (uint32 i = 0; i < m->h->nlayers; i++)
+	{
+		may_name[i] = c->wal_forks == NULL;
+		for (int j = 0; j < c->wal_nlayers && !may_name[i]; j++)
+			may_name[i] = AbSnapIdEquals(m->layers[i].id, c->wal_layers[j].id);
+	}
+	return may_name;
+}
+
+/* Inherited pages of a layer that must not be named. */
+static void
+copy_inherited(OwnCapture *oc, BlockNumber start, BlockNumber count)
+{
+	PGAlignedBlock page;
+
+	for (BlockNumber i = 0; i < count; i++)
+	{
+		uint32		position;
+
+		ab_capture_interrupts();
+		ab_snapshot_read(oc->c->source_manifest, oc->fork->base, start + i, page.data);
+		position = ab_layer_writer_append_page(oc->c->layer, page.data);
+		ab_builder_run(oc->c->builder, start + i, 1, 0, position);
+	}
+}
+
 /* From the cursor up to block end nothing is the branch's own. */
 static void
 inherit_up_to(OwnCapture *oc, BlockNumber end)
@@ -210,9 +254,12 @@ inherit_up_to(OwnCapture *oc, BlockNumber end)
 		if (run)
 		{
 			count = Min(run->start + run->count, limit) - oc->cursor;
-			ab_builder_run(oc->c->builder, oc->cursor, count,
-						   layer_index(oc, run->layer),
-						   run->position + (oc->cursor - run->start));
+			if (oc->may_name[run->layer])
+				ab_builder_run(oc->c->builder, oc->cursor, count,
+							   layer_index(oc, run->layer),
+							   run->position + (oc->cursor - run->start));
+			else
+				copy_inherited(oc, oc->cursor, count);
 		}
 		oc->cursor += count;
 	}
@@ -230,6 +277,21 @@ own_run(OwnCapture *oc, const char *path, BlockNumber first, BlockNumber count,
 										   first, count, relblock);
 	ab_builder_run(oc->c->builder, relblock, count, 0, position);
 	oc->cursor = relblock + count;
+}
+
+/*
+ * Blocks that are no hole of the own file, for a live snapshot.  Those at and above the
+ * limit follow at the end, holes or not.
+ */
+static void
+live_run(OwnCapture *oc, BlockNumber start, BlockNumber end)
+{
+	end = Min(end, Min(oc->fork->limit, oc->fork->e.nblocks));
+	if (start >= end)
+		return;
+	inherit_up_to(oc, start);
+	ab_builder_run(oc->c->builder, start, end - start, 0, start);
+	oc->cursor = end;
 }
 
 static BlockNumber
@@ -278,6 +340,7 @@ scan_blocks(OwnCapture *oc, const char *path, uint32 segno, BlockNumber first,
 static void
 scan_segment(OwnCapture *oc, const char *path, uint32 segno, BlockNumber nblocks)
 {
+	BlockNumber start = segno * (BlockNumber) RELSEG_SIZE;
 	int			fd = oc->c->source_fd;
 	off_t		end = (off_t) nblocks * BLCKSZ;
 	off_t		at = 0;
@@ -300,7 +363,10 @@ scan_segment(OwnCapture *oc, const char *path, uint32 segno, BlockNumber nblocks
 		if (data >= end)
 			break;
 		last = (Min(hole, end) + BLCKSZ - 1) / BLCKSZ;
-		scan_blocks(oc, path, segno, Max(data, at) / BLCKSZ, last);
+		if (oc->c->live)
+			live_run(oc, start + Max(data, at) / BLCKSZ, start + last);
+		else
+			scan_blocks(oc, path, segno, Max(data, at) / BLCKSZ, last);
 		at = (off_t) last * BLCKSZ;
 	}
 }
@@ -315,7 +381,7 @@ capture_own_files(OwnCapture *oc)
 		BlockNumber start = segno * (BlockNumber) RELSEG_SIZE;
 		char		path[MAXPGPATH];
 
-		if (start >= f->e.nblocks)
+		if (start >= f->e.nblocks || (oc->c->live && start >= f->limit))
 			break;
 		if (!ab_source_open(oc->c, f->own->key, segno, path))
 			continue;
@@ -335,7 +401,15 @@ capture_fork(OwnCapture *oc, const Fork *f)
 	oc->cursor = 0;
 	if (f->own)
 		capture_own_files(oc);
-	inherit_up_to(oc, f->e.nblocks);
+	if (!oc->c->live)
+	{
+		inherit_up_to(oc, f->e.nblocks);
+		return;
+	}
+	inherit_up_to(oc, Min(f->limit, f->e.nblocks));
+	ab_builder_inherited(oc->c->builder, Min(f->limit, f->e.nblocks));
+	if (f->limit < f->e.nblocks)
+		ab_builder_run(oc->c->builder, f->limit, f->e.nblocks - f->limit, 0, f->limit);
 }
 
 static void
@@ -353,6 +427,7 @@ capture_own(AbCapture *c)
 
 	oc.c = c;
 	oc.layer = palloc0(sizeof(uint32) * c->source_manifest->h->nlayers);
+	oc.may_name = nameable_layers(c);
 	oc.chunk = palloc(CHUNK_BLOCKS * BLCKSZ);
 	for (int i = 0; i < n; i++)
 	{

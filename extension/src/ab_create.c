@@ -117,7 +117,7 @@ ab_find_parent(const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("\"%s\" is a snapshot, not a database", name),
-				 errhint("Branch the database that the snapshot was taken of.")));
+				 errhint("Branch the database that the snapshot was taken of; branch.create() takes the snapshot as argument \"at\".")));
 	parent = get_database_oid(name, true);
 	if (!OidIsValid(parent))
 		raise_no_parent(name);
@@ -230,11 +230,28 @@ ab_parent_snapshot(Oid parent)
 
 /* ---- rows ---- */
 
-/* Insert the pg_database row: the parent's, with what is the branch's own. */
+/* The hidden row of a snapshot that this transaction has locked. */
+static Oid
+hidden_database(AbSnapId id)
+{
+	char	   *name = ab_hidden_name(id);
+	Oid			db = get_database_oid(name, true);
+
+	if (!OidIsValid(db))
+		elog(ERROR, "snapshot row \"%s\" is missing", name);
+	pfree(name);
+	return db;
+}
+
+/*
+ * Insert the pg_database row: the hidden one, which is the parent's as it was at the
+ * snapshot (rule 30), with what is the branch's own.
+ */
 static Oid
 insert_row(Relation rel, Oid db, const AbNewBranch *nb)
 {
-	HeapTuple	parent = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(nb->parent));
+	Oid			hidden_db = hidden_database(nb->snapshot);
+	HeapTuple	hidden = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(hidden_db));
 	AbManifest *m = ab_manifest_acquire(nb->snapshot);
 	Datum		values[Natts_pg_database];
 	bool		nulls[Natts_pg_database];
@@ -242,10 +259,10 @@ insert_row(Relation rel, Oid db, const AbNewBranch *nb)
 	HeapTuple	tup;
 	Oid			spc;
 
-	if (!HeapTupleIsValid(parent))
-		elog(ERROR, "cache lookup failed for database %u", nb->parent);
-	heap_deform_tuple(parent, RelationGetDescr(rel), values, nulls);
-	spc = ((Form_pg_database) GETSTRUCT(parent))->dattablespace;
+	if (!HeapTupleIsValid(hidden))
+		elog(ERROR, "cache lookup failed for database %u", hidden_db);
+	heap_deform_tuple(hidden, RelationGetDescr(rel), values, nulls);
+	spc = ((Form_pg_database) GETSTRUCT(hidden))->dattablespace;
 
 	namestrcpy(&name, nb->name);
 	values[Anum_pg_database_oid - 1] = ObjectIdGetDatum(db);
@@ -255,7 +272,6 @@ insert_row(Relation rel, Oid db, const AbNewBranch *nb)
 	values[Anum_pg_database_datallowconn - 1] = BoolGetDatum(nb->allow_connections);
 	values[Anum_pg_database_datconnlimit - 1] = Int32GetDatum(nb->connection_limit);
 
-	/* of the snapshot's pages, not of the parent's pages now (rule 30) */
 	values[Anum_pg_database_datfrozenxid - 1] = TransactionIdGetDatum(m->h->frozen_xid);
 	values[Anum_pg_database_datminmxid - 1] = TransactionIdGetDatum(m->h->min_multi);
 	values[Anum_pg_database_datacl - 1] = PointerGetDatum(nb->acl);
@@ -265,7 +281,7 @@ insert_row(Relation rel, Oid db, const AbNewBranch *nb)
 	CatalogTupleInsert(rel, tup);
 
 	heap_freetuple(tup);
-	ReleaseSysCache(parent);
+	ReleaseSysCache(hidden);
 	ab_manifest_release(m);
 	return spc;
 }
@@ -274,12 +290,6 @@ insert_row(Relation rel, Oid db, const AbNewBranch *nb)
 static void
 insert_dependencies(Oid db, const AbNewBranch *nb)
 {
-	char	   *hidden = ab_hidden_name(nb->snapshot);
-	Oid			hidden_db = get_database_oid(hidden, true);
-
-	if (!OidIsValid(hidden_db))
-		elog(ERROR, "snapshot row \"%s\" is missing", hidden);
-
 	recordDependencyOnOwner(DatabaseRelationId, db, nb->owner);
 	if (nb->acl != NULL)
 	{
@@ -289,8 +299,7 @@ insert_dependencies(Oid db, const AbNewBranch *nb)
 		updateAclDependencies(DatabaseRelationId, db, 0, nb->owner,
 							  0, NULL, nmembers, members);
 	}
-	copyTemplateDependencies(hidden_db, db);
-	pfree(hidden);
+	copyTemplateDependencies(hidden_database(nb->snapshot), db);
 }
 
 static Oid
@@ -346,10 +355,36 @@ check_name_is_free(const char *name)
 				 errmsg("database \"%s\" already exists", name)));
 }
 
+/* Whose child the branch will be; *name NULL: of a database that is gone. */
+static Oid
+choose_parent(const AbCreateOptions *opt, const char **name)
+{
+	Oid			parent;
+
+	*name = opt->parent;
+	if (opt->parent == NULL && AbSnapIdIsValid(opt->at))
+	{
+		/* nobody owns it */
+		if (!superuser())
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("permission denied to branch a snapshot of a database that does not exist any more"),
+					 errhint("Only superusers can.")));
+		return opt->at_parent;
+	}
+	if (opt->parent == NULL)
+		*name = ab_default_parent;
+	parent = ab_find_parent(*name);
+	if (AbSnapIdIsValid(opt->at) && parent != opt->at_parent)
+		raise_no_parent(*name); /* renamed since the snapshot was looked up */
+	ab_check_parent_rights(parent, *name);
+	return parent;
+}
+
 Oid
 ab_create_branch(const AbCreateOptions *opt)
 {
-	const char *parent_name = opt->parent ? opt->parent : ab_default_parent;
+	const char *parent_name;
 	AbNewBranch nb = {0};
 
 	ab_prevent_read_only("branch creation");
@@ -359,8 +394,7 @@ ab_create_branch(const AbCreateOptions *opt)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid connection limit: %d", opt->connection_limit)));
 
-	nb.parent = ab_find_parent(parent_name);
-	ab_check_parent_rights(nb.parent, parent_name);
+	nb.parent = choose_parent(opt, &parent_name);
 	nb.name = opt->name;
 	nb.owner = choose_owner(opt->owner);
 	nb.connection_limit = opt->connection_limit;
@@ -369,9 +403,14 @@ ab_create_branch(const AbCreateOptions *opt)
 
 	ab_lock_branch_name(opt->name);
 	check_name_is_free(opt->name);
-	ab_lock_parent(nb.parent, parent_name);
+	if (parent_name)
+		ab_lock_parent(nb.parent, parent_name);
 
 	/* before this transaction writes anything: it may be in the parent itself */
-	nb.snapshot = ab_parent_snapshot(nb.parent);
+	nb.snapshot = opt->at;
+	if (AbSnapIdIsValid(opt->at))
+		ab_snapshot_get_at(opt->at);
+	else
+		nb.snapshot = ab_parent_snapshot(nb.parent);
 	return ab_insert_branch(&nb);
 }

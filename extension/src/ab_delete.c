@@ -43,7 +43,7 @@
 
 /* ---- children ---- */
 
-/* Could anything hang on a snapshot of this database?  No file is read. */
+/* Could anything be a child of this database?  No file is read. */
 static bool
 may_have_children(Oid db)
 {
@@ -52,7 +52,8 @@ may_have_children(Oid db)
 	bool		result = false;
 
 	for (int i = 0; i < n && !result; i++)
-		result = slots[i].source_db == db && slots[i].nbranches > 0;
+		result = slots[i].nbranches > 0 &&
+			(slots[i].source_db == db || slots[i].lent);
 	pfree(slots);
 	return result;
 }

@@ -33,6 +33,7 @@ ab_file_make_dirs(void)
 	make_dir(AB_DIR);
 	make_dir(AB_BRANCH_DIR);
 	make_dir(AB_SNAPSHOT_DIR);
+	make_dir(AB_IMAGE_DIR);
 }
 
 char *
@@ -112,7 +113,7 @@ ab_file_write_via(const char *tmp, const char *path, const void *data, size_t le
 		CloseTransientFile(fd);
 		unlink(tmp);
 		errno = save_errno;
-		ereport(data_sync_elevel(ERROR),
+		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not fsync file \"%s\": %m", tmp)));
 	}
@@ -143,7 +144,10 @@ ab_file_write_durably(const char *path, const void *data, size_t len)
 	ab_file_sync_parent(path);
 }
 
-/* Sync the directory that holds path. */
+/*
+ * Sync the directory that holds path.  An error here, as in writing, is no PANIC: whoever
+ * made the file gives up what it was for.
+ */
 void
 ab_file_sync_parent(const char *path)
 {
@@ -151,7 +155,7 @@ ab_file_sync_parent(const char *path)
 
 	strlcpy(dir, path, sizeof(dir));
 	get_parent_directory(dir);
-	fsync_fname(dir[0] ? dir : ".", true);
+	fsync_fname_ext(dir[0] ? dir : ".", true, false, ERROR);
 }
 
 bool

@@ -37,8 +37,10 @@
 
 #include "ab_file.h"
 #include "ab_hidden.h"
+#include "ab_images.h"
 #include "ab_manifest.h"
 #include "ab_origin.h"
+#include "ab_pins.h"
 #include "ab_request.h"
 #include "ab_snapshot.h"
 #include "ab_snaptable.h"
@@ -233,6 +235,7 @@ ab_sweep_orphans(bool dry_run)
 	List	   *items = NIL;
 	Oid			orphans[SWEEP_BATCH];
 	int			norphans = 0;
+	AbPinsNeeded needed = {0};
 	Oid		   *dbs;
 	Oid		   *rows;
 	int			n;
@@ -250,9 +253,10 @@ ab_sweep_orphans(bool dry_run)
 		if (bsearch(&dbs[i], rows, nrows, sizeof(Oid), oid_cmp) != NULL ||
 			!lock_orphan(dbs[i]))
 			continue;
-		if (!ab_file_exists(ab_origin_path(dbs[i])))
+		if (!ab_file_exists(ab_origin_path(dbs[i])) ||
+			ab_pins_storage_needed(&needed, dbs[i]))
 		{
-			unlock_orphan(dbs[i]);	/* its abort removed it meanwhile */
+			unlock_orphan(dbs[i]);	/* its abort removed it meanwhile, or it is needed */
 			continue;
 		}
 		orphans[norphans++] = dbs[i];
@@ -269,37 +273,19 @@ ab_sweep_orphans(bool dry_run)
 
 /* ---- snapshots ---- */
 
-/* Age of the hidden row; false if there is none, i.e. the snapshot is closed. */
-static bool
-hidden_age(AbSnapId id, double *age)
-{
-	Oid			oid = get_database_oid(ab_hidden_name(id), true);
-	HeapTuple	tuple;
-	Form_pg_database form;
-
-	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(oid));
-	if (!HeapTupleIsValid(tuple))
-		return false;
-	form = (Form_pg_database) GETSTRUCT(tuple);
-	*age = ab_hidden_age(form->datfrozenxid, form->datminmxid);
-	ReleaseSysCache(tuple);
-	return true;
-}
-
 /*
- * May no further branch be made of this snapshot?  open, age: its hidden row.  The
- * newest one saves the next branch a copy; it is closed only if asked for, and if no
- * branch hangs on it.
+ * May no further branch be made of this snapshot?  age: of its hidden row, NULL if it
+ * is closed.  The newest one saves the next branch a copy; it is closed only if asked
+ * for, and if no branch hangs on it.
  */
 static bool
-to_be_closed(const AbSnapSlot *slot, HTAB *keep, bool unused_too, bool open,
-			 double age)
+to_be_closed(const AbSnapSlot *slot, HTAB *keep, bool unused_too, const AbHiddenAge *age)
 {
 	AbSnapSlot	newest;
 
 	if (id_in(keep, slot->id))
 	{
-		if (!open || age < AB_HIDDEN_AGE_NAMED)
+		if (age == NULL || age->used < AB_HIDDEN_AGE_CLOSE)
 			return false;
 		ereport(WARNING,
 				(errmsg("named snapshot %s is too old to be branched any more",
@@ -307,14 +293,17 @@ to_be_closed(const AbSnapSlot *slot, HTAB *keep, bool unused_too, bool open,
 				 errdetail("Its transaction ids are about to need freezing; its branches are not affected.")));
 		return true;
 	}
-	if (!open || (unused_too && slot->nbranches == 0))
+	/* an unused live one makes its source save pages for nobody */
+	if (age == NULL || ((unused_too || slot->live) && slot->nbranches == 0))
 		return true;
 	if (!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(slot->source_db)))
 		return true;
 	if (!ab_snaptable_newest(slot->source_db, &newest) ||
 		!AbSnapIdEquals(newest.id, slot->id))
 		return true;
-	return age >= AB_HIDDEN_AGE_UNNAMED;
+	return age->used >= AB_HIDDEN_AGE_CLOSE ||
+		(age->used >= AB_HIDDEN_AGE_UNNAMED &&
+		 ab_hidden_source_is_younger(slot->source_db, age));
 }
 
 /*
@@ -335,7 +324,11 @@ add_layers_of(HTAB *layers, AbSnapId id)
 	if (problem == NULL)
 	{
 		for (uint32 i = 0; i < m.h->nlayers; i++)
-			add_id(layers, m.layers[i]);
+			add_id(layers, m.layers[i].id);
+
+		/* pages that the branch turns out not to own are read there (ab_live.c) */
+		if ((m.h->flags & AB_MANIFEST_LIVE) && AbSnapIdIsValid(m.h->base))
+			add_id(layers, m.h->base);
 	}
 	else
 		ereport(WARNING,
@@ -345,6 +338,27 @@ add_layers_of(HTAB *layers, AbSnapId id)
 				 errdetail("No layer is given back while it is there.")));
 	pfree(image);
 	return problem == NULL;
+}
+
+/* Ids (AbSnapId *) of all files of one kind. */
+static List *
+list_files(const char *suffix)
+{
+	List	   *ids = NIL;
+	DIR		   *dir = AllocateDir(AB_SNAPSHOT_DIR);
+	struct dirent *de;
+
+	while ((de = ReadDir(dir, AB_SNAPSHOT_DIR)) != NULL)
+	{
+		AbSnapId   *id = palloc(sizeof(AbSnapId));
+
+		if (ab_snapshot_parse_file(de->d_name, suffix, id))
+			ids = lappend(ids, id);
+		else
+			pfree(id);
+	}
+	FreeDir(dir);
+	return ids;
 }
 
 /* Has a snapshot a manifest, finished or pending? */
@@ -386,6 +400,7 @@ read_references(HTAB *referenced, bool without_orphans)
 	int			nrows;
 	Oid		   *dbs = ab_origin_list(&n);
 	Oid		   *rows = database_oids(&nrows);
+	AbPinsNeeded needed = {0};
 	bool		complete = true;
 
 	for (int i = 0; i < n; i++)
@@ -395,6 +410,7 @@ read_references(HTAB *referenced, bool without_orphans)
 		CHECK_FOR_INTERRUPTS();
 		if (without_orphans &&
 			bsearch(&dbs[i], rows, nrows, sizeof(Oid), oid_cmp) == NULL &&
+			!ab_pins_storage_needed(&needed, dbs[i]) &&
 			lock_orphan(dbs[i]))
 		{
 			unlock_orphan(dbs[i]);
@@ -417,13 +433,13 @@ static bool
 close_one(AbSnapSlot *slot, HTAB *keep, bool unused_too, HTAB *dry_references)
 {
 	bool		dry_run = dry_references != NULL;
-	double		age = 0;
-	bool		open = hidden_age(slot->id, &age);
+	AbHiddenAge age;
+	bool		open = ab_hidden_read_age(slot->id, &age);
 	AbSnapSlot	now;
 
 	if (dry_run && !id_in(dry_references, slot->id))
 		slot->nbranches = 0;
-	if (!to_be_closed(slot, keep, unused_too, open, age))
+	if (!to_be_closed(slot, keep, unused_too, open ? &age : NULL))
 		return false;
 	if (open && !dry_run && !ab_request_drop_hidden(slot->id))
 		return false;
@@ -469,27 +485,6 @@ drop_stray_hidden(void)
 }
 
 /* ---- layers ---- */
-
-/* Ids (AbSnapId *) of all files of one kind. */
-static List *
-list_files(const char *suffix)
-{
-	List	   *ids = NIL;
-	DIR		   *dir = AllocateDir(AB_SNAPSHOT_DIR);
-	struct dirent *de;
-
-	while ((de = ReadDir(dir, AB_SNAPSHOT_DIR)) != NULL)
-	{
-		AbSnapId   *id = palloc(sizeof(AbSnapId));
-
-		if (ab_snapshot_parse_file(de->d_name, suffix, id))
-			ids = lappend(ids, id);
-		else
-			pfree(id);
-	}
-	FreeDir(dir);
-	return ids;
-}
 
 /* Order does not matter; equal sets give equal sums. */
 static uint64
@@ -559,6 +554,157 @@ retire_layers(List *items, bool dry_run, HTAB *gone)
 	return items;
 }
 
+static List *
+retire_one(List *items, AbSnapId id, HTAB *gone, bool dry_run)
+{
+	bool		live = OidIsValid(ab_snapshot_live_source(id));
+
+	items = add_item(items, "snapshot", id_text(id), file_bytes(id, ".manifest"));
+	add_id(gone, id);
+	if (!dry_run)
+		ab_snapshot_retire(id, AB_RETIRE_MANIFEST | (live ? AB_RETIRE_PAGES : 0));
+	return items;
+}
+
+/* ---- live snapshots ---- */
+
+/* How many manifests of other snapshots name a layer. */
+typedef struct Named
+{
+	AbSnapId	id;				/* hash key */
+	int			times;
+} Named;
+
+/* What one manifest names beside its own layer. */
+typedef struct Naming
+{
+	AbSnapId	id;
+	HTAB	   *layers;
+} Naming;
+
+static void
+count_names(HTAB *named, const Naming *naming, int delta)
+{
+	HASH_SEQ_STATUS scan;
+	AbSnapId   *layer;
+
+	hash_seq_init(&scan, naming->layers);
+	while ((layer = hash_seq_search(&scan)) != NULL)
+	{
+		bool		found;
+		Named	   *n = hash_search(named, layer, HASH_ENTER, &found);
+
+		n->times = (found ? n->times : 0) + delta;
+	}
+}
+
+/*
+ * All manifests that stay for now, and what they name.  False if one cannot be read:
+ * then it may name anything.
+ */
+static bool
+read_namings(HTAB *named, List **namings, HTAB *gone)
+{
+	ListCell   *lc;
+
+	foreach(lc, list_files(".manifest"))
+	{
+		Naming	   *n = palloc(sizeof(Naming));
+
+		CHECK_FOR_INTERRUPTS();
+		n->id = *(AbSnapId *) lfirst(lc);
+		n->layers = id_set();
+		if (id_in(gone, n->id))
+			continue;
+		if (!add_layers_of(n->layers, n->id))
+			return false;
+		(void) hash_search(n->layers, &n->id, HASH_REMOVE, NULL);
+		count_names(named, n, 1);
+		*namings = lappend(*namings, n);
+	}
+	return true;
+}
+
+static bool
+is_named(HTAB *named, AbSnapId id)
+{
+	Named	   *n = hash_search(named, &id, HASH_FIND, NULL);
+
+	return n != NULL && n->times > 0;
+}
+
+/*
+ * Of a live snapshot the layer is the whole: it goes when no other manifest names it
+ * (E6).  One that goes may have been the last to name another.
+ */
+static List *
+retire_live(List *items, List *candidates, HTAB *gone, bool dry_run)
+{
+	HASHCTL		ctl;
+	HTAB	   *named;
+	List	   *namings = NIL;
+	bool		progress = candidates != NIL;
+
+	MemSet(&ctl, 0, sizeof(ctl));
+	ctl.keysize = sizeof(AbSnapId);
+	ctl.entrysize = sizeof(Named);
+	ctl.hcxt = CurrentMemoryContext;
+	named = hash_create("agent_branch named layers", 64, &ctl,
+						HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	if (progress && !read_namings(named, &namings, gone))
+		return items;
+	while (progress)
+	{
+		ListCell   *lc;
+
+		progress = false;
+		foreach(lc, candidates)
+		{
+			AbSnapId	id = *(AbSnapId *) lfirst(lc);
+			ListCell   *nc;
+
+			if (is_named(named, id))
+				continue;
+			items = retire_one(items, id, gone, dry_run);
+			candidates = foreach_delete_current(candidates, lc);
+			progress = true;
+			foreach(nc, namings)
+				if (AbSnapIdEquals(((Naming *) lfirst(nc))->id, id))
+					count_names(named, lfirst(nc), -1);
+		}
+	}
+	return items;
+}
+
+/*
+ * What before-image snapshots had kept and none needs any more, for each parent.  gone:
+ * snapshots retired in this run; in a dry run they are still there.
+ */
+static List *
+reclaim_images(List *items, bool dry_run, HTAB *gone)
+{
+	int			n;
+	Oid		   *dbs = ab_images_databases(&n);
+	List	   *leaving = NIL;
+	HASH_SEQ_STATUS scan;
+	AbSnapId   *id;
+
+	hash_seq_init(&scan, gone);
+	while ((id = hash_seq_search(&scan)) != NULL)
+		leaving = lappend(leaving, id);
+	for (int i = 0; i < n; i++)
+	{
+		int64		bytes = ab_snapshot_reclaim(dbs[i], leaving, dry_run);
+		char		name[16];
+
+		snprintf(name, sizeof(name), "%u", dbs[i]);
+		if (bytes > 0)
+			items = add_item(items, "images", name, bytes);
+	}
+	pfree(dbs);
+	return items;
+}
+
 List *
 ab_retire_snapshots(bool dry_run, bool unused_too, List *keep)
 {
@@ -566,6 +712,7 @@ ab_retire_snapshots(bool dry_run, bool unused_too, List *keep)
 	HTAB	   *kept = id_set();
 	HTAB	   *gone = id_set();
 	HTAB	   *referenced = id_set();
+	List	   *live = NIL;
 	AbSnapSlot *slots;
 	int			nslots;
 	int			ncandidates = 0;
@@ -598,17 +745,15 @@ ab_retire_snapshots(bool dry_run, bool unused_too, List *keep)
 	if (!dry_run && ncandidates > 0 && !read_references(referenced, false))
 		ncandidates = 0;
 	for (int i = 0; i < ncandidates; i++)
-	{
-		AbSnapId	id = slots[i].id;
+		if (!id_in(referenced, slots[i].id) && !slots[i].live)
+			items = retire_one(items, slots[i].id, gone, dry_run);
 
-		if (id_in(referenced, id))
-			continue;
-		items = add_item(items, "snapshot", id_text(id), file_bytes(id, ".manifest"));
-		add_id(gone, id);
-		if (!dry_run)
-			ab_snapshot_retire(id, AB_RETIRE_MANIFEST);
-	}
+	for (int i = 0; i < ncandidates; i++)
+		if (!id_in(referenced, slots[i].id) && slots[i].live)
+			live = lappend(live, &slots[i].id);
+	items = retire_live(items, live, gone, dry_run);
 	items = retire_layers(items, dry_run, gone);
+	items = reclaim_images(items, dry_run, gone);
 	ab_gc_unlock();
 	return items;
 }

@@ -2,7 +2,7 @@
  * ab_hidden.c
  *	  Hidden rows: pg_database rows that stand for snapshots (rules 29, 30).
  *
- * Runs in the keeper only, which is why a row is committed although the
+ * Runs in the keeper only (but for their ages: ab_hidden_age.c), which is why a row is committed although the
  * transaction that wants the snapshot is still running.  It never waits for a lock
  * the requester may hold: the source's row is read without a lock (the requester
  * has one), the hidden database is locked only conditionally.  A crash leaves a
@@ -23,7 +23,6 @@
 #include "commands/comment.h"
 #include "commands/dbcommands.h"
 #include "commands/seclabel.h"
-#include "postmaster/autovacuum.h"
 #include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
@@ -126,7 +125,7 @@ ab_hidden_drop(AbSnapId id)
 	 * Whoever names a snapshot holds a lock on it until the name is committed, so
 	 * under our lock the answer is final.
 	 */
-	if (ab_hidden_age(form->datfrozenxid, form->datminmxid) < AB_HIDDEN_AGE_NAMED &&
+	if (ab_hidden_age(form->datfrozenxid, form->datminmxid) < AB_HIDDEN_AGE_CLOSE &&
 		ab_tables_snapshot_kept(id))
 	{
 		table_close(rel, NoLock);
@@ -141,23 +140,4 @@ ab_hidden_drop(AbSnapId id)
 	table_close(rel, NoLock);
 	ForceSyncCommit();
 	return true;
-}
-
-/*
- * Autovacuum counts a database without files as at risk like any other and would
- * look at nothing else (F8, M22).
- */
-double
-ab_hidden_age(TransactionId frozen_xid, MultiXactId min_multi)
-{
-	double		xid_age = 0;
-	double		multi_age = 0;
-
-	if (TransactionIdIsNormal(frozen_xid))
-		xid_age = (int32) (ReadNextTransactionId() - frozen_xid);
-	if (MultiXactIdIsValid(min_multi))
-		multi_age = (int32) (ReadNextMultiXactId() - min_multi);
-	xid_age /= Max(autovacuum_freeze_max_age, 1);
-	multi_age /= Max(MultiXactMemberFreezeThreshold(), 1);
-	return Max(xid_age, multi_age);
 }

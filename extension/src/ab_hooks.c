@@ -105,7 +105,7 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, voi
 
 	if (access == OAT_DROP && classId == DatabaseRelationId)
 	{
-		ab_check_drop_database(objectId);
+		ab_check_drop_database(objectId, watching_drop);
 		if (watching_drop)
 			dropped_db = objectId;
 	}

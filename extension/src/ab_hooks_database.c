@@ -4,21 +4,26 @@
  *	  moving or removing directories: what they may not do to branches (M17).
  *
  * Any backend.  The checks before a statement run without locks and are meant for
- * people; ab_check_drop_database() runs in the object access hook, under the
- * statement's AccessExclusiveLock, and is exact.
+ * people, except for that of ALTER DATABASE ... SET TABLESPACE, which takes the
+ * statement's AccessExclusiveLock early; ab_check_drop_database() runs in the object
+ * access hook, under the statement's lock.  These two are exact.
  */
 #include "ab_hooks.h"
 
 #include "catalog/pg_database.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
+#include "miscadmin.h"
 #include "nodes/pg_list.h"
+#include "storage/lmgr.h"
+#include "utils/acl.h"
 
 #include "ab_catalogrows.h"
 #include "ab_file.h"
 #include "ab_lifecycle.h"
 #include "ab_manifest.h"
 #include "ab_origin.h"
+#include "ab_pins.h"
 #include "ab_snapshot.h"
 #include "ab_snaptable.h"
 
@@ -131,6 +136,27 @@ check_createdb(const CreatedbStmt *stmt)
 				 errhint("Use STRATEGY wal_log for a full copy, or STRATEGY branch.")));
 }
 
+/*
+ * Take the statement's own lock, early, so that what is found stays true.  Invalid: the
+ * statement will fail, and say why.
+ */
+static Oid
+lock_to_move(const char *name)
+{
+	for (;;)
+	{
+		Oid			db = get_database_oid(name, true);
+
+		if (!OidIsValid(db) || db == MyDatabaseId ||
+			!pg_database_ownercheck(db, GetUserId()))
+			return InvalidOid;
+		LockSharedObject(DatabaseRelationId, db, 0, AccessExclusiveLock);
+		if (get_database_oid(name, true) == db)
+			return db;
+		UnlockSharedObject(DatabaseRelationId, db, 0, AccessExclusiveLock);
+	}
+}
+
 static void
 check_alter(const AlterDatabaseStmt *stmt)
 {
@@ -142,14 +168,17 @@ check_alter(const AlterDatabaseStmt *stmt)
 	if (find_option(stmt->options, "tablespace") == NULL)
 		return;
 
-	db = get_database_oid(stmt->dbname, true);
-	why = OidIsValid(db) ? why_files_must_stay(db) : NULL;
+	db = lock_to_move(stmt->dbname);
+	if (!OidIsValid(db))
+		return;
+	why = why_files_must_stay(db);
 	if (why != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("cannot move database \"%s\" to another tablespace", stmt->dbname),
 				 errdetail("%s", why),
 				 errhint("Copy it with CREATE DATABASE ... STRATEGY wal_log TABLESPACE ... instead.")));
+	ab_pins_check_files(db, "move");
 }
 
 static void
@@ -200,7 +229,7 @@ ab_check_database_statement(Node *stmt)
 }
 
 void
-ab_check_drop_database(Oid db)
+ab_check_drop_database(Oid db, bool files_go)
 {
 	char	   *name = ab_database_name(db);
 	List	   *children;
@@ -216,6 +245,8 @@ ab_check_drop_database(Oid db)
 				 errmsg("cannot drop database \"%s\", because it has branches", name),
 				 errdetail("They are: %s.", ab_name_list(children)),
 				 errhint("Delete these first.")));
+	if (files_go)
+		ab_pins_check_files(db, "drop");
 	pfree(name);
 }
 

@@ -27,6 +27,7 @@
 #include "ab_origin.h"
 #include "ab_originfile.h"
 #include "ab_overlay.h"
+#include "ab_parentfile.h"
 #include "ab_shmem.h"
 #include "ab_storagefiles.h"
 
@@ -78,7 +79,7 @@ open_segment(const JournalSlot *s)
 {
 	char		path[MAXPGPATH];
 
-	ab_overlay_path(path, s->h.rnode, s->h.fork, s->h.block / RELSEG_SIZE);
+	ab_relation_path(path, s->h.rnode, s->h.fork, s->h.block / RELSEG_SIZE);
 	return BasicOpenFile(path, O_RDWR | PG_BINARY);
 }
 

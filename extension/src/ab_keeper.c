@@ -1,6 +1,7 @@
 /*
  * ab_keeper.c
- *	  The keeper: commits hidden rows for backends, and has the sweeper started.
+ *	  The keeper: commits hidden rows for backends, has the sweeper started, and logs
+ *	  WITNESS records.
  *
  * One background worker, connected to the control database as the bootstrap
  * superuser.  keeper_lock protects the slots and is never held across work.  Each
@@ -28,6 +29,7 @@
 #include "ab_shmem.h"
 #include "ab_snapshot.h"
 #include "ab_sweeper.h"
+#include "ab_witness.h"
 
 #define KEEPER_RESTART_S	5
 #define SWEEP_MIN_DELAY_MS	10000
@@ -317,6 +319,7 @@ ab_keeper_main(Datum arg)
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	BackgroundWorkerUnblockSignals();
+	ab_witness_recovered();
 	BackgroundWorkerInitializeConnection(ab_control_database, NULL, 0);
 	ab_sweeper_settings();
 	CurrentMemoryContext = AllocSetContextCreate(TopMemoryContext,
@@ -329,6 +332,7 @@ ab_keeper_main(Datum arg)
 	while (!ShutdownRequestPending)
 	{
 		long		timeout;
+		long		tend;
 		int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
 
 		CHECK_FOR_INTERRUPTS();
@@ -338,6 +342,7 @@ ab_keeper_main(Datum arg)
 			ProcessConfigFile(PGC_SIGHUP);
 		}
 		serve_requests();
+		tend = ab_witness_tend();
 		check_sweeper();
 		timeout = sweep_due_in();
 		if (timeout == 0)
@@ -345,6 +350,8 @@ ab_keeper_main(Datum arg)
 			start_sweep();
 			continue;
 		}
+		if (tend > 0)
+			timeout = timeout > 0 ? Min(timeout, tend) : tend;
 		if (timeout > 0)
 			events |= WL_TIMEOUT;
 		(void) WaitLatch(MyLatch, events, timeout, PG_WAIT_EXTENSION);

@@ -1,6 +1,7 @@
 /*
  * ab_layer.c
- *	  Reading pages out of snapshots' .pages files, and removing such files.
+ *	  Reading pages of snapshots where their manifests say they are, and removing
+ *	  .pages files.
  *
  * Any process; no locks.  Open files are kept by snapshot id and closed when a
  * layer was removed anywhere (layer_generation) or when there are too many.
@@ -18,6 +19,7 @@
 #include "utils/wait_event.h"
 
 #include "ab_file.h"
+#include "ab_live.h"
 #include "ab_shmem.h"
 
 #define MAX_OPEN_LAYERS 256
@@ -86,6 +88,14 @@ layer_file(AbSnapId id)
 	return file;
 }
 
+static AbForkKey
+key_of(const AbForkEntry *e)
+{
+	AbForkKey	key = {e->spc, e->rel, e->fork};
+
+	return key;
+}
+
 void
 ab_snapshot_read(const AbManifest *m, const AbForkEntry *entry,
 				 BlockNumber block, char *page)
@@ -100,7 +110,12 @@ ab_snapshot_read(const AbManifest *m, const AbForkEntry *entry,
 		MemSet(page, 0, BLCKSZ);
 		return;
 	}
-	file = layer_file(m->layers[r->layer]);
+	if (m->layers[r->layer].live_db != InvalidOid)
+	{
+		ab_live_read(&m->layers[r->layer], key_of(entry), block, page);
+		return;
+	}
+	file = layer_file(m->layers[r->layer].id);
 	offset = ((off_t) r->position + (block - r->start)) * BLCKSZ;
 	nbytes = FileRead(file, page, BLCKSZ, offset, WAIT_EVENT_DATA_FILE_READ);
 	if (nbytes < 0)
@@ -121,8 +136,10 @@ ab_snapshot_prefetch(const AbManifest *m, const AbForkEntry *entry,
 {
 	const AbRun *r = ab_manifest_run(m, entry, block);
 
-	if (r != NULL)
-		(void) FilePrefetch(layer_file(m->layers[r->layer]),
+	if (r != NULL && m->layers[r->layer].live_db != InvalidOid)
+		ab_live_prefetch(&m->layers[r->layer], key_of(entry), block);
+	else if (r != NULL)
+		(void) FilePrefetch(layer_file(m->layers[r->layer].id),
 							((off_t) r->position + (block - r->start)) * BLCKSZ,
 							BLCKSZ, WAIT_EVENT_DATA_FILE_PREFETCH);
 }

@@ -42,6 +42,7 @@ struct AbLayerWriter
 	int			fd;				/* -1: closed */
 	BlockNumber nblocks;
 	char	   *chunk;			/* CHUNK_BLOCKS pages */
+	BlockNumber buffered;		/* so many of the last blocks are only there */
 	int			method;			/* AbSnapshotMethod */
 	bool		cloned;			/* the CRC is not known */
 	bool		patched;		/* the running CRC is not right any more */
@@ -76,6 +77,63 @@ ab_layer_writer_open(void)
 				(errcode_for_file_access(),
 				 errmsg("could not create file \"%s\": %m", w->path)));
 	return w;
+}
+
+/* ---- writing ---- */
+
+static bool
+all_zero(const char *buf, size_t len)
+{
+	return buf[0] == 0 && memcmp(buf, buf + 1, len - 1) == 0;
+}
+
+static void
+write_blocks(AbLayerWriter *w, uint32 position, BlockNumber count, const char *buf)
+{
+	size_t		len = (size_t) count * BLCKSZ;
+	size_t		done = 0;
+
+	while (done < len)
+	{
+		ssize_t		n = pg_pwrite(w->fd, buf + done, len - done,
+								  (off_t) position * BLCKSZ + done);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+		{
+			if (n == 0)
+				errno = ENOSPC;
+			ereport(ERROR,
+					(errcode_for_file_access(),
+					 errmsg("could not write file \"%s\": %m", w->path),
+					 errhint("Check free disk space.")));
+		}
+		done += n;
+	}
+}
+
+/* Small runs gather in the chunk; holes of sparse files stay holes. */
+static void
+write_buffered(AbLayerWriter *w)
+{
+	BlockNumber count = w->buffered;
+
+	if (count > 0 && !all_zero(w->chunk, (size_t) count * BLCKSZ))
+		write_blocks(w, w->nblocks - count, count, w->chunk);
+	w->buffered = 0;
+}
+
+/* The next blocks have come into the chunk, behind those that are there. */
+static void
+take_in(AbLayerWriter *w, BlockNumber count)
+{
+	COMP_CRC32C(w->crc, w->chunk + (size_t) w->buffered * BLCKSZ,
+				(size_t) count * BLCKSZ);
+	w->buffered += count;
+	w->nblocks += count;
+	if (w->buffered == CHUNK_BLOCKS)
+		write_buffered(w);
 }
 
 /* ---- cloning ---- */
@@ -136,6 +194,7 @@ try_clone(AbLayerWriter *w, int fd, const char *path, BlockNumber first,
 		(w->method == AB_METHOD_AUTO && nblocks < CLONE_MIN))
 		return false;
 	there = blocks_there(fd, path, first, nblocks);
+	write_buffered(w);
 	if (there > 0 && !clone_range(w, fd, path, first, there))
 	{
 		/* do not ask again for every file */
@@ -220,59 +279,31 @@ settle_pages(int fd, const char *path, BlockNumber first, BlockNumber count,
 	}
 }
 
-static bool
-all_zero(const char *buf, size_t len)
-{
-	return buf[0] == 0 && memcmp(buf, buf + 1, len - 1) == 0;
-}
-
-static void
-write_blocks(AbLayerWriter *w, uint32 position, BlockNumber count, const char *buf)
-{
-	size_t		len = (size_t) count * BLCKSZ;
-	size_t		done = 0;
-
-	while (done < len)
-	{
-		ssize_t		n = pg_pwrite(w->fd, buf + done, len - done,
-								  (off_t) position * BLCKSZ + done);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-		{
-			if (n == 0)
-				errno = ENOSPC;
-			ereport(ERROR,
-					(errcode_for_file_access(),
-					 errmsg("could not write file \"%s\": %m", w->path),
-					 errhint("Check free disk space.")));
-		}
-		done += n;
-	}
-}
-
 static void
 copy_range(AbLayerWriter *w, int fd, const char *path, BlockNumber first,
 		   BlockNumber nblocks, BlockNumber relblock)
 {
 	for (BlockNumber done = 0; done < nblocks;)
 	{
-		BlockNumber count = Min(nblocks - done, CHUNK_BLOCKS);
-		size_t		len = (size_t) count * BLCKSZ;
+		BlockNumber count = Min(nblocks - done, CHUNK_BLOCKS - w->buffered);
+		char	   *pages = w->chunk + (size_t) w->buffered * BLCKSZ;
 
 		ab_capture_interrupts();
-		read_blocks(fd, path, first + done, count, w->chunk);
+		read_blocks(fd, path, first + done, count, pages);
 		if (DataChecksumsEnabled())
-			settle_pages(fd, path, first + done, count, relblock + done, w->chunk);
-		COMP_CRC32C(w->crc, w->chunk, len);
-
-		/* holes of sparse files stay holes */
-		if (!all_zero(w->chunk, len))
-			write_blocks(w, w->nblocks, count, w->chunk);
-		w->nblocks += count;
+			settle_pages(fd, path, first + done, count, relblock + done, pages);
+		take_in(w, count);
 		done += count;
 	}
+}
+
+static void
+check_room(const AbLayerWriter *w, BlockNumber nblocks)
+{
+	if ((uint64) w->nblocks + nblocks > MaxBlockNumber)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("the database is too large for a snapshot")));
 }
 
 uint32
@@ -282,20 +313,27 @@ ab_layer_writer_append_file(AbLayerWriter *w, int fd, const char *path,
 {
 	uint32		position = w->nblocks;
 
-	if ((uint64) w->nblocks + nblocks > MaxBlockNumber)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("the database is too large for a snapshot")));
+	check_room(w, nblocks);
 	ab_capture_interrupts();
 	if (!try_clone(w, fd, path, first, nblocks))
 		copy_range(w, fd, path, first, nblocks, relblock);
 	return position;
 }
 
+uint32
+ab_layer_writer_append_page(AbLayerWriter *w, const char *page)
+{
+	check_room(w, 1);
+	memcpy(w->chunk + (size_t) w->buffered * BLCKSZ, page, BLCKSZ);
+	take_in(w, 1);
+	return w->nblocks - 1;
+}
+
 void
 ab_layer_writer_patch(AbLayerWriter *w, uint32 position, const char *page)
 {
 	Assert(position < w->nblocks);
+	write_buffered(w);
 	write_blocks(w, position, 1, page);
 	w->patched = true;
 }
@@ -313,6 +351,7 @@ ab_layer_writer_crc(AbLayerWriter *w, pg_crc32c *crc)
 {
 	if (w->cloned)
 		return false;
+	write_buffered(w);
 	if (w->patched)
 	{
 		INIT_CRC32C(w->crc);
@@ -335,12 +374,13 @@ ab_layer_writer_crc(AbLayerWriter *w, pg_crc32c *crc)
 void
 ab_layer_writer_sync(AbLayerWriter *w)
 {
+	write_buffered(w);
 	if (ftruncate(w->fd, (off_t) w->nblocks * BLCKSZ) < 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not set the length of file \"%s\": %m", w->path)));
 	if (pg_fsync(w->fd) != 0)
-		ereport(data_sync_elevel(ERROR),
+		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not fsync file \"%s\": %m", w->path)));
 }
@@ -358,7 +398,10 @@ ab_layer_writer_publish(AbLayerWriter *w, AbSnapId id)
 {
 	char	   *path = ab_snapshot_path(id, ".pages");
 
-	(void) durable_rename(w->path, path, ERROR);
+	if (rename(w->path, path) < 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not rename file \"%s\" to \"%s\": %m", w->path, path)));
 	pfree(path);
 	CloseTransientFile(w->fd);
 	free_writer(w);

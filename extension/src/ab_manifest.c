@@ -33,17 +33,29 @@ static HTAB *cache = NULL;
 static int	unused_mappings = 0;
 static uint64 use_clock = 0;
 
-/* Set the arrays of out into image, without looking at what they contain. */
-static void
-manifest_layout(const char *image, AbManifest *out)
+static uint64
+expected_length(const AbManifestHeader *h)
+{
+	return sizeof(AbManifestHeader) + AB_RELMAP_SIZE +
+		(uint64) h->nlayers * sizeof(AbLayerRef) +
+		(uint64) h->nforks * sizeof(AbForkEntry) +
+		(uint64) h->nruns * sizeof(AbRun);
+}
+
+bool
+ab_manifest_layout(const char *image, size_t len, AbManifest *out)
 {
 	const AbManifestHeader *h = (const AbManifestHeader *) image;
 
+	if (len < sizeof(AbManifestHeader) || h->magic != AB_MANIFEST_MAGIC ||
+		h->version != AB_MANIFEST_VERSION || len != expected_length(h))
+		return false;
 	out->h = h;
-	out->layers = (const AbSnapId *) (h + 1);
+	out->layers = (const AbLayerRef *) (h + 1);
 	out->forks = (const AbForkEntry *) (out->layers + h->nlayers);
 	out->runs = (const AbRun *) (out->forks + h->nforks);
 	out->relmap = (const char *) (out->runs + h->nruns);
+	return true;
 }
 
 static char *
@@ -63,7 +75,13 @@ check_runs(const AbManifest *m, const AbForkEntry *e)
 			r->layer >= m->h->nlayers)
 			return psprintf("fork %u/%u/%d has a bad run at block %u",
 							e->spc, e->rel, e->fork, r->start);
-		if (r->layer == 0 &&
+		if (m->layers[r->layer].live_db != InvalidOid)
+		{
+			if (r->position != r->start)
+				return psprintf("fork %u/%u/%d has a run of a live layer at another block",
+								e->spc, e->rel, e->fork);
+		}
+		else if (r->layer == 0 &&
 			(uint64) r->position + r->count > m->h->pages_blocks)
 			return psprintf("fork %u/%u/%d has a run past the end of its layer",
 							e->spc, e->rel, e->fork);
@@ -89,22 +107,17 @@ char *
 ab_manifest_check(const char *image, size_t len, AbManifest *out)
 {
 	const AbManifestHeader *h = (const AbManifestHeader *) image;
-	uint64		expected;
 
 	if (len < sizeof(AbManifestHeader))
 		return psprintf("only %zu bytes long", len);
 	if (h->magic != AB_MANIFEST_MAGIC || h->version != AB_MANIFEST_VERSION)
 		return psprintf("not a manifest of version %d", AB_MANIFEST_VERSION);
-	expected = sizeof(AbManifestHeader) + AB_RELMAP_SIZE +
-		(uint64) h->nlayers * sizeof(AbSnapId) +
-		(uint64) h->nforks * sizeof(AbForkEntry) +
-		(uint64) h->nruns * sizeof(AbRun);
-	if (len != expected || h->nlayers == 0)
-		return psprintf("%zu bytes long instead of " UINT64_FORMAT, len, expected);
+	if (!ab_manifest_layout(image, len, out) || h->nlayers == 0)
+		return psprintf("%zu bytes long instead of " UINT64_FORMAT, len,
+						expected_length(h));
 	if (ab_crc_without(image, len, offsetof(AbManifestHeader, crc)) != h->crc)
 		return pstrdup("checksum mismatch");
 
-	manifest_layout(image, out);
 	for (uint32 i = 0; i < h->nforks; i++)
 	{
 		char	   *reason = check_runs(out, &out->forks[i]);
@@ -117,10 +130,10 @@ ab_manifest_check(const char *image, size_t len, AbManifest *out)
 	return NULL;
 }
 
-bool
-ab_manifest_read_header(AbSnapId id, AbManifestHeader *h)
+static bool
+read_header(AbSnapId id, const char *suffix, AbManifestHeader *h)
 {
-	char	   *path = ab_snapshot_path(id, ".manifest");
+	char	   *path = ab_snapshot_path(id, suffix);
 	int			fd = OpenTransientFile(path, O_RDONLY | PG_BINARY);
 	bool		ok;
 
@@ -134,15 +147,30 @@ ab_manifest_read_header(AbSnapId id, AbManifestHeader *h)
 	return ok;
 }
 
+bool
+ab_manifest_read_header(AbSnapId id, AbManifestHeader *h)
+{
+	return read_header(id, ".manifest", h);
+}
+
+bool
+ab_manifest_read_pending_header(AbSnapId id, AbManifestHeader *h)
+{
+	return read_header(id, ".pending", h);
+}
+
 /* NULL if all layers are there, the snapshot's own in its full length. */
 static char *
 check_layers(const AbManifest *m)
 {
 	for (uint32 i = 0; i < m->h->nlayers; i++)
 	{
-		char	   *path = ab_snapshot_path(m->layers[i], ".pages");
+		char	   *path;
 		struct stat st;
 
+		if (m->layers[i].live_db != InvalidOid)
+			continue;
+		path = ab_snapshot_path(m->layers[i].id, ".pages");
 		if (stat(path, &st) < 0)
 		{
 			if (errno != ENOENT)
@@ -164,16 +192,23 @@ map_manifest(AbSnapId id, CachedManifest *c)
 	char	   *path = ab_snapshot_path(id, ".manifest");
 	char	   *poisoned = ab_snapshot_path(id, ".poisoned");
 	char	   *reason;
+	char	   *why;
+	size_t		len;
 	struct stat st;
 	void	   *mapping;
 	int			fd;
 
-	if (ab_file_exists(poisoned))
+	why = ab_file_read(poisoned, &len);
+	if (why != NULL)
+	{
+		why[len] = '\0';
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("the snapshot this branch hangs on cannot be read any more"),
+				 len > 0 ? errdetail("%s", why) :
 				 errdetail("File \"%s\" says that its pages could not be kept.", poisoned),
 				 errhint("Delete the branch, or reset it to its parent.")));
+	}
 	fd = OpenTransientFile(path, O_RDONLY | PG_BINARY);
 	if (fd < 0 || fstat(fd, &st) < 0)
 		ereport(ERROR,

@@ -21,7 +21,8 @@
 #include "storage/reinit.h"
 
 #include "ab_file.h"
-#include "ab_overlay.h"
+#include "ab_kept.h"
+#include "ab_parentfile.h"
 
 typedef struct SourceFile
 {
@@ -218,6 +219,22 @@ refuse_unknown_files(Oid db, const char *names)
 			 errhint("An extension that keeps files of its own in the database's directory cannot be branched; drop it, or remove the files if they are leftovers.")));
 }
 
+/* Files of dropped relations that only older snapshots need. */
+static void
+leave_out_kept(Oid db, FileList *list)
+{
+	int			nkept;
+	AbKeptRelation *kept = ab_kept_relations(db, &nkept);
+	int			n = 0;
+
+	for (int i = 0; i < list->n && nkept > 0; i++)
+		if (!ab_kept_has(kept, nkept, list->file[i].key.spc, list->file[i].key.rel))
+			list->file[n++] = list->file[i];
+	if (nkept > 0)
+		list->n = n;
+	pfree(kept);
+}
+
 AbSourceFork *
 ab_source_forks(const AbCapture *c, int *n)
 {
@@ -232,6 +249,7 @@ ab_source_forks(const AbCapture *c, int *n)
 	if (list.unknown.len > 0 && !InRecovery)
 		refuse_unknown_files(c->source_db, list.unknown.data);
 
+	leave_out_kept(c->source_db, &list);
 	qsort(list.file, list.n, sizeof(SourceFile), compare_files);
 	forks = palloc_extended(sizeof(AbSourceFork) * Max(list.n, 1), MCXT_ALLOC_HUGE);
 	*n = 0;
@@ -273,7 +291,7 @@ ab_source_open(AbCapture *c, AbForkKey key, uint32 segno, char path[MAXPGPATH])
 	rnode.spcNode = key.spc;
 	rnode.dbNode = c->source_db;
 	rnode.relNode = key.rel;
-	ab_overlay_path(path, rnode, key.fork, segno);
+	ab_relation_path(path, rnode, key.fork, segno);
 	fd = OpenTransientFile(path, O_RDONLY | PG_BINARY);
 	if (fd < 0)
 	{

@@ -21,6 +21,7 @@
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 
+#include "ab_epoch.h"
 #include "ab_originfile.h"
 #include "ab_shmem.h"
 
@@ -161,6 +162,7 @@ load_files(AbBranch *b)
 		forget(b);
 	if (!b->is_branch)
 		start_entry(b, &image.header);
+	ab_epoch_require_sound_layers(b->manifest);
 
 	if (b->slots)
 		pfree(b->slots);

@@ -17,32 +17,16 @@
 #include <unistd.h>
 
 #include "access/xlog.h"
-#include "catalog/pg_tablespace_d.h"
 #include "commands/tablespace.h"
 #include "common/file_perm.h"
 #include "miscadmin.h"
 #include "storage/fd.h"
 
 #include "ab_file.h"
+#include "ab_parentfile.h"
 #include "ab_shmem.h"
 
 static uint32 tmp_counter = 0;
-
-void
-ab_overlay_path(char *buf, RelFileNode rnode, ForkNumber fork, BlockNumber segno)
-{
-	int			n;
-
-	if (rnode.spcNode == DEFAULTTABLESPACE_OID)
-		n = snprintf(buf, MAXPGPATH, "base/%u/%u", rnode.dbNode, rnode.relNode);
-	else
-		n = snprintf(buf, MAXPGPATH, "pg_tblspc/%u/%s/%u/%u", rnode.spcNode,
-					 TABLESPACE_VERSION_DIRECTORY, rnode.dbNode, rnode.relNode);
-	if (fork != MAIN_FORKNUM)
-		n += snprintf(buf + n, MAXPGPATH - n, "_%s", forkNames[fork]);
-	if (segno > 0)
-		snprintf(buf + n, MAXPGPATH - n, ".%u", segno);
-}
 
 bool
 ab_page_is_zero(const char *page)
@@ -83,7 +67,7 @@ long_enough(RelFileNode rnode, ForkNumber fork, BlockNumber limit, bool *exists)
 		char		path[MAXPGPATH];
 		struct stat st;
 
-		ab_overlay_path(path, rnode, fork, segno);
+		ab_relation_path(path, rnode, fork, segno);
 		if (stat(path, &st) < 0)
 		{
 			if (errno != ENOENT && errno != ENOTDIR)
@@ -120,7 +104,7 @@ make_segment(RelFileNode rnode, ForkNumber fork, BlockNumber segno, off_t length
 	struct stat st;
 	int			fd;
 
-	ab_overlay_path(path, rnode, fork, segno);
+	ab_relation_path(path, rnode, fork, segno);
 	if (stat(path, &st) == 0)
 	{
 		if (st.st_size < length && truncate(path, length) < 0)
@@ -183,7 +167,7 @@ make_file(RelFileNode rnode, ForkNumber fork, BlockNumber limit)
 		if (segno == 0)
 			break;
 	}
-	ab_overlay_path(path, rnode, fork, 0);
+	ab_relation_path(path, rnode, fork, 0);
 	sync_names(rnode.dbNode, path);
 }
 
@@ -277,7 +261,7 @@ ab_overlay_truncate(AbBranch *b, AbFork *f, SMgrRelation reln,
 		bool		ok;
 		int			fd;
 
-		ab_overlay_path(path, rnode, f->key.fork, segno);
+		ab_relation_path(path, rnode, f->key.fork, segno);
 		fd = BasicOpenFile(path, O_RDWR | PG_BINARY);
 		if (fd < 0 && errno == ENOENT)
 			break;

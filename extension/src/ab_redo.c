@@ -12,14 +12,17 @@
 #include "access/rmgr.h"
 #include "access/xlog.h"
 #include "access/xlog_internal.h"
+#include "catalog/pg_control.h"
 #include "catalog/storage_xlog.h"
 #include "commands/dbcommands_xlog.h"
 
+#include "ab_capture.h"
 #include "ab_image.h"
 #include "ab_origin.h"
 #include "ab_snapshot.h"
 #include "ab_storage.h"
 #include "ab_storagefiles.h"
+#include "ab_witness.h"
 
 typedef void (*RedoFunction) (XLogReaderState *record);
 
@@ -105,19 +108,26 @@ ab_rm_redo(XLogReaderState *record)
 		case XLOG_AB_RETIRE:
 			ab_retire_redo(record);
 			break;
+		case XLOG_AB_BEFORE_IMAGE:
+			ab_capture_redo(record);
+			break;
 		case XLOG_AB_IMAGE:
 			if (!concerns_broken_branch(record))
 				ab_image_redo(record);
 			break;
+		case XLOG_AB_WITNESS:
+			break;
 		default:
 			elog(PANIC, "agent_branch: unknown WAL record type %u", info);
 	}
+	ab_witness_note_redo(record);
 }
 
 /* Runs only when there is something to replay: nothing may depend on it. */
 void
 ab_rm_startup(void)
 {
+	ab_witness_replay_begins();
 }
 
 /*
@@ -164,6 +174,16 @@ replay_unless_broken(XLogReaderState *record)
 }
 
 static void
+replay_xlog(XLogReaderState *record)
+{
+	uint8		info = XLogRecGetInfo(record) & ~XLR_INFO_MASK;
+
+	replay_unless_broken(record);
+	if (info == XLOG_BACKUP_END)
+		ab_witness_backup_ends();
+}
+
+static void
 wrap(RmgrId rmid, RedoFunction ours)
 {
 	Assert(stock_redo[rmid] == NULL);
@@ -175,11 +195,12 @@ void
 ab_redo_wrap_builtin(void)
 {
 	static const RmgrId page_changers[] = {
-		RM_XLOG_ID, RM_SMGR_ID, RM_HEAP2_ID, RM_HEAP_ID, RM_BTREE_ID, RM_HASH_ID,
+		RM_SMGR_ID, RM_HEAP2_ID, RM_HEAP_ID, RM_BTREE_ID, RM_HASH_ID,
 		RM_GIN_ID, RM_GIST_ID, RM_SEQ_ID, RM_SPGIST_ID, RM_BRIN_ID, RM_GENERIC_ID
 	};
 
 	wrap(RM_DBASE_ID, replay_dbase);
+	wrap(RM_XLOG_ID, replay_xlog);
 	for (int i = 0; i < lengthof(page_changers); i++)
 		wrap(page_changers[i], replay_unless_broken);
 }

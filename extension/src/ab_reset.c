@@ -1,10 +1,10 @@
 /*
  * ab_reset.c
- *	  Resetting a branch: a new database of the same name, with the parent's
- *	  contents of now, in place of the old one.
+ *	  Resetting and restoring a branch: a new database of the same name, with the
+ *	  parent's contents of now or those of a snapshot, in place of the old one.
  *
- * Backends; one transaction deletes and creates, so others see the old branch or
- * the new one.  Locks: name, parent, snapshot, old database, new database
+ * Backends; one transaction deletes (or renames) and creates, so others see the old
+ * branch or the new one.  Locks: names, parent, snapshot, old database, new database
  * (extension/README.locking).  What people have attached to the database in the
  * shared catalogs (owner, grants, settings, comment, security labels) moves over to
  * the new OID.
@@ -22,7 +22,11 @@
 #include "catalog/pg_shdescription.h"
 #include "catalog/pg_shseclabel.h"
 #include "commands/comment.h"
+#include "commands/dbcommands.h"
 #include "commands/seclabel.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "storage/procarray.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -31,6 +35,7 @@
 
 #include "ab_catalogrows.h"
 #include "ab_origin.h"
+#include "ab_snapshot.h"
 
 typedef struct SavedSetting
 {
@@ -224,27 +229,7 @@ restore_attachments(Oid db, const Attachments *a)
 	CommandCounterIncrement();
 }
 
-/* ---- reset ---- */
-
-/* The parent a branch was made of; its name in *name. */
-static Oid
-parent_of(Oid db, const char *branch, char **name)
-{
-	AbOriginHeader header;
-
-	if (!ab_origin_read(db, &header))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_DATABASE),
-				 errmsg("branch \"%s\" does not exist", branch)));
-	*name = ab_database_name(header.parent_db);
-	if (*name == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_DATABASE),
-				 errmsg("the parent of branch \"%s\" does not exist any more", branch),
-				 errdetail("It was database %u.", header.parent_db),
-				 errhint("Delete the branch and create it from another parent.")));
-	return header.parent_db;
-}
+/* ---- which snapshot, of which parent ---- */
 
 static void
 raise_no_branch(const char *name)
@@ -255,40 +240,160 @@ raise_no_branch(const char *name)
 			 errhint("The view branch.branches lists those that do.")));
 }
 
+/* The branch to be reset; not locked yet. */
+static Oid
+find_branch(const AbResetOptions *opt)
+{
+	Oid			db = ab_find_own_branch(opt->name,
+										AbSnapIdIsValid(opt->at) ? "restore" : "reset");
+
+	if (!OidIsValid(db))
+		raise_no_branch(opt->name);
+	if (AbSnapIdIsValid(opt->at) && db != opt->at_db)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("branch \"%s\" has been replaced by another transaction",
+						opt->name),
+				 errhint("Try again.")));
+	return db;
+}
+
+/* The parent a branch was made of; its name in *name, NULL if it is gone. */
+static Oid
+parent_of(Oid db, const char *branch, char **name)
+{
+	AbOriginHeader header;
+
+	if (!ab_origin_read(db, &header))
+		raise_no_branch(branch);
+	*name = ab_database_name(header.parent_db);
+	return header.parent_db;
+}
+
+/* May this user do it?  Who may not must not be able to hold names either. */
+static void
+check_source_rights(const AbResetOptions *opt, Oid db)
+{
+	char	   *name;
+	Oid			parent;
+
+	if (opt->at_own)
+	{
+		ab_check_parent_rights(db, opt->name);
+		return;
+	}
+	parent = parent_of(db, opt->name, &name);
+	if (name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_DATABASE),
+				 errmsg("the parent of branch \"%s\" does not exist any more", opt->name),
+				 errdetail("It was database %u.", parent),
+				 errhint("Delete the branch and create it from another parent, or restore it to a snapshot of itself.")));
+	ab_check_parent_rights(parent, name);
+}
+
+/*
+ * Parent and snapshot of the new incarnation, locked.  This comes before the
+ * transaction writes anything: it may be in the parent itself.
+ */
+static void
+choose_snapshot(const AbResetOptions *opt, Oid old, AbNewBranch *nb)
+{
+	char	   *name;
+
+	nb->parent = parent_of(old, opt->name, &name);
+	nb->snapshot = opt->at;
+	if (opt->at_own && opt->preserve_under_name)
+		nb->parent = old;		/* which will be locked even more */
+	else if (opt->at_own)
+		LockSharedObject(DatabaseRelationId, nb->parent, 0, AccessShareLock);
+	else if (name == NULL)
+		raise_no_branch(opt->name); /* both have gone */
+	else
+		ab_lock_parent(nb->parent, name);
+
+	if (AbSnapIdIsValid(opt->at))
+		ab_snapshot_get_at(opt->at);
+	else
+		nb->snapshot = ab_parent_snapshot(nb->parent);
+}
+
+/* ---- reset ---- */
+
+/* Lock names in one order, whoever wants which of them. */
+static void
+lock_names(const AbResetOptions *opt)
+{
+	const char *other = opt->preserve_under_name;
+
+	if (other && strcmp(other, opt->name) < 0)
+		ab_lock_branch_name(other);
+	ab_lock_branch_name(opt->name);
+	if (other && strcmp(other, opt->name) > 0)
+		ab_lock_branch_name(other);
+}
+
+/*
+ * The old incarnation keeps everything but its name, its own branches included.
+ * The server looks at rights, names and sessions, and waits for these.
+ */
+static void
+preserve(const AbResetOptions *opt)
+{
+	(void) RenameDatabase(opt->name, opt->preserve_under_name);
+	CommandCounterIncrement();
+}
+
+/* Lock the old incarnation; nobody must use it. */
+static void
+lock_old(Oid old, const AbResetOptions *opt)
+{
+	char	   *now;
+
+	if (opt->preserve_under_name == NULL)
+	{
+		if (!ab_lock_for_delete(old, opt->name, opt->force))
+			raise_no_branch(opt->name);
+		return;
+	}
+	LockSharedObject(DatabaseRelationId, old, 0, AccessExclusiveLock);
+	now = ab_database_name(old);
+	if (now == NULL || strcmp(now, opt->name) != 0)
+		raise_no_branch(opt->name);
+	if (!pg_database_ownercheck(old, GetUserId()))
+		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_DATABASE, opt->name);
+	if (opt->force)
+		TerminateOtherDBBackends(old);
+}
+
 Oid
-ab_reset_branch(const char *name, bool force)
+ab_reset_branch(const AbResetOptions *opt)
 {
 	AbNewBranch nb = {0};
 	Attachments attachments;
-	char	   *parent_name;
 	Oid			old;
 	Oid			new;
 
 	ab_prevent_read_only("branch reset");
+	if (opt->preserve_under_name)
+		ab_check_branch_name(opt->preserve_under_name);
+	check_source_rights(opt, find_branch(opt));
+	lock_names(opt);
+	old = find_branch(opt);
+	check_source_rights(opt, old);
+	nb.name = opt->name;
+	choose_snapshot(opt, old, &nb);
 
-	/* who has no right to it must not be able to hold its name */
-	if (!OidIsValid(ab_find_own_branch(name, "reset")))
-		raise_no_branch(name);
-	ab_lock_branch_name(name);
-	old = ab_find_own_branch(name, "reset");
-	if (!OidIsValid(old))
-		raise_no_branch(name);
-	nb.name = name;
-	nb.parent = parent_of(old, name, &parent_name);
-	ab_check_parent_rights(nb.parent, parent_name);
-	ab_lock_parent(nb.parent, parent_name);
-
-	/* before this transaction writes anything: it may be in the parent itself */
-	nb.snapshot = ab_parent_snapshot(nb.parent);
-
-	if (!ab_lock_for_delete(old, name, force))
-		raise_no_branch(name);
+	lock_old(old, opt);
 	save_row(old, &nb);
 	attachments.settings = save_settings(old);
 	attachments.labels = save_labels(old);
 	attachments.comment = save_comment(old);
 
-	ab_delete_rows(old);
+	if (opt->preserve_under_name)
+		preserve(opt);
+	else
+		ab_delete_rows(old);
 	new = ab_insert_branch(&nb);
 	restore_attachments(new, &attachments);
 	return new;

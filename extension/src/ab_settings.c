@@ -25,6 +25,7 @@ char	   *ab_connection_template;
 
 static const struct config_enum_entry method_options[] = {
 	{"auto", AB_METHOD_AUTO, false},
+	{"before_image", AB_METHOD_BEFORE_IMAGE, false},
 	{"clone", AB_METHOD_CLONE, false},
 	{"copy", AB_METHOD_COPY, false},
 	{NULL, 0, false}
@@ -50,12 +51,12 @@ ab_settings_define(void)
 							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
 	DefineCustomEnumVariable("agent_branch.snapshot_method",
 							 "How the pages of a snapshot are obtained.",
-							 "auto clones where the filesystem can (reflink) and copies elsewhere.",
+							 "auto and before_image copy nothing; clone needs a filesystem with reflinks; copy always works. Snapshots of branches copy what is new in them.",
 							 &ab_snapshot_method, AB_METHOD_AUTO, method_options,
 							 PGC_SUSET, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("agent_branch.max_snapshots",
 							"Most snapshots that can exist at once in the cluster.",
-							"Each takes 40 bytes of shared memory.",
+							"Each takes 72 bytes of shared memory.",
 							&ab_max_snapshots, 1024, 16, 1000000,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("agent_branch.sweep_interval",

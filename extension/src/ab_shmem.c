@@ -14,7 +14,7 @@
 #include "ab_settings.h"
 
 #define TRANCHE "agent_branch"
-#define OTHER_LOCKS 3
+#define OTHER_LOCKS (3 * AB_GUARDS + 3)
 
 AbShared   *ab_shared = NULL;
 
@@ -25,7 +25,8 @@ static Size
 shared_size(void)
 {
 	return add_size(offsetof(AbShared, snap),
-					mul_size(ab_max_snapshots, sizeof(AbSnapSlot)));
+					mul_size(ab_max_snapshots,
+							 sizeof(AbSnapSlot) + sizeof(AbParent)));
 }
 
 static void
@@ -44,14 +45,26 @@ init_shared(void)
 
 	memset(ab_shared, 0, shared_size());
 	ab_shared->origin_locks = locks;
-	ab_shared->journal_lock = &locks[AB_ORIGIN_LOCKS].lock;
-	ab_shared->snap_lock = &locks[AB_ORIGIN_LOCKS + 1].lock;
-	ab_shared->keeper_lock = &locks[AB_ORIGIN_LOCKS + 2].lock;
+	ab_shared->guards = locks + AB_ORIGIN_LOCKS;
+	ab_shared->capture_locks = ab_shared->guards + AB_GUARDS;
+	ab_shared->image_locks = ab_shared->capture_locks + AB_GUARDS;
+	locks = ab_shared->image_locks + AB_GUARDS;
+	ab_shared->journal_lock = &locks[0].lock;
+	ab_shared->snap_lock = &locks[1].lock;
+	ab_shared->keeper_lock = &locks[2].lock;
 	pg_atomic_init_u32(&ab_shared->layer_generation, 1);
+	pg_atomic_init_u32(&ab_shared->image_generation, 1);
+	pg_atomic_init_u32(&ab_shared->poison_generation, 1);
 	for (int i = 0; i < AB_GENERATIONS; i++)
 		pg_atomic_init_u32(&ab_shared->generation[i], 1);
 	ConditionVariableInit(&ab_shared->keeper_cv);
+	for (int i = 0; i < AB_GUARDS; i++)
+	{
+		pg_atomic_init_u32(&ab_shared->unlinks_begun[i], 0);
+		pg_atomic_init_u32(&ab_shared->unlinks_ended[i], 0);
+	}
 	ab_shared->nsnapslots = ab_max_snapshots;
+	ab_shared->parents = (AbParent *) &ab_shared->snap[ab_max_snapshots];
 }
 
 static void

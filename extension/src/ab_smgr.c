@@ -23,12 +23,16 @@
 #include "storage/bufpage.h"
 #include "storage/md.h"
 
+#include "ab_capture.h"
+#include "ab_epoch.h"
 #include "ab_image.h"
 #include "ab_journal.h"
+#include "ab_kept.h"
 #include "ab_layer.h"
 #include "ab_origin.h"
 #include "ab_overlay.h"
 #include "ab_page.h"
+#include "ab_parentfile.h"
 
 /*
  * The fork if it is one that its branch inherits; NULL means: md alone.  A
@@ -49,6 +53,34 @@ inherited_fork(RelFileNodeBackend rnode, ForkNumber fork, AbBranch **branch)
 	if (f->entry == NULL || f->dropped)
 		return NULL;
 	return f;
+}
+
+/* Files that a snapshot may still need as they are; others no snapshot ever has. */
+static bool
+is_guarded(RelFileNodeBackend rnode)
+{
+	return !RelFileNodeBackendIsTemp(rnode) && OidIsValid(rnode.node.dbNode);
+}
+
+/*
+ * Begin to change a block of a database's own file: the old page is saved if a
+ * snapshot still sees it there, and none begins before end_change() (README.before_images,
+ * E1 and E3).  An error in between gives the guard back.
+ */
+static void
+begin_change(SMgrRelation reln, ForkNumber fork, BlockNumber block)
+{
+	if (!is_guarded(reln->smgr_rnode))
+		return;
+	ab_guard_enter(reln->smgr_rnode.node.dbNode);
+	ab_capture_block(reln->smgr_rnode.node, fork, block);
+}
+
+static void
+end_change(SMgrRelation reln)
+{
+	if (is_guarded(reln->smgr_rnode))
+		ab_guard_leave(reln->smgr_rnode.node.dbNode);
 }
 
 /*
@@ -95,11 +127,12 @@ ab_smgr_exists(SMgrRelation reln, ForkNumber fork)
 }
 
 /*
- * Raise nothing: the transaction has committed (or aborted) already.  True if it is
- * a relation of a branch.
+ * True if it is a relation of a branch; with the main fork, which goes first, its
+ * tombstone is set.  Raises nothing: the transaction has committed (or aborted)
+ * already.
  */
 static bool
-tombstone(RelFileNodeBackend rnode)
+tombstone(RelFileNodeBackend rnode, ForkNumber fork)
 {
 	MemoryContext cxt = CurrentMemoryContext;
 	uint32		holdoff = InterruptHoldoffCount;
@@ -110,7 +143,7 @@ tombstone(RelFileNodeBackend rnode)
 		AbBranch   *b = ab_branch_lookup(rnode.node.dbNode);
 
 		is_branch = b != NULL;
-		if (b != NULL)
+		if (b != NULL && fork == MAIN_FORKNUM)
 			ab_limit_drop_relation(b, rnode.node);
 	}
 	PG_CATCH();
@@ -136,19 +169,20 @@ ab_smgr_unlink(RelFileNodeBackend rnode, ForkNumber fork, bool isRedo)
 {
 	char		path[MAXPGPATH];
 
-	/* forks go one after the other, the main fork first */
-	if (!RelFileNodeBackendIsTemp(rnode) && fork == MAIN_FORKNUM &&
-		tombstone(rnode))
+	if (RelFileNodeBackendIsTemp(rnode) || !OidIsValid(rnode.node.dbNode))
+		mdunlink(rnode, fork, isRedo);
+	else if (!tombstone(rnode, fork))
+		ab_kept_unlink(rnode, fork, isRedo);
+	else
 	{
 		/*
 		 * Without an own file md would still ask the checkpointer to remove it
 		 * later, when the number may have been given to another relation.
 		 */
-		ab_overlay_path(path, rnode.node, fork, 0);
-		if (access(path, F_OK) != 0 && errno == ENOENT)
-			return;
+		ab_relation_path(path, rnode.node, fork, 0);
+		if (fork != MAIN_FORKNUM || access(path, F_OK) == 0 || errno != ENOENT)
+			ab_kept_unlink(rnode, fork, isRedo);
 	}
-	mdunlink(rnode, fork, isRedo);
 }
 
 void
@@ -163,9 +197,11 @@ ab_smgr_extend(SMgrRelation reln, ForkNumber fork, BlockNumber block,
 		ab_branch_give_up(reln->smgr_rnode.node.dbNode);
 		return;
 	}
+	begin_change(reln, fork, block);
 	if (f != NULL && !ab_overlay_exists(b, f, reln))
 		ab_overlay_create(b, f, reln);
 	mdextend(reln, fork, block, buffer, skipFsync);
+	end_change(reln);
 }
 
 bool
@@ -293,6 +329,7 @@ ab_smgr_write(SMgrRelation reln, ForkNumber fork, BlockNumber block,
 		ab_branch_give_up(reln->smgr_rnode.node.dbNode);
 		return;
 	}
+	begin_change(reln, fork, block);
 	if (f != NULL &&
 		(block >= f->limit || fork == FSM_FORKNUM || fork == VISIBILITYMAP_FORKNUM))
 		ab_overlay_create(b, f, reln);
@@ -300,9 +337,11 @@ ab_smgr_write(SMgrRelation reln, ForkNumber fork, BlockNumber block,
 	{
 		read_inherited(b, f, block, base.data);
 		first_write(b, f, reln, block, base.data, buffer, skipFsync);
+		end_change(reln);
 		return;
 	}
 	mdwrite(reln, fork, block, buffer, skipFsync);
+	end_change(reln);
 }
 
 BlockNumber
@@ -328,12 +367,18 @@ ab_smgr_truncate(SMgrRelation reln, ForkNumber fork, BlockNumber old_blocks,
 	AbBranch   *b;
 	AbFork	   *f = inherited_fork(reln->smgr_rnode, fork, &b);
 
-	if (f == NULL)
+	if (is_guarded(reln->smgr_rnode))
 	{
-		mdtruncate(reln, fork, old_blocks, nblocks);
-		return;
+		ab_guard_enter(reln->smgr_rnode.node.dbNode);
+		ab_capture_tail(reln->smgr_rnode.node, fork, nblocks);
 	}
-	/* the limit first: a crash in between must not bring cut pages back (F20) */
-	ab_limit_lower(b, reln->smgr_rnode.node, fork, nblocks);
-	ab_overlay_truncate(b, f, reln, old_blocks, nblocks);
+	if (f == NULL)
+		mdtruncate(reln, fork, old_blocks, nblocks);
+	else
+	{
+		/* the limit first: a crash in between must not bring cut pages back (F20) */
+		ab_limit_lower(b, reln->smgr_rnode.node, fork, nblocks);
+		ab_overlay_truncate(b, f, reln, old_blocks, nblocks);
+	}
+	end_change(reln);
 }

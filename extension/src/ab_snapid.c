@@ -51,3 +51,14 @@ ab_snapid_parse(const char *text, AbSnapId *id)
 	*id = ab_snapid_make(word[0], ((XLogRecPtr) word[1] << 32) | word[2]);
 	return AbSnapIdIsValid(*id);
 }
+
+bool
+ab_snapid_in(const List *ids, AbSnapId id)
+{
+	ListCell   *lc;
+
+	foreach(lc, ids)
+		if (AbSnapIdEquals(*(AbSnapId *) lfirst(lc), id))
+			return true;
+	return false;
+}

@@ -1,15 +1,13 @@
 /*
  * ab_snapshot.c
- *	  Finding the snapshot a branch is to hang on, and removing snapshots.
+ *	  Finding the snapshot a branch is to hang on.
  *
- * Backends and the keeper; the removal of leftovers also runs in the postmaster
- * and the startup process.  ab_snapshot_take.c makes new snapshots,
- * ab_snapshot_redo.c replays them.
+ * Backends.  ab_snapshot_take.c makes new snapshots, ab_snapshot_redo.c replays them,
+ * ab_retire.c removes them.
  *
  * Whoever is given a snapshot holds AccessShareLock on its hidden database to the
  * end of the transaction; the keeper, which needs AccessExclusiveLock to retire
- * it, does not get it until then (rule 29).  Removal follows the WAL record that
- * orders it, so after a crash redo finishes it.
+ * it, does not get it until then (rule 29).
  */
 #include "ab_snapshot.h"
 
@@ -34,6 +32,9 @@
 #include "ab_walscan.h"
 
 #define HIDDEN_PREFIX "agent_branch_snapshot_"
+
+/* To take another live snapshot is cheaper than to look through so much WAL. */
+#define WORTH_A_SCAN (16 * 1024 * 1024)
 
 /* So often do others take a snapshot away, or one first, before we complain. */
 #define MAX_ROUNDS 5
@@ -181,30 +182,31 @@ lock_hidden(AbSnapId id)
 	return oid;
 }
 
-static bool
-is_poisoned(AbSnapId id)
+bool
+ab_snapshot_is_usable(const AbSnapSlot *slot)
 {
-	char	   *path = ab_snapshot_path(id, ".poisoned");
-	bool		poisoned = ab_file_exists(path);
+	char	   *hidden;
+	bool		open;
 
-	pfree(path);
-	return poisoned;
+	if (!slot->confirmed || slot->ahead || ab_snaptable_is_poisoned(slot->id))
+		return false;
+	hidden = ab_hidden_name(slot->id);
+	open = OidIsValid(get_database_oid(hidden, true));
+	pfree(hidden);
+	return open;
 }
 
 /* ---- finding ---- */
 
 static void
-check_preconditions(Oid source_db, const char *dbname)
+check_server(void)
 {
+	ab_require_preloaded();
 	if (RecoveryInProgress())
 		ereport(ERROR,
 				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
 				 errmsg("cannot branch databases during recovery"),
 				 errhint("Connect to the primary server.")));
-	if (dbname == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_DATABASE),
-				 errmsg("database with OID %u does not exist", source_db)));
 
 	/* rule 5: without it, branches do not survive a crash */
 	if (!fullPageWrites)
@@ -212,6 +214,16 @@ check_preconditions(Oid source_db, const char *dbname)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("branches need full_page_writes"),
 				 errhint("Set full_page_writes to \"on\" and reload the configuration.")));
+}
+
+static void
+check_preconditions(Oid source_db, const char *dbname)
+{
+	check_server();
+	if (dbname == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_DATABASE),
+				 errmsg("database with OID %u does not exist", source_db)));
 	if (database_is_invalid_oid(source_db))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -235,13 +247,18 @@ reuse_newest(Oid source_db, AbSnapId *id)
 	if (!ab_snaptable_newest(source_db, &slot))
 		return false;
 	*id = slot.id;
-	if (is_poisoned(slot.id))
+	if (ab_snaptable_is_poisoned(slot.id))
 		return false;
 	hidden = lock_hidden(slot.id);
 	if (!OidIsValid(hidden))
 		return false;
 
 	now = GetXLogInsertRecPtr();
+	if (slot.live && now - slot.clean_upto > WORTH_A_SCAN)
+	{
+		UnlockSharedObject(DatabaseRelationId, hidden, 0, AccessShareLock);
+		return false;
+	}
 	if (ab_walscan(source_db, slot.clean_upto, now, true, NULL) == AB_SCAN_CLEAN)
 	{
 		ab_snaptable_clean(slot.id, now);
@@ -257,7 +274,6 @@ ab_snapshot_get(Oid source_db, bool force_new)
 	char	   *dbname = get_database_name(source_db);
 	AbSnapId	id;
 
-	ab_require_preloaded();
 	check_preconditions(source_db, dbname);
 
 	/* after ROLLBACK TO the lock may be gone, and the snapshot with it */
@@ -292,88 +308,36 @@ ab_snapshot_get(Oid source_db, bool force_new)
 	return id;
 }
 
-/* ---- removing ---- */
-
-static void
-remove_file(AbSnapId id, const char *suffix)
-{
-	char	   *path = ab_snapshot_path(id, suffix);
-
-	(void) ab_file_remove_durably(path);
-	pfree(path);
-}
-
-/* The manifest goes first: nothing must name a layer that is not there (S4). */
-void
-ab_snapshot_remove_files(AbSnapId id, uint32 what)
-{
-	if (what & AB_RETIRE_MANIFEST)
-	{
-		remove_file(id, ".manifest");
-		remove_file(id, ".pending");
-		remove_file(id, ".poisoned");
-	}
-	if (what & AB_RETIRE_PAGES)
-		ab_layer_remove(id);
-	if (what & AB_RETIRE_MANIFEST)
-		ab_snaptable_remove(id);
-}
-
-void
-ab_snapshot_retire(AbSnapId id, uint32 what)
-{
-	XLogFlush(ab_wal_retire(id, what));
-	ab_snapshot_remove_files(id, what);
-}
-
-static void
-remove_tmp_in(const char *dirname)
-{
-	DIR		   *dir = AllocateDir(dirname);
-	struct dirent *de;
-
-	while ((de = ReadDirExtended(dir, dirname, LOG)) != NULL)
-	{
-		char		path[MAXPGPATH];
-
-		if (strncmp(de->d_name, AB_TMP_PREFIX, strlen(AB_TMP_PREFIX)) != 0)
-			continue;
-		snprintf(path, sizeof(path), "%s/%s", dirname, de->d_name);
-		if (unlink(path) < 0)
-			ereport(LOG,
-					(errcode_for_file_access(),
-					 errmsg("could not remove file \"%s\": %m", path)));
-	}
-	FreeDir(dir);
-}
-
-void
-ab_snapshot_remove_tmp(void)
-{
-	remove_tmp_in(AB_DIR);
-	remove_tmp_in(AB_SNAPSHOT_DIR);
-}
-
 /*
- * Files of snapshots that were never confirmed, and marks that poison one without
- * anything having hung on it.  A living backend's snapshot is in the table before
- * its files get their names.
+ * An older snapshot has what it has, whatever became of its source since; only
+ * before-images are worth nothing without the source's files.
  */
 void
-ab_snapshot_remove_pending(void)
+ab_snapshot_get_at(AbSnapId id)
 {
-	DIR		   *dir = AllocateDir(AB_SNAPSHOT_DIR);
-	struct dirent *de;
+	char		text[AB_SNAPID_TEXT_LEN + 1];
+	AbSnapSlot	slot;
 
-	while ((de = ReadDir(dir, AB_SNAPSHOT_DIR)) != NULL)
-	{
-		AbSnapSlot	slot;
-		AbSnapId	id;
-
-		if ((ab_snapshot_parse_file(de->d_name, ".pending", &id) ||
-			 ab_snapshot_parse_file(de->d_name, ".poisoned", &id)) &&
-			!ab_snaptable_get(id, &slot))
-			ab_snapshot_remove_files(id, AB_RETIRE_MANIFEST | AB_RETIRE_PAGES);
-	}
-	FreeDir(dir);
+	check_server();
+	ab_snapid_format(id, text);
+	if (!OidIsValid(lock_hidden(id)) || !ab_snaptable_get(id, &slot) ||
+		!slot.confirmed)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("snapshot %s is closed: no branch can be made of it any more", text),
+				 errdetail("Snapshots without a name are closed when there is a newer one, all of them before their transaction ids wrap around."),
+				 errhint("Choose another one from the view branch.snapshots.")));
+	if (slot.live && get_database_name(slot.source_db) == NULL &&
+		!ab_file_exists(ab_origin_path(slot.source_db)))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("snapshot %s has no pages any more", text),
+				 errdetail("It shared the files of database %u, which has been dropped.",
+						   slot.source_db)));
+	if (ab_snaptable_is_poisoned(id))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("snapshot %s is damaged", text),
+				 errdetail("Some of its pages could not be kept; the server log says why."),
+				 errhint("Choose another one from the view branch.snapshots.")));
 }

@@ -21,36 +21,21 @@
 #include "access/xlog_internal.h"
 #include "access/xlogrecovery.h"
 #include "access/xlogutils.h"
-#include "catalog/pg_control.h"
-#include "common/controldata_utils.h"
 #include "storage/bufmgr.h"
 #include "storage/fd.h"
 #include "storage/lwlock.h"
 #include "utils/memutils.h"
 
+#include "ab_epoch.h"
 #include "ab_file.h"
+#include "ab_images.h"
 #include "ab_method.h"
+#include "ab_recovery.h"
 #include "ab_shmem.h"
 #include "ab_snaptable.h"
 #include "ab_wal.h"
 
 /* ---- is what is there good? ---- */
-
-/*
- * Are we replaying onto the files of a base backup?  They were read one after the
- * other, so a layer that was complete by its name may still be half of one.
- */
-static bool
-files_are_from_backup(void)
-{
-	bool		crc_ok;
-	ControlFileData *control = get_controlfile(".", &crc_ok);
-	bool		backup = !crc_ok || control->backupEndRequired ||
-		!XLogRecPtrIsInvalid(control->backupStartPoint);
-
-	pfree(control);
-	return backup;
-}
 
 static bool
 layer_crc_matches(int fd, const AbManifestHeader *h)
@@ -87,7 +72,7 @@ layer_is_sound(AbSnapId id, const AbManifestHeader *h)
 	if (fd < 0)
 		return false;
 	sound = fstat(fd, &st) == 0 && st.st_size == (off_t) h->pages_blocks * BLCKSZ;
-	if (sound && !reachedConsistency && files_are_from_backup())
+	if (sound && ab_recovery_in_backup())
 		sound = layer_crc_matches(fd, h);
 	CloseTransientFile(fd);
 	return sound;
@@ -104,7 +89,8 @@ is_sound(AbSnapId id, const char *suffix)
 	image = ab_file_read(path, &len);
 	pfree(path);
 	return image != NULL && ab_manifest_check(image, len, &m) == NULL &&
-		AbSnapIdEquals(m.h->id, id) && layer_is_sound(id, m.h);
+		AbSnapIdEquals(m.h->id, id) &&
+		((m.h->flags & AB_MANIFEST_LIVE) || layer_is_sound(id, m.h));
 }
 
 /* ---- marks ---- */
@@ -168,28 +154,40 @@ typedef struct Replay
 {
 	xl_ab_snapshot rec;
 	AbForkEntry *forks;
+	AbLayerRef *layers;
+	AbRun	   *runs;
 	char	   *relmap;
 	AbSnapId	id;
 	AbCapture	capture;
 } Replay;
 
+/* The next array of the record, where it can be used; never NULL. */
+static void *
+take_array(char **data, char *end, uint32 n, size_t size)
+{
+	void	   *array;
+
+	if ((size_t) (end - *data) < n * size)
+		elog(PANIC, "agent_branch: SNAPSHOT record has the wrong length");
+	array = palloc_extended(Max(n * size, 1), MCXT_ALLOC_HUGE);
+	memcpy(array, *data, n * size);
+	*data += n * size;
+	return array;
+}
+
 static void
 unpack(XLogReaderState *record, Replay *r)
 {
 	char	   *data = XLogRecGetData(record);
-	size_t		size;
+	char	   *end = data + XLogRecGetDataLen(record);
 
 	memset(r, 0, sizeof(*r));
 	memcpy(&r->rec, data, sizeof(r->rec));
 	data += sizeof(r->rec);
-	size = r->rec.nforks * sizeof(AbForkEntry);
-	if (XLogRecGetDataLen(record) != sizeof(r->rec) + size + AB_RELMAP_SIZE)
-		elog(PANIC, "agent_branch: SNAPSHOT record has the wrong length");
-
-	/* never NULL: that would mean a capture outside of redo */
-	r->forks = palloc_extended(Max(size, 1), MCXT_ALLOC_HUGE);
-	memcpy(r->forks, data, size);
-	r->relmap = data + size;
+	r->forks = take_array(&data, end, r->rec.nforks, sizeof(AbForkEntry));
+	r->layers = take_array(&data, end, r->rec.nlayers, sizeof(AbLayerRef));
+	r->runs = take_array(&data, end, r->rec.nruns, sizeof(AbRun));
+	r->relmap = take_array(&data, end, 1, AB_RELMAP_SIZE);
 	r->id = ab_snapid_make(r->rec.tli, record->EndRecPtr);
 }
 
@@ -205,6 +203,7 @@ fill_header(const Replay *r, AbManifestHeader *h)
 	h->min_multi = r->rec.min_multi;
 	h->taken_at = r->rec.taken_at;
 	h->depth = r->rec.depth;
+	h->flags = r->rec.flags & AB_MANIFEST_LIVE;
 }
 
 static void
@@ -240,6 +239,8 @@ capture_locally(Replay *r)
 	c->source_spc = r->rec.source_spc;
 	c->wal_forks = r->forks;
 	c->wal_nforks = r->rec.nforks;
+	c->wal_layers = r->layers;
+	c->wal_nlayers = r->rec.nlayers;
 	if (AbSnapIdIsValid(r->rec.base))
 		c->source_manifest = ab_manifest_acquire(r->rec.base);
 	c->builder = ab_manifest_builder();
@@ -263,14 +264,14 @@ release_capture(AbCapture *c)
 
 /* False, after a warning, if it cannot be done. */
 static bool
-try_capture(Replay *r)
+try_to(void (*step) (Replay *r), Replay *r)
 {
 	MemoryContext cxt = CurrentMemoryContext;
 	volatile bool done = false;
 
 	PG_TRY();
 	{
-		capture_locally(r);
+		step(r);
 		done = true;
 	}
 	PG_CATCH();
@@ -293,6 +294,85 @@ try_capture(Replay *r)
 	return done;
 }
 
+/* Forks, layers and runs as the record has them. */
+static void
+build_from_record(Replay *r)
+{
+	AbManifestBuilder *b = r->capture.builder;
+
+	for (uint32 i = 0; i < r->rec.nlayers; i++)
+		(void) ab_builder_layer(b, r->layers[i]);
+	for (uint32 i = 0; i < r->rec.nforks; i++)
+	{
+		const AbForkEntry *e = &r->forks[i];
+		AbForkKey	key = {e->spc, e->rel, e->fork};
+
+		if ((uint64) e->first_run + e->nruns > r->rec.nruns)
+			elog(PANIC, "agent_branch: SNAPSHOT record names runs that it does not have");
+		ab_builder_fork(b, key, e->flags, e->nblocks);
+		ab_builder_inherited(b, e->inherited);
+		for (uint32 k = e->first_run; k < e->first_run + e->nruns; k++)
+			ab_builder_run(b, r->runs[k].start, r->runs[k].count, r->runs[k].layer,
+						   r->runs[k].position);
+	}
+}
+
+/* The manifest of a live snapshot has nothing that the record has not. */
+static void
+write_live_manifest(Replay *r)
+{
+	AbCapture  *c = &r->capture;
+	AbManifestHeader h;
+	char	   *image;
+	size_t		len;
+
+	c->source_db = r->rec.source_db;
+	c->source_spc = r->rec.source_spc;
+	c->wal_forks = r->forks;
+	c->wal_nforks = r->rec.nforks;
+	c->live = true;
+	c->builder = ab_manifest_builder();
+	if (AbSnapIdIsValid(r->rec.base))
+		build_from_record(r);
+	else
+		ab_method_for(c)->capture(c);
+	ab_builder_relmap(c->builder, r->relmap);
+	fill_header(r, &h);
+	image = ab_builder_finish(c->builder, &h, &len);
+	ab_file_write_durably(ab_snapshot_path(r->id, ".pending"), image, len);
+}
+
+static void
+make_live_files(Replay *r)
+{
+	if (!is_sound(r->id, ".manifest") && !is_sound(r->id, ".pending"))
+		write_live_manifest(r);
+	ab_images_begin(r->rec.source_db, r->id);
+}
+
+/*
+ * From this position on old pages are saved for it.  What the files have after the
+ * flush is what it sees, apart from images that are there already, or that records to
+ * come bring (README.before_images).
+ */
+static void
+redo_live_snapshot(Replay *r)
+{
+	Oid			db = r->rec.source_db;
+
+	bool		made;
+
+	FlushDatabaseBuffers(db);
+	made = try_to(make_live_files, r);
+	if (!made)
+		poison(r->id);
+	ab_guard_close(db);
+	ab_snaptable_add(r->id, db, false, true);
+	ab_snaptable_reached(r->id, !made);
+	ab_epoch_recompute(db);
+	ab_guard_open(db);
+}
+
 static void
 redo_snapshot(XLogReaderState *record)
 {
@@ -300,12 +380,17 @@ redo_snapshot(XLogReaderState *record)
 
 	unpack(record, &r);
 	remove_dead_pending(r.rec.source_db, r.id);
+	if (r.rec.flags & AB_MANIFEST_LIVE)
+	{
+		redo_live_snapshot(&r);
+		return;
+	}
 	if (is_sound(r.id, ".manifest") || is_sound(r.id, ".pending"))
 		return;
 	if (reachedConsistency)
 	{
 		FlushDatabaseBuffers(r.rec.source_db);
-		if (try_capture(&r))
+		if (try_to(capture_locally, &r))
 			return;
 	}
 	poison(r.id);
@@ -326,28 +411,6 @@ ab_snapshot_redo(XLogReaderState *record)
 
 /* ---- CONFIRM, RETIRE ---- */
 
-/* Source of a snapshot, from its manifest; InvalidOid if it has none. */
-static Oid
-source_of(AbSnapId id)
-{
-	char	   *path = ab_snapshot_path(id, ".manifest");
-	AbManifestHeader h;
-	char	   *image;
-	size_t		len;
-	Oid			source = InvalidOid;
-
-	image = ab_file_read(path, &len);
-	if (image && len >= sizeof(h))
-	{
-		memcpy(&h, image, sizeof(h));
-		source = h.source_db;
-	}
-	if (image)
-		pfree(image);
-	pfree(path);
-	return source;
-}
-
 void
 ab_confirm_redo(XLogReaderState *record)
 {
@@ -366,7 +429,13 @@ ab_confirm_redo(XLogReaderState *record)
 
 	/* neither: it is retired later in WAL, and was before a crash already */
 	if (ab_file_exists(manifest) || ab_file_exists(poisoned))
-		ab_snaptable_add(rec.id, source_of(rec.id), true);
+	{
+		AbManifestHeader h = {0};
+
+		(void) ab_manifest_read_header(rec.id, &h);
+		ab_snaptable_add(rec.id, h.source_db, true, (h.flags & AB_MANIFEST_LIVE) != 0);
+		ab_snaptable_confirm(rec.id);
+	}
 	pfree(pending);
 	pfree(manifest);
 	pfree(poisoned);
@@ -376,6 +445,7 @@ void
 ab_retire_redo(XLogReaderState *record)
 {
 	xl_ab_retire rec;
+	Oid			live_db;
 
 	memcpy(&rec, XLogRecGetData(record), sizeof(rec));
 
@@ -384,5 +454,8 @@ ab_retire_redo(XLogReaderState *record)
 	 * has replayed up to here (moves minRecoveryPoint).
 	 */
 	XLogFlush(record->EndRecPtr);
+	live_db = ab_snapshot_live_source(rec.id);
 	ab_snapshot_remove_files(rec.id, rec.what);
+	if (OidIsValid(live_db))
+		(void) ab_snapshot_reclaim(live_db, NIL, false);
 }

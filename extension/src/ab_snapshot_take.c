@@ -37,8 +37,12 @@
 #include "utils/resowner.h"
 #include "utils/timestamp.h"
 
+#include "ab_capture.h"
+#include "ab_epoch.h"
 #include "ab_file.h"
 #include "ab_gate.h"
+#include "ab_images.h"
+#include "ab_kept.h"
 #include "ab_method.h"
 #include "ab_origin.h"
 #include "ab_request.h"
@@ -65,6 +69,7 @@ typedef struct Taking
 	AbManifestHeader header;
 	AbManifest	view;			/* of the image that was built last */
 	XLogRecPtr	window;			/* start of the flush before the capture */
+	uint32		no_unlinks;		/* mark from before the files were listed */
 	AbSnapId	id;				/* valid from its WAL record until given up */
 	bool		hidden_asked;	/* the keeper may have committed a row */
 	bool		done;			/* CONFIRM is durable: nothing is undone now */
@@ -157,13 +162,24 @@ look_at_origin(Taking *t)
 	t->capture.source_manifest = ab_manifest_acquire(origin->snapshot);
 }
 
+/* Before-images, unless the user wants copies. */
+static void
+choose_method(Taking *t)
+{
+	t->capture.live = ab_snapshot_method == AB_METHOD_AUTO ||
+		ab_snapshot_method == AB_METHOD_BEFORE_IMAGE;
+	t->header.flags = t->capture.live ? AB_MANIFEST_LIVE : 0;
+}
+
 /* ---- one attempt ---- */
 
 static void
 capture(Taking *t)
 {
 	t->capture.builder = ab_manifest_builder();
-	t->capture.layer = ab_layer_writer_open();
+	if (!t->capture.live)
+		t->capture.layer = ab_layer_writer_open();
+	t->no_unlinks = ab_kept_no_unlinks(t->capture.source_db);
 	t->window = GetXLogInsertRecPtr();
 	FlushDatabaseBuffers(t->capture.source_db);
 	ab_method_for(&t->capture)->capture(&t->capture);
@@ -177,7 +193,8 @@ build(Taking *t, size_t *len)
 	char	   *reason;
 
 	t->header.id = t->id;
-	t->header.pages_blocks = ab_layer_writer_nblocks(t->capture.layer);
+	t->header.pages_blocks = t->capture.live ? 0 :
+		ab_layer_writer_nblocks(t->capture.layer);
 	image = ab_builder_finish(t->capture.builder, &t->header, len);
 	reason = ab_manifest_check(image, *len, &t->view);
 	if (reason)
@@ -186,36 +203,13 @@ build(Taking *t, size_t *len)
 }
 
 /*
- * Log SNAPSHOT, unless a transaction with an xid has come up in the source.  While
+ * Log the record, unless a transaction with an xid has come up in the source.  While
  * we hold XidGenLock none can get one, so at the record's position there is none.
  */
-static bool
-log_snapshot(Taking *t)
+static XLogRecPtr
+insert_record(Taking *t, xl_ab_snapshot *rec)
 {
-	xl_ab_snapshot rec;
-	AbForkEntry *forks;
 	XLogRecPtr	end = InvalidXLogRecPtr;
-	size_t		len;
-
-	(void) build(t, &len);
-	forks = palloc_extended(sizeof(AbForkEntry) * Max(t->view.h->nforks, 1),
-							MCXT_ALLOC_HUGE);
-	for (uint32 i = 0; i < t->view.h->nforks; i++)
-	{
-		forks[i] = t->view.forks[i];
-		forks[i].first_run = 0;
-		forks[i].nruns = 0;
-	}
-
-	memset(&rec, 0, sizeof(rec));
-	rec.base = t->header.base;
-	rec.source_db = t->header.source_db;
-	rec.source_spc = t->header.source_spc;
-	rec.frozen_xid = t->header.frozen_xid;
-	rec.min_multi = t->header.min_multi;
-	rec.taken_at = t->header.taken_at;
-	rec.depth = t->header.depth;
-	rec.nforks = t->view.h->nforks;
 
 	/* in the server's order, see ProcArrayRemove() */
 	LWLockAcquire(ProcArrayLock, LW_SHARED);
@@ -223,16 +217,77 @@ log_snapshot(Taking *t)
 	if (ab_gate_no_writers(t->capture.source_db))
 	{
 		LWLockRelease(ProcArrayLock);
-		end = ab_wal_snapshot(&rec, forks, t->view.relmap);
+
+		/* later than every commit it has: "at" a time asks for no more */
+		rec->taken_at = t->header.taken_at = GetCurrentTimestamp();
+		end = ab_wal_snapshot(rec, t->view.forks, t->view.layers + 1, t->view.runs,
+							  t->view.relmap);
 	}
 	else
 		LWLockRelease(ProcArrayLock);
 	LWLockRelease(XidGenLock);
+	return end;
+}
 
-	if (XLogRecPtrIsInvalid(end))
-		return false;
-	t->id = ab_snapid_make(rec.tli, end);
-	return true;
+/*
+ * From now on whoever changes a file of the source saves the old page.  Everything
+ * that takes is there, durably, before (E5).  The guard is closed.
+ */
+static void
+make_live(Taking *t)
+{
+	Oid			db = t->capture.source_db;
+	char	   *pending = ab_snapshot_path(t->id, ".pending");
+	char	   *image;
+	size_t		len;
+
+	XLogFlush(t->id.lsn);
+	image = build(t, &len);
+
+	/* from here on the sweeps know that the files are somebody's */
+	ab_snaptable_add(t->id, db, false, true);
+	ab_images_begin(db, t->id);
+	ab_file_write_durably(pending, image, len);
+	ab_epoch_begin(db, t->id);
+	pfree(pending);
+}
+
+/* Log SNAPSHOT; a snapshot that is live is so from its position on.  False: try again. */
+static bool
+log_snapshot(Taking *t)
+{
+	Oid			db = t->capture.source_db;
+	xl_ab_snapshot rec;
+	XLogRecPtr	end = InvalidXLogRecPtr;
+	size_t		len;
+
+	(void) build(t, &len);
+	memset(&rec, 0, sizeof(rec));
+	rec.base = t->header.base;
+	rec.source_db = t->header.source_db;
+	rec.source_spc = t->header.source_spc;
+	rec.frozen_xid = t->header.frozen_xid;
+	rec.min_multi = t->header.min_multi;
+	rec.depth = t->header.depth;
+	rec.flags = t->header.flags;
+	rec.nforks = t->view.h->nforks;
+	rec.nlayers = t->view.h->nlayers - 1;
+	if (t->capture.live && t->capture.source_manifest)
+		rec.nruns = t->view.h->nruns;
+
+	if (t->capture.live)
+		ab_guard_close(db);
+	if (!t->capture.live || ab_kept_still_no_unlinks(db, t->no_unlinks))
+		end = insert_record(t, &rec);
+	if (!XLogRecPtrIsInvalid(end))
+	{
+		t->id = ab_snapid_make(rec.tli, end);
+		if (t->capture.live)
+			make_live(t);
+	}
+	if (t->capture.live)
+		ab_guard_open(db);
+	return !XLogRecPtrIsInvalid(end);
 }
 
 /* ---- what was touched during the capture ---- */
@@ -348,7 +403,11 @@ capture_again(Taking *t, List *touched, XLogRecPtr *newest)
 					XLogRecPtr	lsn = read_touched(block, page.data);
 
 					*newest = Max(*newest, lsn);
-					ab_layer_writer_patch(t->capture.layer, position, page.data);
+					if (t->capture.live)
+						ab_capture_window(t->id, block->rnode, block->fork,
+										  block->block, page.data);
+					else
+						ab_layer_writer_patch(t->capture.layer, position, page.data);
 				}
 				break;
 			case TOUCHED_INHERITED:
@@ -393,7 +452,10 @@ mend(Taking *t)
 
 /* ---- making it usable ---- */
 
-/* Step 6: all files are durable, the manifest still called .pending. */
+/*
+ * Step 6: all files are durable, the manifest still called .pending.  Those of a live
+ * snapshot are since its record.
+ */
 static void
 write_files(Taking *t)
 {
@@ -424,7 +486,14 @@ confirm(Taking *t)
 	char	   *manifest = ab_snapshot_path(t->id, ".manifest");
 
 	XLogFlush(ab_wal_confirm(t->id));
-	(void) durable_rename(pending, manifest, ERROR);
+
+	/* its contents are durable; CONFIRM would be replayed, but only for a while */
+	if (rename(pending, manifest) < 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not rename file \"%s\" to \"%s\": %m",
+						pending, manifest)));
+	ab_file_sync_parent(manifest);
 	t->done = true;
 	ab_snaptable_confirm(t->id);
 	pfree(pending);
@@ -440,6 +509,7 @@ quiet_part(Taking *t)
 	ab_gate_close(db, t->dbname, t->deadline);
 	read_database_row(t);
 	look_at_origin(t);
+	choose_method(t);
 	for (;;)
 	{
 		capture(t);
@@ -451,9 +521,12 @@ quiet_part(Taking *t)
 		ab_gate_drain(db, t->dbname, t->deadline);
 	}
 
-	/* from here on the sweeps know that the files are somebody's */
-	ab_snaptable_add(t->id, db, false);
-	write_files(t);
+	if (!t->capture.live)
+	{
+		/* from here on the sweeps know that the files are somebody's */
+		ab_snaptable_add(t->id, db, false, false);
+		write_files(t);
+	}
 	t->hidden_asked = true;
 	ab_request_add_hidden(t->id, db, t->header.frozen_xid, t->header.min_multi);
 	confirm(t);

@@ -6,8 +6,9 @@
  * loaded by the postmaster and kept up to date by backends, the keeper and the
  * startup process under snap_lock, below which nothing else is done.
  *
- * Unconfirmed entries are the snapshots that living backends are taking right now;
- * files of an unconfirmed snapshot without an entry are left from a crash.
+ * Unconfirmed entries are the snapshots that living backends are taking right now,
+ * or, marked "left", before-image snapshots of which recovery may still confirm some.
+ * Files of an unconfirmed snapshot without an entry are left from a crash.
  */
 #include "ab_snaptable.h"
 
@@ -20,6 +21,8 @@
 #include "utils/memutils.h"
 
 #include "ab_file.h"
+#include "ab_images.h"
+#include "ab_manifest.h"
 #include "ab_origin.h"
 #include "ab_snapshot.h"
 
@@ -43,11 +46,12 @@ free_slot(void)
 }
 
 static void
-fill_slot(AbSnapSlot *slot, AbSnapId id, Oid source_db, bool confirmed)
+fill_slot(AbSnapSlot *slot, AbSnapId id, Oid source_db, bool confirmed, bool live)
 {
+	memset(slot, 0, sizeof(*slot));
+	slot->live = live;
 	slot->source_db = source_db;
 	slot->confirmed = confirmed;
-	slot->nbranches = 0;
 	slot->clean_upto = id.lsn;
 	slot->id = id;
 }
@@ -65,14 +69,34 @@ report_full(int elevel)
 
 /* ---- loading ---- */
 
-/* A confirmed snapshot; it stays in the table even if it cannot be read. */
-static void
-load_snapshot(AbSnapId id)
+static bool
+is_poisoned(AbSnapId id, const AbManifestHeader *h)
 {
+	char	   *path = ab_snapshot_path(id, ".poisoned");
+	bool		poisoned = ab_file_exists(path) ||
+		((h->flags & AB_MANIFEST_LIVE) && ab_images_is_poisoned(h->source_db, id));
+
+	pfree(path);
+	return poisoned;
+}
+
+/*
+ * A confirmed snapshot stays in the table even if it cannot be read.  An unconfirmed one
+ * is of interest if it is live: it may have to be kept until recovery confirms it.
+ */
+static void
+load_snapshot(AbSnapId id, const char *suffix, XLogRecPtr redo)
+{
+	bool		confirmed = strcmp(suffix, ".pending") != 0;
 	AbManifestHeader h;
 	AbSnapSlot *slot;
 
 	if (find_slot(id))
+		return;
+	if (!(confirmed ? ab_manifest_read_header(id, &h) :
+		  ab_manifest_read_pending_header(id, &h)))
+		memset(&h, 0, sizeof(h));
+	if (!confirmed && (h.flags & AB_MANIFEST_LIVE) == 0)
 		return;
 	slot = free_slot();
 	if (slot == NULL)
@@ -80,14 +104,16 @@ load_snapshot(AbSnapId id)
 		report_full(LOG);
 		return;
 	}
-	if (!ab_manifest_read_header(id, &h))
-		h.source_db = InvalidOid;
-	fill_slot(slot, id, h.source_db, true);
+	fill_slot(slot, id, h.source_db, confirmed, (h.flags & AB_MANIFEST_LIVE) != 0);
+	slot->left = !confirmed;
+	slot->ahead = slot->live && id.lsn > redo;
+	slot->poisoned = is_poisoned(id, &h);
 }
 
 static void
-load_snapshots(void)
+load_snapshots(XLogRecPtr redo)
 {
+	static const char *const suffixes[] = {".manifest", ".pending", ".poisoned"};
 	DIR		   *dir = AllocateDir(AB_SNAPSHOT_DIR);
 	struct dirent *de;
 
@@ -95,9 +121,9 @@ load_snapshots(void)
 	{
 		AbSnapId	id;
 
-		if (ab_snapshot_parse_file(de->d_name, ".manifest", &id) ||
-			ab_snapshot_parse_file(de->d_name, ".poisoned", &id))
-			load_snapshot(id);
+		for (int i = 0; i < lengthof(suffixes); i++)
+			if (ab_snapshot_parse_file(de->d_name, suffixes[i], &id))
+				load_snapshot(id, suffixes[i], redo);
 	}
 	FreeDir(dir);
 }
@@ -124,11 +150,14 @@ load_branch(Oid db)
 	PG_END_TRY();
 
 	if (there && (slot = find_slot(header.snapshot)) != NULL)
+	{
 		slot->nbranches++;
+		slot->lent |= slot->source_db != header.parent_db;
+	}
 }
 
 void
-ab_snaptable_load(void)
+ab_snaptable_load(XLogRecPtr redo)
 {
 	MemoryContext cxt = AllocSetContextCreate(CurrentMemoryContext,
 											  "agent_branch load",
@@ -137,7 +166,7 @@ ab_snaptable_load(void)
 	Oid		   *dbs;
 	int			n;
 
-	load_snapshots();
+	load_snapshots(redo);
 	dbs = ab_origin_list(&n);
 	for (int i = 0; i < n; i++)
 		load_branch(dbs[i]);
@@ -160,7 +189,7 @@ ab_snaptable_check_room(void)
 }
 
 void
-ab_snaptable_add(AbSnapId id, Oid source_db, bool confirmed)
+ab_snaptable_add(AbSnapId id, Oid source_db, bool confirmed, bool live)
 {
 	bool		added = true;
 
@@ -170,7 +199,7 @@ ab_snaptable_add(AbSnapId id, Oid source_db, bool confirmed)
 		AbSnapSlot *slot = free_slot();
 
 		if (slot)
-			fill_slot(slot, id, source_db, confirmed);
+			fill_slot(slot, id, source_db, confirmed, live);
 		else
 			added = false;
 	}
@@ -186,7 +215,25 @@ ab_snaptable_confirm(AbSnapId id)
 
 	LWLockAcquire(ab_shared->snap_lock, LW_EXCLUSIVE);
 	if ((slot = find_slot(id)) != NULL)
+	{
 		slot->confirmed = true;
+		slot->left = false;
+	}
+	LWLockRelease(ab_shared->snap_lock);
+}
+
+void
+ab_snaptable_reached(AbSnapId id, bool poisoned)
+{
+	AbSnapSlot *slot;
+
+	LWLockAcquire(ab_shared->snap_lock, LW_EXCLUSIVE);
+	if ((slot = find_slot(id)) != NULL)
+	{
+		slot->ahead = false;
+		slot->poisoned |= poisoned;
+		slot->left = !slot->confirmed;
+	}
 	LWLockRelease(ab_shared->snap_lock);
 }
 
@@ -214,6 +261,17 @@ ab_snaptable_ref(AbSnapId id, int delta)
 }
 
 void
+ab_snaptable_lend(AbSnapId id, Oid parent_db)
+{
+	AbSnapSlot *slot;
+
+	LWLockAcquire(ab_shared->snap_lock, LW_EXCLUSIVE);
+	if ((slot = find_slot(id)) != NULL)
+		slot->lent |= slot->source_db != parent_db;
+	LWLockRelease(ab_shared->snap_lock);
+}
+
+void
 ab_snaptable_clean(AbSnapId id, XLogRecPtr upto)
 {
 	AbSnapSlot *slot;
@@ -225,6 +283,42 @@ ab_snaptable_clean(AbSnapId id, XLogRecPtr upto)
 }
 
 /* ---- asking ---- */
+
+bool
+ab_snaptable_is_poisoned(AbSnapId id)
+{
+	AbSnapSlot	slot;
+	char	   *path;
+	bool		poisoned;
+
+	if (ab_snaptable_get(id, &slot) && slot.poisoned)
+		return true;
+	path = ab_snapshot_path(id, ".poisoned");
+	poisoned = ab_file_exists(path);
+	pfree(path);
+	return poisoned;
+}
+
+/* The newest of the sound live snapshots of db that begin before a position. */
+bool
+ab_snaptable_newest_live(Oid db, XLogRecPtr before, AbSnapId *id)
+{
+	bool		found = false;
+
+	for (int i = 0; i < ab_shared->nsnapslots; i++)
+	{
+		const AbSnapSlot *slot = &ab_shared->snap[i];
+
+		if (AbSnapIdIsValid(slot->id) && slot->live && !slot->ahead && !slot->poisoned &&
+			slot->source_db == db && slot->id.lsn < before &&
+			(!found || slot->id.lsn > id->lsn))
+		{
+			*id = slot->id;
+			found = true;
+		}
+	}
+	return found;
+}
 
 /* Positions of different timelines can overlap: the timeline counts first. */
 static bool
@@ -243,8 +337,8 @@ ab_snaptable_newest(Oid source_db, AbSnapSlot *out)
 	{
 		const AbSnapSlot *slot = &ab_shared->snap[i];
 
-		if (AbSnapIdIsValid(slot->id) && slot->confirmed &&
-			slot->source_db == source_db &&
+		if (AbSnapIdIsValid(slot->id) && slot->confirmed && !slot->ahead &&
+			!slot->poisoned && slot->source_db == source_db &&
 			(best == NULL || is_newer(slot->id, best->id)))
 			best = slot;
 	}

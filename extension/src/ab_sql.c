@@ -113,11 +113,19 @@ ab_sql_row(const char *query, Oid type, Datum value, const char *what)
 	return row;
 }
 
+/*
+ * pinned_bytes is left out: it is the one column that looks at all snapshots, for which
+ * a creation must not wait.
+ */
 Datum
 ab_sql_branch_row(Oid db, const char *name)
 {
 	static const char query[] =
-	"SELECT b FROM branch.branches AS b WHERE b.id OPERATOR(pg_catalog.=) $1";
+	"SELECT ROW(b.id, b.name, b.parent_id, b.parent_name, b.parent_lsn, b.parent_timestamp,"
+	" b.depth, b.current_state, b.is_default, b.protected, b.protected_until, b.created_at,"
+	" b.created_by, b.last_reset_at, b.last_active_at, b.expires_at,"
+	" b.suspend_timeout_seconds, b.logical_bytes, b.own_bytes, NULL, b.labels)"
+	"::branch.branches FROM branch.branches AS b WHERE b.id OPERATOR(pg_catalog.=) $1";
 
 	return ab_sql_row(query, OIDOID, ObjectIdGetDatum(db),
 					  psprintf("branch \"%s\"", name));

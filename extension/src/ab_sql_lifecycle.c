@@ -1,6 +1,6 @@
 /*
  * ab_sql_lifecycle.c
- *	  branch.create, ensure, create_many, delete, reset.
+ *	  branch.create, ensure, create_many, delete, reset, restore.
  *
  * Backends in the control database.  Arguments are checked and translated here;
  * rights, locks and everything else are ab_lifecycle.h's.  Arguments of later versions
@@ -25,6 +25,7 @@
 #include "ab_origin.h"
 #include "ab_settings.h"
 #include "ab_sql.h"
+#include "ab_sql_at.h"
 #include "ab_storagefiles.h"
 #include "ab_tables.h"
 
@@ -34,6 +35,7 @@ PG_FUNCTION_INFO_V1(ab_sql_ensure);
 PG_FUNCTION_INFO_V1(ab_sql_create_many);
 PG_FUNCTION_INFO_V1(ab_sql_delete);
 PG_FUNCTION_INFO_V1(ab_sql_reset);
+PG_FUNCTION_INFO_V1(ab_sql_restore);
 
 typedef enum IfExists
 {
@@ -52,13 +54,25 @@ ab_sql_check_installable(PG_FUNCTION_ARGS)
 
 /* ---- resetting, and remembering it ---- */
 
+static void
+execute_for(const char *sql, Oid new_db, Oid old_db)
+{
+	Oid			types[2] = {OIDOID, OIDOID};
+	Datum		values[2];
+
+	values[0] = ObjectIdGetDatum(new_db);
+	values[1] = ObjectIdGetDatum(old_db);
+	(void) ab_tables_execute(sql, 2, types, values, NULL);
+}
+
 /*
  * A reset branch is a new database; when it was first created, and that it was
  * reset, is remembered under OID and creation time, so that another database that
- * gets the OID later is not taken for it.
+ * gets the OID later is not taken for it.  Named snapshots of what it was and their
+ * schedules are the new one's, unless the old one lives on.
  */
 static void
-remember_reset(Oid new_db, Oid old_db, TimestampTz old_created_at)
+remember_reset(Oid new_db, Oid old_db, TimestampTz old_created_at, bool preserved)
 {
 	Oid			types[4] = {OIDOID, TIMESTAMPTZOID, OIDOID, TIMESTAMPTZOID};
 	Datum		values[4];
@@ -79,21 +93,27 @@ remember_reset(Oid new_db, Oid old_db, TimestampTz old_created_at)
 							 " ON CONFLICT (db) DO UPDATE SET reset_at = excluded.reset_at,"
 							 " created_at = excluded.created_at",
 							 4, types, values, NULL);
-	(void) ab_tables_execute("DELETE FROM branch.resets WHERE db = $1",
-							 1, &types[2], &values[2], NULL);
+	if (!preserved)
+	{
+		execute_for("DELETE FROM branch.resets WHERE db = $2", new_db, old_db);
+		execute_for("UPDATE branch.named_snapshots SET source_id = $1 WHERE source_id = $2",
+					new_db, old_db);
+		execute_for("UPDATE branch.schedules SET parent_id = $1 WHERE parent_id = $2",
+					new_db, old_db);
+	}
 	SPI_finish();
 }
 
 static Oid
-reset_branch(const char *name, bool force)
+reset_branch(const AbResetOptions *opt)
 {
-	Oid			old = get_database_oid(name, true);
+	Oid			old = get_database_oid(opt->name, true);
 	AbOriginHeader before;
 	bool		known = OidIsValid(old) && ab_storage_read_origin(old, &before);
-	Oid			db = ab_reset_branch(name, force);
+	Oid			db = ab_reset_branch(opt);
 
 	if (known)
-		remember_reset(db, old, before.created_at);
+		remember_reset(db, old, before.created_at, opt->preserve_under_name != NULL);
 	return db;
 }
 
@@ -146,33 +166,51 @@ existing_branch(const AbCreateOptions *opt, IfExists if_exists)
 	return db;
 }
 
+/* branch.create(..., if_exists => 'reset') of a branch that is there. */
+static Oid
+reset_existing(const AbCreateOptions *opt, const char *at)
+{
+	AbResetOptions reset = {.name = opt->name};
+
+	if (at != NULL)
+		ab_sql_find_restore_point(at, &reset);
+	return reset_branch(&reset);
+}
+
 /*
  * Rights come first: who has none must not be able to hold a name.  Then the name
  * is locked and looked for again, so that two sessions that ensure the same branch
  * take turns, and the second finds the first one's.
  */
 static Oid
-create_branch(const AbCreateOptions *opt, IfExists if_exists)
+create_branch(AbCreateOptions *opt, const char *at, IfExists if_exists)
 {
-	const char *parent = opt->parent ? opt->parent : ab_default_parent;
+	const char *parent;
 	Oid			db;
 
+	if (if_exists != IF_EXISTS_ERROR)
+	{
+		ab_prevent_read_only("branch creation");
+		ab_check_branch_name(opt->name);
+		db = existing_branch(opt, if_exists);
+		if (OidIsValid(db))
+			return if_exists == IF_EXISTS_RETURN ? db : reset_existing(opt, at);
+	}
+	if (at != NULL)
+		ab_sql_find_at(at, opt);
 	if (if_exists == IF_EXISTS_ERROR)
 		return ab_create_branch(opt);
-	ab_prevent_read_only("branch creation");
-	ab_check_branch_name(opt->name);
-	db = existing_branch(opt, if_exists);
-	if (OidIsValid(db) && if_exists == IF_EXISTS_RETURN)
-		return db;
-	if (OidIsValid(db))
-		return reset_branch(opt->name, false);
 
-	ab_check_parent_rights(ab_find_parent(parent), parent);
+	if (opt->parent == NULL && AbSnapIdIsValid(opt->at) && !superuser())
+		return ab_create_branch(opt);	/* which says why not */
+	parent = opt->parent ? opt->parent : ab_default_parent;
+	if (opt->parent != NULL || !AbSnapIdIsValid(opt->at))
+		ab_check_parent_rights(ab_find_parent(parent), parent);
 	ab_lock_branch_name(opt->name);
 	db = existing_branch(opt, if_exists);
 	if (!OidIsValid(db))
 		return ab_create_branch(opt);
-	return if_exists == IF_EXISTS_RETURN ? db : reset_branch(opt->name, false);
+	return if_exists == IF_EXISTS_RETURN ? db : reset_existing(opt, at);
 }
 
 static bool
@@ -181,7 +219,7 @@ jsonb_is_empty_object(Jsonb *jb)
 	return JB_ROOT_IS_OBJECT(jb) && JB_ROOT_COUNT(jb) == 0;
 }
 
-/* Arguments 0-7 are the same for branch.create and branch.ensure. */
+/* Arguments 0-7 are the same for branch.create and branch.ensure; 2 is "at". */
 static void
 read_create_arguments(FunctionCallInfo fcinfo, const char *function,
 					  AbCreateOptions *opt)
@@ -191,8 +229,6 @@ read_create_arguments(FunctionCallInfo fcinfo, const char *function,
 	opt->allow_connections = true;
 	opt->name = ab_sql_required_text(fcinfo, 0, "name");
 	opt->parent = ab_sql_text(fcinfo, 1);
-	if (!PG_ARGISNULL(2))
-		ab_sql_unsupported(function, "at");
 	if (!PG_ARGISNULL(3))
 		opt->owner = pstrdup(NameStr(*PG_GETARG_NAME(3)));
 	if (!PG_ARGISNULL(4))
@@ -214,7 +250,8 @@ ab_sql_create(PG_FUNCTION_ARGS)
 	ab_require_control_database();
 	read_create_arguments(fcinfo, "branch.create", &opt);
 	if_exists = parse_if_exists(ab_sql_text(fcinfo, 8));
-	PG_RETURN_DATUM(ab_sql_branch_row(create_branch(&opt, if_exists), opt.name));
+	PG_RETURN_DATUM(ab_sql_branch_row(create_branch(&opt, ab_sql_text(fcinfo, 2), if_exists),
+									  opt.name));
 }
 
 Datum
@@ -224,7 +261,9 @@ ab_sql_ensure(PG_FUNCTION_ARGS)
 
 	ab_require_control_database();
 	read_create_arguments(fcinfo, "branch.ensure", &opt);
-	PG_RETURN_DATUM(ab_sql_branch_row(create_branch(&opt, IF_EXISTS_RETURN), opt.name));
+	PG_RETURN_DATUM(ab_sql_branch_row(create_branch(&opt, ab_sql_text(fcinfo, 2),
+													IF_EXISTS_RETURN),
+									  opt.name));
 }
 
 static void
@@ -314,12 +353,26 @@ ab_sql_delete(PG_FUNCTION_ARGS)
 Datum
 ab_sql_reset(PG_FUNCTION_ARGS)
 {
-	char	   *name;
+	AbResetOptions opt = {0};
 
 	ab_require_control_database();
-	name = ab_sql_required_text(fcinfo, 0, "name");
-	if (!PG_ARGISNULL(1))
-		ab_sql_unsupported("branch.reset", "preserve_under_name");
-	PG_RETURN_DATUM(ab_sql_branch_row(reset_branch(name, ab_sql_bool(fcinfo, 2, false)),
-									  name));
+	opt.name = ab_sql_required_text(fcinfo, 0, "name");
+	opt.preserve_under_name = ab_sql_text(fcinfo, 1);
+	opt.force = ab_sql_bool(fcinfo, 2, false);
+	PG_RETURN_DATUM(ab_sql_branch_row(reset_branch(&opt), opt.name));
+}
+
+Datum
+ab_sql_restore(PG_FUNCTION_ARGS)
+{
+	AbResetOptions opt = {0};
+	char	   *at;
+
+	ab_require_control_database();
+	opt.name = ab_sql_required_text(fcinfo, 0, "name");
+	at = ab_sql_required_text(fcinfo, 1, "at");
+	opt.preserve_under_name = ab_sql_text(fcinfo, 2);
+	opt.force = ab_sql_bool(fcinfo, 3, false);
+	ab_sql_find_restore_point(at, &opt);
+	PG_RETURN_DATUM(ab_sql_branch_row(reset_branch(&opt), opt.name));
 }

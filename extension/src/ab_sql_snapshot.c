@@ -20,16 +20,19 @@
 #include "utils/builtins.h"
 #include "utils/datetime.h"
 #include "utils/fmgrprotos.h"
+#include "utils/inval.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
 #include "ab_catalogrows.h"
 #include "ab_gc.h"
+#include "ab_hidden.h"
 #include "ab_request.h"
 #include "ab_settings.h"
 #include "ab_snapshot.h"
 #include "ab_sql.h"
+#include "ab_sql_snapshot.h"
 #include "ab_tables.h"
 
 PG_FUNCTION_INFO_V1(ab_sql_snapshot);
@@ -39,8 +42,8 @@ PG_FUNCTION_INFO_V1(ab_sql_gc);
 /* ---- named snapshots ---- */
 
 /* A name that could be an id would make "which snapshot" ambiguous. */
-static void
-check_snapshot_name(const char *name)
+void
+ab_sql_check_snapshot_name(const char *name)
 {
 	AbSnapId	id;
 
@@ -61,8 +64,8 @@ check_snapshot_name(const char *name)
 				 errdetail("Names of this form are ids of snapshots.")));
 }
 
-static TimestampTz
-keep_until(const Interval *keep)
+TimestampTz
+ab_sql_keep_until(const Interval *keep)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz until;
@@ -95,23 +98,27 @@ snapshot_name_exists(const char *name)
 
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	exists = ab_tables_execute("SELECT 1 FROM branch.named_snapshots WHERE name = $1",
+	exists = ab_tables_execute("SELECT 1 FROM branch.named_snapshots WHERE name = $1"
+							   " AND (keep_until IS NULL OR keep_until > clock_timestamp())",
 							   1, types, values, NULL) > 0;
 	SPI_finish();
 	return exists;
 }
 
-static void
-insert_name(const char *name, const char *id, Oid source, const char *source_name,
-			const TimestampTz *until)
+/* A name whose time is over is free, even if no sweep has come by yet. */
+void
+ab_sql_name_snapshot(const char *name, AbSnapId id, Oid source, const char *source_name,
+					 const TimestampTz *until)
 {
 	Oid			types[6] = {TEXTOID, TEXTOID, OIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID};
 	Datum		values[6];
 	char		nulls[7] = "      ";
+	char		text[AB_SNAPID_TEXT_LEN + 1];
 	uint64		n;
 
+	ab_snapid_format(id, text);
 	values[0] = CStringGetTextDatum(name);
-	values[1] = CStringGetTextDatum(id);
+	values[1] = CStringGetTextDatum(text);
 	values[2] = ObjectIdGetDatum(source);
 	values[3] = CStringGetTextDatum(source_name);
 	values[4] = CStringGetTextDatum(GetUserNameFromId(GetUserId(), false));
@@ -123,14 +130,57 @@ insert_name(const char *name, const char *id, Oid source, const char *source_nam
 
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	n = ab_tables_execute("INSERT INTO branch.named_snapshots"
+	n = ab_tables_execute("INSERT INTO branch.named_snapshots AS n"
 						  " (name, id, source_id, source_name, created_by, keep_until)"
 						  " VALUES ($1, $2, $3, $4, $5, $6)"
-						  " ON CONFLICT (name) DO NOTHING",
+						  " ON CONFLICT (name) DO UPDATE SET id = excluded.id,"
+						  " source_id = excluded.source_id, source_name = excluded.source_name,"
+						  " created_at = excluded.created_at, created_by = excluded.created_by,"
+						  " keep_until = excluded.keep_until, closed_at = NULL, warned_at = NULL"
+						  " WHERE n.keep_until <= clock_timestamp()",
 						  6, types, values, nulls);
 	SPI_finish();
 	if (n == 0)
 		raise_duplicate(name);
+}
+
+/* A snapshot that is as old as its source cannot be kept for long if that is old. */
+static void
+check_age(AbSnapId id, const char *dbname)
+{
+	AbHiddenAge age;
+
+	if (!ab_hidden_read_age(id, &age) || age.used < AB_HIDDEN_AGE_WARN)
+		return;
+	ereport(age.used < AB_HIDDEN_AGE_CLOSE ? WARNING : ERROR,
+			(errcode(age.used < AB_HIDDEN_AGE_CLOSE ? ERRCODE_WARNING :
+					 ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 age.used < AB_HIDDEN_AGE_CLOSE ?
+			 errmsg("a snapshot of database \"%s\" can be branched for a short time only", dbname) :
+			 errmsg("a snapshot of database \"%s\" cannot be kept", dbname),
+			 errdetail("The transaction ids of the database are at %.0f %% of the age that autovacuum allows; at %.0f %% snapshots are closed.",
+					   age.used * 100, AB_HIDDEN_AGE_CLOSE * 100),
+			 errhint("Run VACUUM (FREEZE) in the database, and take a snapshot then.")));
+}
+
+AbSnapId
+ab_sql_take_snapshot(Oid db, const char *dbname, bool kept)
+{
+	AbHiddenAge age;
+	AbSnapId	id;
+
+	ab_lock_parent(db, dbname);
+	id = ab_snapshot_get(db, false);
+	if (!kept)
+		return id;
+
+	/* VACUUM (FREEZE) changes nothing that would ask for a new one by itself */
+	AcceptInvalidationMessages();
+	if (ab_hidden_read_age(id, &age) && age.used >= AB_HIDDEN_AGE_UNNAMED &&
+		ab_hidden_source_is_younger(db, &age))
+		id = ab_snapshot_get(db, true);
+	check_age(id, dbname);
+	return id;
 }
 
 /* branch.snapshot(parent, name, keep): without a name and a time it is not kept. */
@@ -146,7 +196,8 @@ ab_sql_snapshot(PG_FUNCTION_ARGS)
 	char	   *name;
 	TimestampTz until = 0;
 	bool		has_keep = !PG_ARGISNULL(2);
-	char		id[AB_SNAPID_TEXT_LEN + 1];
+	char		text[AB_SNAPID_TEXT_LEN + 1];
+	AbSnapId	id;
 	Oid			parent;
 
 	ab_require_control_database();
@@ -155,24 +206,24 @@ ab_sql_snapshot(PG_FUNCTION_ARGS)
 		parent_name = pstrdup(ab_default_parent);
 	name = ab_sql_text(fcinfo, 1);
 	if (name)
-		check_snapshot_name(name);
+		ab_sql_check_snapshot_name(name);
 	if (has_keep)
-		until = keep_until(PG_GETARG_INTERVAL_P(2));
+		until = ab_sql_keep_until(PG_GETARG_INTERVAL_P(2));
 
 	ab_prevent_read_only("branch.snapshot()");
 	parent = ab_find_parent(parent_name);
 	ab_check_parent_rights(parent, parent_name);
-	ab_lock_parent(parent, parent_name);
 	if (name && snapshot_name_exists(name))
 		raise_duplicate(name);
 
-	ab_snapid_format(ab_snapshot_get(parent, false), id);
+	id = ab_sql_take_snapshot(parent, parent_name, name || has_keep);
+	ab_snapid_format(id, text);
 	if (name == NULL && !has_keep)
-		PG_RETURN_DATUM(ab_sql_row(by_id, TEXTOID, CStringGetTextDatum(id),
-								   psprintf("snapshot \"%s\"", id)));
+		PG_RETURN_DATUM(ab_sql_row(by_id, TEXTOID, CStringGetTextDatum(text),
+								   psprintf("snapshot \"%s\"", text)));
 	if (name == NULL)
-		name = psprintf("%s-%s", id, timestamptz_to_str(until));
-	insert_name(name, id, parent, parent_name, has_keep ? &until : NULL);
+		name = psprintf("%s-%s", text, timestamptz_to_str(until));
+	ab_sql_name_snapshot(name, id, parent, parent_name, has_keep ? &until : NULL);
 	PG_RETURN_DATUM(ab_sql_row(by_name, TEXTOID, CStringGetTextDatum(name),
 							   psprintf("snapshot \"%s\"", name)));
 }
@@ -255,6 +306,9 @@ forget_gone_databases(void)
 	(void) ab_tables_execute("DELETE FROM branch.resets AS r WHERE NOT EXISTS"
 							 " (SELECT 1 FROM pg_database AS d WHERE d.oid = r.db)",
 							 0, NULL, NULL, NULL);
+	(void) ab_tables_execute("DELETE FROM branch.schedules AS s WHERE NOT EXISTS"
+							 " (SELECT 1 FROM pg_database AS d WHERE d.oid = s.parent_id)",
+							 0, NULL, NULL, NULL);
 	SPI_finish();
 }
 
@@ -293,6 +347,12 @@ ab_sql_gc(PG_FUNCTION_ARGS)
 	put_items(rsinfo, ab_retire_snapshots(dry_run, true,
 										 ab_tables_kept_snapshots(!dry_run)));
 	if (!dry_run)
+	{
+		/* deleted branches whose files were needed until now, and what these held */
+		put_items(rsinfo, ab_sweep_orphans(false));
+		put_items(rsinfo, ab_retire_snapshots(false, true, ab_tables_kept_snapshots(false)));
 		forget_gone_databases();
+	}
+	ab_hidden_warn(true);
 	return (Datum) 0;
 }

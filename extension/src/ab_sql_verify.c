@@ -28,6 +28,7 @@
 #include "utils/tuplestore.h"
 
 #include "ab_file.h"
+#include "ab_images.h"
 #include "ab_gc.h"
 #include "ab_hidden.h"
 #include "ab_manifest.h"
@@ -115,11 +116,13 @@ check_layers(Verify *v, const char *label, const AbManifest *m)
 	blocks = palloc(m->h->nlayers * sizeof(int64));
 	for (uint32 i = 0; i < m->h->nlayers; i++)
 	{
+		if (m->layers[i].live_db != InvalidOid)
+			blocks[i] = -1;		/* a database, not a file */
 		/* a snapshot without pages of its own may have no file for them */
-		if (i == 0 && m->h->pages_blocks == 0)
+		else if (i == 0 && m->h->pages_blocks == 0)
 			blocks[i] = 0;
 		else
-			blocks[i] = layer_blocks(v, label, m->layers[i]);
+			blocks[i] = layer_blocks(v, label, m->layers[i].id);
 	}
 	if (blocks[0] >= 0 && blocks[0] < (int64) m->h->pages_blocks)
 		report(v, label, "layer file has " INT64_FORMAT " blocks instead of %u",
@@ -174,7 +177,7 @@ check_snapshot(Verify *v, AbSnapId id, AbManifestHeader *header)
 	{
 		if (!AbSnapIdEquals(m.h->id, id))
 			report(v, label, "manifest \"%s\" is that of another snapshot", path);
-		if (ab_file_exists(ab_snapshot_path(id, ".poisoned")))
+		if (ab_snaptable_is_poisoned(id))
 			report(v, label, "it is poisoned: its pages must not be read");
 		check_layers(v, label, &m);
 	}
@@ -258,7 +261,9 @@ check_locked_branch(Verify *v, Form_pg_database row)
 			report(v, label, "%s was never confirmed", snapshot_label(origin.snapshot));
 		if (slot.nbranches == 0)
 			report(v, label, "%s counts no branches", snapshot_label(origin.snapshot));
-		if (slot.source_db != origin.parent_db)
+		/* restored to a snapshot of itself, it hangs on one of what it was before */
+		if (slot.source_db != origin.parent_db &&
+			SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(slot.source_db)))
 			report(v, label, "%s was taken of database %u, not of its parent %u",
 				   snapshot_label(origin.snapshot), slot.source_db, origin.parent_db);
 	}
@@ -326,6 +331,24 @@ check_all_snapshots(Verify *v)
 		if (!slots[i].confirmed || !ab_snaptable_get(slots[i].id, &now))
 			continue;			/* retired meanwhile */
 		(void) check_snapshot(v, slots[i].id, &m);
+	}
+}
+
+/* The store's own rules (README.before_images, E4). */
+static void
+check_images(Verify *v)
+{
+	int			n;
+	Oid		   *dbs = ab_images_databases(&n);
+
+	for (int i = 0; i < n; i++)
+	{
+		ListCell   *lc;
+
+		CHECK_FOR_INTERRUPTS();
+		foreach(lc, ab_images_check(dbs[i]))
+			report(v, psprintf("saved pages of database %u", dbs[i]), "%s",
+				   (char *) lfirst(lc));
 	}
 }
 
@@ -419,7 +442,7 @@ check_stray_layers(Verify *v)
 			if (image == NULL || ab_manifest_check(image, len, &m) != NULL)
 				continue;
 			for (uint32 i = 0; i < m.h->nlayers; i++)
-				(void) hash_search(named, &m.layers[i], HASH_ENTER, NULL);
+				(void) hash_search(named, &m.layers[i].id, HASH_ENTER, NULL);
 			pfree(image);
 		}
 	}
@@ -464,6 +487,7 @@ ab_sql_verify(PG_FUNCTION_ARGS)
 		(void) ab_gc_lock();
 		check_all_snapshots(&v);
 		check_stray_rows(&v);
+		check_images(&v);
 		check_old_files(&v, AB_SNAPSHOT_DIR);
 		check_old_files(&v, AB_BRANCH_DIR);
 		check_stray_layers(&v);

@@ -24,13 +24,14 @@
 #include "utils/tuplestore.h"
 
 #include "ab_file.h"
+#include "ab_hidden.h"
 #include "ab_manifest.h"
 #include "ab_origin.h"
 #include "ab_settings.h"
 #include "ab_size.h"
 #include "ab_snapshot.h"
-#include "ab_snaptable.h"
 #include "ab_sql.h"
+#include "ab_sql_at.h"
 #include "ab_storage.h"
 #include "ab_storagefiles.h"
 
@@ -38,6 +39,7 @@ PG_FUNCTION_INFO_V1(ab_sql_origin);
 PG_FUNCTION_INFO_V1(ab_sql_own_bytes);
 PG_FUNCTION_INFO_V1(ab_sql_logical_bytes);
 PG_FUNCTION_INFO_V1(ab_sql_snapshots);
+PG_FUNCTION_INFO_V1(ab_sql_may_see_database);
 PG_FUNCTION_INFO_V1(ab_sql_current);
 
 static Datum
@@ -121,51 +123,69 @@ ab_sql_current(PG_FUNCTION_ARGS)
 
 /* ---- snapshots ---- */
 
-#define SNAPSHOT_COLUMNS 9
+#define SNAPSHOT_COLUMNS 12
 
 static void
 put_snapshot(ReturnSetInfo *rsinfo, const AbSnapSlot *slot)
 {
 	AbManifestHeader m;
+	AbHiddenAge age;
 	Datum		values[SNAPSHOT_COLUMNS];
 	bool		nulls[SNAPSHOT_COLUMNS] = {false};
 	bool		readable = ab_manifest_read_header(slot->id, &m);
+	bool		open = ab_hidden_read_age(slot->id, &age);
 
 	values[0] = id_datum(slot->id);
 	values[1] = ObjectIdGetDatum(slot->source_db);
 	values[2] = LSNGetDatum(slot->id.lsn);
-	nulls[3] = nulls[4] = !readable;
+	nulls[3] = nulls[4] = nulls[5] = !readable;
 	if (readable)
 	{
 		values[3] = TimestampTzGetDatum(m.taken_at);
 		values[4] = Int32GetDatum((int32) m.depth);
+		values[5] = CStringGetTextDatum(m.flags & AB_MANIFEST_LIVE ?
+										"before_image" : "pages");
 	}
-	values[5] = Int32GetDatum((int32) slot->nbranches);
-	values[6] = BoolGetDatum(OidIsValid(get_database_oid(ab_hidden_name(slot->id), true)));
-	values[7] = BoolGetDatum(ab_file_exists(ab_snapshot_path(slot->id, ".poisoned")));
-	values[8] = Int64GetDatum(ab_sql_file_bytes(slot->id, ".pages") +
-							  ab_sql_file_bytes(slot->id, ".manifest"));
+	values[6] = Int32GetDatum((int32) slot->nbranches);
+	values[7] = BoolGetDatum(open);
+	values[8] = BoolGetDatum(slot->poisoned ||
+							 ab_file_exists(ab_snapshot_path(slot->id, ".poisoned")));
+	nulls[9] = nulls[10] = !open;
+	if (open)
+	{
+		values[9] = Int32GetDatum(age.xids);
+		values[10] = Int32GetDatum((int32) (age.used * 100));
+	}
+	values[11] = Int64GetDatum(ab_sql_file_bytes(slot->id, ".pages") +
+							   ab_sql_file_bytes(slot->id, ".manifest"));
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 
 /*
- * (id, source, lsn, taken_at, depth, branches, is_open, poisoned, bytes) of all
- * usable snapshots.
+ * (id, source, lsn, taken_at, depth, kind, branches, is_open, poisoned, xid_age,
+ * age_percent, bytes) of all usable snapshots.
  */
 Datum
 ab_sql_snapshots(PG_FUNCTION_ARGS)
 {
-	AbSnapSlot *slots;
+	AbKnownSnapshot *known;
 	int			n;
 
 	ab_require_control_database();
 	InitMaterializedSRF(fcinfo, 0);
-	slots = ab_snaptable_all(&n);
+	known = ab_sql_known_snapshots(&n);
 	for (int i = 0; i < n; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (slots[i].confirmed && ab_sql_may_see(slots[i].source_db))
-			put_snapshot((ReturnSetInfo *) fcinfo->resultinfo, &slots[i]);
+		if (ab_sql_may_see(known[i].owner))
+			put_snapshot((ReturnSetInfo *) fcinfo->resultinfo, &known[i].slot);
 	}
 	return (Datum) 0;
+}
+
+Datum
+ab_sql_may_see_database(PG_FUNCTION_ARGS)
+{
+	ab_require_control_database();
+	PG_RETURN_BOOL(ab_sql_may_see(PG_GETARG_OID(0)));
 }

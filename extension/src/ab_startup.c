@@ -19,11 +19,15 @@
 #include "storage/ipc.h"
 
 #include "ab_attach.h"
+#include "ab_epoch.h"
 #include "ab_file.h"
+#include "ab_images.h"
 #include "ab_journal.h"
+#include "ab_recovery.h"
 #include "ab_snapshot.h"
 #include "ab_snaptable.h"
 #include "ab_storage.h"
+#include "ab_witness.h"
 
 static shmem_startup_hook_type prev_shmem_startup = NULL;
 
@@ -49,11 +53,30 @@ remove_tmp_origins(void)
 	FreeDir(dir);
 }
 
+/*
+ * The index of before-images is made from what is durable.  In a backup only images
+ * of snapshots before the replay's beginning are of use; the others come again.
+ */
+static void
+rebuild_images(bool backup, XLogRecPtr redo)
+{
+	int			n;
+	Oid		   *dbs = ab_images_databases(&n);
+
+	for (int i = 0; i < n; i++)
+		if (!ab_images_rebuild(dbs[i], backup, backup ? redo + 1 : InvalidXLogRecPtr))
+			ab_witness_poison_database(dbs[i],
+									   "Saved pages could not be read when the server started.");
+	pfree(dbs);
+}
+
 static void
 prepare_files(void)
 {
 	bool		crc_ok;
 	ControlFileData *control = get_controlfile(".", &crc_ok);
+	XLogRecPtr	redo;
+	bool		backup = ab_recovery_from_backup(control, &redo);
 	bool		clean = crc_ok &&
 		(control->state == DB_SHUTDOWNED ||
 		 control->state == DB_SHUTDOWNED_IN_RECOVERY);
@@ -61,9 +84,13 @@ prepare_files(void)
 	ab_file_make_dirs();
 	remove_tmp_origins();
 	ab_snapshot_remove_tmp();
+	ab_witness_begin(control);
 	if (!clean)
 		ab_storage_repair_all();
 	ab_journal_recover(control->checkPointCopy.redo);
+	rebuild_images(backup, redo);
+	ab_snaptable_load(redo);
+	ab_epoch_load();
 	pfree(control);
 }
 
@@ -76,7 +103,6 @@ startup(void)
 		return;
 	ab_attach_self_test();
 	prepare_files();
-	ab_snaptable_load();
 }
 
 void

@@ -92,15 +92,38 @@ try_make_unlogged(Oid db, const AbManifest *m)
 	PG_END_TRY();
 }
 
-/* Directory, PG_VERSION and (given a map) pg_filenode.map, where not whole. */
+/*
+ * pg_filenode.map out of a manifest whose pages must not be read: without the map a
+ * session of the branch would not even come to hear of that.
+ */
 static void
-mend_small_files(Oid db, Oid spc, const AbManifest *m)
+mend_relmap_of_unreadable(Oid db, Oid spc, AbSnapId snapshot)
+{
+	char	   *path = ab_snapshot_path(snapshot, ".manifest");
+	size_t		len;
+	char	   *image = ab_file_read(path, &len);
+	AbManifest	m;
+
+	if (image != NULL && ab_manifest_check(image, len, &m) == NULL)
+		ab_storage_write_relmap(db, spc, m.relmap);
+	if (image != NULL)
+		pfree(image);
+	pfree(path);
+}
+
+/* Directory, PG_VERSION and pg_filenode.map, where not whole. */
+static void
+mend_small_files(Oid db, Oid spc, AbSnapId snapshot, const AbManifest *m)
 {
 	ab_storage_make_dir(db, spc, true);
 	if (!ab_storage_version_sound(db, spc))
 		ab_storage_write_version(db, spc);
-	if (m != NULL && !ab_storage_relmap_sound(db, spc))
+	if (ab_storage_relmap_sound(db, spc))
+		return;
+	if (m != NULL)
 		ab_storage_write_relmap(db, spc, m->relmap);
+	else
+		mend_relmap_of_unreadable(db, spc, snapshot);
 }
 
 /* ---- replay ---- */
@@ -142,7 +165,7 @@ ab_storage_create_redo(const xl_ab_branch_create *rec, XLogRecPtr end)
 		wipe(rec->db);
 
 	m = try_manifest(rec->snapshot, &missing);
-	mend_small_files(rec->db, rec->spc, m);
+	mend_small_files(rec->db, rec->spc, rec->snapshot, m);
 	if (!same)
 	{
 		if (m != NULL)
@@ -207,7 +230,7 @@ repair(Oid db)
 					(errmsg("cannot repair branch database %u", db),
 					 errdetail("Its relation map is incomplete and its snapshot cannot be read.")));
 	}
-	mend_small_files(db, header.spc, m);
+	mend_small_files(db, header.spc, header.snapshot, m);
 	if (m != NULL)
 		ab_manifest_release(m);
 }

@@ -376,6 +376,7 @@ ab_storage_write_origin(const xl_ab_branch_create *rec, AbSnapId incarnation)
 	header.created_at = rec->created_at;
 	ab_origin_create(&header);
 	ab_snaptable_ref(rec->snapshot, 1);
+	ab_snaptable_lend(rec->snapshot, rec->parent_db);
 }
 
 bool

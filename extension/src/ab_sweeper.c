@@ -17,6 +17,7 @@
 
 #include "ab_tables.h"
 #include "ab_gc.h"
+#include "ab_hidden.h"
 #include "ab_settings.h"
 
 PGDLLEXPORT void ab_sweeper_main(Datum arg);
@@ -47,10 +48,20 @@ sweep_orphans(void)
 	(void) ab_sweep_orphans(false);
 }
 
+/* Of deleted branches that others shared files with, the second sweep gets the rest. */
 static void
 sweep_snapshots(void)
 {
-	(void) ab_retire_snapshots(false, false, ab_tables_kept_snapshots(true));
+	if (ab_retire_snapshots(false, false, ab_tables_kept_snapshots(true)) == NIL)
+		return;
+	(void) ab_sweep_orphans(false);
+	(void) ab_retire_snapshots(false, false, ab_tables_kept_snapshots(false));
+}
+
+static void
+warn_of_age(void)
+{
+	ab_hidden_warn(false);
 }
 
 /* One step in a transaction of its own; an error is logged, not passed on. */
@@ -91,6 +102,7 @@ ab_sweeper_main(Datum arg)
 	ab_sweeper_settings();
 	run_step(sweep_orphans, "sweeping storage of dropped branches");
 	run_step(sweep_snapshots, "retiring snapshots that nobody needs");
+	run_step(warn_of_age, "looking for snapshots that get too old");
 }
 
 BackgroundWorkerHandle *

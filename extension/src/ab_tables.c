@@ -21,6 +21,7 @@
 #include "utils/syscache.h"
 
 #define NAMED_TABLE "named_snapshots"
+#define PROTECTS "closed_at IS NULL AND (keep_until IS NULL OR keep_until > clock_timestamp())"
 
 /* Is the extension created in this database? */
 static bool
@@ -91,11 +92,50 @@ ab_tables_snapshot_kept(AbSnapId id)
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	kept = ab_tables_execute("SELECT 1 FROM branch." NAMED_TABLE
-							  " WHERE id = $1 AND (keep_until IS NULL"
-							  " OR keep_until > clock_timestamp())",
+							  " WHERE id = $1 AND " PROTECTS,
 							  1, types, values, NULL) > 0;
 	SPI_finish();
 	return kept;
+}
+
+static bool
+any_name(const char *condition)
+{
+	char	   *sql = psprintf("SELECT 1 FROM branch." NAMED_TABLE " AS n WHERE %s LIMIT 1",
+							   condition);
+
+	return ab_tables_execute(sql, 0, NULL, NULL, NULL) > 0;
+}
+
+/*
+ * Look first: a statement that writes would wait at the gate for nothing.  Names that
+ * somebody is changing are left for another time, so that nobody holds up a sweep.
+ */
+static void
+change_names(const char *change, const char *condition)
+{
+	if (any_name(condition))
+		(void) ab_tables_execute(psprintf("%s WHERE name IN"
+										  " (SELECT n.name FROM branch." NAMED_TABLE " AS n"
+										  " WHERE %s FOR UPDATE SKIP LOCKED)",
+										  change, condition),
+								 0, NULL, NULL, NULL);
+}
+
+/*
+ * Whoever gives a name has the hidden row in sight before and keeps it until the name
+ * is committed, so a name without the row is one of a closed snapshot.
+ */
+static void
+expire_names(void)
+{
+	change_names("DELETE FROM branch." NAMED_TABLE,
+				 "n.keep_until <= clock_timestamp()");
+	change_names("UPDATE branch." NAMED_TABLE " SET closed_at = clock_timestamp()",
+				 "n.closed_at IS NULL"
+				 " AND n.created_at < now()"	/* not this transaction's, which may see less */
+				 " AND NOT EXISTS (SELECT 1 FROM pg_database AS d"
+				 " WHERE d.datname = ('agent_branch_snapshot_' || n.id)::name)");
 }
 
 List *
@@ -110,18 +150,10 @@ ab_tables_kept_snapshots(bool expire)
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 
-	/* look first: a statement that writes would wait at the gate for nothing */
-	if (expire &&
-		ab_tables_execute("SELECT 1 FROM branch." NAMED_TABLE
-						   " WHERE keep_until <= clock_timestamp() LIMIT 1",
-						   0, NULL, NULL, NULL) > 0)
-		(void) ab_tables_execute("DELETE FROM branch." NAMED_TABLE
-								  " WHERE keep_until <= clock_timestamp()",
-								  0, NULL, NULL, NULL);
-	n = ab_tables_execute("SELECT id FROM branch." NAMED_TABLE
-						   " WHERE keep_until IS NULL"
-						   " OR keep_until > clock_timestamp()",
-						   0, NULL, NULL, NULL);
+	if (expire)
+		expire_names();
+	n = ab_tables_execute("SELECT id FROM branch." NAMED_TABLE " WHERE " PROTECTS,
+						  0, NULL, NULL, NULL);
 	for (uint64 i = 0; i < n; i++)
 	{
 		char	   *text = SPI_getvalue(SPI_tuptable->vals[i],
@@ -137,6 +169,49 @@ ab_tables_kept_snapshots(bool expire)
 			result = lappend(result, copy);
 			MemoryContextSwitchTo(old);
 		}
+	}
+	SPI_finish();
+	return result;
+}
+
+static TimestampTz
+timestamp_column(HeapTuple tuple, TupleDesc desc, int column)
+{
+	bool		isnull;
+	Datum		value = SPI_getbinval(tuple, desc, column, &isnull);
+
+	return isnull ? 0 : DatumGetTimestampTz(value);
+}
+
+List *
+ab_tables_names(void)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	List	   *result = NIL;
+	uint64		n;
+
+	if (!installed())
+		return NIL;
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	n = ab_tables_execute("SELECT name, id, source_id, closed_at, warned_at"
+						  " FROM branch." NAMED_TABLE " ORDER BY name",
+						  0, NULL, NULL, NULL);
+	for (uint64 i = 0; i < n; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		MemoryContext old = MemoryContextSwitchTo(caller);
+		AbNamedSnapshot *s = palloc0(sizeof(AbNamedSnapshot));
+		bool		isnull;
+
+		s->name = SPI_getvalue(tuple, desc, 1);
+		s->source_db = DatumGetObjectId(SPI_getbinval(tuple, desc, 3, &isnull));
+		s->closed_at = timestamp_column(tuple, desc, 4);
+		s->warned_at = timestamp_column(tuple, desc, 5);
+		if (ab_snapid_parse(SPI_getvalue(tuple, desc, 2), &s->id))
+			result = lappend(result, s);
+		MemoryContextSwitchTo(old);
 	}
 	SPI_finish();
 	return result;

@@ -11,6 +11,7 @@
 #include "access/xlog.h"
 #include "access/xlog_internal.h"
 #include "access/xloginsert.h"
+#include "storage/bufpage.h"
 
 struct LogicalDecodingContext;
 struct XLogRecordBuffer;
@@ -78,15 +79,19 @@ ab_wal_branch_drop(AbSnapId incarnation, Oid db)
 }
 
 XLogRecPtr
-ab_wal_snapshot(xl_ab_snapshot *rec, const AbForkEntry *forks, const char *relmap)
+ab_wal_snapshot(xl_ab_snapshot *rec, const AbForkEntry *forks, const AbLayerRef *layers,
+				const AbRun *runs, const char *relmap)
 {
 	rec->tli = GetWALInsertionTimeLine();
-	rec->pad = 0;
 
 	XLogBeginInsert();
 	XLogRegisterData((char *) rec, sizeof(*rec));
 	if (rec->nforks > 0)
 		XLogRegisterData((char *) forks, rec->nforks * sizeof(AbForkEntry));
+	if (rec->nlayers > 0)
+		XLogRegisterData((char *) layers, rec->nlayers * sizeof(AbLayerRef));
+	if (rec->nruns > 0)
+		XLogRegisterData((char *) runs, rec->nruns * sizeof(AbRun));
 	XLogRegisterData((char *) relmap, AB_RELMAP_SIZE);
 	return XLogInsert(RM_AGENT_BRANCH_ID, XLOG_AB_SNAPSHOT);
 }
@@ -103,6 +108,46 @@ ab_wal_confirm(AbSnapId id)
 	return XLogInsert(RM_AGENT_BRANCH_ID, XLOG_AB_CONFIRM);
 }
 
+/* What lies between the two ends of a standard page is not logged. */
+static void
+find_hole(const char *page, uint16 *offset, uint16 *length)
+{
+	const PageHeaderData *p = (const PageHeaderData *) page;
+
+	*offset = *length = 0;
+	if (p->pd_lower < SizeOfPageHeaderData || p->pd_lower > p->pd_upper ||
+		p->pd_upper > BLCKSZ)
+		return;
+	for (int i = p->pd_lower; i < p->pd_upper; i++)
+		if (page[i] != 0)
+			return;
+	*offset = p->pd_lower;
+	*length = p->pd_upper - p->pd_lower;
+}
+
+XLogRecPtr
+ab_wal_before_image(AbSnapId epoch, Oid db, AbForkKey key, BlockNumber block,
+					uint32 flags, const char *page)
+{
+	xl_ab_before_image rec;
+
+	rec.epoch = epoch;
+	rec.db = db;
+	rec.spc = key.spc;
+	rec.rel = key.rel;
+	rec.fork = key.fork;
+	rec.block = block;
+	rec.flags = flags;
+	find_hole(page, &rec.hole_offset, &rec.hole_length);
+
+	XLogBeginInsert();
+	XLogRegisterData((char *) &rec, sizeof(rec));
+	XLogRegisterData((char *) page, rec.hole_offset);
+	XLogRegisterData((char *) page + rec.hole_offset + rec.hole_length,
+					 BLCKSZ - rec.hole_offset - rec.hole_length);
+	return XLogInsert(RM_AGENT_BRANCH_ID, XLOG_AB_BEFORE_IMAGE);
+}
+
 XLogRecPtr
 ab_wal_retire(AbSnapId id, uint32 what)
 {
@@ -115,4 +160,21 @@ ab_wal_retire(AbSnapId id, uint32 what)
 	XLogBeginInsert();
 	XLogRegisterData((char *) &rec, sizeof(rec));
 	return XLogInsert(RM_AGENT_BRANCH_ID, XLOG_AB_RETIRE);
+}
+
+/*
+ * Not "important": it must not make an idle server believe that it has something to
+ * write a checkpoint for, which would be followed by the next such record.
+ */
+XLogRecPtr
+ab_wal_witness(XLogRecPtr redo)
+{
+	xl_ab_witness rec;
+
+	rec.redo = redo;
+
+	XLogBeginInsert();
+	XLogSetRecordFlags(XLOG_MARK_UNIMPORTANT);
+	XLogRegisterData((char *) &rec, sizeof(rec));
+	return XLogInsert(RM_AGENT_BRANCH_ID, XLOG_AB_WITNESS);
 }

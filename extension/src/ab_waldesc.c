@@ -26,12 +26,14 @@ desc_branch_create(StringInfo buf, const xl_ab_branch_create *rec)
 static void
 desc_snapshot(StringInfo buf, const xl_ab_snapshot *rec)
 {
-	appendStringInfo(buf, "source %u; tablespace %u; forks %u; depth %u; "
+	appendStringInfo(buf, "source %u; tablespace %u; forks %u; layers %u; depth %u; "
 					 "frozen xid %u; min multi %u; timeline %u",
-					 rec->source_db, rec->source_spc, rec->nforks, rec->depth,
+					 rec->source_db, rec->source_spc, rec->nforks, rec->nlayers, rec->depth,
 					 rec->frozen_xid, rec->min_multi, rec->tli);
 	if (AbSnapIdIsValid(rec->base))
 		append_id(buf, "; base", rec->base);
+	if (rec->flags & AB_MANIFEST_LIVE)
+		appendStringInfoString(buf, "; live");
 }
 
 static void
@@ -42,6 +44,15 @@ desc_retire(StringInfo buf, const xl_ab_retire *rec)
 		appendStringInfoString(buf, "; manifest");
 	if (rec->what & AB_RETIRE_PAGES)
 		appendStringInfoString(buf, "; pages");
+}
+
+static void
+desc_before_image(StringInfo buf, const xl_ab_before_image *rec)
+{
+	appendStringInfo(buf, "rel %u/%u/%u; fork %d; block %u; hole %u/%u; ",
+					 rec->spc, rec->db, rec->rel, rec->fork, rec->block,
+					 rec->hole_offset, rec->hole_length);
+	append_id(buf, "epoch", rec->epoch);
 }
 
 void
@@ -67,6 +78,13 @@ ab_rm_desc(StringInfo buf, XLogReaderState *record)
 		case XLOG_AB_RETIRE:
 			desc_retire(buf, (xl_ab_retire *) data);
 			break;
+		case XLOG_AB_BEFORE_IMAGE:
+			desc_before_image(buf, (xl_ab_before_image *) data);
+			break;
+		case XLOG_AB_WITNESS:
+			appendStringInfo(buf, "redo %X/%X",
+							 LSN_FORMAT_ARGS(((xl_ab_witness *) data)->redo));
+			break;
 	}
 }
 
@@ -87,6 +105,10 @@ ab_rm_identify(uint8 info)
 			return "RETIRE";
 		case XLOG_AB_IMAGE:
 			return "IMAGE";
+		case XLOG_AB_BEFORE_IMAGE:
+			return "BEFORE_IMAGE";
+		case XLOG_AB_WITNESS:
+			return "WITNESS";
 	}
 	return NULL;
 }

@@ -3,7 +3,7 @@
  *	  What WAL says about a database: is a snapshot of it still its contents, and
  *	  did anything change while a snapshot was being taken (rule 27, F2)?
  *
- * Backends only, with no locks.  The segments are read by our own page reader: the
+ * Backends, and the postmaster before the server starts; no locks.  The segments are read by our own page reader: the
  * server's raises errors when a segment has been removed, which for us is an
  * ordinary answer.
  *
@@ -345,6 +345,32 @@ scan(XLogReaderState *reader, Oid db, XLogRecPtr from, XLogRecPtr upto,
 	return AB_SCAN_CLEAN;
 }
 
+static XLogReaderState *
+open_reader(WalFile *wal, TimeLineID tli, XLogRecPtr limit)
+{
+	XLogReaderState *reader;
+
+	wal->tli = tli;
+	wal->limit = limit;
+	wal->segno = 0;
+	wal->fd = -1;
+	reader = XLogReaderAllocate(wal_segment_size, NULL,
+								XL_ROUTINE(.page_read = read_page), wal);
+	if (reader == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory"),
+				 errdetail("Failed while allocating a WAL reader.")));
+	return reader;
+}
+
+static void
+close_reader(XLogReaderState *reader, WalFile *wal)
+{
+	XLogReaderFree(reader);
+	close_segment(wal);
+}
+
 AbScanVerdict
 ab_walscan(Oid db, XLogRecPtr from, XLogRecPtr upto, bool sequence_is_change,
 		   List **touched)
@@ -359,19 +385,57 @@ ab_walscan(Oid db, XLogRecPtr from, XLogRecPtr upto, bool sequence_is_change,
 		return AB_SCAN_CLEAN;
 	XLogFlush(upto);
 
-	wal.tli = GetWALInsertionTimeLine();
-	wal.limit = upto;
-	wal.segno = 0;
-	wal.fd = -1;
-	reader = XLogReaderAllocate(wal_segment_size, NULL,
-								XL_ROUTINE(.page_read = read_page), &wal);
-	if (reader == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OUT_OF_MEMORY),
-				 errmsg("out of memory"),
-				 errdetail("Failed while allocating a WAL reader.")));
+	reader = open_reader(&wal, GetWALInsertionTimeLine(), upto);
 	verdict = scan(reader, db, from, upto, sequence_is_change, touched);
-	XLogReaderFree(reader);
-	close_segment(&wal);
+	close_reader(reader, &wal);
 	return verdict;
+}
+
+/* ---- before the server has started ---- */
+
+static bool
+concerns_any(XLogReaderState *record, const List *dbs)
+{
+	ListCell   *lc;
+
+	foreach(lc, dbs)
+		if (record_meaning(record, lfirst_oid(lc)) != MEANS_NOTHING)
+			return true;
+	return false;
+}
+
+AbReplay
+ab_walscan_replay(TimeLineID tli, XLogRecPtr redo, const List *dbs)
+{
+	WalFile		wal;
+	XLogReaderState *reader = open_reader(&wal, tli, PG_UINT64_MAX);
+	AbReplay	answer = AB_REPLAY_ENDS;
+	char	   *problem;
+
+	XLogBeginRead(reader, start_of_record(redo));
+	while (answer == AB_REPLAY_ENDS && XLogReadRecord(reader, &problem) != NULL)
+	{
+		if (XLogRecGetRmid(reader) == RM_AGENT_BRANCH_ID)
+			answer = AB_REPLAY_STOPS;
+		else if (concerns_any(reader, dbs))
+			answer = AB_REPLAY_CHANGES;
+	}
+	close_reader(reader, &wal);
+	return answer;
+}
+
+bool
+ab_walscan_has_predecessor(TimeLineID tli, XLogRecPtr pos)
+{
+	WalFile		wal;
+	XLogReaderState *reader = open_reader(&wal, tli, PG_UINT64_MAX);
+	XLogRecord *record;
+	char	   *problem;
+	bool		answer;
+
+	XLogBeginRead(reader, pos);
+	record = XLogReadRecord(reader, &problem);
+	answer = record != NULL && !XLogRecPtrIsInvalid(record->xl_prev);
+	close_reader(reader, &wal);
+	return answer;
 }

@@ -1,0 +1,51 @@
+/*
+ * ab_kept.h
+ *	  Files of relations that a plain database has dropped and a snapshot of it still
+ *	  needs: they stay where they are (rule 16; invariants E7, E8).
+ */
+#ifndef AB_KEPT_H
+#define AB_KEPT_H
+
+#include "ab_types.h"
+
+/*
+ * md's unlink of a fork, unless a living snapshot needs the relation's files; then
+ * they are noted for later.  Never raises on account of a snapshot.  Takes the guard.
+ */
+extern void ab_kept_unlink(RelFileNodeBackend rnode, ForkNumber fork, bool isRedo);
+
+/*
+ * Wait until no file of the database is being unlinked, and return a mark; later,
+ * under the guard exclusively: has none been since?  Between the two its directories
+ * can be listed (a file that goes in between would be listed and not kept).
+ */
+extern uint32 ab_kept_no_unlinks(Oid db);
+extern bool ab_kept_still_no_unlinks(Oid db, uint32 mark);
+
+/*
+ * Relations of db that were dropped and whose files are kept, sorted, palloc'd: no new
+ * snapshot has them.
+ */
+typedef struct AbKeptRelation
+{
+	Oid			spc;
+	Oid			rel;
+} AbKeptRelation;
+
+extern AbKeptRelation *ab_kept_relations(Oid db, int *n);
+extern bool ab_kept_has(const AbKeptRelation *kept, int n, Oid spc, Oid rel);
+
+/*
+ * Unlink what no living snapshot needs any more; bytes freed.  May raise.  leaving: as
+ * in ab_snapshot_reclaim().
+ */
+extern int64 ab_kept_sweep(Oid db, List *leaving, bool dry_run);
+
+/*
+ * For each living snapshot: bytes that are kept for it, shared with others or not, and
+ * of those only for it.  Arrays of nliving.
+ */
+extern void ab_kept_usage(Oid db, const AbSnapId *living, int nliving,
+						  int64 *needed, int64 *alone);
+
+#endif							/* AB_KEPT_H */

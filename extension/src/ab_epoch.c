@@ -1,0 +1,438 @@
+/*
+ * ab_epoch.c
+ *	  The newest living before-image snapshot of each database.
+ *
+ * Any process.  The table of parents is shared memory and made from the table of
+ * snapshots.  An entry's snapshot changes under the guard of its database only;
+ * snap_lock protects taking and freeing entries, which belong to different guards.
+ *
+ * What the live snapshot contains is read from its manifest, which every process maps
+ * by itself: raw system calls and static memory, for this is asked in critical
+ * sections and by the checkpointer, and must not fail there.
+ */
+#include "ab_epoch.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "storage/fd.h"
+#include "storage/proc.h"
+
+#include "ab_file.h"
+#include "ab_images.h"
+#include "ab_snaptable.h"
+
+/* ---- the guard ---- */
+
+void
+ab_guard_enter(Oid db)
+{
+	LWLockAcquire(ab_guard_lock(db), LW_SHARED);
+}
+
+void
+ab_guard_leave(Oid db)
+{
+	LWLockRelease(ab_guard_lock(db));
+}
+
+void
+ab_guard_close(Oid db)
+{
+	LWLockAcquire(ab_guard_lock(db), LW_EXCLUSIVE);
+}
+
+void
+ab_guard_open(Oid db)
+{
+	LWLockRelease(ab_guard_lock(db));
+}
+
+/* ---- the table ---- */
+
+/* Our own entry cannot come or go while the guard is held. */
+static AbParent *
+find_parent(Oid db)
+{
+	typedef struct Known
+	{
+		Oid			db;
+		uint32		generation;
+		AbParent   *parent;
+	} Known;
+	static Known known[64];
+	Known	   *k = &known[db % lengthof(known)];
+	uint32		generation = ab_generation(db);
+
+	if (k->db == db && k->generation == generation)
+		return k->parent;
+	k->parent = NULL;
+	for (int i = 0; i < ab_shared->nsnapslots; i++)
+	{
+		if (ab_shared->parents[i].db == db)
+		{
+			k->parent = &ab_shared->parents[i];
+			break;
+		}
+	}
+	k->db = db;
+	k->generation = generation;
+	return k->parent;
+}
+
+static AbParent *
+new_parent(Oid db)
+{
+	AbParent   *p = NULL;
+
+	LWLockAcquire(ab_shared->snap_lock, LW_EXCLUSIVE);
+	for (int i = 0; i < ab_shared->nsnapslots && p == NULL; i++)
+		if (ab_shared->parents[i].db == InvalidOid)
+			p = &ab_shared->parents[i];
+	if (p != NULL)
+		p->db = db;
+	LWLockRelease(ab_shared->snap_lock);
+	return p;
+}
+
+bool
+ab_epoch_live(Oid db, AbSnapId *id)
+{
+	const AbParent *p = find_parent(db);
+
+	if (likely(p == NULL) || p->all_poisoned)
+		return false;
+	*id = p->live;
+	return true;
+}
+
+void
+ab_epoch_begin(Oid db, AbSnapId id)
+{
+	AbParent   *p = find_parent(db);
+
+	if (p == NULL)
+		p = new_parent(db);
+	if (p == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("too many databases with snapshots"),
+				 errhint("Raise agent_branch.max_snapshots and restart the server.")));
+	p->live = id;
+	p->all_poisoned = false;
+	ab_generation_bump(db);
+}
+
+/* Can no image help any living snapshot of db?  snap_lock is held. */
+static bool
+all_are_poisoned(Oid db)
+{
+	for (int i = 0; i < ab_shared->nsnapslots; i++)
+	{
+		const AbSnapSlot *slot = &ab_shared->snap[i];
+
+		if (AbSnapIdIsValid(slot->id) && slot->live && !slot->ahead &&
+			slot->source_db == db && !slot->poisoned)
+			return false;
+	}
+	return true;
+}
+
+void
+ab_epoch_recompute(Oid db)
+{
+	AbParent   *p = find_parent(db);
+	AbSnapId	id;
+	bool		found;
+	bool		all_poisoned;
+
+	LWLockAcquire(ab_shared->snap_lock, LW_EXCLUSIVE);
+	found = ab_snaptable_newest_live(db, PG_UINT64_MAX, &id);
+	all_poisoned = all_are_poisoned(db);
+	if (!found && p != NULL)
+		memset(p, 0, sizeof(*p));
+	LWLockRelease(ab_shared->snap_lock);
+	if (found)
+	{
+		ab_epoch_begin(db, id);
+		find_parent(db)->all_poisoned = all_poisoned;
+	}
+	ab_generation_bump(db);
+}
+
+void
+ab_epoch_load(void)
+{
+	for (int i = 0; i < ab_shared->nsnapslots; i++)
+	{
+		const AbSnapSlot *slot = &ab_shared->snap[i];
+
+		if (AbSnapIdIsValid(slot->id) && slot->live)
+			ab_epoch_recompute(slot->source_db);
+	}
+}
+
+/* ---- what the live snapshot contains ---- */
+
+/* One mapping for each parent this process has written for, oldest replaced. */
+#define MAX_VIEWS 8
+
+typedef struct View
+{
+	AbSnapId	id;				/* invalid: unused */
+	AbManifest	m;
+	uint32		last_use;
+} View;
+
+static View views[MAX_VIEWS];
+static uint32 view_clock = 0;
+
+static void
+drop_view(View *v)
+{
+	if (AbSnapIdIsValid(v->id))
+		(void) munmap(v->m.mapping, v->m.mapped);
+	memset(v, 0, sizeof(*v));
+}
+
+/* Map the file, which is complete since before the snapshot was live. */
+static bool
+map_view(View *v, AbSnapId id, const char *suffix)
+{
+	char		path[MAXPGPATH];
+	char		text[AB_SNAPID_TEXT_LEN + 1];
+	struct stat st;
+	void	   *mapping;
+	int			fd;
+
+	ab_snapid_format(id, text);
+	snprintf(path, sizeof(path), "%s/%s%s", AB_SNAPSHOT_DIR, text, suffix);
+	fd = BasicOpenFile(path, O_RDONLY | PG_BINARY);
+	if (fd < 0)
+		return false;
+	if (fstat(fd, &st) < 0 || st.st_size < (off_t) sizeof(AbManifestHeader))
+	{
+		(void) close(fd);
+		errno = EIO;
+		return false;
+	}
+	mapping = mmap(NULL, st.st_size, PROT_READ, MAP_SHARED, fd, 0);
+	(void) close(fd);
+	if (mapping == MAP_FAILED)
+		return false;
+	if (!ab_manifest_layout(mapping, st.st_size, &v->m) ||
+		!AbSnapIdEquals(v->m.h->id, id))
+	{
+		(void) munmap(mapping, st.st_size);
+		errno = EIO;
+		return false;
+	}
+	v->m.mapping = mapping;
+	v->m.mapped = st.st_size;
+	v->id = id;
+	return true;
+}
+
+static const AbManifest *
+view_of(AbSnapId id)
+{
+	View	   *victim = &views[0];
+
+	for (int i = 0; i < MAX_VIEWS; i++)
+	{
+		if (AbSnapIdIsValid(views[i].id) && AbSnapIdEquals(views[i].id, id))
+		{
+			views[i].last_use = ++view_clock;
+			return &views[i].m;
+		}
+		if (!AbSnapIdIsValid(views[i].id) ||
+			(AbSnapIdIsValid(victim->id) &&
+			 (int32) (views[i].last_use - victim->last_use) < 0))
+			victim = &views[i];
+	}
+	drop_view(victim);
+	/* it may be renamed between the first look and the second */
+	if (!map_view(victim, id, ".manifest") && !map_view(victim, id, ".pending") &&
+		!map_view(victim, id, ".manifest"))
+		return NULL;
+	victim->last_use = ++view_clock;
+	return &victim->m;
+}
+
+/* The entry of a fork of which branches see pages, or NULL. */
+static const AbForkEntry *
+entry_of(const AbManifest *m, AbForkKey key)
+{
+	const AbForkEntry *e = ab_manifest_find(m, key);
+
+	/* an unlogged relation is made anew in a branch, from its init fork */
+	if (e != NULL && (e->flags & AB_FORK_UNLOGGED) && key.fork != INIT_FORKNUM)
+		return NULL;
+	return e;
+}
+
+bool
+ab_epoch_nblocks(AbSnapId id, AbForkKey key, BlockNumber *nblocks)
+{
+	const AbManifest *m = view_of(id);
+	const AbForkEntry *e;
+
+	if (m == NULL)
+		return false;
+	e = entry_of(m, key);
+	*nblocks = e ? e->nblocks : 0;
+	return true;
+}
+
+bool
+ab_epoch_sees(AbSnapId id, AbForkKey key, BlockNumber block, bool *sees)
+{
+	const AbManifest *m = view_of(id);
+	const AbForkEntry *e;
+	const AbRun *run = NULL;
+
+	if (m == NULL)
+		return false;
+	e = entry_of(m, key);
+	if (e != NULL && block < e->nblocks)
+		run = ab_manifest_run(m, e, block);
+	*sees = run != NULL && run->layer == 0;
+	return true;
+}
+
+bool
+ab_epoch_is_of_branch(AbSnapId id)
+{
+	const AbManifest *m = view_of(id);
+
+	return m != NULL && m->layers[0].of_branch;
+}
+
+bool
+ab_epoch_has_relation(AbSnapId id, Oid spc, Oid rel, bool *known)
+{
+	const AbManifest *m = view_of(id);
+
+	*known = m != NULL;
+	for (int fork = 0; m != NULL && fork <= MAX_FORKNUM; fork++)
+	{
+		AbForkKey	key = {spc, rel, fork};
+
+		if (ab_manifest_find(m, key) != NULL)
+			return true;
+	}
+	return false;
+}
+
+/* ---- poison ---- */
+
+/* If the store has no room for its mark: a file for each, by raw system calls. */
+static bool
+mark_by_file(AbSnapId id)
+{
+	char		path[MAXPGPATH];
+	char		text[AB_SNAPID_TEXT_LEN + 1];
+	int			fd;
+	bool		ok;
+
+	ab_snapid_format(id, text);
+	snprintf(path, sizeof(path), "%s/%s.poisoned", AB_SNAPSHOT_DIR, text);
+	fd = BasicOpenFile(path, O_CREAT | O_WRONLY | PG_BINARY);
+	if (fd < 0)
+		return false;
+	ok = pg_fsync(fd) == 0;
+	(void) close(fd);
+	fd = BasicOpenFile(AB_SNAPSHOT_DIR, O_RDONLY);
+	if (fd < 0)
+		return false;
+	ok = pg_fsync(fd) == 0 && ok;
+	(void) close(fd);
+	return ok;
+}
+
+void
+ab_epoch_poison(Oid db, AbSnapId live, XLogRecPtr newest_image, int error)
+{
+	AbParent   *p = find_parent(db);
+	bool		durable = ab_images_poison(db, live, newest_image + 1);
+	bool		news = false;
+
+	LWLockAcquire(ab_shared->snap_lock, LW_EXCLUSIVE);
+	for (int i = 0; i < ab_shared->nsnapslots; i++)
+	{
+		AbSnapSlot *slot = &ab_shared->snap[i];
+
+		if (!AbSnapIdIsValid(slot->id) || !slot->live || slot->source_db != db ||
+			slot->poisoned || slot->id.lsn <= newest_image || slot->id.lsn > live.lsn)
+			continue;
+		if (!durable)
+			(void) mark_by_file(slot->id);
+		slot->poisoned = true;
+		news = true;
+	}
+	if (p != NULL)
+		p->all_poisoned = all_are_poisoned(db);
+	LWLockRelease(ab_shared->snap_lock);
+
+	/*
+	 * Before the page is overwritten: see ab_epoch_require_sound().  And whoever knows
+	 * of a branch of these looks again.
+	 */
+	pg_atomic_fetch_add_u32(&ab_shared->poison_generation, 1);
+	for (int i = 0; i < AB_GENERATIONS && news; i++)
+		pg_atomic_fetch_add_u32(&ab_shared->generation[i], 1);
+	if (news)
+	{
+		errno = error;
+		ereport(LOG,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("snapshots of database %u cannot be kept any longer", db),
+				 errdetail("An old page could not be saved: %s.",
+						   error ? strerror(error) : "the stored image is damaged"),
+				 errhint("Their branches answer with an error; delete or reset them. The database itself is not affected.")));
+	}
+}
+
+static void
+raise_poisoned(AbSnapId id)
+{
+	size_t		len;
+	char	   *why = ab_file_read(ab_snapshot_path(id, ".poisoned"), &len);
+
+	if (why != NULL)
+		why[len] = '\0';
+	ereport(ERROR,
+			(errcode(ERRCODE_DATA_CORRUPTED),
+			 errmsg("the snapshot this branch hangs on cannot be read any more"),
+			 why != NULL && len > 0 ? errdetail("%s", why) :
+			 errdetail("The old content of a page of its parent could not be saved before the parent overwrote it."),
+			 errhint("Delete the branch, or reset it to its parent.")));
+}
+
+void
+ab_epoch_require_sound_layers(const AbManifest *m)
+{
+	for (uint32 i = 0; i < m->h->nlayers; i++)
+		if (m->layers[i].live_db != InvalidOid)
+			ab_epoch_require_sound(m->layers[i].id);
+}
+
+void
+ab_epoch_require_sound(AbSnapId id)
+{
+	static AbSnapId sound;		/* known to be, at this generation */
+	static uint32 seen = 0;
+	uint32		generation;
+	AbSnapSlot	slot;
+
+	pg_read_barrier();
+	generation = pg_atomic_read_u32(&ab_shared->poison_generation);
+	if (generation == seen && AbSnapIdEquals(sound, id))
+		return;
+	if (ab_snaptable_get(id, &slot) && slot.poisoned)
+		raise_poisoned(id);
+	sound = id;
+	seen = generation;
+}

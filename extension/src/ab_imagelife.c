@@ -1,0 +1,190 @@
+/*
+ * ab_imagelife.c
+ *	  The store of before-images: its files' beginning, and poison.
+ *
+ * Backends that take a snapshot and the startup process make files; poison is set by
+ * whoever cannot save an image.  A crash leaves a tmp. file, which rebuilding removes.
+ */
+#include "ab_images.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "common/file_perm.h"
+#include "storage/fd.h"
+#include "utils/memutils.h"
+
+#include "ab_file.h"
+#include "ab_imagefile.h"
+#include "ab_shmem.h"
+
+/* ---- beginning ---- */
+
+static void
+make_dir(const char *path)
+{
+	if (MakePGDirectory(path) == 0)
+		ab_file_sync_parent(path);
+	else if (errno != EEXIST)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not create directory \"%s\": %m", path)));
+}
+
+void
+ab_images_begin(Oid db, AbSnapId epoch)
+{
+	char		path[MAXPGPATH];
+	char	   *block;
+
+	make_dir(AB_IMAGE_DIR);
+	ab_images_dir_path(path, db);
+	make_dir(path);
+	ab_images_path(path, db, epoch);
+	if (ab_file_exists(path))
+	{
+		/* who made it may have crashed before this */
+		ab_file_sync_parent(path);
+		return;
+	}
+	block = palloc(BLCKSZ);
+	ab_imagefile_format(block, db, epoch);
+	ab_file_write_durably(path, block, BLCKSZ);
+	pfree(block);
+}
+
+void
+ab_images_warm(Oid db, AbSnapId epoch, AbForkKey key)
+{
+	(void) ab_imagefile_epoch(db, epoch);
+	(void) ab_imagefile_index(db, key, false);
+}
+
+Oid *
+ab_images_databases(int *n)
+{
+	Oid		   *dbs;
+	int			max = 16;
+	DIR		   *dir;
+	struct dirent *de;
+
+	*n = 0;
+	dbs = palloc(sizeof(Oid) * max);
+	dir = AllocateDir(AB_IMAGE_DIR);
+	if (dir == NULL && errno == ENOENT)
+		return dbs;
+	while ((de = ReadDir(dir, AB_IMAGE_DIR)) != NULL)
+	{
+		char	   *end;
+		unsigned long oid = strtoul(de->d_name, &end, 10);
+
+		if (de->d_name[0] < '1' || de->d_name[0] > '9' || *end != '\0')
+			continue;
+		if (*n == max)
+			dbs = repalloc(dbs, sizeof(Oid) * (max *= 2));
+		dbs[(*n)++] = (Oid) oid;
+	}
+	FreeDir(dir);
+	return dbs;
+}
+
+/* ---- poison ---- */
+
+typedef struct PoisonedRange
+{
+	XLogRecPtr	from;
+	XLogRecPtr	to;
+} PoisonedRange;
+
+/* Poisoned ranges of the database that was asked for last. */
+static Oid	ranges_db = InvalidOid;
+static uint32 ranges_generation;
+static PoisonedRange *ranges = NULL;
+static int	nranges;
+
+void
+ab_images_forget_poison(void)
+{
+	ranges_db = InvalidOid;
+}
+
+bool
+ab_images_poison(Oid db, AbSnapId epoch, XLogRecPtr from)
+{
+	bool		ok;
+	int			save_errno;
+
+	/* two at once must not forget the longer range */
+	ab_imagefile_lock(db, LW_EXCLUSIVE);
+	ok = ab_imagefile_poison(db, epoch, from);
+	save_errno = errno;
+	ab_imagefile_unlock(db);
+	ab_images_forget_poison();
+	errno = save_errno;
+	return ok;
+}
+
+static void
+load_ranges(Oid db)
+{
+	uint32		generation = pg_atomic_read_u32(&ab_shared->poison_generation);
+	int			n;
+	AbSnapId   *epochs = ab_imagefile_list(db, &n);
+
+	ranges_db = InvalidOid;
+	nranges = 0;
+	if (ranges)
+		pfree(ranges);
+	ranges = NULL;
+	ranges = MemoryContextAllocHuge(TopMemoryContext, sizeof(PoisonedRange) * (n + 1));
+	for (int i = 0; i < n; i++)
+	{
+		XLogRecPtr	from;
+		bool		ok;
+		int			save_errno;
+
+		ab_imagefile_lock(db, LW_SHARED);
+		ok = ab_imagefile_poisoned_from(db, epochs[i], &from);
+		save_errno = errno;
+		ab_imagefile_unlock(db);
+		errno = save_errno;
+		if (!ok && errno != ENOENT)
+		{
+			char		path[MAXPGPATH];
+
+			/* the server must start: take it for the worst it could say */
+			ab_images_path(path, db, epochs[i]);
+			errno = save_errno;
+			ereport(LOG,
+					(errcode_for_file_access(),
+					 errmsg("could not read file \"%s\": %m", path)));
+			from = 1;
+			ok = true;
+		}
+		if (ok && from != InvalidXLogRecPtr)
+		{
+			ranges[nranges].from = from;
+			ranges[nranges++].to = epochs[i].lsn;
+		}
+	}
+	pfree(epochs);
+	ranges_db = db;
+	ranges_generation = generation;
+}
+
+/*
+ * What was read stands until somebody poisons a snapshot: at server start this is
+ * asked for each of many snapshots.
+ */
+bool
+ab_images_is_poisoned(Oid db, AbSnapId id)
+{
+	if (db != ranges_db ||
+		ranges_generation != pg_atomic_read_u32(&ab_shared->poison_generation))
+		load_ranges(db);
+	for (int i = 0; i < nranges; i++)
+		if (ranges[i].from <= id.lsn && id.lsn <= ranges[i].to)
+			return true;
+	return false;
+}

@@ -1,0 +1,408 @@
+/*
+ * ab_kept.c
+ *	  Files of dropped relations that snapshots still need.
+ *
+ * A dropped relation's files are left alone: not moved, so that a running base backup
+ * finds them; not cut, so that branches can read them; their number stays taken.  What
+ * was left is noted in agent_branch/images/<db>/dropped, records of fixed size, so
+ * that the files can be unlinked when the last snapshot that has them goes.
+ *
+ * Noting runs where md's unlink runs: after commit, in any process, in redo.  It raises
+ * nothing; if it fails, the snapshots are poisoned and the files go.  capture_lock
+ * protects the file of notes.  A crash between commit and note: redo of the commit
+ * record drops the relation again.
+ */
+#include "ab_kept.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "access/xlogutils.h"
+#include "miscadmin.h"
+#include "storage/fd.h"
+#include "storage/md.h"
+
+#include "ab_epoch.h"
+#include "ab_file.h"
+#include "ab_images.h"
+#include "ab_parentfile.h"
+#include "ab_snaptable.h"
+
+typedef struct Note
+{
+	Oid			spc;
+	Oid			rel;
+	uint32		pad;
+	pg_crc32c	crc;			/* of the three above */
+} Note;
+
+static pg_crc32c
+note_crc(const Note *n)
+{
+	pg_crc32c	crc;
+
+	INIT_CRC32C(crc);
+	COMP_CRC32C(crc, n, offsetof(Note, crc));
+	FIN_CRC32C(crc);
+	return crc;
+}
+
+static void
+notes_path(char path[MAXPGPATH], Oid db)
+{
+	snprintf(path, MAXPGPATH, "%s/%u/dropped", AB_IMAGE_DIR, db);
+}
+
+/* ---- noting ---- */
+
+/* Append a note, durably.  capture_lock is held. */
+static bool
+note(Oid db, Oid spc, Oid rel)
+{
+	Note		n = {spc, rel, 0, 0};
+	char		path[MAXPGPATH];
+	struct stat st;
+	bool		ok;
+	bool		is_new;
+	int			fd;
+
+	n.crc = note_crc(&n);
+	notes_path(path, db);
+	fd = BasicOpenFile(path, O_RDWR | O_CREAT | PG_BINARY);
+	if (fd < 0)
+		return false;
+
+	/* behind whatever a failure has left of a note */
+	ok = fstat(fd, &st) == 0;
+	is_new = ok && st.st_size == 0;
+	ok = ok && pwrite(fd, &n, sizeof(n), (st.st_size + sizeof(n) - 1) / sizeof(n) *
+					  sizeof(n)) == sizeof(n);
+	ok = ok && pg_fdatasync(fd) == 0;
+	(void) close(fd);
+	if (ok && is_new)
+	{
+		snprintf(path, sizeof(path), "%s/%u", AB_IMAGE_DIR, db);
+		fd = BasicOpenFile(path, O_RDONLY);
+		ok = fd >= 0 && pg_fsync(fd) == 0;
+		if (fd >= 0)
+			(void) close(fd);
+	}
+	return ok;
+}
+
+/* Does a living snapshot need the relation?  The guard is held. */
+static bool
+is_needed(RelFileNode rnode, ForkNumber fork)
+{
+	AbSnapId	live;
+	bool		known;
+	bool		needed;
+
+	if (likely(!ab_epoch_live(rnode.dbNode, &live)))
+		return false;
+
+	/* whatever older snapshots have of it the newest has, too: it was there till now */
+	needed = ab_epoch_has_relation(live, rnode.spcNode, rnode.relNode, &known);
+	if (needed && fork == MAIN_FORKNUM)
+	{
+		LWLockAcquire(ab_capture_lock(rnode.dbNode), LW_EXCLUSIVE);
+		known = note(rnode.dbNode, rnode.spcNode, rnode.relNode);
+		LWLockRelease(ab_capture_lock(rnode.dbNode));
+	}
+	if (known)
+		return needed;
+	ab_epoch_poison(rnode.dbNode, live, 0, errno);
+	return false;
+}
+
+void
+ab_kept_unlink(RelFileNodeBackend rnode, ForkNumber fork, bool isRedo)
+{
+	Oid			db = rnode.node.dbNode;
+	bool		needed;
+
+	pg_atomic_fetch_add_u32(&ab_shared->unlinks_begun[db % AB_GUARDS], 1);
+	ab_guard_enter(db);
+	needed = is_needed(rnode.node, fork);
+	ab_guard_leave(db);
+
+	/* not under the guard: it may wait for the checkpointer */
+	if (!needed)
+		mdunlink(rnode, fork, isRedo);
+	pg_atomic_fetch_add_u32(&ab_shared->unlinks_ended[db % AB_GUARDS], 1);
+}
+
+uint32
+ab_kept_no_unlinks(Oid db)
+{
+	for (;;)
+	{
+		uint32		ended = pg_atomic_read_u32(&ab_shared->unlinks_ended[db % AB_GUARDS]);
+
+		pg_memory_barrier();
+		if (pg_atomic_read_u32(&ab_shared->unlinks_begun[db % AB_GUARDS]) == ended)
+			return ended;
+		CHECK_FOR_INTERRUPTS();
+		pg_usleep(100);
+	}
+}
+
+bool
+ab_kept_still_no_unlinks(Oid db, uint32 mark)
+{
+	return pg_atomic_read_u32(&ab_shared->unlinks_begun[db % AB_GUARDS]) == mark;
+}
+
+/* ---- giving back ---- */
+
+/* The sound notes, each relation once; palloc'd. */
+static Note *
+read_notes(Oid db, int *n)
+{
+	char		path[MAXPGPATH];
+	size_t		len;
+	Note	   *notes;
+	int			found = 0;
+
+	notes_path(path, db);
+	notes = (Note *) ab_file_read(path, &len);
+	*n = 0;
+	if (notes == NULL)
+		return NULL;
+	for (int i = 0; i < (int) (len / sizeof(Note)); i++)
+	{
+		bool		known = !EQ_CRC32C(notes[i].crc, note_crc(&notes[i]));
+
+		for (int j = 0; j < found && !known; j++)
+			known = notes[j].spc == notes[i].spc && notes[j].rel == notes[i].rel;
+		if (!known)
+			notes[found++] = notes[i];
+	}
+	*n = found;
+	return notes;
+}
+
+static int
+compare_kept(const void *a, const void *b)
+{
+	const AbKeptRelation *x = a;
+	const AbKeptRelation *y = b;
+
+	if (x->spc != y->spc)
+		return x->spc < y->spc ? -1 : 1;
+	return x->rel < y->rel ? -1 : x->rel > y->rel;
+}
+
+AbKeptRelation *
+ab_kept_relations(Oid db, int *n)
+{
+	AbKeptRelation *kept;
+	Note	   *notes;
+
+	LWLockAcquire(ab_capture_lock(db), LW_SHARED);
+	notes = read_notes(db, n);
+	LWLockRelease(ab_capture_lock(db));
+	kept = palloc(sizeof(AbKeptRelation) * (*n + 1));
+	for (int i = 0; i < *n; i++)
+	{
+		kept[i].spc = notes[i].spc;
+		kept[i].rel = notes[i].rel;
+	}
+	qsort(kept, *n, sizeof(AbKeptRelation), compare_kept);
+	if (notes)
+		pfree(notes);
+	return kept;
+}
+
+bool
+ab_kept_has(const AbKeptRelation *kept, int n, Oid spc, Oid rel)
+{
+	AbKeptRelation key = {spc, rel};
+
+	return bsearch(&key, kept, n, sizeof(AbKeptRelation), compare_kept) != NULL;
+}
+
+static bool
+manifest_has(const AbManifest *m, const Note *n)
+{
+	for (int fork = 0; fork <= MAX_FORKNUM; fork++)
+	{
+		AbForkKey	key = {n->spc, n->rel, fork};
+
+		if (ab_manifest_find(m, key) != NULL)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Strike the notes that a snapshot needs off a list.  One whose manifest cannot be read
+ * needs them all.
+ */
+static void
+strike_needed(AbSnapId id, const Note *notes, bool *needed, int n)
+{
+	char	   *path = ab_snapshot_path(id, ".manifest");
+	char	   *image;
+	size_t		len;
+	AbManifest	m;
+	bool		readable;
+
+	image = ab_file_read(path, &len);
+	if (image == NULL)
+		image = ab_file_read(ab_snapshot_path(id, ".pending"), &len);
+	readable = image != NULL && ab_manifest_layout(image, len, &m);
+	for (int i = 0; i < n; i++)
+		if (!needed[i] && (!readable || manifest_has(&m, &notes[i])))
+			needed[i] = true;
+	if (image)
+		pfree(image);
+	pfree(path);
+}
+
+static bool *
+needed_notes(Oid db, List *leaving, const Note *notes, int n)
+{
+	bool	   *needed = palloc0(sizeof(bool) * (n + 1));
+	int			nslots;
+	AbSnapSlot *slots = ab_snaptable_all(&nslots);
+
+	for (int i = 0; i < nslots; i++)
+		if (slots[i].live && slots[i].source_db == db &&
+			!ab_snapid_in(leaving, slots[i].id))
+			strike_needed(slots[i].id, notes, needed, n);
+	pfree(slots);
+	return needed;
+}
+
+static int64
+relation_bytes(Oid db, const Note *n)
+{
+	RelFileNode rnode = {n->spc, db, n->rel};
+	int64		bytes = 0;
+
+	for (int fork = 0; fork <= MAX_FORKNUM; fork++)
+	{
+		for (BlockNumber segno = 0;; segno++)
+		{
+			char		path[MAXPGPATH];
+			struct stat st;
+
+			ab_relation_path(path, rnode, fork, segno);
+			if (stat(path, &st) < 0)
+				break;
+			bytes += (int64) st.st_blocks * 512;
+		}
+	}
+	return bytes;
+}
+
+/* Take those that were unlinked out of the file; others may have been added. */
+static void
+forget_notes(Oid db, const Note *gone, int ngone)
+{
+	char		path[MAXPGPATH];
+	Note	   *notes;
+	int			n;
+	int			left = 0;
+
+	notes_path(path, db);
+	LWLockAcquire(ab_capture_lock(db), LW_EXCLUSIVE);
+	notes = read_notes(db, &n);
+	for (int i = 0; i < n; i++)
+	{
+		bool		is_gone = false;
+
+		for (int j = 0; j < ngone && !is_gone; j++)
+			is_gone = gone[j].spc == notes[i].spc && gone[j].rel == notes[i].rel;
+		if (!is_gone)
+			notes[left++] = notes[i];
+	}
+	if (left > 0)
+		ab_file_write_durably(path, notes, left * sizeof(Note));
+	else
+		(void) ab_file_remove_durably(path);
+	LWLockRelease(ab_capture_lock(db));
+}
+
+int64
+ab_kept_sweep(Oid db, List *leaving, bool dry_run)
+{
+	int64		bytes = 0;
+	int			ngone = 0;
+	int			n;
+	Note	   *notes;
+	bool	   *needed;
+
+	LWLockAcquire(ab_capture_lock(db), LW_SHARED);
+	notes = read_notes(db, &n);
+	LWLockRelease(ab_capture_lock(db));
+	if (n == 0)
+		return 0;
+	/* in this order: who has a relation that was noted is in the table since before */
+	needed = needed_notes(db, leaving, notes, n);
+	for (int i = 0; i < n; i++)
+	{
+		RelFileNodeBackend rnode = {{notes[i].spc, db, notes[i].rel}, InvalidBackendId};
+
+		if (needed[i])
+			continue;
+		bytes += relation_bytes(db, &notes[i]);
+		if (!dry_run)
+			mdunlink(rnode, InvalidForkNumber, InRecovery);
+		notes[ngone++] = notes[i];
+	}
+	if (ngone > 0 && !dry_run)
+		forget_notes(db, notes, ngone);
+	return bytes;
+}
+
+/* The living snapshots that need a note: how many, and which was the last. */
+static int
+count_users(bool **needs, int nliving, int note, int *last)
+{
+	int			users = 0;
+
+	for (int i = 0; i < nliving; i++)
+	{
+		if (!needs[i][note])
+			continue;
+		users++;
+		*last = i;
+	}
+	return users;
+}
+
+void
+ab_kept_usage(Oid db, const AbSnapId *living, int nliving, int64 *needed, int64 *alone)
+{
+	bool	  **needs = palloc(sizeof(bool *) * Max(nliving, 1));
+	Note	   *notes;
+	int			n;
+
+	MemSet(needed, 0, sizeof(int64) * nliving);
+	MemSet(alone, 0, sizeof(int64) * nliving);
+	LWLockAcquire(ab_capture_lock(db), LW_SHARED);
+	notes = read_notes(db, &n);
+	LWLockRelease(ab_capture_lock(db));
+	if (n == 0)
+		return;
+	for (int i = 0; i < nliving; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		needs[i] = palloc0(sizeof(bool) * n);
+		strike_needed(living[i], notes, needs[i], n);
+	}
+	for (int k = 0; k < n; k++)
+	{
+		int64		bytes = relation_bytes(db, &notes[k]);
+		int			last = 0;
+
+		if (count_users(needs, nliving, k, &last) == 1)
+			alone[last] += bytes;
+		for (int i = 0; i < nliving; i++)
+			if (needs[i][k])
+				needed[i] += bytes;
+	}
+}

@@ -1,0 +1,164 @@
+/*
+ * ab_parentfile.c
+ *	  Reading the files of databases around the storage manager.
+ *
+ * Any process; no locks, nothing allocated, nothing raised.  A few raw descriptors
+ * are kept open for each process.  A file that was unlinked meanwhile, its number
+ * perhaps used again, is found out by its link count at every use.
+ */
+#include "ab_parentfile.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "catalog/catalog.h"
+#include "catalog/pg_tablespace_d.h"
+#include "storage/fd.h"
+
+#define MAX_OPEN_SEGMENTS 48
+
+typedef struct Segment
+{
+	RelFileNode rnode;
+	ForkNumber	fork;
+	BlockNumber segno;
+	int			fd;				/* valid below nopen */
+	uint32		last_use;
+} Segment;
+
+static Segment segments[MAX_OPEN_SEGMENTS];
+static int	nopen = 0;
+static uint32 use_clock = 0;
+
+void
+ab_relation_path(char *buf, RelFileNode rnode, ForkNumber fork, BlockNumber segno)
+{
+	int			n;
+
+	if (rnode.spcNode == DEFAULTTABLESPACE_OID)
+		n = snprintf(buf, MAXPGPATH, "base/%u/%u", rnode.dbNode, rnode.relNode);
+	else
+		n = snprintf(buf, MAXPGPATH, "pg_tblspc/%u/%s/%u/%u", rnode.spcNode,
+					 TABLESPACE_VERSION_DIRECTORY, rnode.dbNode, rnode.relNode);
+	if (fork != MAIN_FORKNUM)
+		n += snprintf(buf + n, MAXPGPATH - n, "_%s", forkNames[fork]);
+	if (segno > 0)
+		snprintf(buf + n, MAXPGPATH - n, ".%u", segno);
+}
+
+/* The last one takes its place. */
+static void
+close_segment(Segment *s)
+{
+	(void) close(s->fd);
+	ReleaseExternalFD();
+	*s = segments[--nopen];
+}
+
+static Segment *
+find_segment(RelFileNode rnode, ForkNumber fork, BlockNumber segno)
+{
+	for (int i = 0; i < nopen; i++)
+		if (RelFileNodeEquals(segments[i].rnode, rnode) &&
+			segments[i].fork == fork && segments[i].segno == segno)
+			return &segments[i];
+	return NULL;
+}
+
+static Segment *
+open_segment(RelFileNode rnode, ForkNumber fork, BlockNumber segno)
+{
+	char		path[MAXPGPATH];
+	Segment    *s;
+	int			fd;
+
+	if (nopen == MAX_OPEN_SEGMENTS)
+	{
+		Segment    *oldest = &segments[0];
+
+		for (int i = 1; i < nopen; i++)
+			if ((int32) (segments[i].last_use - oldest->last_use) < 0)
+				oldest = &segments[i];
+		close_segment(oldest);
+	}
+	ab_relation_path(path, rnode, fork, segno);
+	fd = BasicOpenFile(path, O_RDONLY | PG_BINARY);
+	if (fd < 0)
+		return NULL;
+	ReserveExternalFD();
+	s = &segments[nopen++];
+	s->rnode = rnode;
+	s->fork = fork;
+	s->segno = segno;
+	s->fd = fd;
+	return s;
+}
+
+/* NULL with errno: there is none, or it cannot be opened. */
+static Segment *
+segment(RelFileNode rnode, ForkNumber fork, BlockNumber segno)
+{
+	Segment    *s = find_segment(rnode, fork, segno);
+
+	if (s)
+	{
+		struct stat st;
+
+		if (fstat(s->fd, &st) < 0 || st.st_nlink == 0)
+		{
+			close_segment(s);
+			s = NULL;
+		}
+	}
+	if (s == NULL)
+		s = open_segment(rnode, fork, segno);
+	if (s)
+		s->last_use = ++use_clock;
+	return s;
+}
+
+bool
+ab_parentfile_read(RelFileNode rnode, ForkNumber fork, BlockNumber block,
+				   bool missing_ok, char *page)
+{
+	BlockNumber segno = block / RELSEG_SIZE;
+	off_t		offset = (off_t) (block % RELSEG_SIZE) * BLCKSZ;
+	Segment    *s = segment(rnode, fork, segno);
+	int			done = 0;
+
+	if (s == NULL)
+	{
+		missing_ok |= fork == FSM_FORKNUM || fork == VISIBILITYMAP_FORKNUM;
+
+		/* a segment behind the end; without the first there is no relation */
+		if (errno != ENOENT || (segno == 0 && !missing_ok))
+			return false;
+		memset(page, 0, BLCKSZ);
+		return true;
+	}
+	while (done < BLCKSZ)
+	{
+		ssize_t		n = pread(s->fd, page + done, BLCKSZ - done, offset + done);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return false;
+		if (n == 0)
+			break;
+		done += n;
+	}
+	memset(page + done, 0, BLCKSZ - done);
+	return true;
+}
+
+void
+ab_parentfile_prefetch(RelFileNode rnode, ForkNumber fork, BlockNumber block)
+{
+	Segment    *s = segment(rnode, fork, block / RELSEG_SIZE);
+
+	if (s)
+		(void) posix_fadvise(s->fd, (off_t) (block % RELSEG_SIZE) * BLCKSZ, BLCKSZ,
+							 POSIX_FADV_WILLNEED);
+}

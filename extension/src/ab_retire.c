@@ -1,0 +1,234 @@
+/*
+ * ab_retire.c
+ *	  Removing snapshots, and giving back what was kept for them.
+ *
+ * Backends and the keeper; the removal of leftovers also runs in the postmaster
+ * and the startup process.  Removal follows the WAL record that orders it, so after a
+ * crash redo finishes it.  What a before-image snapshot held is given back afterwards
+ * and can be any time: what is still needed is worked out from the snapshots that
+ * live (README.before_images).
+ */
+#include "ab_snapshot.h"
+
+#include <unistd.h>
+
+#include "access/xlog.h"
+#include "access/xlogrecovery.h"
+#include "miscadmin.h"
+#include "storage/fd.h"
+
+#include "ab_epoch.h"
+#include "ab_file.h"
+#include "ab_images.h"
+#include "ab_kept.h"
+#include "ab_layer.h"
+#include "ab_snaptable.h"
+#include "ab_wal.h"
+
+/* ---- files ---- */
+
+static void
+remove_file(AbSnapId id, const char *suffix)
+{
+	char	   *path = ab_snapshot_path(id, suffix);
+
+	(void) ab_file_remove_durably(path);
+	pfree(path);
+}
+
+Oid
+ab_snapshot_live_source(AbSnapId id)
+{
+	AbManifestHeader h;
+	AbSnapSlot	slot;
+
+	if (ab_snaptable_get(id, &slot))
+		return slot.live ? slot.source_db : InvalidOid;
+	if (ab_manifest_read_header(id, &h) || ab_manifest_read_pending_header(id, &h))
+		return h.flags & AB_MANIFEST_LIVE ? h.source_db : InvalidOid;
+	return InvalidOid;
+}
+
+/* From now on nothing is saved for it. */
+static void
+end_epoch(Oid db, AbSnapId id)
+{
+	ab_guard_close(db);
+	ab_snaptable_remove(id);
+	ab_epoch_recompute(db);
+	ab_guard_open(db);
+}
+
+/* The manifest goes first: nothing must name a layer that is not there (S4). */
+void
+ab_snapshot_remove_files(AbSnapId id, uint32 what)
+{
+	Oid			live_db = what & AB_RETIRE_MANIFEST ? ab_snapshot_live_source(id) : InvalidOid;
+
+	if (OidIsValid(live_db))
+		end_epoch(live_db, id);
+	if (what & AB_RETIRE_MANIFEST)
+	{
+		remove_file(id, ".manifest");
+		remove_file(id, ".pending");
+		remove_file(id, ".poisoned");
+	}
+	if ((what & AB_RETIRE_PAGES) && !OidIsValid(live_db))
+		ab_layer_remove(id);
+	if (what & AB_RETIRE_MANIFEST)
+		ab_snaptable_remove(id);
+}
+
+void
+ab_snapshot_retire(AbSnapId id, uint32 what)
+{
+	XLogFlush(ab_wal_retire(id, what));
+	ab_snapshot_remove_files(id, what);
+}
+
+/* ---- what was kept for them ---- */
+
+static int
+compare_ids(const void *a, const void *b)
+{
+	const AbSnapId *x = a;
+	const AbSnapId *y = b;
+
+	return x->lsn < y->lsn ? -1 : x->lsn > y->lsn;
+}
+
+/*
+ * Snapshots of db that live or may still come to live in recovery, oldest first, and
+ * a position: snapshots that begin while the result is used are behind it.
+ */
+static AbSnapId *
+living_snapshots(Oid db, List *leaving, int *n, XLogRecPtr *horizon)
+{
+	AbSnapId   *living;
+	AbSnapSlot *slots;
+	int			nslots;
+
+	ab_guard_enter(db);
+	*horizon = RecoveryInProgress() ? GetXLogReplayRecPtr(NULL) : GetXLogInsertRecPtr();
+	slots = ab_snaptable_all(&nslots);
+	ab_guard_leave(db);
+
+	living = palloc(sizeof(AbSnapId) * (nslots + 1));
+	*n = 0;
+	for (int i = 0; i < nslots; i++)
+		if (slots[i].live && slots[i].source_db == db &&
+			!ab_snapid_in(leaving, slots[i].id))
+			living[(*n)++] = slots[i].id;
+	qsort(living, *n, sizeof(AbSnapId), compare_ids);
+	pfree(slots);
+	return living;
+}
+
+static bool
+has_living(Oid db)
+{
+	int			n;
+	AbSnapSlot *slots = ab_snaptable_all(&n);
+	bool		found = false;
+
+	for (int i = 0; i < n && !found; i++)
+		found = slots[i].live && slots[i].source_db == db;
+	pfree(slots);
+	return found;
+}
+
+int64
+ab_snapshot_reclaim(Oid db, List *leaving, bool dry_run)
+{
+	XLogRecPtr	horizon;
+	int			n;
+	AbSnapId   *living = living_snapshots(db, leaving, &n, &horizon);
+	int64		bytes = ab_kept_sweep(db, leaving, dry_run);
+
+	if (n > 0 || dry_run)
+		bytes += ab_images_collect(db, living, n, horizon, dry_run);
+	else
+	{
+		/* a snapshot that begins now must find its store, or nothing */
+		ab_guard_close(db);
+		if (!has_living(db))
+			bytes += ab_images_collect(db, NULL, 0, horizon, false);
+		ab_guard_open(db);
+	}
+	pfree(living);
+	return bytes;
+}
+
+/* ---- leftovers ---- */
+
+static void
+remove_tmp_in(const char *dirname)
+{
+	DIR		   *dir = AllocateDir(dirname);
+	struct dirent *de;
+
+	while ((de = ReadDirExtended(dir, dirname, LOG)) != NULL)
+	{
+		char		path[MAXPGPATH];
+
+		if (strncmp(de->d_name, AB_TMP_PREFIX, strlen(AB_TMP_PREFIX)) != 0)
+			continue;
+		snprintf(path, sizeof(path), "%s/%s", dirname, de->d_name);
+		if (unlink(path) < 0)
+			ereport(LOG,
+					(errcode_for_file_access(),
+					 errmsg("could not remove file \"%s\": %m", path)));
+	}
+	FreeDir(dir);
+}
+
+void
+ab_snapshot_remove_tmp(void)
+{
+	remove_tmp_in(AB_DIR);
+	remove_tmp_in(AB_SNAPSHOT_DIR);
+}
+
+/*
+ * Files of snapshots that were never confirmed, and marks that poison one without
+ * anything having hung on it.  A living backend's snapshot is in the table before
+ * its files get their names.
+ */
+static void
+remove_unconfirmed(void)
+{
+	DIR		   *dir = AllocateDir(AB_SNAPSHOT_DIR);
+	struct dirent *de;
+
+	while ((de = ReadDir(dir, AB_SNAPSHOT_DIR)) != NULL)
+	{
+		AbSnapSlot	slot;
+		AbSnapId	id;
+
+		if ((ab_snapshot_parse_file(de->d_name, ".pending", &id) ||
+			 ab_snapshot_parse_file(de->d_name, ".poisoned", &id)) &&
+			(!ab_snaptable_get(id, &slot) || slot.left))
+			ab_snapshot_remove_files(id, AB_RETIRE_MANIFEST | AB_RETIRE_PAGES);
+	}
+	FreeDir(dir);
+}
+
+/* Snapshots of a future that recovery has not come to. */
+static void
+remove_unreached(void)
+{
+	int			n;
+	AbSnapSlot *slots = ab_snaptable_all(&n);
+
+	for (int i = 0; i < n; i++)
+		if (slots[i].ahead)
+			ab_snapshot_remove_files(slots[i].id, AB_RETIRE_MANIFEST | AB_RETIRE_PAGES);
+	pfree(slots);
+}
+
+void
+ab_snapshot_remove_pending(void)
+{
+	remove_unconfirmed();
+	remove_unreached();
+}

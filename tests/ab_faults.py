@@ -1,0 +1,291 @@
+"""Disks that are full and calls that fail, on the files of the tests' choice.
+
+``SmallDisk`` puts a directory of a stopped server on a file system of its own, as small as
+wanted (root only).  ``Faults`` is a library for LD_PRELOAD, made with the C compiler that
+made the extension, that counts the calls which write, sync, open or make files under a given
+directory, in all processes of a server together, and lets the n-th one fail.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from ab_cluster import Cluster
+
+# ---- a small file system ------------------------------------------------------------------
+
+
+class SmallDisk:
+    """A tmpfs over a directory of a server that is not running."""
+
+    def __init__(self, place: Path, size: int) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("mounting a small file system takes root")
+        self.place = place
+        if not place.exists():
+            place.mkdir(mode=0o700)
+            Cluster.give(place)
+        owner = place.stat()
+        kept = place.with_name(place.name + ".kept")
+        shutil.copytree(place, kept)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode != 0:
+            shutil.rmtree(kept)
+            pytest.skip(f"cannot mount a small file system: {done.stderr.strip()}")
+        shutil.copytree(kept, place, dirs_exist_ok=True)
+        shutil.rmtree(kept)
+        for path in (place, *place.rglob("*")):
+            os.chown(path, owner.st_uid, owner.st_gid)
+        place.chmod(0o700)
+        self.filler = place / "filler"
+
+    def free(self) -> int:
+        stat = os.statvfs(self.place)
+        return stat.f_bavail * stat.f_frsize
+
+    def fill(self, leave: int = 0) -> None:
+        """Take all but the last bytes."""
+        room = self.free() - leave
+        with self.filler.open("ab") as file:
+            if room > 0:
+                os.posix_fallocate(file.fileno(), file.tell(), room)
+
+    def relieve(self) -> None:
+        self.filler.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        subprocess.run(["umount", "-l", str(self.place)], check=True)
+
+
+@contextmanager
+def small_disk(cluster: Cluster, directory: str, size: int) -> Iterator[SmallDisk]:
+    """Stops the server, gives it the small directory and starts it again."""
+    cluster.stop()
+    disk = SmallDisk(cluster.data / directory, size)
+    try:
+        cluster.start()
+        yield disk
+    finally:
+        cluster.kill()
+        disk.release()
+
+
+# ---- calls that fail ------------------------------------------------------------------------
+
+SHIM = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+struct plan
+{
+	long		count;			/* calls so far */
+	long		fail_at;		/* the one that fails; 0: none */
+	long		sticky;			/* and all after it */
+	long		error;			/* errno */
+	long		fired;			/* how many failed */
+	char		last[64];		/* name of the call that failed first */
+	char		needle[256];	/* only paths that contain it */
+};
+
+static struct plan *plan;
+
+__attribute__((constructor)) static void
+attach(void)
+{
+	const char *path = getenv("AB_FAULT_PLAN");
+	int			fd = path ? (int) syscall(SYS_openat, AT_FDCWD, path, O_RDWR) : -1;
+
+	if (fd < 0)
+		return;
+	plan = mmap(NULL, sizeof(*plan), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (plan == MAP_FAILED)
+		plan = NULL;
+	close(fd);
+}
+
+static int
+strike(const char *path, const char *call)
+{
+	long		n;
+
+	if (plan == NULL || plan->needle[0] == 0 || strstr(path, plan->needle) == NULL)
+		return 0;
+	n = __atomic_add_fetch(&plan->count, 1, __ATOMIC_SEQ_CST);
+	if (plan->fail_at == 0 || !(n == plan->fail_at || (plan->sticky && n > plan->fail_at)))
+		return 0;
+	if (__atomic_add_fetch(&plan->fired, 1, __ATOMIC_SEQ_CST) == 1)
+		strncpy(plan->last, call, sizeof(plan->last) - 1);
+	errno = (int) plan->error;
+	return 1;
+}
+
+static int
+strike_fd(int fd, const char *call)
+{
+	char		link[64];
+	char		path[4096];
+	ssize_t		len;
+	int			saved = errno;
+
+	if (plan == NULL || plan->needle[0] == 0)
+		return 0;
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+	len = readlink(link, path, sizeof(path) - 1);
+	errno = saved;
+	if (len <= 0)
+		return 0;
+	path[len] = 0;
+	return strike(path, call);
+}
+
+#define REAL(name) \
+	static __typeof__(&name) real; \
+	if (real == NULL) \
+		real = (__typeof__(&name)) dlsym(RTLD_NEXT, #name)
+
+#define ON_FD(type, name, params, args) \
+type name params \
+{ \
+	REAL(name); \
+	return strike_fd(fd, #name) ? -1 : real args; \
+}
+
+#define ON_PATH(type, name, params, args) \
+type name params \
+{ \
+	REAL(name); \
+	return strike(path, #name) ? -1 : real args; \
+}
+
+ON_FD(ssize_t, write, (int fd, const void *b, size_t n), (fd, b, n))
+ON_FD(ssize_t, pwrite, (int fd, const void *b, size_t n, off_t o), (fd, b, n, o))
+ON_FD(ssize_t, pwrite64, (int fd, const void *b, size_t n, off64_t o), (fd, b, n, o))
+ON_FD(ssize_t, pwritev, (int fd, const struct iovec *v, int n, off_t o), (fd, v, n, o))
+ON_FD(ssize_t, pwritev64, (int fd, const struct iovec *v, int n, off64_t o), (fd, v, n, o))
+ON_FD(int, fsync, (int fd), (fd))
+ON_FD(int, fdatasync, (int fd), (fd))
+ON_FD(int, ftruncate, (int fd, off_t n), (fd, n))
+ON_FD(int, ftruncate64, (int fd, off64_t n), (fd, n))
+ON_FD(int, fallocate, (int fd, int m, off_t o, off_t n), (fd, m, o, n))
+ON_FD(int, fallocate64, (int fd, int m, off64_t o, off64_t n), (fd, m, o, n))
+ON_PATH(int, rename, (const char *path, const char *to), (path, to))
+
+int
+mkdir(const char *path, mode_t m)
+{
+	REAL(mkdir);
+	/* what is there already is found without the disk */
+	return access(path, F_OK) != 0 && strike(path, "mkdir") ? -1 : real(path, m);
+}
+
+int
+posix_fallocate(int fd, off_t o, off_t n)
+{
+	REAL(posix_fallocate);
+	return strike_fd(fd, "posix_fallocate") ? errno : real(fd, o, n);
+}
+
+int
+posix_fallocate64(int fd, off64_t o, off64_t n)
+{
+	REAL(posix_fallocate64);
+	return strike_fd(fd, "posix_fallocate64") ? errno : real(fd, o, n);
+}
+
+static int
+real_open(const char *path, int flags, mode_t mode, int wide)
+{
+	static int	(*narrow_call) (const char *, int, ...);
+	static int	(*wide_call) (const char *, int, ...);
+
+	if (narrow_call == NULL)
+		narrow_call = (int (*) (const char *, int, ...)) dlsym(RTLD_NEXT, "open");
+	if (wide_call == NULL)
+		wide_call = (int (*) (const char *, int, ...)) dlsym(RTLD_NEXT, "open64");
+	if (strike(path, "open"))
+		return -1;
+	return wide ? wide_call(path, flags, mode) : narrow_call(path, flags, mode);
+}
+
+#define OPEN(name, wide) \
+int name(const char *path, int flags, ...) \
+{ \
+	va_list		ap; \
+	mode_t		mode = 0; \
+	va_start(ap, flags); \
+	if (flags & (O_CREAT | O_TMPFILE)) \
+		mode = va_arg(ap, mode_t); \
+	va_end(ap); \
+	return real_open(path, flags, mode, wide); \
+}
+
+OPEN(open, 0)
+OPEN(open64, 1)
+"""
+
+PLAN = struct.Struct("=qqqqq64s256s")
+
+
+class Faults:
+    """The library, and the plan it follows; ``environment`` makes a server use it."""
+
+    def __init__(self, place: Path) -> None:
+        source = place / "faults.c"
+        library = place / "faults.so"
+        source.write_text(SHIM)
+        done = subprocess.run(
+            ["gcc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode != 0:
+            pytest.skip(f"cannot make the library: {done.stderr.strip()}")
+        plan = place / "plan"
+        plan.write_bytes(bytes(PLAN.size))
+        for path, mode in ((place, 0o755), (library, 0o755), (plan, 0o666)):
+            path.chmod(mode)
+        self.file = plan.open("r+b")
+        self.memory = mmap.mmap(self.file.fileno(), PLAN.size)
+        self.environment = {"LD_PRELOAD": str(library), "AB_FAULT_PLAN": str(plan)}
+
+    def arm(self, needle: str, at: int, error: int, *, sticky: bool = False) -> None:
+        """From now on count calls on paths with this text; the ``at``-th fails (0: none).
+
+        ``sticky``: and all after it.
+        """
+        self.memory[:] = PLAN.pack(0, at, sticky, error, 0, b"", needle.encode())
+
+    def disarm(self) -> tuple[int, int, str]:
+        """Stop counting; (calls, calls that failed, the first of those by name)."""
+        count, _, _, _, fired, last, _ = PLAN.unpack(self.memory[:])
+        self.memory[:] = bytes(PLAN.size)
+        return count, fired, last.rstrip(b"\0").decode()
+
+    def close(self) -> None:
+        self.memory.close()
+        self.file.close()

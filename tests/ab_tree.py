@@ -1,0 +1,188 @@
+"""A tree of branches beside a model of it: what an agent's search does to databases.
+
+Each node is a branch with one table; the model has the rows that it must hold.  One
+thread at a time works on a node.  What the server was told and did not answer (it was
+killed) is remembered as a second possibility until the next look decides.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+from ab_checks import BLOCK, Conn, create_database
+from ab_cluster import Cluster
+
+ROWS = 3000  # ten to a page
+TABLE = [
+    "CREATE TABLE t (id int PRIMARY KEY, v int NOT NULL, filler char(650) DEFAULT 'x' NOT NULL)"
+    " WITH (fillfactor = 85, autovacuum_enabled = off)",
+    f"INSERT INTO t SELECT i, 0 FROM generate_series(1, {ROWS}) AS i",
+    "CREATE INDEX t_v ON t (v)",
+    "VACUUM ANALYZE t",
+]
+
+Rows = dict[int, int]
+ID = struct.Struct("=QII")
+HEADER = 112  # of a manifest; the number of layers is at 76
+REFERENCE = 24  # of a manifest to a layer
+
+
+class Node:
+    def __init__(self, name: str, parent: Node | None, rows: Rows) -> None:
+        self.name = name
+        self.parent = parent
+        self.rows = rows
+        self.unsure: Rows | None = None  # or these, if an unanswered change was committed
+        self.lock = threading.Lock()
+        self.depth: int = 0 if parent is None else parent.depth + 1
+
+
+class Tree:
+    """Nodes by name; ``root`` is a plain database."""
+
+    def __init__(self, cluster: Cluster, root: str = "trunk") -> None:
+        self.cluster = cluster
+        create_database(cluster, root, *TABLE)
+        self.root = Node(root, None, dict.fromkeys(range(1, ROWS + 1), 0))
+        self.nodes: dict[str, Node] = {root: self.root}
+        self.count = 0
+        self.lock = threading.Lock()
+
+    def new_name(self) -> str:
+        with self.lock:
+            self.count += 1
+            return f"n{self.count}"
+
+    def fork(self, parent: Node, conn: Conn | None = None, *, locked: bool = False) -> Node:
+        """A new branch of a node as it is now; ``locked``: nobody else gets it at once."""
+        child = Node(self.new_name(), parent, dict(parent.rows))
+        if locked:
+            child.lock.acquire()
+        query = "SELECT branch.create(%s, %s)"
+        if conn is None:
+            self.cluster.sql(query, (child.name, parent.name))
+        else:
+            conn.execute(query, (child.name, parent.name))
+        with self.lock:
+            self.nodes[child.name] = child
+        return child
+
+    def write(self, node: Node, rng: random.Random, pages: int = 10) -> None:
+        """Change about so many pages of a node, in a session of its own."""
+        with self.cluster.connect(node.name) as conn:
+            self.change(conn, node, rng, pages)
+            if rng.random() < 0.1:
+                conn.execute("VACUUM t")
+
+    def change(self, conn: Conn, node: Node, rng: random.Random, pages: int) -> None:
+        """One transaction that updates, inserts and deletes rows."""
+        rows = dict(node.rows)
+        known = sorted(rows)
+        value = rng.randrange(1, 1 << 30)
+        updated = rng.sample(known, min(pages, len(known)))
+        deleted = rng.sample(known, min(pages // 5, len(known)))
+        inserted = range(known[-1] + 1, known[-1] + 1 + pages // 2)
+        rows.update(dict.fromkeys(updated, value))
+        rows.update(dict.fromkeys(inserted, value))
+        for key in deleted:
+            rows.pop(key, None)
+        node.unsure = rows
+        with conn.transaction():
+            conn.execute("UPDATE t SET v = %s WHERE id = ANY (%s)", (value, updated))
+            conn.execute(
+                "INSERT INTO t SELECT i, %s FROM unnest(%s::int[]) AS i", (value, list(inserted))
+            )
+            conn.execute("DELETE FROM t WHERE id = ANY (%s)", (deleted,))
+        node.rows, node.unsure = rows, None
+
+    def prune(self, node: Node, conn: Conn | None = None) -> None:
+        """Delete a leaf."""
+        query = "SELECT branch.delete(%s, hard => true)"
+        if conn is None:
+            self.cluster.sql(query, (node.name,))
+        else:
+            conn.execute(query, (node.name,))
+        with self.lock:
+            del self.nodes[node.name]
+
+    def leaves(self) -> list[Node]:
+        with self.lock:
+            nodes = list(self.nodes.values())
+        parents = {node.parent for node in nodes}
+        return [node for node in nodes if node.parent and node not in parents]
+
+    def check(self, node: Node, cluster: Cluster | None = None) -> None:
+        """All rows of a node, by heap and by index, are what the model has."""
+        with (cluster or self.cluster).connect(node.name) as conn:
+            conn.execute("SET enable_indexscan = off")
+            conn.execute("SET enable_indexonlyscan = off")
+            found = dict(conn.execute("SELECT id, v FROM t").fetchall())
+            if node.unsure is not None and found == node.unsure:
+                node.rows = node.unsure
+            node.unsure = None
+            assert found == node.rows, f'"{node.name}": {difference(found, node.rows)}'
+            conn.execute("RESET ALL")
+            conn.execute("SET enable_seqscan = off")
+            conn.execute("SET enable_bitmapscan = off")
+            for order in ("id", "v"):
+                assert dict(conn.execute(f"SELECT id, v FROM t ORDER BY {order}")) == node.rows
+
+    def check_all(self, cluster: Cluster | None = None) -> None:
+        for node in list(self.nodes.values()):
+            self.check(node, cluster)
+
+
+def difference(found: Rows, expected: Rows) -> str:
+    keys = [key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key)]
+    some = [f"{key}: {found.get(key)} not {expected.get(key)}" for key in sorted(keys)[:5]]
+    return f"{len(keys)} rows differ: {some}"
+
+
+# ---- files ---------------------------------------------------------------------------
+
+
+def snapshots(cluster: Cluster, suffix: str) -> dict[str, Path]:
+    """Id (as in file names) -> file of this kind."""
+    place = cluster.data / "agent_branch" / "snapshots"
+    return {path.stem: path for path in place.iterdir() if path.suffix == suffix}
+
+
+def kept_pages(cluster: Cluster) -> int:
+    """What all snapshots take on disk, in pages: copies, old pages, manifests."""
+    home = cluster.data / "agent_branch"
+    files = [path for part in ("snapshots", "images") for path in (home / part).rglob("*")]
+    return sum(path.stat().st_blocks * 512 for path in files if path.is_file()) // BLOCK
+
+
+def ids(data: bytes, step: int) -> Iterator[str]:
+    for at in range(0, len(data), step):
+        lsn, timeline, _ = ID.unpack_from(data, at)
+        yield f"{timeline:08X}{lsn:016X}"
+
+
+def named_layers(path: Path) -> list[str]:
+    """Ids of the layers that a manifest names beside its own (ab_format.h)."""
+    image = path.read_bytes()
+    (count,) = struct.unpack_from("=I", image, 76)
+    return list(ids(image[HEADER : HEADER + REFERENCE * count], REFERENCE))[1:]
+
+
+def kill_when(cluster: Cluster, seconds: float) -> threading.Thread:
+    """Kill the whole server after some time."""
+
+    def kill() -> None:
+        threading.Event().wait(seconds)
+        cluster.kill()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    return thread
+
+
+def was_killed(error: psycopg.Error) -> bool:
+    return error.sqlstate is None or error.sqlstate.startswith("57P")

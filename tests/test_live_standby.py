@@ -1,0 +1,337 @@
+"""Standbys, base backups and point-in-time recovery of a parent with living snapshots."""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+import pytest
+from ab_checks import amcheck, branches, calm_log, create, healthy, nothing_left, run
+from ab_cluster import Cluster, wait_for
+from ab_oracle import (
+    SETTINGS,
+    Witness,
+    check_all,
+    rows_of,
+    sqlstate,
+    usable,
+)
+from ab_storm import (
+    Storm,
+    checkpoints,
+    make_parent,
+)
+
+REPLICATED: dict[str, object] = {
+    **SETTINGS,
+    "hot_standby": "on",
+    "hot_standby_feedback": "on",
+    "max_standby_streaming_delay": "-1",
+    "max_standby_archive_delay": "-1",
+    "wal_keep_size": "1GB",
+}
+
+
+def replays_calmly(standby: Cluster) -> None:
+    bad = [
+        line
+        for line in standby.log_text().splitlines()
+        if "inconsistent page" in line or (" startup " in line and "FATAL:" in line)
+    ]
+    assert bad == [], "\n".join(bad)
+    calm_log(standby)
+
+
+def test_standby_of_a_living_parent(make_cluster: Callable[..., Cluster], seed: int) -> None:
+    """A standby replays a storm with snapshots in it, is read meanwhile, is stopped and killed
+    in the middle, and is promoted: its branches are page by page what the primary's parent
+    was, before and after, and the promoted parent goes on being branched."""
+    primary = make_cluster("liveprimary", REPLICATED)
+    parent = make_parent(primary, "p")
+    witnesses = [Witness.make(primary, "before", parent)]
+    with Storm(primary, parent, f"{seed}/before") as storm:
+        storm.run(30)
+    standby = primary.standby("livereplica")
+    events = ("none", "crash", "restart", "restartpoint")
+    with Storm(primary, parent, f"{seed}/standby") as storm, checkpoints(primary, seed):
+        for turn, event in enumerate(events):
+            storm.run(25)
+            with storm.held():
+                witnesses.append(Witness.make(primary, f"w{turn}", parent))
+            storm.run(25)
+            if event == "crash":
+                standby.crash()
+            elif event == "restart":
+                standby.restart("fast")
+            elif event == "restartpoint":
+                primary.sql("CHECKPOINT")
+                standby.sql("CHECKPOINT")
+            primary.wait_caught_up(standby)
+            check_all(standby, witnesses, f"on the standby, turn {turn} ({event})")
+        primary.sql("SELECT branch.delete('w1', hard => true)")
+        primary.sql("SELECT * FROM branch.gc()")
+        del witnesses[2]
+        storm.run(25)
+    check_all(primary, witnesses, "on the primary")
+    primary.wait_caught_up(standby)
+    check_all(standby, witnesses, "on the standby, at the end")
+    expected = rows_of(primary, parent)
+    primary.kill()
+    replays_calmly(standby)
+    standby.promote()
+    check_all(standby, witnesses, "after promotion")
+    assert rows_of(standby, parent) == expected
+    with Storm(standby, parent, f"{seed}/promoted") as storm, checkpoints(standby, seed):
+        storm.run(30)
+        with storm.held():
+            witnesses.append(Witness.make(standby, "promoted", parent))
+        storm.run(30)
+        standby.crash()
+    check_all(standby, witnesses, "after a crash of the promoted one")
+    healthy(standby)
+    standby.sql("SELECT * FROM branch.gc()")
+    nothing_left(standby)
+    usable(standby, parent)
+    amcheck(standby, parent, "before", "promoted")
+    calm_log(standby)
+
+
+# ---- backups ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def archived(make_cluster: Callable[..., Cluster], cluster_base: Path) -> tuple[Cluster, Path]:
+    archive = cluster_base / "live-archive"
+    archive.mkdir(exist_ok=True)
+    Cluster.give(archive)
+    for old in archive.iterdir():
+        old.unlink()
+    server = make_cluster(
+        "livearchived",
+        {**REPLICATED, "archive_mode": "on", "archive_command": f"cp %p {archive}/%f"},
+    )
+    make_parent(server, "p")
+    return server, archive
+
+
+def archive_all(server: Cluster) -> None:
+    server.sql("SELECT pg_create_restore_point('end')")
+    segment = server.scalar("SELECT pg_walfile_name(pg_switch_wal())")
+    server.sql("CHECKPOINT")
+    wait_for(
+        lambda: (server.scalar("SELECT last_archived_wal FROM pg_stat_archiver") or "") >= segment,
+        what=f"segment {segment} to be archived",
+    )
+
+
+def recover(
+    server: Cluster, archive: Path, copy: Path, name: str, action: str, **target: str
+) -> Cluster:
+    """A server from a base backup (moved in), recovered to a target, and promoted or paused."""
+    signal = copy / "recovery.signal"
+    signal.touch()
+    Cluster.give(signal)
+    made = Cluster.from_data(
+        server.root.parent,
+        name,
+        copy,
+        {
+            "archive_mode": "off",
+            "restore_command": f"cp {archive}/%f %p",
+            "recovery_target_action": action,
+            "recovery_target_inclusive": "off",
+            **target,
+        },
+    )
+    reach(made, action)
+    return made
+
+
+def reach(cluster: Cluster, action: str) -> None:
+    query = (
+        "SELECT NOT pg_is_in_recovery()"
+        if action == "promote"
+        else "SELECT pg_get_wal_replay_pause_state() = 'paused'"
+    )
+    wait_for(lambda: cluster.scalar(query), 120, f"recovery to its target ({action})")
+
+
+def right_or_lost(cluster: Cluster, witness: Witness, when: str) -> bool:
+    """The branch is what it was, or it answers XX001.  Is it the former?"""
+    position = len(cluster.log_text())
+    try:
+        witness.check(cluster, when)
+    except psycopg.Error as error:
+        refusal = error
+    else:
+        return True
+    code = sqlstate(cluster, witness.name, refusal, position)
+    assert code == "XX001", f'"{witness.name}": {code} {refusal}'
+    return False
+
+
+def copy_of(path: Path, name: str) -> Path:
+    """A copy of a data directory or backup, with its owners."""
+    target = path.with_name(name)
+    shutil.copytree(path, target, symlinks=True)
+    target.chmod(0o700)
+    for place in (target, *target.rglob("*")):
+        Cluster.give(place)
+    return target
+
+
+def test_backup_while_snapshots_are_taken(archived: tuple[Cluster, Path], seed: int) -> None:
+    """A slow base backup is taken while the parent is written, cut, dropped from and snapshots
+    of it are taken, so that pages are copied after they were overwritten and the store before
+    it had them.  Restored to its own end and to the archive's, no branch has a wrong page;
+    those from before the backup have all of them."""
+    server, archive = archived
+    with Storm(server, "p", f"{seed}/backup") as storm, checkpoints(server, seed):
+        storm.run(30)
+        with storm.held():
+            older = [Witness.make(server, "older1", "p")]
+        storm.run(30)
+        with storm.held():
+            older.append(Witness.make(server, "older2", "p"))
+        copy = server.root / "slow"
+        taken = threading.Thread(
+            target=server.backup, args=(copy, "--max-rate=10M", "--no-sync"), daemon=True
+        )
+        taken.start()
+        during: list[Witness] = []
+        while taken.is_alive() and len(during) < 8:
+            storm.run(12)
+            with storm.held():
+                during.append(Witness.make(server, f"during{len(during)}", "p"))
+        taken.join(120)
+        print(f"{len(during)} snapshots during the backup")
+        storm.run(40)
+    expected = rows_of(server, "p")
+    archive_all(server)
+    copies = [copy, copy_of(copy, "slow2")]
+
+    end = recover(server, archive, copies[0], "toend", "promote", recovery_target_name="end")
+    check_all(end, older, "restored to the end of the archive")
+    good = [right_or_lost(end, witness, "restored to the end") for witness in during]
+    print(f"taken during the backup: {sum(good)} of {len(good)} are right, the rest lost")
+    assert rows_of(end, "p") == expected
+    end.crash()
+    check_all(end, older, "restored and crashed")
+    for witness in during:
+        right_or_lost(end, witness, "restored and crashed")
+    with Storm(end, "p", f"{seed}/restored") as storm:
+        storm.run(20)
+        with storm.held():
+            newest = Witness.make(end, "newest", "p")
+        storm.run(30)
+    check_all(end, [*older, newest], "restored and written")
+    usable(end, "p")
+    calm_log(end)
+    end.destroy()
+
+    alone = recover(server, archive, copies[1], "own", "promote", recovery_target="immediate")
+    check_all(alone, older, "restored to the end of the backup")
+    for witness in during:
+        if witness.name in branches(alone):
+            right_or_lost(alone, witness, "restored to the end of the backup")
+    usable(alone, "p")
+    calm_log(alone)
+    alone.destroy()
+
+
+def positions(server: Cluster, start: str, end: str) -> list[tuple[str, str]]:
+    """(position, kind) of all WAL records between two positions."""
+    text = server.run(
+        "pg_waldump", "-p", str(server.data / "pg_wal"), "-s", start, "-e", end, check=False
+    )
+    found = re.findall(r"rmgr: (\S+).*? lsn: ([0-9A-F]+/[0-9A-F]+), prev \S+, desc: (\S*)", text)
+    return [(lsn, f"{rmgr} {what}") for rmgr, lsn, what in found]
+
+
+TARGETS = 8
+
+
+def test_point_in_time_around_a_snapshot(
+    archived: tuple[Cluster, Path], seed: int, rng: random.Random
+) -> None:
+    """Recovery stops before one record after the other around a snapshot.  Wherever it stops,
+    an older branch is what it was, and the new one is there and right or not there at all;
+    promoted there, the server knows no half snapshot and takes new ones.  Stopped exactly at
+    a snapshot that was taken from writers in full swing, the parent's rows are the branch's."""
+    server, archive = archived
+    base = server.backup(server.root / "base", "--no-sync")
+    with Storm(server, "p", f"{seed}/pitr") as storm:
+        storm.run(30)
+        with storm.held():
+            older = Witness.make(server, "older", "p")
+        storm.run(30)
+        with storm.held():
+            start = str(server.scalar("SELECT pg_current_wal_insert_lsn()"))
+            newer = Witness.make(server, "newer", "p")
+            end = str(server.scalar("SELECT pg_current_wal_insert_lsn()"))
+        storm.run(30)
+        for attempt in range(5):
+            try:
+                create(server, "swing", "p")
+                break
+            except psycopg.errors.LockNotAvailable:
+                assert attempt < 4
+        storm.run(30)
+    swing = str(server.scalar("SELECT parent_lsn FROM branch.branches WHERE name = 'swing'"))
+    in_swing = rows_of(server, "swing")
+    archive_all(server)
+    known = positions(server, start, end)
+    print(*known, sep="\n")
+    ours = [lsn for lsn, kind in known if "186" in kind or "agent_branch" in kind]
+    assert ours, "no record of the snapshot was found"
+    others = [lsn for lsn, _ in known if lsn not in ours]
+    targets = sorted(
+        {known[0][0], *rng.sample(ours, min(TARGETS - 2, len(ours))), *rng.sample(others, 2)},
+        key=lambda lsn: [int(part, 16) for part in lsn.split("/")],
+    )
+    moved = recover(server, archive, base, "moving", "pause", recovery_target_lsn=targets[0])
+    seen = []
+    for number, target in enumerate([*targets, swing]):
+        if number:
+            moved.stop()
+            moved.configure(recovery_target_lsn=target)
+            if number in (2, len(targets) // 2, len(targets) - 1):
+                promoted_here(moved, older, newer, f"at{number}")
+            moved.start()
+            reach(moved, "pause")
+        older.check(moved, f"stopped before {target}")
+        there = "newer" in branches(moved)
+        seen.append(there)
+        if there:
+            newer.check(moved, f"stopped before {target}")
+    assert seen == sorted(seen), "the branch came and went"
+    assert not seen[0]
+    assert seen[-1]
+    assert rows_of(moved, "p") == in_swing, "the branch is not what its parent was then"
+    replays_calmly(moved)
+
+
+def promoted_here(stopped: Cluster, older: Witness, newer: Witness, name: str) -> None:
+    """A copy of a stopped server, recovered to the same target and promoted there."""
+    copy = copy_of(stopped.data, f"copy-{name}")
+    made = Cluster.from_data(stopped.root.parent, name, copy, {"recovery_target_action": "promote"})
+    reach(made, "promote")
+    when = f"promoted {name}"
+    older.check(made, when)
+    if "newer" in branches(made):
+        newer.check(made, when)
+    made.sql("SELECT * FROM branch.gc()")
+    nothing_left(made, when)
+    healthy(made)
+    last = Witness.make(made, "last", "p")
+    run(made, "p", "UPDATE a SET v = 'on another timeline'", "TRUNCATE c", "VACUUM FULL b")
+    made.crash()
+    check_all(made, [older, last], f"{when} and crashed")
+    usable(made, "p")
+    calm_log(made)
+    made.destroy()

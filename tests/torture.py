@@ -1,0 +1,282 @@
+"""The page oracle for as long as wanted: ``torture.py [--seconds N] [--seed N] ...``.
+
+One server, one parent in a storm, and up to hundreds of snapshots of it that live side by
+side, each with a branch whose every page must stay what its parent had, some with branches
+of branches below them.  Rounds of snapshots, deletions, garbage collection, checkpoints,
+clean stops, kill -9 (also in recovery) follow one another at random; a standby goes with
+them.  The seed decides what is tried; what the processes make of it is the machine's.
+
+Ends with exit code 0 and a line of figures, or with the first violation; the server's
+directory is kept then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+import traceback
+from collections import Counter
+
+import psycopg
+from ab_checks import amcheck, branches, calm_log, create, delete, healthy, nothing_left, run
+from ab_cluster import Cluster, workspace
+from ab_oracle import (
+    SETTINGS,
+    State,
+    Witness,
+    check_all,
+    drop_leaves,
+    plain_again,
+    rows_of,
+    settle,
+    usable,
+)
+from ab_storm import (
+    Storm,
+    checkpoints,
+    make_parent,
+)
+
+PARENT = "p"
+
+
+class Torture:
+    def __init__(self, cluster: Cluster, arguments: argparse.Namespace) -> None:
+        self.cluster = cluster
+        self.seed = arguments.seed
+        self.most = arguments.snapshots
+        self.depth = arguments.depth
+        self.rng = random.Random(arguments.seed)
+        self.witnesses: list[Witness] = []
+        self.done: Counter[str] = Counter()
+        self.names = 0
+        self.numbers: set[int] = set()  # of files that some snapshot of the parent had
+        self.standby: Cluster | None = None
+        if arguments.standby:
+            self.standby = cluster.standby("torture-standby", {"max_standby_streaming_delay": "-1"})
+
+    def name(self) -> str:
+        self.names += 1
+        return f"t{self.names}"
+
+    # ---- one round: a storm with things happening in it ----
+
+    def round(self, number: int) -> None:
+        with (
+            Storm(self.cluster, PARENT, f"{self.seed}/{number}", clients=3) as storm,
+            checkpoints(self.cluster, f"{self.seed}/{number}"),
+        ):
+            for _ in range(self.rng.randint(2, 8)):
+                storm.run(self.rng.randint(1, 40))
+                self.happen(storm)
+            end = self.rng.choice(("kill", "kill", "kill-twice", "fast", "immediate", "go on"))
+            if end in ("kill", "kill-twice"):
+                self.cluster.kill()
+            elif end == "immediate":
+                self.cluster.stop("immediate")
+        self.done[f"end: {end}"] += 1
+        if end == "fast":
+            self.cluster.restart("fast")
+        elif end != "go on":
+            if end == "kill-twice":
+                self.kill_in_recovery()
+            self.cluster.start()
+        self.check(number)
+
+    def happen(self, storm: Storm) -> None:
+        what = self.rng.choices(
+            ("snapshot", "burst", "busy", "chain", "delete", "gc", "write", "checkpoint"),
+            (8, 2, 4, 2, 4, 2, 2, 1),
+        )[0]
+        self.done[what] += 1
+        if what == "snapshot":
+            self.take(storm)
+        elif what == "burst":
+            for _ in range(min(10, self.most - len(self.witnesses))):
+                storm.run(self.rng.randint(1, 4))
+                self.take(storm)
+        elif what == "busy":
+            self.busy()
+        elif what == "chain":
+            self.chain(storm)
+        elif what == "delete":
+            self.forget(self.rng.randint(1, 5))
+        elif what == "gc":
+            self.cluster.sql("SELECT * FROM branch.gc()")
+        elif what == "write":
+            self.write_in_branch()
+        else:
+            self.cluster.sql("CHECKPOINT")
+
+    def take(self, storm: Storm) -> None:
+        with storm.held():
+            self.witnesses.append(Witness.make(self.cluster, self.name(), PARENT))
+        if len(self.witnesses) > self.most:
+            self.forget(len(self.witnesses) - self.most)
+
+    def busy(self) -> None:
+        try:
+            self.witnesses.append(Witness.of_itself(self.cluster, self.name(), PARENT))
+        except psycopg.errors.LockNotAvailable:
+            self.done["busy, timed out"] += 1
+
+    def chain(self, storm: Storm) -> None:
+        """Branches of branches down from a new one; the last is the witness."""
+        source = self.name()
+        with storm.held():
+            create(self.cluster, source, PARENT)
+        for _ in range(self.rng.randint(1, self.depth)):
+            low = self.rng.randrange(1, 3500)
+            name = self.name()
+            run(
+                self.cluster,
+                source,
+                f"UPDATE a SET v = '{name}' WHERE id BETWEEN {low} AND {low + 30}",
+                f"INSERT INTO c SELECT i, '{name}' FROM generate_series(1, 40) AS i",
+                self.rng.choice(("TRUNCATE c", "VACUUM a", "REINDEX TABLE b", "SELECT 1")),
+            )
+            before = State.read(self.cluster, source)
+            create(self.cluster, name, source)
+            bottom = Witness(name, source, [before])
+            source = name
+        self.witnesses.append(bottom)
+        if self.rng.random() < 0.5:
+            bottom.check(self.cluster, "at once")
+
+    def write_in_branch(self) -> None:
+        """A branch of a witness is written: what they share stays."""
+        if not self.witnesses:
+            return
+        name = self.name()
+        create(self.cluster, name, self.rng.choice(self.witnesses).name)
+        run(
+            self.cluster,
+            name,
+            "UPDATE pgbench_accounts SET filler = 'written' WHERE aid % 3 = 0",
+            "DELETE FROM a WHERE id % 2 = 0",
+            "VACUUM",
+        )
+        usable(self.cluster, name)
+        if self.rng.random() < 0.7:
+            delete(self.cluster, name)
+
+    def forget(self, count: int) -> None:
+        self.rng.shuffle(self.witnesses)
+        gone, self.witnesses = self.witnesses[:count], self.witnesses[count:]
+        for witness in gone:
+            self.numbers |= {node for node, _ in witness.states[0].relations.values()}
+        drop_leaves(self.cluster, {witness.name for witness in self.witnesses})
+        self.done["deleted"] += len(gone)
+
+    # ---- what must hold ----
+
+    def kill_in_recovery(self) -> None:
+        position = len(self.cluster.log_text())
+        self.cluster.start(wait=False)
+        self.cluster.wait_for(
+            lambda: (
+                "redo starts" in self.cluster.log_text()[position:]
+                or "ready to accept" in self.cluster.log_text()[position:]
+            ),
+            timeout=300,
+        )
+        self.cluster.kill()
+
+    def check(self, number: int) -> None:
+        when = f"round {number}"
+        healthy(self.cluster)
+        usable(self.cluster, PARENT)
+        there = branches(self.cluster)
+        assert {witness.name for witness in self.witnesses} <= set(there)
+        some = self.witnesses
+        if number % 5:
+            some = self.rng.sample(self.witnesses, min(12, len(self.witnesses)))
+        check_all(self.cluster, some, when)
+        self.done["checked"] += len(some)
+        self.cluster.sql("SELECT * FROM branch.gc()")
+        nothing_left(self.cluster, when)
+        if self.standby is not None:
+            if self.rng.random() < 0.3:
+                self.standby.restart(self.rng.choice(("fast", "immediate")))
+            elif self.rng.random() < 0.3:
+                self.standby.crash()
+            self.cluster.wait_caught_up(self.standby, 600)
+            check_all(self.standby, some, f"{when}, standby")
+            assert rows_of(self.standby, PARENT) == rows_of(self.cluster, PARENT), when
+            calm_log(self.standby)
+        if number % 10 == 0:
+            amcheck(self.cluster, PARENT)
+        calm_log(self.cluster)
+
+    def finish(self) -> None:
+        self.check(0)
+        if self.standby is not None:
+            self.cluster.kill()
+            self.standby.promote()
+            self.cluster, self.standby = self.standby, None
+            self.check(0)
+        self.forget(len(self.witnesses))
+        self.cluster.sql("SELECT * FROM branch.gc()")
+        settle(self.cluster, PARENT)
+        plain_again(self.cluster, PARENT, self.numbers)
+        nothing_left(self.cluster, "at the end")
+        amcheck(self.cluster, PARENT)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seconds", type=int, default=3600, help="how long (an hour)")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1, 2**31))
+    parser.add_argument("--snapshots", type=int, default=200, help="most that live at once")
+    parser.add_argument("--depth", type=int, default=50, help="most branches below each other")
+    parser.add_argument("--no-standby", dest="standby", action="store_false")
+    arguments = parser.parse_args()
+    print(f"torture: seed {arguments.seed}", flush=True)
+    base = workspace("ab-torture-")
+    cluster = Cluster.create(
+        base,
+        "torture",
+        {
+            **SETTINGS,
+            "agent_branch.max_snapshots": "4096",
+            "hot_standby_feedback": "on",
+            "max_wal_size": "512MB",
+            "wal_keep_size": "16GB",
+            "log_statement": "none",
+        },
+    )
+    make_parent(cluster, PARENT)
+    torture = Torture(cluster, arguments)
+    began = time.monotonic()
+    number = 0
+    try:
+        while time.monotonic() - began < arguments.seconds:
+            number += 1
+            torture.round(number)
+            print(
+                f"round {number}, {time.monotonic() - began:.0f} s:"
+                f" {len(torture.witnesses)} witnesses, {dict(torture.done)}",
+                flush=True,
+            )
+        torture.finish()
+    except BaseException:
+        traceback.print_exc()
+        print(cluster.log_tail(), file=sys.stderr)
+        print(f"torture: failed in round {number}, seed {arguments.seed}; see {base}")
+        for left in (torture.cluster, torture.standby):
+            if left is not None:
+                left.kill()
+                left.keep_running = True
+        cluster.keep_running = True
+        return 1
+    print(f"torture: {number} rounds, seed {arguments.seed}: {dict(torture.done)}")
+    for left in {id(c): c for c in (cluster, torture.cluster)}.values():
+        left.destroy()
+    base.rmdir()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
