@@ -1,4 +1,4 @@
-"""Figures side by side with stock PostgreSQL: ``run.py [--quick] [NAME ...]``.
+"""Figures side by side with stock PostgreSQL: ``run.py [--quick | --full] [NAME ...]``.
 
 Each benchmark sets up its own servers, alternates between the two sides, discards one
 warm-up and prints the median of the ratios with their range:
@@ -23,11 +23,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+import live_parent as live  # noqa: E402
 from ab_cluster import Cluster, workspace  # noqa: E402
+from tree_search import SETTINGS as SEARCH  # noqa: E402
+from tree_search import Search, quantile, used_bytes  # noqa: E402
 
 Side = Callable[[], float]
 RAW = ROOT / "bench" / "raw"
@@ -36,7 +40,8 @@ RAW = ROOT / "bench" / "raw"
 class Sizes:
     """How much of everything: quick figures or real ones."""
 
-    def __init__(self, quick: bool) -> None:
+    def __init__(self, quick: bool, full: bool = False) -> None:
+        self.full = full
         self.repeats = 3 if quick else 5
         self.calls = 100 if quick else 500
         self.scale = 2 if quick else 20
@@ -219,21 +224,145 @@ def unused(size: Sizes) -> None:
             )
 
 
+def tree_search(size: Sizes) -> None:
+    """Creating from a branch written a moment ago, under ten clients that do just that,
+    at depths to 25; with --full also at depth 1000, and 1000 clients at once."""
+    levels = {"1": range(1, 3), "25": range(23, 26)}
+    steps = max(40, size.calls // 4)
+    with server("search", **SEARCH) as cluster:
+        search = Search(cluster)
+        empty = used_bytes(cluster)
+        search.run("warm up", 2, 5, 5)
+        found = [search.run(f"{turn}", 10, steps, 25) for turn in range(size.repeats)]
+        for name, depth in levels.items():
+            for share, label, bar in ((0.5, "p50", 40.0), (0.99, "p99", 200.0)):
+                pairs = [
+                    (quantile(part.at(depth), share), quantile(part.inserts, 0.5))
+                    for part in found
+                    if part.at(depth)
+                ]
+                report(f"tree-search-{label}-depth-{name}", bar, False, pairs)
+        if size.full:
+            deep_search(search, size)
+        before = used_bytes(cluster) - empty
+        search.prune_all()
+        left = used_bytes(cluster) - empty
+        report("tree-search-space-left", 0.05, False, [(max(left, 0) / 1e6, before / 1e6)])
+
+
+def deep_search(search: Search, size: Sizes) -> None:
+    """The deep end: a chain of 1000 branches, and 1000 sessions that fork one parent."""
+    figures = search.at_depth(search.chain(1000), size.calls)
+    insert = quantile(figures.inserts, 0.5)
+    times = [ms for _, ms in figures.creations]
+    report("tree-search-p50-depth-1000", 40, False, [(quantile(times, 0.5), insert)])
+    report("tree-search-p99-depth-1000", 200, False, [(quantile(times, 0.99), insert)])
+    report("tree-search-1000-at-once", 1, False, [(max(search.all_at_once(1000)), 1000)])
+
+
+def live_parent(size: Sizes) -> None:
+    """Branches of a parent that eight clients write, and what its writers notice."""
+    with server("busy", shared_buffers="512MB", max_wal_size="8GB") as cluster:
+        filled(cluster, "main", 100 if size.full else size.scale)
+        found = live.busy(cluster, "main", size.seconds, size.repeats)
+        # The bars of a clean parent: what is above them is the flush of what is dirty.
+        for share, label, bar in ((0.5, "p50", 3), (0.99, "p99", 15)):
+            ours = quantile(found.creations, share)
+            report(f"create-busy-{label}", bar, False, [(ours, quantile(found.inserts, 0.5))])
+        # The bar is 100 ms beyond what the writers wait for each other.
+        report(
+            "create-busy-writers-wait",
+            1,
+            False,
+            [
+                (max(0.0, ours - other), 100.0)
+                for ours, other in zip(found.wait_with, found.wait_without, strict=True)
+            ],
+        )
+
+
+def live_settled(size: Sizes) -> None:
+    """TPC-B of a parent with a living snapshot beside an equal database without one; and the
+    disk space that its pages take."""
+    with server("settled", shared_buffers="512MB", max_wal_size="8GB") as cluster:
+        for name in ("main", "plain"):
+            filled(cluster, name, size.scale)
+        cluster.sql("CREATE DATABASE living TEMPLATE main STRATEGY branch")
+        report("disk-per-page", 1.05, False, [live.disk_per_page(cluster, "main", 50)])
+        live.settle(cluster, "main", "plain")
+        report(
+            "tpcb-parent-with-snapshot",
+            0.95,
+            True,
+            alternate(
+                size.repeats,
+                partial(tps, cluster, "main", size.seconds),
+                partial(tps, cluster, "plain", size.seconds),
+            ),
+        )
+
+
+def live_history(size: Sizes) -> None:
+    """Point reads in a branch with many later snapshots of its parent beside one with one."""
+    later = 1000 if size.full else 50
+    settings: dict[str, Any] = {"agent_branch.max_snapshots": 2000}
+    with server("history", shared_buffers="8MB", max_wal_size="8GB", **settings) as cluster:
+        for name, snapshots in (("many", later), ("few", 1)):
+            filled(cluster, name, size.scale)
+            live.history(cluster, name, f"{name}_oldest", snapshots, 20 * later)
+        report(
+            f"read-oldest-of-{later}-vs-1",
+            1 / 1.2,
+            True,
+            alternate(
+                size.repeats,
+                partial(live.reads, cluster, "many_oldest", size.seconds),
+                partial(live.reads, cluster, "few_oldest", size.seconds),
+            ),
+        )
+
+
+def live_size(size: Sizes) -> None:
+    """A branch of a large parent, one row of which was just written, beside one of a small."""
+    with server("size", shared_buffers="512MB", max_wal_size="16GB") as cluster:
+        filled(cluster, "large", 700 if size.full else 10 * size.scale)
+        filled(cluster, "small", 1)
+        cluster.sql("CHECKPOINT")
+        large = live.written_branch(cluster, "large", "l")
+        small = live.written_branch(cluster, "small", "s")
+        report(
+            "create-large-vs-small",
+            1.1,
+            False,
+            alternate(
+                size.repeats,
+                lambda: statistics.median(large() for _ in range(max(5, size.calls // 20))),
+                lambda: statistics.median(small() for _ in range(max(5, size.calls // 20))),
+            ),
+        )
+
+
 BENCHMARKS: dict[str, Callable[[Sizes], None]] = {
     "create-clean": create_clean,
     "create-template": create_template,
     "connect": connect,
     "throughput": throughput,
     "unused": unused,
+    "live-parent": live_parent,
+    "live-settled": live_settled,
+    "live-history": live_history,
+    "live-size": live_size,
+    "tree-search": tree_search,
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes, for a look")
+    parser.add_argument("--full", action="store_true", help="the largest sizes, too")
     parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], help="all if none")
     arguments = parser.parse_args()
-    size = Sizes(arguments.quick)
+    size = Sizes(arguments.quick, arguments.full)
     print(f"{'name':<28} {'ours':>10} {'other':>10} {'ratio':>8} [min..max] bar")
     for name in arguments.names or BENCHMARKS:
         BENCHMARKS[name](size)
