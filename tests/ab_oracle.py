@@ -191,7 +191,8 @@ LIST = (
     " AND NOT c.relisshared AND pg_relation_filenode(c.oid) IS NOT NULL"
 )
 PAGES = (
-    "SELECT r.oid, r.fork, b, get_raw_page(r.oid::oid::regclass::text, r.fork, b)"
+    "SELECT r.oid, r.fork, b, nullif(get_raw_page(r.oid::oid::regclass::text, r.fork, b),"
+    " decode(repeat('00', current_setting('block_size')::int), 'hex'))"
     " FROM unnest(%s::int8[], %s::text[], %s::int8[]) AS r (oid, fork, blocks)"
     " CROSS JOIN LATERAL generate_series(0, r.blocks - 1) AS b"
 )
@@ -244,8 +245,9 @@ class State:
             wanted = [(oid, fork, n) for (oid, fork), n in self.lengths.items() if n]
             cursor = conn.cursor(binary=True)
             cursor.execute(PAGES, [list(column) for column in zip(*wanted, strict=True)])
+            zeros = POOL.add(bytes(BLOCK))  # there may be a gigabyte of them
             for oid, fork, block, page in cursor:
-                self.pages[oid, fork, block] = POOL.add(page)
+                self.pages[oid, fork, block] = POOL.add(page) if page else zeros
         return self
 
     def kind(self, key: Key) -> str:

@@ -993,7 +993,7 @@ save(bool failing)
 		return;
 	}
 	nofail = true;
-	ok = ab_images_put(DB, e->id, n, pages, replace);
+	ok = ab_images_put(DB, e->id, n, pages, replace, NULL);
 	nofail = false;
 	failure = FAIL_NOT;
 	LWLockRelease(ab_capture_lock(DB));

@@ -20,6 +20,9 @@ extern void ab_guard_leave(Oid db);
 extern void ab_guard_close(Oid db);
 extern void ab_guard_open(Oid db);
 
+/* Close it, letting cancel requests through; false: past the deadline. */
+extern bool ab_guard_try_close(Oid db, TimestampTz deadline);
+
 /* ---- with the guard held; NOFAIL as in ab_images.h ---- */
 
 /* The newest living snapshot; false if there is none that an image could help. */

@@ -34,6 +34,12 @@ extern void ab_check_database_statement(Node *stmt);
  */
 extern void ab_check_drop_database(Oid db, bool files_go);
 
+/*
+ * A new database has got its number.  Raises 55006 if before-images of an older one of
+ * that number are still there: its files would pass for that one's.
+ */
+extern void ab_check_created_database(Oid db);
+
 /* Raise if a branch or an open snapshot has relations in the tablespace. */
 extern void ab_check_drop_tablespace(Oid spc, const char *name);
 

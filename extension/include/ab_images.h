@@ -51,6 +51,13 @@ typedef enum AbImageAnswer
 extern bool ab_images_newest(Oid db, AbForkKey key, BlockNumber block, XLogRecPtr *epoch);
 
 /*
+ * The copy in WAL.  Called when the pages are durable and before anybody can find them
+ * in the index: whoever sees a block covered overwrites it, and a base backup that
+ * then has the block needs the record.
+ */
+typedef void (*AbImagesLog) (Oid db, AbSnapId epoch, int n, const AbImagePage *pages);
+
+/*
  * Append n <= AB_IMAGE_BATCH pages to the file of an epoch, sync it once, then put
  * them into the index.  All blocks differ.  False: nothing of it is in the index, what
  * reached the file is garbage, and errno is ENOENT only if the epoch has no file.
@@ -62,7 +69,7 @@ extern bool ab_images_newest(Oid db, AbForkKey key, BlockNumber block, XLogRecPt
  * Without it every block's newest image is older than the epoch.
  */
 extern bool ab_images_put(Oid db, AbSnapId epoch, int n, const AbImagePage *pages,
-						  bool replace);
+						  bool replace, AbImagesLog log);
 
 /* Has the block an image of exactly this epoch, with this checksum over the page?  NOFAIL. */
 extern bool ab_images_has(Oid db, AbSnapId epoch, AbForkKey key, BlockNumber block,
@@ -89,6 +96,9 @@ extern bool ab_images_is_poisoned(Oid db, AbSnapId id);
 
 /* Make the directory and the epoch's file, durably, unless it is there. */
 extern void ab_images_begin(Oid db, AbSnapId epoch);
+
+/* Is the epoch's file there? */
+extern bool ab_images_exists(Oid db, AbSnapId epoch);
 
 /*
  * Open what a later NOFAIL call of this process for this fork will need, as far as it

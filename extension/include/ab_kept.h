@@ -8,6 +8,8 @@
 
 #include "ab_types.h"
 
+#include "datatype/timestamp.h"
+
 /*
  * md's unlink of a fork, unless a living snapshot needs the relation's files; then
  * they are noted for later.  Never raises on account of a snapshot.  Takes the guard.
@@ -15,11 +17,11 @@
 extern void ab_kept_unlink(RelFileNodeBackend rnode, ForkNumber fork, bool isRedo);
 
 /*
- * Wait until no file of the database is being unlinked, and return a mark; later,
+ * Wait until no file of the database is being unlinked (false: past the deadline); later,
  * under the guard exclusively: has none been since?  Between the two its directories
  * can be listed (a file that goes in between would be listed and not kept).
  */
-extern uint32 ab_kept_no_unlinks(Oid db);
+extern bool ab_kept_no_unlinks(Oid db, TimestampTz deadline, uint32 *mark);
 extern bool ab_kept_still_no_unlinks(Oid db, uint32 mark);
 
 /*

@@ -100,13 +100,13 @@ compare_pages(const void *a, const void *b)
  * image that nobody asked for, and does no harm.
  */
 static void
-look_ahead(Oid db, AbSnapId live)
+look_among(Oid db, AbSnapId live, Oid rel, int questions)
 {
 	static int	next = 0;
 	const uint32 wanted = BM_DIRTY | BM_VALID | BM_TAG_VALID | BM_PERMANENT;
 	int			n = Min(NBuffers, LOOK_AHEAD);
 
-	for (int i = 0; i < n && nbatch < AB_IMAGE_BATCH; i++)
+	for (int i = 0; i < n && nbatch < AB_IMAGE_BATCH && questions > 0; i++)
 	{
 		BufferDesc *desc = GetBufferDescriptor(next);
 		BufferTag	tag;
@@ -116,12 +116,25 @@ look_ahead(Oid db, AbSnapId live)
 		if ((pg_atomic_read_u32(&desc->state) & wanted) != wanted)
 			continue;
 		tag = desc->tag;
-		if (tag.rnode.dbNode == db &&
-			tag.forkNum >= 0 && tag.forkNum <= MAX_FORKNUM &&
-			need_of(db, live, key_of(tag.rnode, tag.forkNum), tag.blockNum,
+		if (tag.rnode.dbNode != db || (OidIsValid(rel) && tag.rnode.relNode != rel) ||
+			tag.forkNum < 0 || tag.forkNum > MAX_FORKNUM)
+			continue;
+		questions--;
+		if (need_of(db, live, key_of(tag.rnode, tag.forkNum), tag.blockNum,
 					&newest) == NEED_IMAGE)
 			add_to_batch(key_of(tag.rnode, tag.forkNum), tag.blockNum);
 	}
+}
+
+/*
+ * First the relation at hand, whose buffers a ring may reuse soon.  When nearly all
+ * is saved already, asking costs more than it finds: hence the bounds.
+ */
+static void
+look_ahead(Oid db, AbSnapId live)
+{
+	look_among(db, live, batch[0].key.rel, 1024);
+	look_among(db, live, InvalidOid, 512);
 }
 
 /* In the order of the files, none twice. */
@@ -165,18 +178,23 @@ read_batch(Oid db, AbSnapId live, const AbImagePage *asked, bool all)
 	return true;
 }
 
-/*
- * The copy in WAL that a base backup which is being taken needs (M14); the store does
- * without.
- */
+/* The copy in WAL that a base backup needs (M14); the store does without. */
 static void
-log_batch(Oid db, AbSnapId epoch)
+log_images(Oid db, AbSnapId epoch, int n, const AbImagePage *pages)
 {
 	if (!XLogIsNeeded() || !ab_image_allowed())
 		return;
-	for (int i = 0; i < nbatch; i++)
-		(void) ab_wal_before_image(epoch, db, batch[i].key, batch[i].block,
-								   0, batch[i].page);
+	for (int i = 0; i < n; i++)
+		(void) ab_wal_before_image(epoch, db, pages[i].key, pages[i].block, 0,
+								   pages[i].page);
+}
+
+static void
+log_window_images(Oid db, AbSnapId epoch, int n, const AbImagePage *pages)
+{
+	for (int i = 0; i < n && XLogIsNeeded(); i++)
+		(void) ab_wal_before_image(epoch, db, pages[i].key, pages[i].block,
+								   AB_IMAGE_WINDOW, pages[i].page);
 }
 
 void
@@ -205,16 +223,12 @@ ab_capture_block(RelFileNode rnode, ForkNumber fork, BlockNumber block)
 		look_ahead(db, live);
 		sort_batch();
 		if (!read_batch(db, live, &asked, false) ||
-			!ab_images_put(db, live, nbatch, batch, false))
+			!ab_images_put(db, live, nbatch, batch, false, log_images))
 			need = NEED_UNKNOWN;
 	}
 	if (need == NEED_UNKNOWN)
-	{
 		ab_epoch_poison(db, live, newest, errno);
-		nbatch = 0;
-	}
 	LWLockRelease(ab_capture_lock(db));
-	log_batch(db, live);
 }
 
 void
@@ -234,7 +248,6 @@ ab_capture_tail(RelFileNode rnode, ForkNumber fork, BlockNumber from)
 	}
 	while (from < nblocks)
 	{
-		XLogRecPtr	oldest = PG_UINT64_MAX;
 		bool		ok = true;
 
 		LWLockAcquire(ab_capture_lock(db), LW_EXCLUSIVE);
@@ -245,23 +258,19 @@ ab_capture_tail(RelFileNode rnode, ForkNumber fork, BlockNumber from)
 			Need		need = need_of(db, live, key, from, &newest);
 
 			ok = need != NEED_UNKNOWN;
-			if (need != NEED_NOTHING)
-				oldest = Min(oldest, newest);
 			if (need == NEED_IMAGE)
 				add_to_batch(key, from);
 		}
 		if (ok && nbatch > 0)
 			ok = read_batch(db, live, NULL, true) &&
-				ab_images_put(db, live, nbatch, batch, false);
+				ab_images_put(db, live, nbatch, batch, false, log_images);
 		if (!ok)
 		{
 			/* what comes behind is lost as well */
 			ab_epoch_poison(db, live, 0, errno);
-			nbatch = 0;
 			from = nblocks;
 		}
 		LWLockRelease(ab_capture_lock(db));
-		log_batch(db, live);
 	}
 }
 
@@ -281,11 +290,12 @@ previous_living(Oid db, AbSnapId id, AbSnapId *previous)
 
 /* One image, superseding what its epoch has of the block. */
 static bool
-put_one(Oid db, AbSnapId epoch, AbForkKey key, BlockNumber block, const char *page)
+put_one(Oid db, AbSnapId epoch, AbForkKey key, BlockNumber block, const char *page,
+		AbImagesLog log)
 {
 	AbImagePage one = {key, block, page};
 
-	return ab_images_put(db, epoch, 1, &one, true);
+	return ab_images_put(db, epoch, 1, &one, true, log);
 }
 
 static bool
@@ -309,17 +319,10 @@ save_window_page(Oid db, AbSnapId id, RelFileNode rnode, AbForkKey key,
 			case AB_IMAGE_FAILED:
 				return false;
 		}
-		if (!put_one(db, previous, key, block, old.data))
+		if (!put_one(db, previous, key, block, old.data, log_window_images))
 			return false;
-		if (XLogIsNeeded())
-			(void) ab_wal_before_image(previous, db, key, block, AB_IMAGE_WINDOW,
-									   old.data);
 	}
-	if (!put_one(db, id, key, block, page))
-		return false;
-	if (XLogIsNeeded())
-		(void) ab_wal_before_image(id, db, key, block, AB_IMAGE_WINDOW, page);
-	return true;
+	return put_one(db, id, key, block, page, log_window_images);
 }
 
 void
@@ -390,7 +393,7 @@ ab_capture_redo(XLogReaderState *record)
 	LWLockAcquire(ab_capture_lock(rec.db), LW_EXCLUSIVE);
 	errno = 0;
 	if (!ab_images_has(rec.db, rec.epoch, key, rec.block, crc) &&
-		!put_one(rec.db, rec.epoch, key, rec.block, page.data) &&
+		!put_one(rec.db, rec.epoch, key, rec.block, page.data, NULL) &&
 		errno != ENOENT)		/* retired later in WAL, and gone already */
 		ab_epoch_poison(rec.db, rec.epoch, 0, errno);
 	LWLockRelease(ab_capture_lock(rec.db));

@@ -17,8 +17,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "miscadmin.h"
 #include "storage/fd.h"
 #include "storage/proc.h"
+#include "utils/timestamp.h"
 
 #include "ab_file.h"
 #include "ab_images.h"
@@ -44,6 +46,19 @@ ab_guard_close(Oid db)
 	LWLockAcquire(ab_guard_lock(db), LW_EXCLUSIVE);
 }
 
+bool
+ab_guard_try_close(Oid db, TimestampTz deadline)
+{
+	while (!LWLockConditionalAcquire(ab_guard_lock(db), LW_EXCLUSIVE))
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (GetCurrentTimestamp() >= deadline)
+			return false;
+		pg_usleep(100);
+	}
+	return true;
+}
+
 void
 ab_guard_open(Oid db)
 {
@@ -62,7 +77,7 @@ find_parent(Oid db)
 		uint32		generation;
 		AbParent   *parent;
 	} Known;
-	static Known known[64];
+	static Known known[1024];
 	Known	   *k = &known[db % lengthof(known)];
 	uint32		generation = ab_generation(db);
 
@@ -431,7 +446,13 @@ ab_epoch_require_sound(AbSnapId id)
 	generation = pg_atomic_read_u32(&ab_shared->poison_generation);
 	if (generation == seen && AbSnapIdEquals(sound, id))
 		return;
-	if (ab_snaptable_get(id, &slot) && slot.poisoned)
+	if (!ab_snaptable_get(id, &slot))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("the snapshot this branch hangs on is not known to the server"),
+				 errdetail("There was no room for it in the table of snapshots, so its pages are not kept."),
+				 errhint("Delete the branch, or reset it to its parent.")));
+	if (slot.poisoned)
 		raise_poisoned(id);
 	sound = id;
 	seen = generation;

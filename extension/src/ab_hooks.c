@@ -103,6 +103,8 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, voi
 		return;
 	}
 
+	if (access == OAT_POST_CREATE && classId == DatabaseRelationId)
+		ab_check_created_database(objectId);
 	if (access == OAT_DROP && classId == DatabaseRelationId)
 	{
 		ab_check_drop_database(objectId, watching_drop);

@@ -271,6 +271,20 @@ has_files_in(AbSnapId id, Oid spc)
 	return found;
 }
 
+void
+ab_check_created_database(Oid db)
+{
+	char	   *path = psprintf("%s/%u", AB_IMAGE_DIR, db);
+
+	if (ab_file_exists(path))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("database OID %u cannot be used yet", db),
+				 errdetail("A dropped database had it, and pages that snapshots of it kept are still there."),
+				 errhint("Call branch.gc(), or try again for another OID.")));
+	pfree(path);
+}
+
 /*
  * A branch has no directory in a tablespace until it writes there, so the server
  * would find the tablespace empty (M10).

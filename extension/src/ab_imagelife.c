@@ -54,6 +54,15 @@ ab_images_begin(Oid db, AbSnapId epoch)
 	pfree(block);
 }
 
+bool
+ab_images_exists(Oid db, AbSnapId epoch)
+{
+	char		path[MAXPGPATH];
+
+	ab_images_path(path, db, epoch);
+	return ab_file_exists(path);
+}
+
 void
 ab_images_warm(Oid db, AbSnapId epoch, AbForkKey key)
 {

@@ -216,7 +216,8 @@ publish(bool replace, bool *left)
 }
 
 bool
-ab_images_put(Oid db, AbSnapId epoch, int n, const AbImagePage *pages, bool replace)
+ab_images_put(Oid db, AbSnapId epoch, int n, const AbImagePage *pages, bool replace,
+			  AbImagesLog log)
 {
 	bool		ok;
 	bool		left = false;
@@ -240,6 +241,8 @@ ab_images_put(Oid db, AbSnapId epoch, int n, const AbImagePage *pages, bool repl
 		return false;
 	}
 
+	if (log)
+		log(db, epoch, n, pages);
 	ab_imagefile_lock(db, LW_EXCLUSIVE);
 	ok = publish(replace, &left);
 	save_errno = errno;

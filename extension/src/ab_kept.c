@@ -20,8 +20,10 @@
 
 #include "access/xlogutils.h"
 #include "miscadmin.h"
+#include "lib/qunique.h"
 #include "storage/fd.h"
 #include "storage/md.h"
+#include "utils/timestamp.h"
 
 #include "ab_epoch.h"
 #include "ab_file.h"
@@ -104,6 +106,15 @@ is_needed(RelFileNode rnode, ForkNumber fork)
 
 	/* whatever older snapshots have of it the newest has, too: it was there till now */
 	needed = ab_epoch_has_relation(live, rnode.spcNode, rnode.relNode, &known);
+
+	/* a map alone, in a branch: it is not noted, and without it all is well */
+	if (needed && (fork == FSM_FORKNUM || fork == VISIBILITYMAP_FORKNUM))
+	{
+		char		path[MAXPGPATH];
+
+		ab_relation_path(path, rnode, MAIN_FORKNUM, 0);
+		needed = access(path, F_OK) == 0;
+	}
 	if (needed && fork == MAIN_FORKNUM)
 	{
 		LWLockAcquire(ab_capture_lock(rnode.dbNode), LW_EXCLUSIVE);
@@ -120,7 +131,7 @@ void
 ab_kept_unlink(RelFileNodeBackend rnode, ForkNumber fork, bool isRedo)
 {
 	Oid			db = rnode.node.dbNode;
-	bool		needed;
+	volatile bool needed;
 
 	pg_atomic_fetch_add_u32(&ab_shared->unlinks_begun[db % AB_GUARDS], 1);
 	ab_guard_enter(db);
@@ -128,13 +139,20 @@ ab_kept_unlink(RelFileNodeBackend rnode, ForkNumber fork, bool isRedo)
 	ab_guard_leave(db);
 
 	/* not under the guard: it may wait for the checkpointer */
-	if (!needed)
-		mdunlink(rnode, fork, isRedo);
-	pg_atomic_fetch_add_u32(&ab_shared->unlinks_ended[db % AB_GUARDS], 1);
+	PG_TRY();
+	{
+		if (!needed)
+			mdunlink(rnode, fork, isRedo);
+	}
+	PG_FINALLY();
+	{
+		pg_atomic_fetch_add_u32(&ab_shared->unlinks_ended[db % AB_GUARDS], 1);
+	}
+	PG_END_TRY();
 }
 
-uint32
-ab_kept_no_unlinks(Oid db)
+bool
+ab_kept_no_unlinks(Oid db, TimestampTz deadline, uint32 *mark)
 {
 	for (;;)
 	{
@@ -142,8 +160,13 @@ ab_kept_no_unlinks(Oid db)
 
 		pg_memory_barrier();
 		if (pg_atomic_read_u32(&ab_shared->unlinks_begun[db % AB_GUARDS]) == ended)
-			return ended;
+		{
+			*mark = ended;
+			return true;
+		}
 		CHECK_FOR_INTERRUPTS();
+		if (GetCurrentTimestamp() >= deadline)
+			return false;
 		pg_usleep(100);
 	}
 }
@@ -156,7 +179,18 @@ ab_kept_still_no_unlinks(Oid db, uint32 mark)
 
 /* ---- giving back ---- */
 
-/* The sound notes, each relation once; palloc'd. */
+static int
+compare_notes(const void *a, const void *b)
+{
+	const Note *x = a;
+	const Note *y = b;
+
+	if (x->spc != y->spc)
+		return x->spc < y->spc ? -1 : 1;
+	return x->rel < y->rel ? -1 : x->rel > y->rel;
+}
+
+/* The sound notes, sorted, each relation once; palloc'd. */
 static Note *
 read_notes(Oid db, int *n)
 {
@@ -171,14 +205,10 @@ read_notes(Oid db, int *n)
 	if (notes == NULL)
 		return NULL;
 	for (int i = 0; i < (int) (len / sizeof(Note)); i++)
-	{
-		bool		known = !EQ_CRC32C(notes[i].crc, note_crc(&notes[i]));
-
-		for (int j = 0; j < found && !known; j++)
-			known = notes[j].spc == notes[i].spc && notes[j].rel == notes[i].rel;
-		if (!known)
+		if (EQ_CRC32C(notes[i].crc, note_crc(&notes[i])))
 			notes[found++] = notes[i];
-	}
+	qsort(notes, found, sizeof(Note), compare_notes);
+	found = qunique(notes, found, sizeof(Note), compare_notes);
 	*n = found;
 	return notes;
 }
@@ -209,7 +239,6 @@ ab_kept_relations(Oid db, int *n)
 		kept[i].spc = notes[i].spc;
 		kept[i].rel = notes[i].rel;
 	}
-	qsort(kept, *n, sizeof(AbKeptRelation), compare_kept);
 	if (notes)
 		pfree(notes);
 	return kept;
@@ -312,11 +341,7 @@ forget_notes(Oid db, const Note *gone, int ngone)
 	notes = read_notes(db, &n);
 	for (int i = 0; i < n; i++)
 	{
-		bool		is_gone = false;
-
-		for (int j = 0; j < ngone && !is_gone; j++)
-			is_gone = gone[j].spc == notes[i].spc && gone[j].rel == notes[i].rel;
-		if (!is_gone)
+		if (bsearch(&notes[i], gone, ngone, sizeof(Note), compare_notes) == NULL)
 			notes[left++] = notes[i];
 	}
 	if (left > 0)
@@ -344,17 +369,29 @@ ab_kept_sweep(Oid db, List *leaving, bool dry_run)
 	needed = needed_notes(db, leaving, notes, n);
 	for (int i = 0; i < n; i++)
 	{
-		RelFileNodeBackend rnode = {{notes[i].spc, db, notes[i].rel}, InvalidBackendId};
-
 		if (needed[i])
 			continue;
 		bytes += relation_bytes(db, &notes[i]);
-		if (!dry_run)
-			mdunlink(rnode, InvalidForkNumber, InRecovery);
 		notes[ngone++] = notes[i];
 	}
-	if (ngone > 0 && !dry_run)
-		forget_notes(db, notes, ngone);
+	if (ngone == 0 || dry_run)
+		return bytes;
+
+	/* first: a note must not outlive the number, which another relation may get then */
+	forget_notes(db, notes, ngone);
+	for (int i = 0; i < ngone; i++)
+	{
+		RelFileNodeBackend rnode = {{notes[i].spc, db, notes[i].rel}, InvalidBackendId};
+		char		path[MAXPGPATH];
+
+		/*
+		 * Of a file that is not there, because its database is not, md would ask the
+		 * checkpointer to remove it later, when another database may have the name.
+		 */
+		ab_relation_path(path, rnode.node, MAIN_FORKNUM, 0);
+		if (access(path, F_OK) == 0)
+			mdunlink(rnode, InvalidForkNumber, InRecovery);
+	}
 	return bytes;
 }
 

@@ -8,24 +8,49 @@
 #include "ab_shmem.h"
 
 #include "miscadmin.h"
+#include "storage/fd.h"
 #include "storage/ipc.h"
 #include "storage/shmem.h"
 
+#include "ab_format.h"
 #include "ab_settings.h"
 
 #define TRANCHE "agent_branch"
+#define SPARE_SLOTS 16			/* beside those that are taken at start */
 #define OTHER_LOCKS (3 * AB_GUARDS + 3)
 
 AbShared   *ab_shared = NULL;
 
+static int	nslots;			/* of the table of snapshots; set in the postmaster */
+
 static shmem_request_hook_type prev_shmem_request = NULL;
 static shmem_startup_hook_type prev_shmem_startup = NULL;
+
+/*
+ * Slots: the setting, but never less than there are snapshots, since one without a slot
+ * would not have its pages kept.
+ */
+static int
+count_slots(void)
+{
+	DIR		   *dir = AllocateDir(AB_SNAPSHOT_DIR);
+	struct dirent *de;
+	int			n = 0;
+
+	if (dir == NULL)
+		return ab_max_snapshots;
+	while ((de = ReadDirExtended(dir, AB_SNAPSHOT_DIR, LOG)) != NULL)
+		if (strstr(de->d_name, ".pages") == NULL)
+			n++;
+	FreeDir(dir);
+	return Max(ab_max_snapshots, n + SPARE_SLOTS);
+}
 
 static Size
 shared_size(void)
 {
 	return add_size(offsetof(AbShared, snap),
-					mul_size(ab_max_snapshots,
+					mul_size(nslots,
 							 sizeof(AbSnapSlot) + sizeof(AbParent)));
 }
 
@@ -34,6 +59,7 @@ request_shmem(void)
 {
 	if (prev_shmem_request)
 		prev_shmem_request();
+	nslots = count_slots();
 	RequestAddinShmemSpace(shared_size());
 	RequestNamedLWLockTranche(TRANCHE, AB_ORIGIN_LOCKS + OTHER_LOCKS);
 }
@@ -63,8 +89,8 @@ init_shared(void)
 		pg_atomic_init_u32(&ab_shared->unlinks_begun[i], 0);
 		pg_atomic_init_u32(&ab_shared->unlinks_ended[i], 0);
 	}
-	ab_shared->nsnapslots = ab_max_snapshots;
-	ab_shared->parents = (AbParent *) &ab_shared->snap[ab_max_snapshots];
+	ab_shared->nsnapslots = nslots;
+	ab_shared->parents = (AbParent *) &ab_shared->snap[nslots];
 }
 
 static void

@@ -116,6 +116,30 @@ poison(AbSnapId id)
 }
 
 /*
+ * The same, where a full disk must not keep the server from starting: without its
+ * manifest a snapshot cannot be read either.
+ */
+static void
+poison_somehow(AbSnapId id)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		poison(id);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(cxt);
+		EmitErrorReport();
+		FlushErrorState();
+		remove_suffix(id, ".manifest");
+		remove_suffix(id, ".pending");
+	}
+	PG_END_TRY();
+}
+
+/*
  * Only one snapshot of a database is taken at a time, so what is still pending of
  * this one from before was given up, by a primary that crashed.
  */
@@ -359,18 +383,22 @@ static void
 redo_live_snapshot(Replay *r)
 {
 	Oid			db = r->rec.source_db;
-
+	AbSnapSlot	slot;
 	bool		made;
 
 	FlushDatabaseBuffers(db);
 	made = try_to(make_live_files, r);
 	if (!made)
-		poison(r->id);
+		poison_somehow(r->id);
 	ab_guard_close(db);
 	ab_snaptable_add(r->id, db, false, true);
 	ab_snaptable_reached(r->id, !made);
 	ab_epoch_recompute(db);
 	ab_guard_open(db);
+
+	/* without room in the table nothing is kept for it */
+	if (!ab_snaptable_get(r->id, &slot))
+		poison_somehow(r->id);
 }
 
 static void
@@ -441,6 +469,26 @@ ab_confirm_redo(XLogReaderState *record)
 	pfree(poisoned);
 }
 
+/* Space that cannot be given back now is given back some time later. */
+static void
+try_reclaim(Oid db)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		(void) ab_snapshot_reclaim(db, NIL, false);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(cxt);
+		EmitErrorReport();
+		FlushErrorState();
+		LWLockReleaseAll();
+	}
+	PG_END_TRY();
+}
+
 void
 ab_retire_redo(XLogReaderState *record)
 {
@@ -457,5 +505,5 @@ ab_retire_redo(XLogReaderState *record)
 	live_db = ab_snapshot_live_source(rec.id);
 	ab_snapshot_remove_files(rec.id, rec.what);
 	if (OidIsValid(live_db))
-		(void) ab_snapshot_reclaim(live_db, NIL, false);
+		try_reclaim(live_db);
 }

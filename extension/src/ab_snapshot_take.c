@@ -179,7 +179,8 @@ capture(Taking *t)
 	t->capture.builder = ab_manifest_builder();
 	if (!t->capture.live)
 		t->capture.layer = ab_layer_writer_open();
-	t->no_unlinks = ab_kept_no_unlinks(t->capture.source_db);
+	if (!ab_kept_no_unlinks(t->capture.source_db, t->deadline, &t->no_unlinks))
+		ab_gate_give_up(t->capture.source_db, t->dbname);
 	t->window = GetXLogInsertRecPtr();
 	FlushDatabaseBuffers(t->capture.source_db);
 	ab_method_for(&t->capture)->capture(&t->capture);
@@ -275,8 +276,8 @@ log_snapshot(Taking *t)
 	if (t->capture.live && t->capture.source_manifest)
 		rec.nruns = t->view.h->nruns;
 
-	if (t->capture.live)
-		ab_guard_close(db);
+	if (t->capture.live && !ab_guard_try_close(db, t->deadline))
+		ab_gate_give_up(db, t->dbname);
 	if (!t->capture.live || ab_kept_still_no_unlinks(db, t->no_unlinks))
 		end = insert_record(t, &rec);
 	if (!XLogRecPtrIsInvalid(end))

@@ -70,11 +70,15 @@ report_full(int elevel)
 /* ---- loading ---- */
 
 static bool
-is_poisoned(AbSnapId id, const AbManifestHeader *h)
+is_poisoned(AbSnapId id, const AbManifestHeader *h, XLogRecPtr redo)
 {
 	char	   *path = ab_snapshot_path(id, ".poisoned");
 	bool		poisoned = ab_file_exists(path) ||
 		((h->flags & AB_MANIFEST_LIVE) && ab_images_is_poisoned(h->source_db, id));
+
+	/* before its record is replayed it needs no store yet (E5) */
+	if ((h->flags & AB_MANIFEST_LIVE) && id.lsn <= redo)
+		poisoned |= !ab_images_exists(h->source_db, id);
 
 	pfree(path);
 	return poisoned;
@@ -107,7 +111,7 @@ load_snapshot(AbSnapId id, const char *suffix, XLogRecPtr redo)
 	fill_slot(slot, id, h.source_db, confirmed, (h.flags & AB_MANIFEST_LIVE) != 0);
 	slot->left = !confirmed;
 	slot->ahead = slot->live && id.lsn > redo;
-	slot->poisoned = is_poisoned(id, &h);
+	slot->poisoned = is_poisoned(id, &h, redo);
 }
 
 static void
