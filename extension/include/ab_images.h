@@ -131,6 +131,14 @@ extern int64 ab_images_collect(Oid db, const AbSnapId *living, int nliving,
 							   XLogRecPtr horizon, bool dry_run);
 
 /*
+ * The same for a database without living snapshots, in two steps: give its directory
+ * another name, at once, so that a snapshot that begins now finds none; then remove
+ * that.  What a crash leaves is removed at server start.  False: there is none.
+ */
+extern bool ab_images_set_aside(Oid db, char aside[MAXPGPATH]);
+extern int64 ab_images_remove_aside(const char *aside);
+
+/*
  * For each living snapshot: bytes of images that it needs (shared with others or
  * not) and of those that only it needs.  Arrays of nliving.
  */

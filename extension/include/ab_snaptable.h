@@ -43,6 +43,9 @@ extern bool ab_snaptable_get(AbSnapId id, AbSnapSlot *out);
 /* Must its pages not be read any more? */
 extern bool ab_snaptable_is_poisoned(AbSnapId id);
 
+/* Does db have before-image snapshots, living or to come in recovery? */
+extern bool ab_snaptable_has_live(Oid db);
+
 /*
  * The newest before-image snapshot of db that is sound and begins before a position
  * (PG_UINT64_MAX: of all).  The caller holds snap_lock; allocates and raises nothing.

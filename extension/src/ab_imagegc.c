@@ -114,14 +114,11 @@ remove_path(Collect *c, const char *path)
 }
 
 static void
-remove_directory(Collect *c)
+remove_directory(Collect *c, const char *dirname)
 {
-	char		dirname[MAXPGPATH];
-	DIR		   *dir;
+	DIR		   *dir = AllocateDir(dirname);
 	struct dirent *de;
 
-	ab_images_dir_path(dirname, c->db);
-	dir = AllocateDir(dirname);
 	if (dir == NULL && errno == ENOENT)
 		return;
 	while ((de = ReadDir(dir, dirname)) != NULL)
@@ -565,6 +562,15 @@ collect_file(Collect *c, AbSnapId epoch)
 }
 
 int64
+ab_images_remove_aside(const char *aside)
+{
+	Collect		c = {.living = NULL};
+
+	remove_directory(&c, aside);
+	return c.freed;
+}
+
+int64
 ab_images_collect(Oid db, const AbSnapId *living, int nliving, XLogRecPtr horizon,
 				  bool dry_run)
 {
@@ -575,7 +581,10 @@ ab_images_collect(Oid db, const AbSnapId *living, int nliving, XLogRecPtr horizo
 
 	if (nliving == 0)
 	{
-		remove_directory(&c);
+		char		dirname[MAXPGPATH];
+
+		ab_images_dir_path(dirname, db);
+		remove_directory(&c, dirname);
 		return c.freed;
 	}
 	epochs = ab_imagefile_list(db, &n);

@@ -55,6 +55,21 @@ ab_images_begin(Oid db, AbSnapId epoch)
 }
 
 bool
+ab_images_set_aside(Oid db, char aside[MAXPGPATH])
+{
+	static int	counter = 0;
+	char		path[MAXPGPATH];
+
+	ab_images_dir_path(path, db);
+	snprintf(aside, MAXPGPATH, "%s/" AB_TMP_PREFIX "%u.%d.%d", AB_IMAGE_DIR, db,
+			 (int) getpid(), ++counter);
+	if (rename(path, aside) < 0)
+		return false;
+	pg_atomic_fetch_add_u32(&ab_shared->image_generation, 1);
+	return true;
+}
+
+bool
 ab_images_exists(Oid db, AbSnapId epoch)
 {
 	char		path[MAXPGPATH];

@@ -194,19 +194,6 @@ sort_out_users(AbPin *pins, int npins, Oid db)
 }
 
 static bool
-has_live_snapshots(Oid db)
-{
-	int			n;
-	AbSnapSlot *slots = ab_snaptable_all(&n);
-	bool		found = false;
-
-	for (int i = 0; i < n && !found; i++)
-		found = slots[i].live && slots[i].source_db == db;
-	pfree(slots);
-	return found;
-}
-
-static bool
 is_open(AbSnapId id)
 {
 	char	   *hidden = ab_hidden_name(id);
@@ -254,7 +241,7 @@ mark_needed(int *npins)
 bool
 ab_pins_storage_needed(AbPinsNeeded *needed, Oid db)
 {
-	if (!has_live_snapshots(db))
+	if (!ab_snaptable_has_live(db))
 		return false;
 	if (needed->pins == NULL)
 		needed->pins = mark_needed(&needed->npins);
@@ -359,7 +346,7 @@ ab_pins_check_files(Oid db, const char *verb)
 	AbPin	   *pins;
 	int			n;
 
-	if (!has_live_snapshots(db))
+	if (!ab_snaptable_has_live(db))
 		return;
 	pins = ab_pins_read(&n);
 	n = sort_out_users(pins, n, db);

@@ -124,19 +124,6 @@ living_snapshots(Oid db, List *leaving, int *n, XLogRecPtr *horizon)
 	return living;
 }
 
-static bool
-has_living(Oid db)
-{
-	int			n;
-	AbSnapSlot *slots = ab_snaptable_all(&n);
-	bool		found = false;
-
-	for (int i = 0; i < n && !found; i++)
-		found = slots[i].live && slots[i].source_db == db;
-	pfree(slots);
-	return found;
-}
-
 int64
 ab_snapshot_reclaim(Oid db, List *leaving, bool dry_run)
 {
@@ -149,11 +136,15 @@ ab_snapshot_reclaim(Oid db, List *leaving, bool dry_run)
 		bytes += ab_images_collect(db, living, n, horizon, dry_run);
 	else
 	{
+		char		aside[MAXPGPATH];
+		bool		set_aside;
+
 		/* a snapshot that begins now must find its store, or nothing */
 		ab_guard_close(db);
-		if (!has_living(db))
-			bytes += ab_images_collect(db, NULL, 0, horizon, false);
+		set_aside = !ab_snaptable_has_live(db) && ab_images_set_aside(db, aside);
 		ab_guard_open(db);
+		if (set_aside)
+			bytes += ab_images_remove_aside(aside);
 	}
 	pfree(living);
 	return bytes;
@@ -182,11 +173,31 @@ remove_tmp_in(const char *dirname)
 	FreeDir(dir);
 }
 
+/* Stores of before-images that a crash has kept from being removed whole. */
+static void
+remove_stores_aside(void)
+{
+	DIR		   *dir = AllocateDir(AB_IMAGE_DIR);
+	struct dirent *de;
+
+	while ((de = ReadDirExtended(dir, AB_IMAGE_DIR, LOG)) != NULL)
+	{
+		char		path[MAXPGPATH];
+
+		if (strncmp(de->d_name, AB_TMP_PREFIX, strlen(AB_TMP_PREFIX)) != 0)
+			continue;
+		snprintf(path, sizeof(path), "%s/%s", AB_IMAGE_DIR, de->d_name);
+		(void) ab_images_remove_aside(path);
+	}
+	FreeDir(dir);
+}
+
 void
 ab_snapshot_remove_tmp(void)
 {
 	remove_tmp_in(AB_DIR);
 	remove_tmp_in(AB_SNAPSHOT_DIR);
+	remove_stores_aside();
 }
 
 /*

@@ -303,6 +303,19 @@ ab_snaptable_is_poisoned(AbSnapId id)
 	return poisoned;
 }
 
+bool
+ab_snaptable_has_live(Oid db)
+{
+	bool		found = false;
+
+	LWLockAcquire(ab_shared->snap_lock, LW_SHARED);
+	for (int i = 0; i < ab_shared->nsnapslots && !found; i++)
+		found = AbSnapIdIsValid(ab_shared->snap[i].id) &&
+			ab_shared->snap[i].live && ab_shared->snap[i].source_db == db;
+	LWLockRelease(ab_shared->snap_lock);
+	return found;
+}
+
 /* The newest of the sound live snapshots of db that begin before a position. */
 bool
 ab_snaptable_newest_live(Oid db, XLogRecPtr before, AbSnapId *id)
