@@ -18,8 +18,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "access/xlog.h"
 #include "access/xlogutils.h"
 #include "miscadmin.h"
+#include "postmaster/bgwriter.h"
 #include "lib/qunique.h"
 #include "storage/fd.h"
 #include "storage/md.h"
@@ -377,6 +379,14 @@ ab_kept_sweep(Oid db, List *leaving, bool dry_run)
 	if (ngone == 0 || dry_run)
 		return bytes;
 
+	/*
+	 * md would leave the main forks to the next checkpoint, lest recovery repeats the drop
+	 * when another relation has the number; and a crash before that would leave them for
+	 * ever.  So the checkpoint comes first.
+	 */
+	if (!InRecovery)
+		RequestCheckpoint(CHECKPOINT_IMMEDIATE | CHECKPOINT_FORCE | CHECKPOINT_WAIT);
+
 	/* first: a note must not outlive the number, which another relation may get then */
 	forget_notes(db, notes, ngone);
 	for (int i = 0; i < ngone; i++)
@@ -384,13 +394,10 @@ ab_kept_sweep(Oid db, List *leaving, bool dry_run)
 		RelFileNodeBackend rnode = {{notes[i].spc, db, notes[i].rel}, InvalidBackendId};
 		char		path[MAXPGPATH];
 
-		/*
-		 * Of a file that is not there, because its database is not, md would ask the
-		 * checkpointer to remove it later, when another database may have the name.
-		 */
+		/* not if the whole database is gone */
 		ab_relation_path(path, rnode.node, MAIN_FORKNUM, 0);
 		if (access(path, F_OK) == 0)
-			mdunlink(rnode, InvalidForkNumber, InRecovery);
+			mdunlink(rnode, InvalidForkNumber, true);
 	}
 	return bytes;
 }
