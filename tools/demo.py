@@ -149,8 +149,8 @@ def compare_creation(cluster: Cluster) -> None:
         session.execute("SELECT branch.delete('main_again', hard => true)")
     shared = disk_bytes(cluster.data / "agent_branch") - before
     say()
-    say("The first branch after main was written takes a snapshot of main's files (a clone where")
-    say("the filesystem has reflinks, else a copy); all branches of an unwritten main share it.")
+    say("The first branch after main was written takes a snapshot, which copies nothing: pages of")
+    say("main are saved when main overwrites them. All branches of an unwritten main share it.")
     say(f"That snapshot, once for all three agents: {size(max(shared, 0))}.")
     say("Their table agent_data was made in main, once, so its pages are shared too.")
 
