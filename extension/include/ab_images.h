@@ -101,12 +101,6 @@ extern void ab_images_begin(Oid db, AbSnapId epoch);
 extern bool ab_images_exists(Oid db, AbSnapId epoch);
 
 /*
- * Open what a later NOFAIL call of this process for this fork will need, as far as it
- * is there.  Never raises.
- */
-extern void ab_images_warm(Oid db, AbSnapId epoch, AbForkKey key);
-
-/*
  * In the postmaster before any other process: throw the index away and make it from
  * the .images files.  Images that no sync is known to have covered are checked by
  * their CRC; all of them if check_all.  Epochs >= forget_from (0: none) are

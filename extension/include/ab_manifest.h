@@ -41,6 +41,9 @@ extern bool ab_manifest_read_pending_header(AbSnapId id, AbManifestHeader *h);
 /* The entry of a fork, or NULL. */
 extern const AbForkEntry *ab_manifest_find(const AbManifest *m, AbForkKey key);
 
+/* Has it any fork of a relation?  Allocates and raises nothing. */
+extern bool ab_manifest_has_relation(const AbManifest *m, Oid spc, Oid rel);
+
 /* The run that covers a block, or NULL: the block is zeros. */
 extern const AbRun *ab_manifest_run(const AbManifest *m, const AbForkEntry *e,
 									BlockNumber block);

@@ -331,14 +331,7 @@ ab_epoch_has_relation(AbSnapId id, Oid spc, Oid rel, bool *known)
 	const AbManifest *m = view_of(id);
 
 	*known = m != NULL;
-	for (int fork = 0; m != NULL && fork <= MAX_FORKNUM; fork++)
-	{
-		AbForkKey	key = {spc, rel, fork};
-
-		if (ab_manifest_find(m, key) != NULL)
-			return true;
-	}
-	return false;
+	return m != NULL && ab_manifest_has_relation(m, spc, rel);
 }
 
 /* ---- poison ---- */

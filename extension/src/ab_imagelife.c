@@ -78,13 +78,6 @@ ab_images_exists(Oid db, AbSnapId epoch)
 	return ab_file_exists(path);
 }
 
-void
-ab_images_warm(Oid db, AbSnapId epoch, AbForkKey key)
-{
-	(void) ab_imagefile_epoch(db, epoch);
-	(void) ab_imagefile_index(db, key, false);
-}
-
 Oid *
 ab_images_databases(int *n)
 {

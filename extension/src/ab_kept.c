@@ -254,19 +254,6 @@ ab_kept_has(const AbKeptRelation *kept, int n, Oid spc, Oid rel)
 	return bsearch(&key, kept, n, sizeof(AbKeptRelation), compare_kept) != NULL;
 }
 
-static bool
-manifest_has(const AbManifest *m, const Note *n)
-{
-	for (int fork = 0; fork <= MAX_FORKNUM; fork++)
-	{
-		AbForkKey	key = {n->spc, n->rel, fork};
-
-		if (ab_manifest_find(m, key) != NULL)
-			return true;
-	}
-	return false;
-}
-
 /*
  * Strike the notes that a snapshot needs off a list.  One whose manifest cannot be read
  * needs them all.
@@ -285,7 +272,7 @@ strike_needed(AbSnapId id, const Note *notes, bool *needed, int n)
 		image = ab_file_read(ab_snapshot_path(id, ".pending"), &len);
 	readable = image != NULL && ab_manifest_layout(image, len, &m);
 	for (int i = 0; i < n; i++)
-		if (!needed[i] && (!readable || manifest_has(&m, &notes[i])))
+		if (!needed[i] && (!readable || ab_manifest_has_relation(&m, notes[i].spc, notes[i].rel)))
 			needed[i] = true;
 	if (image)
 		pfree(image);

@@ -314,6 +314,19 @@ ab_manifest_find(const AbManifest *m, AbForkKey key)
 				   ab_fork_entry_compare);
 }
 
+bool
+ab_manifest_has_relation(const AbManifest *m, Oid spc, Oid rel)
+{
+	for (int fork = 0; fork <= MAX_FORKNUM; fork++)
+	{
+		AbForkKey	key = {spc, rel, fork};
+
+		if (ab_manifest_find(m, key) != NULL)
+			return true;
+	}
+	return false;
+}
+
 const AbRun *
 ab_manifest_run(const AbManifest *m, const AbForkEntry *e, BlockNumber block)
 {

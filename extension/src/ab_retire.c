@@ -196,6 +196,7 @@ void
 ab_snapshot_remove_tmp(void)
 {
 	remove_tmp_in(AB_DIR);
+	remove_tmp_in(AB_BRANCH_DIR);
 	remove_tmp_in(AB_SNAPSHOT_DIR);
 	remove_stores_aside();
 }

@@ -9,13 +9,9 @@
  */
 #include "ab_startup.h"
 
-#include <dirent.h>
-#include <unistd.h>
-
 #include "catalog/pg_control.h"
 #include "common/controldata_utils.h"
 #include "miscadmin.h"
-#include "storage/fd.h"
 #include "storage/ipc.h"
 
 #include "ab_attach.h"
@@ -30,28 +26,6 @@
 #include "ab_witness.h"
 
 static shmem_startup_hook_type prev_shmem_startup = NULL;
-
-/* Half-written origin files of a crashed server. */
-static void
-remove_tmp_origins(void)
-{
-	DIR		   *dir = AllocateDir(AB_BRANCH_DIR);
-	struct dirent *de;
-
-	while ((de = ReadDir(dir, AB_BRANCH_DIR)) != NULL)
-	{
-		char		path[MAXPGPATH];
-
-		if (strncmp(de->d_name, AB_TMP_PREFIX, strlen(AB_TMP_PREFIX)) != 0)
-			continue;
-		snprintf(path, sizeof(path), "%s/%s", AB_BRANCH_DIR, de->d_name);
-		if (unlink(path) < 0)
-			ereport(LOG,
-					(errcode_for_file_access(),
-					 errmsg("could not remove file \"%s\": %m", path)));
-	}
-	FreeDir(dir);
-}
 
 /*
  * The index of before-images is made from what is durable.  In a backup only images
@@ -82,7 +56,6 @@ prepare_files(void)
 		 control->state == DB_SHUTDOWNED_IN_RECOVERY);
 
 	ab_file_make_dirs();
-	remove_tmp_origins();
 	ab_snapshot_remove_tmp();
 	ab_witness_begin(control);
 	if (!clean)
