@@ -15,7 +15,12 @@ export PG_CONFIG
 EXTENSION = agent_branch
 MODULE_big = agent_branch
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard extension/src/*.c)))
-DATA = $(sort $(wildcard extension/agent_branch--*.sql))
+# The install script is joined from its parts; scripts from version to version are files.
+EXTVERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" agent_branch.control)
+SQL_PARTS = $(sort $(wildcard extension/sql/*.sql))
+INSTALL_SQL = extension/agent_branch--$(EXTVERSION).sql
+DATA_built = $(INSTALL_SQL)
+DATA = $(sort $(wildcard extension/agent_branch--*--*.sql))
 
 # The prefix map: the same sources give the same library wherever they are built.
 PG_CPPFLAGS = -Iextension/include
@@ -32,6 +37,8 @@ ifneq ($(wildcard $(PGXS)),)
 NO_INSTALLCHECK = 1
 include $(PGXS)
 $(OBJS): $(wildcard extension/include/*.h) Makefile
+$(INSTALL_SQL): $(SQL_PARTS) Makefile
+	@awk 'FNR == 1 && NR > 1 { print "" } { print }' $(SQL_PARTS) > $@.new && mv $@.new $@
 else
 all install uninstall:
 	@echo >&2 "PostgreSQL 15's build files are missing: run 'make deps', or set PG_CONFIG"
@@ -133,15 +140,13 @@ torture: venv
 bench: venv
 	$(VENV_PYTHON) bench/run.py $(BENCH)
 
-INSTALL_SQL = $(DATA)
-
-lint: venv
+lint: venv $(INSTALL_SQL)
 	$(VENV_PYTHON) tools/check_layers.py
 	$(VENV_PYTHON) tools/check_version.py
 	$(VENV)/bin/ruff check python tests tools bench
 	$(VENV)/bin/ruff format --check python tests tools bench
 	$(VENV)/bin/mypy
-	$(VENV)/bin/sqlfluff lint -q sql $(INSTALL_SQL)
+	$(VENV)/bin/sqlfluff lint -q sql $(SQL_PARTS) $(DATA)
 	$(VENV)/bin/pgspot --ignore-lang plpython3u $(INSTALL_SQL)
 
 clean: clean-tests

@@ -1,0 +1,29 @@
+-- Who may: nobody, but for what checks rights itself or shows only what the caller may see.
+-- branch.gc, branch.verify and branch.take_scheduled_snapshots are for superusers and those they
+-- grant it to.
+
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA branch FROM public;
+
+GRANT USAGE ON SCHEMA branch TO public;
+GRANT SELECT ON TABLE branch.branches, branch.snapshots, branch.pinned, branch.snapshot_schedules TO public;
+GRANT EXECUTE ON FUNCTION branch._origin(oid) TO public;
+GRANT EXECUTE ON FUNCTION branch._own_bytes(oid) TO public;
+GRANT EXECUTE ON FUNCTION branch._logical_bytes(oid) TO public;
+GRANT EXECUTE ON FUNCTION branch._snapshots() TO public;
+GRANT EXECUTE ON FUNCTION branch._may_see(oid) TO public;
+GRANT EXECUTE ON FUNCTION branch._pinned() TO public;
+GRANT EXECUTE ON FUNCTION branch._pinned_bytes(oid) TO public;
+GRANT EXECUTE ON FUNCTION branch."create"(text, text, text, name, interval, boolean, interval, jsonb, text) TO public;
+GRANT EXECUTE ON FUNCTION branch.ensure(text, text, text, name, interval, boolean, interval, jsonb) TO public;
+GRANT EXECUTE ON FUNCTION branch.create_many(text[], text) TO public;
+GRANT EXECUTE ON FUNCTION branch.delete(text, boolean, text, boolean, boolean) TO public;
+GRANT EXECUTE ON FUNCTION branch.reset(text, text, boolean) TO public;
+GRANT EXECUTE ON FUNCTION branch.restore(text, text, text, boolean) TO public;
+GRANT EXECUTE ON FUNCTION branch.snapshot(text, text, interval) TO public;
+GRANT EXECUTE ON FUNCTION branch.drop_snapshot(text, boolean) TO public;
+GRANT EXECUTE ON FUNCTION branch.schedule_snapshots(text, interval, interval, text) TO public;
+GRANT EXECUTE ON FUNCTION branch.unschedule_snapshots(text, text) TO public;
+GRANT EXECUTE ON FUNCTION branch.current() TO public;
+GRANT EXECUTE ON FUNCTION branch.tree() TO public;
+GRANT EXECUTE ON FUNCTION branch._ensure_agent_table(text) TO public;
+GRANT EXECUTE ON FUNCTION branch._endpoint() TO public;
