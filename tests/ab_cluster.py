@@ -383,6 +383,11 @@ class Cluster:
             return None
         return pid if Path(here) == self.data.resolve() else None
 
+    def _started_pid(self) -> int | None:
+        """Pid of the postmaster that was started last, if it lives, whatever it has written."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
     def is_running(self) -> bool:
         return self.postmaster_pid() is not None
 
@@ -443,8 +448,9 @@ class Cluster:
 
         All are stopped before the first dies: the postmaster, so that it forks and cleans
         up nothing any more, then its children, so that none goes on without the others.
+        A postmaster that has not yet written its pid file dies as well.
         """
-        pid = self.postmaster_pid()
+        pid = self.postmaster_pid() or self._started_pid()
         if pid is None:
             return
         os.kill(pid, signal.SIGSTOP)

@@ -824,9 +824,11 @@ BUSY = [
 ]
 
 
-def write_large_objects(cluster: Cluster, dbname: str, done: threading.Event) -> int:
+def write_large_objects(
+    cluster: Cluster, dbname: str, begun: threading.Event, done: threading.Event
+) -> int:
     """Write the same into two large objects through libpq's fast path, which passes neither
-    executor nor utility hooks, one transaction for both."""
+    executor nor utility hooks, one transaction for both; ``begun`` after the first."""
     library = cluster.run("pg_config", "--libdir").strip()
     found = ctypes.util.find_library("pq") or f"{library}/libpq.so.5"
     pq = ctypes.CDLL(found)
@@ -848,7 +850,9 @@ def write_large_objects(cluster: Cluster, dbname: str, done: threading.Event) ->
                 assert pq.lo_write(conn, fd, data, ctypes.c_size_t(len(data))) == len(data)
                 pq.lo_close(conn, fd)
             pq.PQclear(ctypes.c_void_p(pq.PQexec(conn, b"COMMIT")))
+            begun.set()
     finally:
+        begun.set()
         pq.PQfinish(conn)
     return turns
 
@@ -934,8 +938,10 @@ def test_no_half_transactions(make_cluster: Callable[..., Cluster]) -> None:
     done.clear()
     with ThreadPoolExecutor(1) as pool, server.connect() as conn:
         conn.execute("SET agent_branch.snapshot_timeout = '1s'")
-        blind = pool.submit(write_large_objects, server, "p", done)
+        begun = threading.Event()
+        blind = pool.submit(write_large_objects, server, "p", begun, done)
         try:
+            assert begun.wait(60)
             for number in range(8):
                 try:
                     conn.execute("SELECT branch.create(%s, 'p')", (f"l{number}",))
