@@ -11,151 +11,19 @@
  */
 #include "ab_lifecycle.h"
 
-#include "access/genam.h"
 #include "access/htup_details.h"
-#include "access/table.h"
 #include "access/xact.h"
-#include "catalog/indexing.h"
-#include "catalog/objectaddress.h"
 #include "catalog/pg_database.h"
-#include "catalog/pg_db_role_setting.h"
-#include "catalog/pg_shdescription.h"
-#include "catalog/pg_shseclabel.h"
-#include "commands/comment.h"
 #include "commands/dbcommands.h"
-#include "commands/seclabel.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "storage/procarray.h"
-#include "utils/array.h"
-#include "utils/builtins.h"
-#include "utils/fmgroids.h"
-#include "utils/rel.h"
 #include "utils/syscache.h"
 
+#include "ab_attachments.h"
 #include "ab_catalogrows.h"
 #include "ab_origin.h"
 #include "ab_snapshot.h"
-
-typedef struct SavedSetting
-{
-	Oid			role;
-	ArrayType  *config;
-} SavedSetting;
-
-typedef struct SavedLabel
-{
-	char	   *provider;
-	char	   *label;
-} SavedLabel;
-
-/* What moves over besides the pg_database row's own columns. */
-typedef struct Attachments
-{
-	List	   *settings;		/* SavedSetting * */
-	List	   *labels;			/* SavedLabel * */
-	char	   *comment;		/* or NULL */
-} Attachments;
-
-/* ---- saving ---- */
-
-static List *
-save_settings(Oid db)
-{
-	Relation	rel = table_open(DbRoleSettingRelationId, AccessShareLock);
-	List	   *settings = NIL;
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tup;
-
-	ScanKeyInit(&key, Anum_pg_db_role_setting_setdatabase,
-				BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(db));
-	scan = systable_beginscan(rel, DbRoleSettingDatidRolidIndexId, true,
-							  NULL, 1, &key);
-	while (HeapTupleIsValid(tup = systable_getnext(scan)))
-	{
-		bool		isnull;
-		Datum		config = heap_getattr(tup, Anum_pg_db_role_setting_setconfig,
-										  RelationGetDescr(rel), &isnull);
-		SavedSetting *s;
-
-		if (isnull)
-			continue;
-		s = palloc(sizeof(SavedSetting));
-		s->role = ((Form_pg_db_role_setting) GETSTRUCT(tup))->setrole;
-		s->config = DatumGetArrayTypePCopy(config);
-		settings = lappend(settings, s);
-	}
-	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
-	return settings;
-}
-
-/* Scan of a shared catalog by (objoid, classoid). */
-static SysScanDesc
-begin_object_scan(Relation rel, Oid index, AttrNumber objoid, AttrNumber classoid,
-				  Oid db)
-{
-	ScanKeyData key[2];
-
-	ScanKeyInit(&key[0], objoid, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(db));
-	ScanKeyInit(&key[1], classoid, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(DatabaseRelationId));
-	return systable_beginscan(rel, index, true, NULL, 2, key);
-}
-
-static char *
-text_attribute(Relation rel, HeapTuple tup, AttrNumber attr)
-{
-	bool		isnull;
-	Datum		value = heap_getattr(tup, attr, RelationGetDescr(rel), &isnull);
-
-	return isnull ? NULL : TextDatumGetCString(value);
-}
-
-static char *
-save_comment(Oid db)
-{
-	Relation	rel = table_open(SharedDescriptionRelationId, AccessShareLock);
-	SysScanDesc scan;
-	HeapTuple	tup;
-	char	   *comment = NULL;
-
-	scan = begin_object_scan(rel, SharedDescriptionObjIndexId,
-							 Anum_pg_shdescription_objoid,
-							 Anum_pg_shdescription_classoid, db);
-	tup = systable_getnext(scan);
-	if (HeapTupleIsValid(tup))
-		comment = text_attribute(rel, tup, Anum_pg_shdescription_description);
-	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
-	return comment;
-}
-
-static List *
-save_labels(Oid db)
-{
-	Relation	rel = table_open(SharedSecLabelRelationId, AccessShareLock);
-	List	   *labels = NIL;
-	SysScanDesc scan;
-	HeapTuple	tup;
-
-	scan = begin_object_scan(rel, SharedSecLabelObjectIndexId,
-							 Anum_pg_shseclabel_objoid,
-							 Anum_pg_shseclabel_classoid, db);
-	while (HeapTupleIsValid(tup = systable_getnext(scan)))
-	{
-		SavedLabel *l = palloc(sizeof(SavedLabel));
-
-		l->provider = text_attribute(rel, tup, Anum_pg_shseclabel_provider);
-		l->label = text_attribute(rel, tup, Anum_pg_shseclabel_label);
-		labels = lappend(labels, l);
-	}
-	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
-	return labels;
-}
 
 /* Columns of the old row that the new one keeps. */
 static void
@@ -163,8 +31,6 @@ save_row(Oid db, AbNewBranch *nb)
 {
 	HeapTuple	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
 	Form_pg_database form;
-	Datum		acl;
-	bool		isnull;
 
 	if (!HeapTupleIsValid(tup))
 		elog(ERROR, "cache lookup failed for database %u", db);
@@ -177,56 +43,7 @@ save_row(Oid db, AbNewBranch *nb)
 	/* left behind by a DROP DATABASE that was interrupted */
 	if (nb->connection_limit < -1)
 		nb->connection_limit = -1;
-	acl = SysCacheGetAttr(DATABASEOID, tup, Anum_pg_database_datacl, &isnull);
-	nb->acl = isnull ? NULL : DatumGetAclPCopy(acl);
 	ReleaseSysCache(tup);
-}
-
-/* ---- putting back ---- */
-
-static void
-restore_settings(Oid db, List *settings)
-{
-	Relation	rel;
-	ListCell   *lc;
-
-	if (settings == NIL)
-		return;
-	rel = table_open(DbRoleSettingRelationId, RowExclusiveLock);
-	foreach(lc, settings)
-	{
-		SavedSetting *s = lfirst(lc);
-		Datum		values[Natts_pg_db_role_setting];
-		bool		nulls[Natts_pg_db_role_setting] = {0};
-		HeapTuple	tup;
-
-		values[Anum_pg_db_role_setting_setdatabase - 1] = ObjectIdGetDatum(db);
-		values[Anum_pg_db_role_setting_setrole - 1] = ObjectIdGetDatum(s->role);
-		values[Anum_pg_db_role_setting_setconfig - 1] = PointerGetDatum(s->config);
-		tup = heap_form_tuple(RelationGetDescr(rel), values, nulls);
-		CatalogTupleInsert(rel, tup);
-		heap_freetuple(tup);
-	}
-	table_close(rel, NoLock);
-}
-
-static void
-restore_attachments(Oid db, const Attachments *a)
-{
-	ObjectAddress object;
-	ListCell   *lc;
-
-	restore_settings(db, a->settings);
-	if (a->comment != NULL)
-		CreateSharedComments(db, DatabaseRelationId, a->comment);
-	ObjectAddressSet(object, DatabaseRelationId, db);
-	foreach(lc, a->labels)
-	{
-		SavedLabel *l = lfirst(lc);
-
-		SetSecurityLabel(&object, l->provider, l->label);
-	}
-	CommandCounterIncrement();
 }
 
 /* ---- which snapshot, of which parent ---- */
@@ -370,7 +187,7 @@ Oid
 ab_reset_branch(const AbResetOptions *opt)
 {
 	AbNewBranch nb = {0};
-	Attachments attachments;
+	AbAttachments *attachments;
 	Oid			old;
 	Oid			new;
 
@@ -386,15 +203,14 @@ ab_reset_branch(const AbResetOptions *opt)
 
 	lock_old(old, opt);
 	save_row(old, &nb);
-	attachments.settings = save_settings(old);
-	attachments.labels = save_labels(old);
-	attachments.comment = save_comment(old);
+	attachments = ab_attachments_save(old);
+	nb.acl = attachments->acl;
 
 	if (opt->preserve_under_name)
 		preserve(opt);
 	else
 		ab_delete_rows(old);
 	new = ab_insert_branch(&nb);
-	restore_attachments(new, &attachments);
+	ab_attachments_restore(new, attachments);
 	return new;
 }
