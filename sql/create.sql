@@ -76,14 +76,32 @@ WHERE name IN (repeat('n', 63), 'quoted "name" with ''all'' of it', 'Größe-λ;
 SELECT branch.create('agent_branch_snapshot_0000000100000000016B3748', 'main');
 \echo :LAST_ERROR_SQLSTATE
 
--- Arguments of later versions are refused, not ignored.
-SELECT branch.create('c9', 'main', expires_in => '1 day');
+-- What is remembered of it.
+SELECT
+    name, protected, protected_until, expires_at - now() BETWEEN interval '23 hours' AND interval '25 hours' AS expires,
+    suspend_timeout_seconds, labels
+FROM branch.create('c8', 'main', expires_in => '1 day', protected => true, suspend_timeout => '1 min', labels => '{"a": 1}');
+SELECT name, protected, expires_at > now() AS expires, suspend_timeout_seconds, labels
+FROM branch.ensure('c8', 'main', labels => '{"b": 2}');
+SELECT name, protected, expires_at IS NOT NULL AS expires, suspend_timeout_seconds, labels
+FROM branch.create_many(ARRAY['m8', 'm9'], 'main', expires_in => '1 month', suspend_timeout => '0', labels => '{"many": true}');
+SELECT name, protected, protected_until, expires_at, suspend_timeout_seconds, labels
+FROM branch.create('c9', 'main', expires_in => NULL, protected => NULL, suspend_timeout => NULL, labels => NULL);
+SELECT count(*) AS remembered FROM branch.registry;
+SELECT count(branch.delete(name, hard => true)) AS deleted FROM unnest(ARRAY['c8', 'c9', 'm8', 'm9']) AS name;
+SELECT count(*) >= 0 AS done FROM branch.gc();
+SELECT count(*) AS remembered FROM branch.registry;
+SELECT branch.create('c9', 'main', expires_in => '0');
 \echo :LAST_ERROR_SQLSTATE
-SELECT branch.create('c9', 'main', protected => true);
+SELECT branch.create('c9', 'main', expires_in => '-1 day');
 \echo :LAST_ERROR_SQLSTATE
-SELECT branch.create('c9', 'main', suspend_timeout => '1 min');
+SELECT branch.create('c9', 'main', suspend_timeout => '-1 min');
 \echo :LAST_ERROR_SQLSTATE
-SELECT branch.create('c9', 'main', labels => '{"a": 1}');
+SELECT branch.ensure('c9', 'main', suspend_timeout => '1000 years');
+\echo :LAST_ERROR_SQLSTATE
+SELECT branch.create('c9', 'main', labels => '["a"]');
+\echo :LAST_ERROR_SQLSTATE
+SELECT branch.create_many(ARRAY['c9'], 'main', labels => 'null');
 \echo :LAST_ERROR_SQLSTATE
 
 -- Owners.

@@ -28,6 +28,24 @@ SELECT last_reset_at IS NOT NULL AS remembers FROM branch.branches WHERE name = 
 SELECT name FROM branch.reset('r1');
 SELECT name FROM branch.reset('r1');
 
+-- What is remembered of a branch moves along.
+SELECT name, created_at AS r3_created_at
+FROM branch.create('r3', 'main', expires_in => '1 day', suspend_timeout => '5 min', labels => '{"kept": "yes"}') \gset
+SELECT name, created_at = :'r3_created_at' AS same_age, last_reset_at > created_at AS reset, expires_at > now() AS expires,
+    suspend_timeout_seconds, labels
+FROM branch.reset('r3');
+SELECT name, created_at = :'r3_created_at' AS same_age, last_reset_at > created_at AS reset, expires_at > now() AS expires,
+    suspend_timeout_seconds, labels
+FROM branch.reset('r3', preserve_under_name => 'r3 before');
+SELECT name, created_at = :'r3_created_at' AS same_age, last_reset_at > created_at AS reset, expires_at > now() AS expires,
+    suspend_timeout_seconds, labels
+FROM branch.branches WHERE name = 'r3 before';
+BEGIN;
+SELECT name FROM branch.reset('r3');
+ROLLBACK;
+SELECT name, created_at = :'r3_created_at' AS same_age, labels FROM branch.branches WHERE name = 'r3';
+SELECT branch.delete(name, hard => true) FROM unnest(ARRAY['r3', 'r3 before']) AS name;
+
 -- Errors.
 SELECT branch.reset('nowhere');
 \echo :LAST_ERROR_SQLSTATE

@@ -23,10 +23,6 @@ extern char *ab_sql_required_text(FunctionCallInfo fcinfo, int n, const char *ar
 /* Boolean argument; null counts as the value given. */
 extern bool ab_sql_bool(FunctionCallInfo fcinfo, int n, bool when_null);
 
-/* 0A000 for an argument that this version does not implement yet. */
-extern void ab_sql_unsupported(const char *function, const char *argument)
-			pg_attribute_noreturn();
-
 /*
  * The single row a query gives for its one parameter, as one composite value in the
  * caller's memory; 42501 if it gives none.  The query selects one column.

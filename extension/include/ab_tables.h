@@ -25,6 +25,9 @@ typedef struct AbNamedSnapshot
 	TimestampTz warned_at;		/* 0, or when the log last said that this is near */
 } AbNamedSnapshot;
 
+/* Is the extension created in this database? */
+extern bool ab_tables_installed(void);
+
 /*
  * One statement through SPI (the caller is connected), as the owner of the
  * extension's tables and with search_path = pg_catalog, pg_temp.  nulls as in

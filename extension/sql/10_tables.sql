@@ -67,15 +67,35 @@ COMMENT ON COLUMN branch.agent_parents.db IS 'OID of the database';
 COMMENT ON COLUMN branch.agent_parents.name IS 'its name then; another name is looked at again';
 COMMENT ON COLUMN branch.agent_parents.made_at IS 'when that was';
 
-CREATE TABLE branch.resets (
+CREATE TABLE branch.registry (
     db oid PRIMARY KEY,
-    reset_at timestamptz NOT NULL,
-    created_at timestamptz NOT NULL
+    origin_at timestamptz NOT NULL,
+    created_at timestamptz,
+    reset_at timestamptz,
+    expires_at timestamptz,
+    protected_until timestamptz,
+    suspend_timeout interval,
+    labels jsonb NOT NULL DEFAULT '{}',
+    agent_id text,
+    deleted_at timestamptz,
+    deleted_by text,
+    deleted_name text
 );
 
-COMMENT ON TABLE branch.resets IS 'branches that have been reset';
-COMMENT ON COLUMN branch.resets.db IS 'OID of the branch since its last reset';
-COMMENT ON COLUMN branch.resets.reset_at IS 'when the last reset was; together with db it identifies the branch';
-COMMENT ON COLUMN branch.resets.created_at IS 'when the branch was created first';
+COMMENT ON TABLE branch.registry
+IS 'what there is to remember of branches; most have no row, and one of a database that is no more means nothing';
+COMMENT ON COLUMN branch.registry.db IS 'OID of the branch';
+COMMENT ON COLUMN branch.registry.origin_at
+IS 'when the database of that OID was made; another database that gets the OID later is not taken for it';
+COMMENT ON COLUMN branch.registry.created_at IS 'when the branch was created first; null: at origin_at';
+COMMENT ON COLUMN branch.registry.reset_at IS 'when it was reset last; null: never';
+COMMENT ON COLUMN branch.registry.expires_at IS 'when it is to be deleted; null: never';
+COMMENT ON COLUMN branch.registry.protected_until IS 'when its protection ends; infinity: never; null: it has none';
+COMMENT ON COLUMN branch.registry.suspend_timeout IS 'idle time after which it is suspended; null: the default';
+COMMENT ON COLUMN branch.registry.labels IS 'its labels, a JSON object';
+COMMENT ON COLUMN branch.registry.agent_id IS 'agent it was made for; null: none';
+COMMENT ON COLUMN branch.registry.deleted_at IS 'when it was deleted, recoverably; null: it is not';
+COMMENT ON COLUMN branch.registry.deleted_by IS 'role that did that';
+COMMENT ON COLUMN branch.registry.deleted_name IS 'name that it had until then';
 
-REVOKE ALL ON TABLE branch.named_snapshots, branch.schedules, branch.agent_parents, branch.resets FROM public;
+REVOKE ALL ON TABLE branch.named_snapshots, branch.schedules, branch.agent_parents, branch.registry FROM public;

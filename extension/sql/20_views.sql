@@ -84,22 +84,24 @@ SELECT -- noqa: ST06
     o.depth,
     'ready'::text AS current_state,
     d.datname = pg_catalog.current_setting('agent_branch.default_parent', true) AS is_default,
-    false AS protected,
-    null::timestamptz AS protected_until,
+    coalesce(r.protected_until > pg_catalog.statement_timestamp(), false) AS protected,
+    CASE
+        WHEN r.protected_until > pg_catalog.statement_timestamp() THEN nullif(r.protected_until, 'infinity')
+    END AS protected_until,
     coalesce(r.created_at, o.created_at) AS created_at,
     pg_catalog.pg_get_userbyid(d.datdba) AS created_by,
     r.reset_at AS last_reset_at,
     null::timestamptz AS last_active_at,
-    null::timestamptz AS expires_at,
-    null::integer AS suspend_timeout_seconds,
+    r.expires_at,
+    extract(EPOCH FROM r.suspend_timeout)::integer AS suspend_timeout_seconds,
     branch._logical_bytes(d.oid) AS logical_bytes,
     branch._own_bytes(d.oid) AS own_bytes,
     branch._pinned_bytes(d.oid) AS pinned_bytes,
-    '{}'::jsonb AS labels
+    coalesce(r.labels, '{}') AS labels
 FROM pg_catalog.pg_database AS d
 CROSS JOIN LATERAL branch._origin(d.oid) AS o
 LEFT JOIN pg_catalog.pg_database AS p ON o.parent_id = p.oid
-LEFT JOIN branch.resets AS r ON d.oid = r.db AND o.created_at = r.reset_at
+LEFT JOIN branch.registry AS r ON d.oid = r.db AND o.created_at = r.origin_at
 WHERE o.depth >= 1;
 
 COMMENT ON VIEW branch.branches IS 'living branches; one that is dropped, by whatever means, is gone from it';
@@ -113,19 +115,22 @@ COMMENT ON COLUMN branch.branches.parent_timestamp IS 'when that snapshot was ta
 COMMENT ON COLUMN branch.branches.depth IS '1: branch of a plain database, 2: branch of a branch, and so on';
 COMMENT ON COLUMN branch.branches.current_state IS 'ready: it can be connected to';
 COMMENT ON COLUMN branch.branches.is_default IS 'whether agent_branch.default_parent names it';
-COMMENT ON COLUMN branch.branches.protected IS 'always false: branches cannot be protected in this version';
-COMMENT ON COLUMN branch.branches.protected_until IS 'always null in this version';
+COMMENT ON COLUMN branch.branches.protected
+IS 'whether it is protected from being deleted, reset, restored and renamed';
+COMMENT ON COLUMN branch.branches.protected_until
+IS 'when its protection ends by itself; null: when it is taken away, or it has none';
 COMMENT ON COLUMN branch.branches.created_at IS 'when it was created first; a reset does not change it';
 COMMENT ON COLUMN branch.branches.created_by IS 'role that owns it, by default the one that created it';
 COMMENT ON COLUMN branch.branches.last_reset_at IS 'when it was reset or restored last; null: never';
 COMMENT ON COLUMN branch.branches.last_active_at IS 'always null: activity is not recorded in this version';
-COMMENT ON COLUMN branch.branches.expires_at IS 'always null: branches do not expire in this version';
-COMMENT ON COLUMN branch.branches.suspend_timeout_seconds IS 'always null in this version';
+COMMENT ON COLUMN branch.branches.expires_at IS 'when it is to be deleted; null: never';
+COMMENT ON COLUMN branch.branches.suspend_timeout_seconds
+IS 'idle time after which it is to be suspended; 0: never; null: the default';
 COMMENT ON COLUMN branch.branches.logical_bytes IS 'size as its sessions see it, inherited pages included';
 COMMENT ON COLUMN branch.branches.own_bytes IS 'disk space of the pages it has written itself';
 COMMENT ON COLUMN branch.branches.pinned_bytes
 IS 'disk space that only the snapshot it hangs on needs; null in the answers of functions';
-COMMENT ON COLUMN branch.branches.labels IS 'always empty in this version';
+COMMENT ON COLUMN branch.branches.labels IS 'its labels, a JSON object';
 
 CREATE VIEW branch.snapshots WITH (security_barrier) AS
 SELECT -- noqa: ST06

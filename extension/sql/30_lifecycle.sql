@@ -34,11 +34,19 @@ AS 'MODULE_PATHNAME', 'ab_sql_ensure';
 COMMENT ON FUNCTION branch.ensure(text, text, text, name, interval, boolean, interval, jsonb)
 IS 'creates a branch unless it is there; returns it in any case';
 
-CREATE FUNCTION branch.create_many(names text[], parent text DEFAULT null) RETURNS SETOF branch.branches
+CREATE FUNCTION branch.create_many(
+    names text[],
+    parent text DEFAULT null,
+    expires_in interval DEFAULT null,
+    protected boolean DEFAULT false,
+    suspend_timeout interval DEFAULT null,
+    labels jsonb DEFAULT '{}'
+) RETURNS SETOF branch.branches
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'ab_sql_create_many';
 
-COMMENT ON FUNCTION branch.create_many(text[], text) IS 'creates several branches of one moment, all or none';
+COMMENT ON FUNCTION branch.create_many(text[], text, interval, boolean, interval, jsonb)
+IS 'creates several branches of one moment, all or none';
 
 CREATE FUNCTION branch.delete(
     name text,

@@ -46,16 +46,6 @@ ab_sql_bool(FunctionCallInfo fcinfo, int n, bool when_null)
 	return PG_ARGISNULL(n) ? when_null : PG_GETARG_BOOL(n);
 }
 
-void
-ab_sql_unsupported(const char *function, const char *argument)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("argument \"%s\" of %s is not supported by this version of agent_branch",
-					argument, function),
-			 errhint("Leave it out.")));
-}
-
 /*
  * The plan is saved and generic: creating a branch must not pay for planning its
  * answer.  At most a handful of queries, all of them literals, so the address

@@ -3,8 +3,7 @@
  *	  branch.create, ensure, create_many, delete, reset, restore.
  *
  * Backends in the control database.  Arguments are checked and translated here;
- * rights, locks and everything else are ab_lifecycle.h's.  Arguments of later versions
- * are refused, never ignored.
+ * rights, locks and everything else are ab_lifecycle.h's.
  */
 #include "ab_compat.h"
 
@@ -15,7 +14,6 @@
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/jsonb.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
@@ -23,9 +21,11 @@
 #include "ab_file.h"
 #include "ab_lifecycle.h"
 #include "ab_origin.h"
+#include "ab_registry.h"
 #include "ab_settings.h"
 #include "ab_sql.h"
 #include "ab_sql_at.h"
+#include "ab_sql_registry.h"
 #include "ab_storagefiles.h"
 #include "ab_tables.h"
 
@@ -66,41 +66,21 @@ execute_for(const char *sql, Oid new_db, Oid old_db)
 }
 
 /*
- * A reset branch is a new database; when it was first created, and that it was
- * reset, is remembered under OID and creation time, so that another database that
- * gets the OID later is not taken for it.  Named snapshots of what it was and their
- * schedules are the new one's, unless the old one lives on.
+ * A reset branch is a new database.  What was remembered of it, its named snapshots
+ * and their schedules are the new one's, unless the old one lives on.
  */
 static void
 remember_reset(Oid new_db, Oid old_db, TimestampTz old_created_at, bool preserved)
 {
-	Oid			types[4] = {OIDOID, TIMESTAMPTZOID, OIDOID, TIMESTAMPTZOID};
-	Datum		values[4];
-	AbOriginHeader now;
-
-	if (!ab_origin_read(new_db, &now))
-		elog(ERROR, "origin of database %u is missing", new_db);
-	values[0] = ObjectIdGetDatum(new_db);
-	values[1] = TimestampTzGetDatum(now.created_at);
-	values[2] = ObjectIdGetDatum(old_db);
-	values[3] = TimestampTzGetDatum(old_created_at);
-
+	ab_registry_move(old_db, old_created_at, new_db, preserved);
+	if (preserved)
+		return;
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	(void) ab_tables_execute("INSERT INTO branch.resets AS r (db, reset_at, created_at)"
-							 " SELECT $1, $2, coalesce((SELECT o.created_at FROM branch.resets AS o"
-							 " WHERE o.db = $3 AND o.reset_at = $4), $4)"
-							 " ON CONFLICT (db) DO UPDATE SET reset_at = excluded.reset_at,"
-							 " created_at = excluded.created_at",
-							 4, types, values, NULL);
-	if (!preserved)
-	{
-		execute_for("DELETE FROM branch.resets WHERE db = $2", new_db, old_db);
-		execute_for("UPDATE branch.named_snapshots SET source_id = $1 WHERE source_id = $2",
-					new_db, old_db);
-		execute_for("UPDATE branch.schedules SET parent_id = $1 WHERE parent_id = $2",
-					new_db, old_db);
-	}
+	execute_for("UPDATE branch.named_snapshots SET source_id = $1 WHERE source_id = $2",
+				new_db, old_db);
+	execute_for("UPDATE branch.schedules SET parent_id = $1 WHERE parent_id = $2",
+				new_db, old_db);
 	SPI_finish();
 }
 
@@ -177,14 +157,33 @@ reset_existing(const AbCreateOptions *opt, const char *at)
 	return reset_branch(&reset);
 }
 
+/* What is said about a new branch; one that is there already keeps its own. */
+typedef struct NewBranch
+{
+	AbCreateOptions opt;
+	AbRegistryRow row;
+	uint32		fields;			/* of row: to be remembered */
+} NewBranch;
+
+static Oid
+create_new(const NewBranch *new)
+{
+	Oid			db = ab_create_branch(&new->opt);
+
+	if (new->fields != 0)
+		ab_registry_put(db, &new->row, new->fields);
+	return db;
+}
+
 /*
  * Rights come first: who has none must not be able to hold a name.  Then the name
  * is locked and looked for again, so that two sessions that ensure the same branch
  * take turns, and the second finds the first one's.
  */
 static Oid
-create_branch(AbCreateOptions *opt, const char *at, IfExists if_exists)
+create_branch(NewBranch *new, const char *at, IfExists if_exists)
 {
+	AbCreateOptions *opt = &new->opt;
 	const char *parent;
 	Oid			db;
 
@@ -199,71 +198,59 @@ create_branch(AbCreateOptions *opt, const char *at, IfExists if_exists)
 	if (at != NULL)
 		ab_sql_find_at(at, opt);
 	if (if_exists == IF_EXISTS_ERROR)
-		return ab_create_branch(opt);
+		return create_new(new);
 
 	if (opt->parent == NULL && AbSnapIdIsValid(opt->at) && !superuser())
-		return ab_create_branch(opt);	/* which says why not */
+		return create_new(new);	/* which says why not */
 	parent = opt->parent ? opt->parent : ab_default_parent;
 	if (opt->parent != NULL || !AbSnapIdIsValid(opt->at))
 		ab_check_parent_rights(ab_find_parent(parent), parent);
 	ab_lock_branch_name(opt->name);
 	db = existing_branch(opt, if_exists);
 	if (!OidIsValid(db))
-		return ab_create_branch(opt);
+		return create_new(new);
 	return if_exists == IF_EXISTS_RETURN ? db : reset_existing(opt, at);
-}
-
-static bool
-jsonb_is_empty_object(Jsonb *jb)
-{
-	return JB_ROOT_IS_OBJECT(jb) && JB_ROOT_COUNT(jb) == 0;
 }
 
 /* Arguments 0-7 are the same for branch.create and branch.ensure; 2 is "at". */
 static void
-read_create_arguments(FunctionCallInfo fcinfo, const char *function,
-					  AbCreateOptions *opt)
+read_create_arguments(FunctionCallInfo fcinfo, NewBranch *new)
 {
-	MemSet(opt, 0, sizeof(*opt));
+	AbCreateOptions *opt = &new->opt;
+
+	MemSet(new, 0, sizeof(*new));
 	opt->connection_limit = -1;
 	opt->allow_connections = true;
 	opt->name = ab_sql_required_text(fcinfo, 0, "name");
 	opt->parent = ab_sql_text(fcinfo, 1);
 	if (!PG_ARGISNULL(3))
 		opt->owner = pstrdup(NameStr(*PG_GETARG_NAME(3)));
-	if (!PG_ARGISNULL(4))
-		ab_sql_unsupported(function, "expires_in");
-	if (ab_sql_bool(fcinfo, 5, false))
-		ab_sql_unsupported(function, "protected");
-	if (!PG_ARGISNULL(6))
-		ab_sql_unsupported(function, "suspend_timeout");
-	if (!PG_ARGISNULL(7) && !jsonb_is_empty_object(PG_GETARG_JSONB_P(7)))
-		ab_sql_unsupported(function, "labels");
+	new->fields = ab_sql_registry_arguments(fcinfo, 4, &new->row);
 }
 
 Datum
 ab_sql_create(PG_FUNCTION_ARGS)
 {
-	AbCreateOptions opt;
+	NewBranch	new;
 	IfExists	if_exists;
 
 	ab_require_control_database();
-	read_create_arguments(fcinfo, "branch.create", &opt);
+	read_create_arguments(fcinfo, &new);
 	if_exists = parse_if_exists(ab_sql_text(fcinfo, 8));
-	PG_RETURN_DATUM(ab_sql_branch_row(create_branch(&opt, ab_sql_text(fcinfo, 2), if_exists),
-									  opt.name));
+	PG_RETURN_DATUM(ab_sql_branch_row(create_branch(&new, ab_sql_text(fcinfo, 2), if_exists),
+									  new.opt.name));
 }
 
 Datum
 ab_sql_ensure(PG_FUNCTION_ARGS)
 {
-	AbCreateOptions opt;
+	NewBranch	new;
 
 	ab_require_control_database();
-	read_create_arguments(fcinfo, "branch.ensure", &opt);
-	PG_RETURN_DATUM(ab_sql_branch_row(create_branch(&opt, ab_sql_text(fcinfo, 2),
+	read_create_arguments(fcinfo, &new);
+	PG_RETURN_DATUM(ab_sql_branch_row(create_branch(&new, ab_sql_text(fcinfo, 2),
 													IF_EXISTS_RETURN),
-									  opt.name));
+									  new.opt.name));
 }
 
 static void
@@ -282,7 +269,7 @@ put_branch_row(ReturnSetInfo *rsinfo, Oid db, const char *name)
 Datum
 ab_sql_create_many(PG_FUNCTION_ARGS)
 {
-	AbCreateOptions opt = {.connection_limit = -1, .allow_connections = true};
+	NewBranch	new = {.opt = {.connection_limit = -1, .allow_connections = true}};
 	Datum	   *names;
 	bool	   *nulls;
 	int			n;
@@ -293,7 +280,8 @@ ab_sql_create_many(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("argument \"names\" must not be null")));
-	opt.parent = ab_sql_text(fcinfo, 1);
+	new.opt.parent = ab_sql_text(fcinfo, 1);
+	new.fields = ab_sql_registry_arguments(fcinfo, 2, &new.row);
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(0), TEXTOID, -1, false, TYPALIGN_INT,
 					  &names, &nulls, &n);
 	for (int i = 0; i < n; i++)
@@ -306,9 +294,9 @@ ab_sql_create_many(PG_FUNCTION_ARGS)
 	for (int i = 0; i < n; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		opt.name = TextDatumGetCString(names[i]);
+		new.opt.name = TextDatumGetCString(names[i]);
 		put_branch_row((ReturnSetInfo *) fcinfo->resultinfo,
-					   ab_create_branch(&opt), opt.name);
+					   create_new(&new), new.opt.name);
 	}
 	return (Datum) 0;
 }

@@ -28,6 +28,7 @@
 #include "ab_catalogrows.h"
 #include "ab_gc.h"
 #include "ab_hidden.h"
+#include "ab_registry.h"
 #include "ab_request.h"
 #include "ab_settings.h"
 #include "ab_snapshot.h"
@@ -303,13 +304,11 @@ forget_gone_databases(void)
 	(void) ab_tables_execute("DELETE FROM branch.agent_parents AS a WHERE NOT EXISTS"
 							 " (SELECT 1 FROM pg_database AS d WHERE d.oid = a.db)",
 							 0, NULL, NULL, NULL);
-	(void) ab_tables_execute("DELETE FROM branch.resets AS r WHERE NOT EXISTS"
-							 " (SELECT 1 FROM pg_database AS d WHERE d.oid = r.db)",
-							 0, NULL, NULL, NULL);
 	(void) ab_tables_execute("DELETE FROM branch.schedules AS s WHERE NOT EXISTS"
 							 " (SELECT 1 FROM pg_database AS d WHERE d.oid = s.parent_id)",
 							 0, NULL, NULL, NULL);
 	SPI_finish();
+	ab_registry_forget();
 }
 
 static void

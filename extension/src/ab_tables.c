@@ -23,9 +23,8 @@
 #define NAMED_TABLE "named_snapshots"
 #define PROTECTS "closed_at IS NULL AND (keep_until IS NULL OR keep_until > clock_timestamp())"
 
-/* Is the extension created in this database? */
-static bool
-installed(void)
+bool
+ab_tables_installed(void)
 {
 	return OidIsValid(get_extension_oid("agent_branch", true));
 }
@@ -85,7 +84,7 @@ ab_tables_snapshot_kept(AbSnapId id)
 	Datum		values[1];
 	bool		kept;
 
-	if (!installed())
+	if (!ab_tables_installed())
 		return false;
 	ab_snapid_format(id, text);
 	values[0] = CStringGetTextDatum(text);
@@ -145,7 +144,7 @@ ab_tables_kept_snapshots(bool expire)
 	List	   *result = NIL;
 	uint64		n;
 
-	if (!installed())
+	if (!ab_tables_installed())
 		return NIL;
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
@@ -190,7 +189,7 @@ ab_tables_names(void)
 	List	   *result = NIL;
 	uint64		n;
 
-	if (!installed())
+	if (!ab_tables_installed())
 		return NIL;
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
