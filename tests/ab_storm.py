@@ -186,6 +186,12 @@ def rewrite(rng: random.Random) -> str:
     )
 
 
+def choose(rng: random.Random) -> str | Action:
+    make: Callable[[random.Random], str | Action]
+    make = rng.choices((tpcb, rows, rewrite, copy_in), (5, 6, 4, 1))[0]
+    return make(rng)
+
+
 # What clients that get into each other's way are told; anything else is an error of ours.
 IN_THE_WAY = {
     "23505", "25001", "40001", "40P01", "42703", "42704", "42P01", "42P06", "42P07", "55006",
@@ -212,6 +218,19 @@ def in_the_way(error: psycopg.Error, statement: str) -> bool:
     return error.sqlstate in IN_THE_WAY or (
         error.sqlstate == "XX000" and any(text in str(error) for text in CATALOG_RACES)
     )
+
+
+def stale_index(error: psycopg.Error) -> bool:
+    """Does a session of a stock server believe that a TOAST table has no valid index?
+
+    Storing a value outside a row opens all indexes of the TOAST table, and then one of them
+    again to find a free number for the value.  If REINDEX CONCURRENTLY makes the new index
+    the valid one in between, the session learns of it while it has the index open, and then
+    its cached entry is not read again from pg_index: RelationReloadIndexInfo() takes TOAST
+    indexes for such of catalogs, which never change.  Once the old index is gone, every
+    statement of that session that writes such values fails, until it reads the entry anew.
+    """
+    return error.sqlstate == "XX000" and "no valid index found for toast relation" in str(error)
 
 
 def lost_connection(error: psycopg.Error) -> bool:
@@ -288,17 +307,30 @@ class Storm:
 
     def _client(self, number: int) -> None:
         rng = random.Random(f"{self.seed}/{self._round}/{number}")
+        again: str | Action | None = None
         try:
-            with self.cluster.connect(self.dbname) as conn:
-                conn.execute("SET lock_timeout = '2s'")
-                while self._begin():
-                    try:
-                        self._step(conn, rng)
-                    finally:
-                        self._end()
+            while not self._stopping:
+                with self.cluster.connect(self.dbname) as conn:
+                    conn.execute("SET lock_timeout = '2s'")
+                    again = self._session(conn, rng, again)
         except psycopg.Error as error:
             if not lost_connection(error):
                 self.errors.append(f"client {number}: {error.sqlstate} {error}")
+
+    def _session(self, conn: Conn, rng: random.Random, what: str | Action | None) -> str | Action:
+        """One statement after the other, the first one given or not, until told to end.
+
+        Returns early with a statement that another session has to repeat.
+        """
+        while self._begin():
+            try:
+                what = what or choose(rng)
+                if not self._step(conn, what):
+                    return what
+                what = None
+            finally:
+                self._end()
+        return ""
 
     def _begin(self) -> bool:
         with self._changed:
@@ -312,10 +344,8 @@ class Storm:
             self.steps += 1
             self._changed.notify_all()
 
-    def _step(self, conn: Conn, rng: random.Random) -> None:
-        make: Callable[[random.Random], str | Action]
-        make = rng.choices((tpcb, rows, rewrite, copy_in), (5, 6, 4, 1))[0]
-        what = make(rng)
+    def _step(self, conn: Conn, what: str | Action) -> bool:
+        """Execute one statement; false if this session cannot do it and another one can."""
         try:
             if callable(what):
                 what(conn)
@@ -324,10 +354,13 @@ class Storm:
         except psycopg.Error as error:
             if lost_connection(error):
                 raise
-            if in_the_way(error, str(what)):
+            stale = stale_index(error)
+            if stale or in_the_way(error, str(what)):
                 self.refused[str(error.sqlstate)] = self.refused.get(str(error.sqlstate), 0) + 1
             else:
                 self.errors.append(f"{error.sqlstate} {error}: {str(what)[:100]}")
+            return not stale
+        return True
 
 
 @contextmanager
