@@ -17,9 +17,12 @@ extern char *ab_file_read(const char *path, size_t *len);
 /* Write under a tmp. name, fsync, rename into place, fsync the directory. */
 extern void ab_file_write_durably(const char *path, const void *data, size_t len);
 
-/* The same under a given temporary name; the directory is left to the caller. */
+/*
+ * The same under a given temporary name, synced or not; the directory is left to the
+ * caller.
+ */
 extern void ab_file_write_via(const char *tmp, const char *path,
-							  const void *data, size_t len);
+							  const void *data, size_t len, bool sync);
 
 /* unlink and fsync the directory; false if it did not exist. */
 extern bool ab_file_remove_durably(const char *path);

@@ -72,11 +72,10 @@ extern void ab_limit_drop_relation(AbBranch *b, RelFileNode rnode);
 /* ---- life of the file ---- */
 
 /*
- * Write the origin file of a new branch and sync it, bump its generation.  Its name
- * is durable after _sync_directory, which serves any number of them.
+ * Write the origin file of a new branch and bump its generation.  durably: it is when
+ * this returns; otherwise that is ab_originsync.h's.
  */
-extern void ab_origin_create(const AbOriginHeader *header);
-extern void ab_origin_sync_directory(void);
+extern void ab_origin_create(const AbOriginHeader *header, bool durably);
 
 /* Remove it durably and bump; false if there was none.  Never raises (WARNING). */
 extern bool ab_origin_remove(Oid db);

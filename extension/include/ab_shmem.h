@@ -12,6 +12,7 @@
  *	  journal_lock	 protects the journal's position and its file
  *	  snap_lock		 protects the snapshot table
  *	  keeper_lock	 protects the request slots
+ *	  originsync_lock  exclusive while origin files are made durable
  *	  guard			 one of AB_GUARDS, by database: shared around every change of
  *					 a file of a plain database, exclusive to begin or end a
  *					 snapshot of it (ab_epoch.h)
@@ -29,6 +30,7 @@
 #include "storage/condition_variable.h"
 #include "storage/latch.h"
 #include "storage/lwlock.h"
+#include "storage/s_lock.h"
 
 /*
  * Generations.  What a process caches about database D (that it is or is not a
@@ -99,6 +101,16 @@ typedef struct AbRequest
 
 #define AB_REQUESTS 64
 
+/* Origin files that are written and not durable yet (ab_originsync.c). */
+#define AB_ORIGINSYNC_MAX 4096
+
+typedef struct AbOriginSync
+{
+	slock_t		mutex;
+	int			n;
+	Oid			db[AB_ORIGINSYNC_MAX];
+} AbOriginSync;
+
 typedef struct AbShared
 {
 	LWLockPadded *origin_locks; /* AB_ORIGIN_LOCKS of them */
@@ -108,6 +120,7 @@ typedef struct AbShared
 	LWLock	   *journal_lock;
 	LWLock	   *snap_lock;
 	LWLock	   *keeper_lock;
+	LWLock	   *originsync_lock;
 
 	pg_atomic_uint32 layer_generation;	/* bumped when a layer is removed */
 	pg_atomic_uint32 image_generation;	/* bumped when files of the image store
@@ -135,6 +148,8 @@ typedef struct AbShared
 	ConditionVariable keeper_cv;	/* broadcast when a request or the first
 									 * sweep is finished */
 	AbRequest	request[AB_REQUESTS];
+
+	AbOriginSync originsync;
 
 	int			nsnapslots;
 	AbSnapSlot	snap[FLEXIBLE_ARRAY_MEMBER];	/* snap_lock */

@@ -45,7 +45,7 @@ extern void ab_storage_make_unlogged(Oid db, const AbManifest *m, bool redo);
 
 /* The origin file a creation record stands for, counted as a user of its snapshot. */
 extern void ab_storage_write_origin(const xl_ab_branch_create *rec,
-									AbSnapId incarnation);
+									AbSnapId incarnation, bool durably);
 
 /* Header of the origin file; false if there is none, or (WARNING) it is damaged. */
 extern bool ab_storage_read_origin(Oid db, AbOriginHeader *header);

@@ -97,7 +97,8 @@ write_all(int fd, const char *path, const char *data, size_t len)
 }
 
 void
-ab_file_write_via(const char *tmp, const char *path, const void *data, size_t len)
+ab_file_write_via(const char *tmp, const char *path, const void *data, size_t len,
+				  bool sync)
 {
 	int			fd = OpenTransientFile(tmp, O_RDWR | O_CREAT | O_TRUNC | PG_BINARY);
 
@@ -106,7 +107,7 @@ ab_file_write_via(const char *tmp, const char *path, const void *data, size_t le
 				(errcode_for_file_access(),
 				 errmsg("could not create file \"%s\": %m", tmp)));
 	write_all(fd, tmp, data, len);
-	if (pg_fsync(fd) != 0)
+	if (sync && pg_fsync(fd) != 0)
 	{
 		int			save_errno = errno;
 
@@ -140,7 +141,7 @@ ab_file_write_durably(const char *path, const void *data, size_t len)
 	get_parent_directory(dir);
 	snprintf(tmp, sizeof(tmp), "%s/" AB_TMP_PREFIX "%d.%u",
 			 dir, (int) getpid(), ++tmp_counter);
-	ab_file_write_via(tmp, path, data, len);
+	ab_file_write_via(tmp, path, data, len, true);
 	ab_file_sync_parent(path);
 }
 

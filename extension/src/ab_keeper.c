@@ -25,6 +25,7 @@
 #include "utils/timestamp.h"
 
 #include "ab_hidden.h"
+#include "ab_originsync.h"
 #include "ab_settings.h"
 #include "ab_shmem.h"
 #include "ab_snapshot.h"
@@ -342,6 +343,7 @@ ab_keeper_main(Datum arg)
 			ProcessConfigFile(PGC_SIGHUP);
 		}
 		serve_requests();
+		ab_originsync_tend();
 		tend = ab_witness_tend();
 		check_sweeper();
 		timeout = sweep_due_in();

@@ -293,7 +293,7 @@ remove_lost_mark(Oid db)
 /* ---- life of the file ---- */
 
 void
-ab_origin_create(const AbOriginHeader *header)
+ab_origin_create(const AbOriginHeader *header, bool durably)
 {
 	char		block[AB_ORIGIN_BLOCK];
 	AbOriginHeader *h = (AbOriginHeader *) block;
@@ -309,16 +309,12 @@ ab_origin_create(const AbOriginHeader *header)
 	remove_lost_mark(header->db);
 
 	/* the mark of unfinished creation becomes the origin */
-	ab_file_write_via(mark, path, block, sizeof(block));
+	ab_file_write_via(mark, path, block, sizeof(block), durably);
+	if (durably)
+		ab_file_sync_parent(path);
 	ab_generation_bump(header->db);
 	pfree(mark);
 	pfree(path);
-}
-
-void
-ab_origin_sync_directory(void)
-{
-	fsync_fname(AB_BRANCH_DIR, true);
 }
 
 bool

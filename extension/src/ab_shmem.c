@@ -11,13 +11,14 @@
 #include "storage/fd.h"
 #include "storage/ipc.h"
 #include "storage/shmem.h"
+#include "storage/spin.h"
 
 #include "ab_format.h"
 #include "ab_settings.h"
 
 #define TRANCHE "agent_branch"
 #define SPARE_SLOTS 16			/* beside those that are taken at start */
-#define OTHER_LOCKS (3 * AB_GUARDS + 3)
+#define OTHER_LOCKS (3 * AB_GUARDS + 4)
 
 AbShared   *ab_shared = NULL;
 
@@ -78,12 +79,14 @@ init_shared(void)
 	ab_shared->journal_lock = &locks[0].lock;
 	ab_shared->snap_lock = &locks[1].lock;
 	ab_shared->keeper_lock = &locks[2].lock;
+	ab_shared->originsync_lock = &locks[3].lock;
 	pg_atomic_init_u32(&ab_shared->layer_generation, 1);
 	pg_atomic_init_u32(&ab_shared->image_generation, 1);
 	pg_atomic_init_u32(&ab_shared->poison_generation, 1);
 	for (int i = 0; i < AB_GENERATIONS; i++)
 		pg_atomic_init_u32(&ab_shared->generation[i], 1);
 	ConditionVariableInit(&ab_shared->keeper_cv);
+	SpinLockInit(&ab_shared->originsync.mutex);
 	for (int i = 0; i < AB_GUARDS; i++)
 	{
 		pg_atomic_init_u32(&ab_shared->unlinks_begun[i], 0);

@@ -19,6 +19,7 @@
 
 #include "access/xlog.h"
 #include "access/xlogutils.h"
+#include "catalog/pg_tablespace_d.h"
 #include "miscadmin.h"
 #include "storage/bufpage.h"
 #include "storage/md.h"
@@ -30,6 +31,7 @@
 #include "ab_kept.h"
 #include "ab_layer.h"
 #include "ab_origin.h"
+#include "ab_originsync.h"
 #include "ab_overlay.h"
 #include "ab_page.h"
 #include "ab_parentfile.h"
@@ -70,6 +72,8 @@ is_guarded(RelFileNodeBackend rnode)
 static void
 begin_change(SMgrRelation reln, ForkNumber fork, BlockNumber block)
 {
+	if (reln->smgr_rnode.node.spcNode == GLOBALTABLESPACE_OID)
+		ab_originsync_before_write();	/* O2 */
 	if (!is_guarded(reln->smgr_rnode))
 		return;
 	ab_guard_enter(reln->smgr_rnode.node.dbNode);

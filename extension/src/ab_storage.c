@@ -34,6 +34,7 @@
 
 #include "ab_file.h"
 #include "ab_origin.h"
+#include "ab_originsync.h"
 #include "ab_snaptable.h"
 #include "ab_storagefiles.h"
 
@@ -148,10 +149,6 @@ at_xact_end(XactEvent event, void *arg)
 
 	switch (event)
 	{
-		case XACT_EVENT_PRE_COMMIT:
-			/* names of database directories wait for the first own file there */
-			ab_origin_sync_directory();
-			break;
 		case XACT_EVENT_PRE_PREPARE:
 			ereport(ERROR,
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -232,8 +229,9 @@ log_and_write_origin(AbCreated *c, xl_ab_branch_create *rec)
 	XLogRecPtr	end = ab_wal_branch_create(rec);
 
 	c->incarnation = ab_snapid_make(rec->tli, end);
-	ab_storage_write_origin(rec, c->incarnation);
+	ab_storage_write_origin(rec, c->incarnation, false);
 	c->counted = true;
+	ab_originsync_later(c->db);
 }
 
 void
@@ -263,7 +261,7 @@ ab_storage_create(Oid db, Oid spc, Oid parent_db, AbSnapId snapshot)
 
 	/*
 	 * No checkpoint may complete between the record and the origin file: a base
-	 * backup begun there would have neither.
+	 * backup begun there would have neither.  And O1 (ab_originsync.c).
 	 */
 	Assert((MyProc->delayChkptFlags & DELAY_CHKPT_START) == 0);
 	MyProc->delayChkptFlags |= DELAY_CHKPT_START;

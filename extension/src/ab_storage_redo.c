@@ -143,8 +143,7 @@ wipe(Oid db)
 static void
 create_origin(const xl_ab_branch_create *rec, AbSnapId incarnation)
 {
-	ab_storage_write_origin(rec, incarnation);
-	ab_origin_sync_directory();
+	ab_storage_write_origin(rec, incarnation, true);
 
 	/* the prefetcher looks ahead: sizes cached before this record are wrong */
 	smgrcloseall();

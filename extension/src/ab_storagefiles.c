@@ -363,7 +363,8 @@ ab_storage_make_unlogged(Oid db, const AbManifest *m, bool redo)
 /* ---- the origin file ---- */
 
 void
-ab_storage_write_origin(const xl_ab_branch_create *rec, AbSnapId incarnation)
+ab_storage_write_origin(const xl_ab_branch_create *rec, AbSnapId incarnation,
+						bool durably)
 {
 	AbOriginHeader header = {0};
 
@@ -374,7 +375,7 @@ ab_storage_write_origin(const xl_ab_branch_create *rec, AbSnapId incarnation)
 	header.parent_db = rec->parent_db;
 	header.depth = rec->depth;
 	header.created_at = rec->created_at;
-	ab_origin_create(&header);
+	ab_origin_create(&header, durably);
 	ab_snaptable_ref(rec->snapshot, 1);
 	ab_snaptable_lend(rec->snapshot, rec->parent_db);
 }

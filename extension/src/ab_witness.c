@@ -76,7 +76,7 @@ write_witness(void)
 	witness.magic = AB_WITNESS_MAGIC;
 	witness.version = AB_WITNESS_VERSION;
 	witness.crc = ab_crc_without(&witness, sizeof(witness), offsetof(AbWitness, crc));
-	ab_file_write_via(AB_WITNESS_TMP, AB_WITNESS_FILE, &witness, sizeof(witness));
+	ab_file_write_via(AB_WITNESS_TMP, AB_WITNESS_FILE, &witness, sizeof(witness), true);
 	ab_file_sync_parent(AB_WITNESS_FILE);
 }
 
@@ -201,7 +201,7 @@ poison(const List *live, const char *reason)
 
 		ab_file_write_via(ab_file_tmp_name(),
 						  ab_snapshot_path(snapshot->id, ".poisoned"),
-						  reason, strlen(reason));
+						  reason, strlen(reason), true);
 		if (InRecovery)
 			poison_in_table(snapshot);
 	}
