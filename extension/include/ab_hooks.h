@@ -34,6 +34,9 @@ extern void ab_check_database_statement(Node *stmt);
  */
 extern void ab_check_drop_database(Oid db, bool files_go);
 
+/* The event of a branch that DROP DATABASE is about to drop; none for others. */
+extern void ab_report_drop_database(Oid db);
+
 /*
  * A new database has got its number.  Raises 55006 if before-images of an older one of
  * that number are still there: its files would pass for that one's.

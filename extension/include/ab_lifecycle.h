@@ -31,6 +31,9 @@ extern Oid	ab_create_branch(const AbCreateOptions *opt);
 /* Hard delete: 3D000, 42501, 55006 (sessions, children), 42809 not a branch. */
 extern void ab_delete_branch(const char *name, bool if_exists, bool force);
 
+/* The event of a branch that goes away for good; its row is still there. */
+extern void ab_report_deleted(Oid db, const char *name);
+
 typedef struct AbResetOptions
 {
 	const char *name;

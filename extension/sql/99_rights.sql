@@ -27,3 +27,6 @@ GRANT EXECUTE ON FUNCTION branch.current() TO public;
 GRANT EXECUTE ON FUNCTION branch.tree() TO public;
 GRANT EXECUTE ON FUNCTION branch._ensure_agent_table(text) TO public;
 GRANT EXECUTE ON FUNCTION branch._endpoint() TO public;
+
+-- Events.
+GRANT SELECT ON TABLE branch.events TO public;

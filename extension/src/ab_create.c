@@ -31,6 +31,7 @@
 #include "utils/syscache.h"
 
 #include "ab_catalogrows.h"
+#include "ab_events.h"
 #include "ab_manifest.h"
 #include "ab_settings.h"
 #include "ab_snapshot.h"
@@ -381,11 +382,23 @@ choose_parent(const AbCreateOptions *opt, const char **name)
 	return parent;
 }
 
+static void
+report_created(Oid db, const char *name, const char *parent_name, AbSnapId snapshot)
+{
+	char		detail[AB_SNAPID_TEXT_LEN + 32];
+	char		id[AB_SNAPID_TEXT_LEN + 1];
+
+	ab_snapid_format(snapshot, id);
+	snprintf(detail, sizeof(detail), "{\"snapshot\": \"%s\"}", id);
+	ab_event("created", db, name, parent_name, detail);
+}
+
 Oid
 ab_create_branch(const AbCreateOptions *opt)
 {
 	const char *parent_name;
 	AbNewBranch nb = {0};
+	Oid			db;
 
 	ab_prevent_read_only("branch creation");
 	ab_check_branch_name(opt->name);
@@ -412,5 +425,7 @@ ab_create_branch(const AbCreateOptions *opt)
 		ab_snapshot_get_at(opt->at);
 	else
 		nb.snapshot = ab_parent_snapshot(nb.parent);
-	return ab_insert_branch(&nb);
+	db = ab_insert_branch(&nb);
+	report_created(db, opt->name, parent_name, nb.snapshot);
+	return db;
 }

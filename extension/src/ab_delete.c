@@ -32,6 +32,7 @@
 #include "utils/syscache.h"
 
 #include "ab_catalogrows.h"
+#include "ab_events.h"
 #include "ab_file.h"
 #include "ab_origin.h"
 #include "ab_request.h"
@@ -296,6 +297,17 @@ ab_delete_rows(Oid db)
 /* ---- delete ---- */
 
 void
+ab_report_deleted(Oid db, const char *name)
+{
+	AbOriginHeader header;
+	char	   *parent = NULL;
+
+	if (ab_storage_read_origin(db, &header))
+		parent = ab_database_name(header.parent_db);
+	ab_event("deleted", db, name, parent, "{\"hard\": true}");
+}
+
+void
 ab_delete_branch(const char *name, bool if_exists, bool force)
 {
 	Oid			db;
@@ -314,6 +326,7 @@ ab_delete_branch(const char *name, bool if_exists, bool force)
 		check_not_template(db, name);
 		if (ab_lock_for_delete(db, name, force))
 		{
+			ab_report_deleted(db, name);
 			ab_delete_rows(db);
 			return;
 		}

@@ -109,7 +109,10 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, voi
 	{
 		ab_check_drop_database(objectId, watching_drop);
 		if (watching_drop)
+		{
 			dropped_db = objectId;
+			ab_report_drop_database(objectId);
+		}
 	}
 	if (access == OAT_DROP && classId == TableSpaceRelationId)
 		ab_check_drop_tablespace(objectId, get_tablespace_name(objectId));

@@ -250,6 +250,15 @@ ab_check_drop_database(Oid db, bool files_go)
 	pfree(name);
 }
 
+void
+ab_report_drop_database(Oid db)
+{
+	char	   *name = is_branch(db) ? ab_database_name(db) : NULL;
+
+	if (name != NULL)
+		ab_report_deleted(db, name);
+}
+
 /* A snapshot whose manifest is damaged needs nothing any more. */
 static bool
 has_files_in(AbSnapId id, Oid spc)

@@ -18,10 +18,12 @@
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "storage/procarray.h"
+#include "utils/json.h"
 #include "utils/syscache.h"
 
 #include "ab_attachments.h"
 #include "ab_catalogrows.h"
+#include "ab_events.h"
 #include "ab_origin.h"
 #include "ab_snapshot.h"
 
@@ -183,6 +185,26 @@ lock_old(Oid old, const AbResetOptions *opt)
 		TerminateOtherDBBackends(old);
 }
 
+/* The preserved state has its OID, the branch another one. */
+static void
+report_reset(const AbResetOptions *opt, Oid old, Oid new, const AbNewBranch *nb)
+{
+	StringInfoData detail;
+	char		id[AB_SNAPID_TEXT_LEN + 1];
+
+	ab_snapid_format(nb->snapshot, id);
+	initStringInfo(&detail);
+	appendStringInfo(&detail, "{\"snapshot\": \"%s\", \"old_id\": %u", id, old);
+	if (opt->preserve_under_name)
+	{
+		appendStringInfoString(&detail, ", \"preserved_as\": ");
+		escape_json(&detail, opt->preserve_under_name);
+	}
+	appendStringInfoChar(&detail, '}');
+	ab_event(AbSnapIdIsValid(opt->at) ? "restored" : "reset", new, opt->name,
+			 ab_database_name(nb->parent), detail.data);
+}
+
 Oid
 ab_reset_branch(const AbResetOptions *opt)
 {
@@ -212,5 +234,6 @@ ab_reset_branch(const AbResetOptions *opt)
 		ab_delete_rows(old);
 	new = ab_insert_branch(&nb);
 	ab_attachments_restore(new, attachments);
+	report_reset(opt, old, new, &nb);
 	return new;
 }

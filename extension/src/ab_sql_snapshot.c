@@ -20,12 +20,14 @@
 #include "utils/builtins.h"
 #include "utils/datetime.h"
 #include "utils/fmgrprotos.h"
+#include "utils/json.h"
 #include "utils/inval.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
 #include "ab_catalogrows.h"
+#include "ab_events.h"
 #include "ab_gc.h"
 #include "ab_hidden.h"
 #include "ab_registry.h"
@@ -106,6 +108,18 @@ snapshot_name_exists(const char *name)
 	return exists;
 }
 
+static void
+report_snapshot(const char *event, const char *name, Oid source, const char *source_name)
+{
+	StringInfoData detail;
+
+	initStringInfo(&detail);
+	appendStringInfoString(&detail, "{\"snapshot\": ");
+	escape_json(&detail, name);
+	appendStringInfoChar(&detail, '}');
+	ab_event(event, source, source_name, NULL, detail.data);
+}
+
 /* A name whose time is over is free, even if no sweep has come by yet. */
 void
 ab_sql_name_snapshot(const char *name, AbSnapId id, Oid source, const char *source_name,
@@ -143,6 +157,7 @@ ab_sql_name_snapshot(const char *name, AbSnapId id, Oid source, const char *sour
 	SPI_finish();
 	if (n == 0)
 		raise_duplicate(name);
+	report_snapshot("snapshot_taken", name, source, source_name);
 }
 
 /* A snapshot that is as old as its source cannot be kept for long if that is old. */
@@ -229,23 +244,29 @@ ab_sql_snapshot(PG_FUNCTION_ARGS)
 							   psprintf("snapshot \"%s\"", name)));
 }
 
-/* The source of a named snapshot; false if there is no such name. */
+/* The source of a named snapshot, and its name then; false if there is none such. */
 static bool
-find_name(const char *name, Oid *source)
+find_name(const char *name, Oid *source, char **source_name)
 {
 	Oid			types[1] = {TEXTOID};
 	Datum		values[1] = {CStringGetTextDatum(name)};
+	MemoryContext caller = CurrentMemoryContext;
 	bool		isnull;
 	bool		found;
 
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	found = ab_tables_execute("SELECT source_id FROM branch.named_snapshots"
+	found = ab_tables_execute("SELECT source_id, source_name FROM branch.named_snapshots"
 							  " WHERE name = $1 FOR UPDATE",
 							  1, types, values, NULL) > 0;
 	if (found)
+	{
 		*source = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0],
 												 SPI_tuptable->tupdesc, 1, &isnull));
+		*source_name = MemoryContextStrdup(caller,
+										   SPI_getvalue(SPI_tuptable->vals[0],
+														SPI_tuptable->tupdesc, 2));
+	}
 	SPI_finish();
 	return found;
 }
@@ -260,12 +281,13 @@ ab_sql_drop_snapshot(PG_FUNCTION_ARGS)
 	Oid			types[1] = {TEXTOID};
 	Datum		values[1];
 	Oid			source = InvalidOid;
+	char	   *source_name;
 	char	   *name;
 
 	ab_require_control_database();
 	name = ab_sql_required_text(fcinfo, 0, "name");
 	ab_prevent_read_only("branch.drop_snapshot()");
-	if (!find_name(name, &source))
+	if (!find_name(name, &source, &source_name))
 	{
 		if (!ab_sql_bool(fcinfo, 1, false))
 			ereport(ERROR,
@@ -290,6 +312,7 @@ ab_sql_drop_snapshot(PG_FUNCTION_ARGS)
 	(void) ab_tables_execute("DELETE FROM branch.named_snapshots WHERE name = $1",
 							 1, types, values, NULL);
 	SPI_finish();
+	report_snapshot("snapshot_dropped", name, source, source_name);
 	PG_RETURN_VOID();
 }
 

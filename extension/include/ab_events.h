@@ -1,0 +1,27 @@
+/*
+ * ab_events.h
+ *	  Events: a row of branch.events and a notification on channel "agent_branch" for
+ *	  every change of a branch's state.
+ */
+#ifndef AB_EVENTS_H
+#define AB_EVENTS_H
+
+#include "ab_types.h"
+
+#include "datatype/timestamp.h"
+
+/*
+ * Say that something has happened to a database, in the caller's transaction:
+ * nothing is left of it if that, or the subtransaction, is rolled back.  The row is
+ * written and the notification sent when the transaction commits.
+ *
+ * event is a past participle in lower case.  branch and parent are names, parent may
+ * be NULL; where a database goes away its event has to come before its row in
+ * pg_database does.  detail_json is a JSON object or NULL for an empty one, and is
+ * checked here.  Does nothing where there is no table to write to: outside the
+ * control database, and before CREATE EXTENSION.
+ */
+extern void ab_event(const char *event, Oid db, const char *branch,
+					 const char *parent, const char *detail_json);
+
+#endif							/* AB_EVENTS_H */

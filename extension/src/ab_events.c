@@ -1,0 +1,386 @@
+/*
+ * ab_events.c
+ *	  Events: kept in memory until the transaction commits, then written into
+ *	  branch.event_log and sent as notifications.
+ *
+ * Backends in the control database.  Rows are written by the pre-commit callback and
+ * not before, for three reasons: a transaction that makes many branches writes them in
+ * one go; their ids are then close to the order of commits; and the control database may
+ * itself be the parent of what is created next, which must not have been written by
+ * this transaction.  The table is written without the executor, since a creation has
+ * to cost little more than a committed INSERT: no trigger on it fires.
+ *
+ * Locks: RowExclusiveLock on the table, the gate of the control database, and the
+ * server's own of NOTIFY, which lets transactions with events commit one after the
+ * other.  A crash leaves nothing that is not committed.
+ */
+#include "ab_events.h"
+
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/catalog.h"
+#include "catalog/dependency.h"
+#include "catalog/indexing.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_type.h"
+#include "commands/async.h"
+#include "commands/dbcommands.h"
+#include "commands/extension.h"
+#include "commands/sequence.h"
+#include "executor/tuptable.h"
+#include "lib/ilist.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/datetime.h"
+#include "utils/json.h"
+#include "utils/jsonb.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+#include "utils/xid8.h"
+
+#include "ab_gate.h"
+#include "ab_settings.h"
+
+#define EVENTS_TABLE "event_log"
+#define EVENTS_SEQUENCE "event_log_id_seq"
+#define EVENTS_CHANNEL "agent_branch"
+
+/* The server wants less than 8000 bytes; with all other fields escaped this is. */
+#define MAX_DETAIL_SENT 5000
+#define DETAIL_NOT_SENT "{\"shortened\": true}"
+
+/* Columns of branch.event_log. */
+enum
+{
+	COL_ID,
+	COL_AT,
+	COL_EVENT,
+	COL_BRANCH,
+	COL_BRANCH_ID,
+	COL_PARENT,
+	COL_BY,
+	COL_OWNER_ID,
+	COL_XID,
+	COL_DETAIL,
+	NCOLS
+};
+
+static const Oid column_types[NCOLS] = {
+	INT8OID, TIMESTAMPTZOID, TEXTOID, TEXTOID, OIDOID, TEXTOID, TEXTOID, OIDOID,
+	XID8OID, JSONBOID
+};
+
+typedef struct AbEvent
+{
+	dlist_node	node;
+	SubTransactionId subid;		/* that it came from */
+	TimestampTz at;
+	Oid			db;
+	Oid			owner;			/* whose database it is or was */
+	const char *event;
+	const char *branch;
+	const char *parent;			/* may be NULL */
+	const char *by;
+	const char *detail_text;
+	Datum		detail;
+} AbEvent;
+
+/* Of this transaction, in order; in TopTransactionContext. */
+static dlist_head pending = DLIST_STATIC_INIT(pending);
+static int	npending = 0;
+
+/* ---- where ---- */
+
+static bool
+in_control_database(void)
+{
+	static int	answer = -1;	/* nobody renames a database that has sessions */
+
+	if (answer < 0)
+	{
+		char	   *here = get_database_name(MyDatabaseId);
+
+		answer = here != NULL && strcmp(here, ab_control_database) == 0;
+	}
+	return answer == 1;
+}
+
+/* The extension's table of that name; InvalidOid if it is not installed. */
+static Oid
+own_relation(const char *name, Oid *checked)
+{
+	Oid			schema = get_namespace_oid("branch", true);
+	Oid			relid = OidIsValid(schema) ? get_relname_relid(name, schema) : InvalidOid;
+
+	if (!OidIsValid(relid) || relid == *checked)
+		return relid;
+	if (get_rel_relkind(relid) != RELKIND_RELATION ||
+		!OidIsValid(get_extension_oid("agent_branch", true)) ||
+		getExtensionOfObject(RelationRelationId, relid) !=
+		get_extension_oid("agent_branch", true))
+		return InvalidOid;
+	*checked = relid;
+	return relid;
+}
+
+static Oid
+events_table(void)
+{
+	static Oid	checked = InvalidOid;
+
+	return own_relation(EVENTS_TABLE, &checked);
+}
+
+static void
+check_layout(Relation rel)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	bool		same = desc->natts == NCOLS;
+
+	for (int i = 0; i < NCOLS && same; i++)
+		same = TupleDescAttr(desc, i)->atttypid == column_types[i];
+	if (!same)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"branch.%s\" is not of this version of agent_branch",
+						EVENTS_TABLE),
+				 errhint("Run ALTER EXTENSION agent_branch UPDATE.")));
+}
+
+/* ---- writing ---- */
+
+static void
+put_json_field(StringInfo buf, const char *key, const char *value)
+{
+	appendStringInfo(buf, ", \"%s\": ", key);
+	if (value == NULL)
+		appendStringInfoString(buf, "null");
+	else
+		escape_json(buf, value);
+}
+
+static void
+notify(const AbEvent *e, int64 id)
+{
+	StringInfoData buf;
+	char		at[MAXDATELEN + 1];
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, "{\"id\": " INT64_FORMAT, id);
+	put_json_field(&buf, "event", e->event);
+	put_json_field(&buf, "branch", e->branch);
+	put_json_field(&buf, "parent", e->parent);
+	put_json_field(&buf, "at", JsonEncodeDateTime(at, TimestampTzGetDatum(e->at),
+												  TIMESTAMPTZOID, NULL));
+	put_json_field(&buf, "by", e->by);
+	appendStringInfo(&buf, ", \"detail\": %s}",
+					 strlen(e->detail_text) <= MAX_DETAIL_SENT ?
+					 e->detail_text : DETAIL_NOT_SENT);
+	Async_Notify(EVENTS_CHANNEL, buf.data);
+	pfree(buf.data);
+}
+
+static TupleTableSlot *
+make_row(Relation rel, const AbEvent *e, int64 id)
+{
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(rel),
+													&TTSOpsHeapTuple);
+	Datum		values[NCOLS];
+	bool		nulls[NCOLS] = {false};
+
+	values[COL_ID] = Int64GetDatum(id);
+	values[COL_AT] = TimestampTzGetDatum(e->at);
+	values[COL_EVENT] = CStringGetTextDatum(e->event);
+	values[COL_BRANCH] = CStringGetTextDatum(e->branch);
+	values[COL_BRANCH_ID] = ObjectIdGetDatum(e->db);
+	nulls[COL_PARENT] = e->parent == NULL;
+	values[COL_PARENT] = nulls[COL_PARENT] ? (Datum) 0 : CStringGetTextDatum(e->parent);
+	values[COL_BY] = CStringGetTextDatum(e->by);
+	values[COL_OWNER_ID] = ObjectIdGetDatum(e->owner);
+	values[COL_XID] = FullTransactionIdGetDatum(GetTopFullTransactionId());
+	values[COL_DETAIL] = e->detail;
+	ExecStoreHeapTuple(heap_form_tuple(RelationGetDescr(rel), values, nulls),
+					   slot, true);
+	return slot;
+}
+
+/* As many rows as are written at once. */
+#define BATCH 500
+
+static void
+write_rows(Relation rel, TupleTableSlot **slots, int n)
+{
+	CatalogIndexState indexes = CatalogOpenIndexes(rel);
+
+	CatalogTuplesMultiInsertWithInfo(rel, slots, n, indexes);
+	CatalogCloseIndexes(indexes);
+	for (int i = 0; i < n; i++)
+		ExecDropSingleTupleTableSlot(slots[i]);
+}
+
+static void
+write_pending(bool with_notify)
+{
+	TupleTableSlot *slots[BATCH];
+	MemoryContext work = AllocSetContextCreate(CurrentMemoryContext,
+											   "agent_branch events",
+											   ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(work);
+	Relation	rel;
+	Oid			sequence;
+	dlist_iter	it;
+	int			n = 0;
+
+	ab_gate_enter();
+	rel = table_open(events_table(), RowExclusiveLock);
+	check_layout(rel);
+	sequence = get_relname_relid(EVENTS_SEQUENCE, RelationGetNamespace(rel));
+	if (!OidIsValid(sequence))
+		elog(ERROR, "sequence \"branch.%s\" is missing", EVENTS_SEQUENCE);
+	dlist_foreach(it, &pending)
+	{
+		AbEvent    *e = dlist_container(AbEvent, node, it.cur);
+		int64		id = nextval_internal(sequence, false);
+
+		slots[n++] = make_row(rel, e, id);
+		if (with_notify)
+			notify(e, id);
+		if (n == BATCH)
+		{
+			write_rows(rel, slots, n);
+			MemoryContextReset(work);
+			n = 0;
+		}
+	}
+	if (n > 0)
+		write_rows(rel, slots, n);
+	table_close(rel, NoLock);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(work);
+}
+
+/* ---- transactions ---- */
+
+static void
+forget_all(void)
+{
+	dlist_init(&pending);		/* the memory goes with the transaction */
+	npending = 0;
+}
+
+static void
+at_xact_end(XactEvent event, void *arg)
+{
+	if (npending == 0)
+		return;
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+			write_pending(true);
+			forget_all();
+			break;
+		case XACT_EVENT_PRE_PREPARE:
+			/* a transaction with notifications cannot be prepared: rows only */
+			write_pending(false);
+			forget_all();
+			break;
+		case XACT_EVENT_ABORT:
+			forget_all();
+			break;
+		default:
+			break;
+	}
+}
+
+/*
+ * Numbers of subtransactions grow, so what an aborted one and those inside it have
+ * said is the end of the list.
+ */
+static void
+at_subxact_end(SubXactEvent event, SubTransactionId mySubid,
+			   SubTransactionId parentSubid, void *arg)
+{
+	if (event != SUBXACT_EVENT_ABORT_SUB)
+		return;
+	while (npending > 0 &&
+		   dlist_tail_element(AbEvent, node, &pending)->subid >= mySubid)
+	{
+		dlist_delete(dlist_tail_node(&pending));
+		npending--;
+	}
+}
+
+static void
+register_callbacks(void)
+{
+	static bool registered = false;
+
+	if (registered)
+		return;
+	RegisterXactCallback(at_xact_end, NULL);
+	RegisterSubXactCallback(at_subxact_end, NULL);
+	registered = true;
+}
+
+/* ---- saying it ---- */
+
+/* A name may come from a database of another encoding; text must not. */
+static const char *
+as_text(const char *name)
+{
+	char	   *copy = pstrdup(name);
+
+	if (!pg_verifymbstr(copy, strlen(copy), true))
+	{
+		for (char *p = copy; *p; p++)
+			if (IS_HIGHBIT_SET(*p))
+				*p = '?';
+	}
+	return copy;
+}
+
+static Oid
+owner_of(Oid db)
+{
+	HeapTuple	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tup))
+		return GetUserId();
+	owner = ((Form_pg_database) GETSTRUCT(tup))->datdba;
+	ReleaseSysCache(tup);
+	return owner;
+}
+
+void
+ab_event(const char *event, Oid db, const char *branch, const char *parent,
+		 const char *detail_json)
+{
+	MemoryContext old;
+	AbEvent    *e;
+
+	if (!in_control_database() || !OidIsValid(events_table()))
+		return;
+	register_callbacks();
+	old = MemoryContextSwitchTo(TopTransactionContext);
+	e = palloc0(sizeof(AbEvent));
+	e->subid = GetCurrentSubTransactionId();
+	e->at = GetCurrentTimestamp();
+	e->db = db;
+	e->owner = owner_of(db);
+	e->event = pstrdup(event);
+	e->branch = as_text(branch);
+	e->parent = parent ? as_text(parent) : NULL;
+	e->by = as_text(GetUserNameFromId(GetUserId(), false));
+	e->detail_text = pstrdup(detail_json ? detail_json : "{}");
+	e->detail = DirectFunctionCall1(jsonb_in, CStringGetDatum(e->detail_text));
+	MemoryContextSwitchTo(old);
+	dlist_push_tail(&pending, &e->node);
+	npending++;
+}
