@@ -28,4 +28,14 @@ extern AbAttachments *ab_attachments_save(Oid db);
  */
 extern void ab_attachments_restore(Oid db, const AbAttachments *a);
 
+/*
+ * What a new branch gets of its parent's: grants, made over to the branch's owner as
+ * ALTER DATABASE ... OWNER TO does it, and settings, as they are now.
+ */
+extern AbAttachments *ab_attachments_inherit(Oid parent, Oid owner);
+
+/* Attach that, if it is anything (NULL: it is not), and say so in an event. */
+extern void ab_attachments_give(Oid db, const char *name, const char *parent,
+								const AbAttachments *a);
+
 #endif							/* AB_ATTACHMENTS_H */

@@ -19,6 +19,7 @@ typedef struct AbCreateOptions
 	int			connection_limit;	/* -1: none */
 	bool		allow_connections;
 	bool		is_template;
+	bool		without_settings;	/* no grants and settings of the parent's */
 } AbCreateOptions;
 
 /*

@@ -10,12 +10,13 @@ CREATE FUNCTION branch."create"(
     protected boolean DEFAULT false,
     suspend_timeout interval DEFAULT null,
     labels jsonb DEFAULT '{}',
-    if_exists text DEFAULT 'error'
+    if_exists text DEFAULT 'error',
+    copy_settings boolean DEFAULT true
 ) RETURNS branch.branches
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'ab_sql_create';
 
-COMMENT ON FUNCTION branch."create"(text, text, text, name, interval, boolean, interval, jsonb, text)
+COMMENT ON FUNCTION branch."create"(text, text, text, name, interval, boolean, interval, jsonb, text, boolean)
 IS 'creates a branch of a database, now or at a snapshot (name, id, LSN, time); if_exists: error, return, reset';
 
 CREATE FUNCTION branch.ensure(
@@ -26,12 +27,13 @@ CREATE FUNCTION branch.ensure(
     expires_in interval DEFAULT null,
     protected boolean DEFAULT false,
     suspend_timeout interval DEFAULT null,
-    labels jsonb DEFAULT '{}'
+    labels jsonb DEFAULT '{}',
+    copy_settings boolean DEFAULT true
 ) RETURNS branch.branches
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'ab_sql_ensure';
 
-COMMENT ON FUNCTION branch.ensure(text, text, text, name, interval, boolean, interval, jsonb)
+COMMENT ON FUNCTION branch.ensure(text, text, text, name, interval, boolean, interval, jsonb, boolean)
 IS 'creates a branch unless it is there; returns it in any case';
 
 CREATE FUNCTION branch.create_many(
@@ -40,12 +42,13 @@ CREATE FUNCTION branch.create_many(
     expires_in interval DEFAULT null,
     protected boolean DEFAULT false,
     suspend_timeout interval DEFAULT null,
-    labels jsonb DEFAULT '{}'
+    labels jsonb DEFAULT '{}',
+    copy_settings boolean DEFAULT true
 ) RETURNS SETOF branch.branches
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'ab_sql_create_many';
 
-COMMENT ON FUNCTION branch.create_many(text[], text, interval, boolean, interval, jsonb)
+COMMENT ON FUNCTION branch.create_many(text[], text, interval, boolean, interval, jsonb, boolean)
 IS 'creates several branches of one moment, all or none';
 
 CREATE FUNCTION branch.delete(

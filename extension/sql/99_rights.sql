@@ -13,9 +13,11 @@ GRANT EXECUTE ON FUNCTION branch._snapshots() TO public;
 GRANT EXECUTE ON FUNCTION branch._may_see(oid) TO public;
 GRANT EXECUTE ON FUNCTION branch._pinned() TO public;
 GRANT EXECUTE ON FUNCTION branch._pinned_bytes(oid) TO public;
-GRANT EXECUTE ON FUNCTION branch."create"(text, text, text, name, interval, boolean, interval, jsonb, text) TO public;
-GRANT EXECUTE ON FUNCTION branch.ensure(text, text, text, name, interval, boolean, interval, jsonb) TO public;
-GRANT EXECUTE ON FUNCTION branch.create_many(text[], text, interval, boolean, interval, jsonb) TO public;
+GRANT EXECUTE ON FUNCTION branch."create"(
+    text, text, text, name, interval, boolean, interval, jsonb, text, boolean
+) TO public;
+GRANT EXECUTE ON FUNCTION branch.ensure(text, text, text, name, interval, boolean, interval, jsonb, boolean) TO public;
+GRANT EXECUTE ON FUNCTION branch.create_many(text[], text, interval, boolean, interval, jsonb, boolean) TO public;
 GRANT EXECUTE ON FUNCTION branch.delete(text, boolean, text, boolean, boolean) TO public;
 GRANT EXECUTE ON FUNCTION branch.reset(text, text, boolean) TO public;
 GRANT EXECUTE ON FUNCTION branch.restore(text, text, text, boolean) TO public;

@@ -4,8 +4,9 @@
  *	  comment and security labels.
  *
  * Backends, in any database.  Reading takes AccessShareLock on the catalogs; whoever
- * saves holds a lock on the database object that keeps it from being dropped.  What
- * is written goes with the transaction.
+ * saves holds a lock on the database object that keeps it from being dropped.  Roles
+ * that are named are locked (AccessShareLock) to the end of the transaction before
+ * what names them is written.  All of it goes with the transaction.
  */
 #include "ab_attachments.h"
 
@@ -15,17 +16,22 @@
 #include "access/xact.h"
 #include "catalog/indexing.h"
 #include "catalog/objectaddress.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_db_role_setting.h"
 #include "catalog/pg_shdescription.h"
 #include "catalog/pg_shseclabel.h"
 #include "commands/comment.h"
 #include "commands/seclabel.h"
+#include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
+
+#include "ab_catalogrows.h"
+#include "ab_events.h"
 
 typedef struct SavedSetting
 {
@@ -140,7 +146,7 @@ save_labels(Oid db)
 }
 
 static Acl *
-save_acl(Oid db)
+read_acl(Oid db)
 {
 	HeapTuple	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
 	Datum		datum;
@@ -152,6 +158,43 @@ save_acl(Oid db)
 	datum = SysCacheGetAttr(DATABASEOID, tup, Anum_pg_database_datacl, &isnull);
 	acl = isnull ? NULL : DatumGetAclPCopy(datum);
 	ReleaseSysCache(tup);
+	return acl;
+}
+
+/* Make sure that a role is not dropped in this transaction; false: it has been. */
+static bool
+lock_role(Oid role)
+{
+	LockSharedObject(AuthIdRelationId, role, 0, AccessShareLock);
+	return SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role));
+}
+
+static bool
+lock_roles_of(const Acl *acl)
+{
+	Oid		   *members;
+	int			n = aclmembers(acl, &members);
+	bool		all = true;
+
+	for (int i = 0; i < n && all; i++)
+		all = lock_role(members[i]);
+	return all;
+}
+
+/* Read again if a role in it was dropped, for which its grants had to be revoked. */
+static Acl *
+save_acl(Oid db)
+{
+	Acl		   *acl = read_acl(db);
+
+	while (acl != NULL && !lock_roles_of(acl))
+	{
+		Acl		   *before = acl;
+
+		acl = read_acl(db);
+		if (acl != NULL && aclequal(acl, before))
+			break;				/* a role that nobody knows: whoever uses it complains */
+	}
 	return acl;
 }
 
@@ -185,6 +228,9 @@ restore_settings(Oid db, List *settings)
 		bool		nulls[Natts_pg_db_role_setting] = {0};
 		HeapTuple	tup;
 
+		/* DROP ROLE takes its settings along; there is no pg_shdepend row for them */
+		if (OidIsValid(s->role) && !lock_role(s->role))
+			continue;
 		values[Anum_pg_db_role_setting_setdatabase - 1] = ObjectIdGetDatum(db);
 		values[Anum_pg_db_role_setting_setrole - 1] = ObjectIdGetDatum(s->role);
 		values[Anum_pg_db_role_setting_setconfig - 1] = PointerGetDatum(s->config);
@@ -201,6 +247,8 @@ ab_attachments_restore(Oid db, const AbAttachments *a)
 	ObjectAddress object;
 	ListCell   *lc;
 
+	if (a->settings == NIL && a->labels == NIL && a->comment == NULL)
+		return;
 	restore_settings(db, a->settings);
 	if (a->comment != NULL)
 		CreateSharedComments(db, DatabaseRelationId, a->comment);
@@ -212,4 +260,31 @@ ab_attachments_restore(Oid db, const AbAttachments *a)
 		SetSecurityLabel(&object, l->provider, l->label);
 	}
 	CommandCounterIncrement();
+}
+
+/* ---- from the parent ---- */
+
+AbAttachments *
+ab_attachments_inherit(Oid parent, Oid owner)
+{
+	AbAttachments *a = palloc0(sizeof(AbAttachments));
+
+	a->acl = save_acl(parent);
+	if (a->acl != NULL)
+		a->acl = aclnewowner(a->acl, ab_database_owner(parent), owner);
+	a->settings = save_settings(parent);
+	return a;
+}
+
+void
+ab_attachments_give(Oid db, const char *name, const char *parent, const AbAttachments *a)
+{
+	char		detail[64];
+
+	if (a == NULL || (a->acl == NULL && a->settings == NIL))
+		return;
+	ab_attachments_restore(db, a);
+	snprintf(detail, sizeof(detail), "{\"grants\": %d, \"settings\": %d}",
+			 a->acl ? ACL_NUM(a->acl) : 0, list_length(a->settings));
+	ab_event("settings_copied", db, name, parent, detail);
 }

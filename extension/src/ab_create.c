@@ -30,6 +30,7 @@
 #include "utils/rel.h"
 #include "utils/syscache.h"
 
+#include "ab_attachments.h"
 #include "ab_catalogrows.h"
 #include "ab_events.h"
 #include "ab_manifest.h"
@@ -398,6 +399,7 @@ ab_create_branch(const AbCreateOptions *opt)
 {
 	const char *parent_name;
 	AbNewBranch nb = {0};
+	AbAttachments *inherited = NULL;
 	Oid			db;
 
 	ab_prevent_read_only("branch creation");
@@ -425,7 +427,13 @@ ab_create_branch(const AbCreateOptions *opt)
 		ab_snapshot_get_at(opt->at);
 	else
 		nb.snapshot = ab_parent_snapshot(nb.parent);
+	if (parent_name && !opt->without_settings)
+	{
+		inherited = ab_attachments_inherit(nb.parent, nb.owner);
+		nb.acl = inherited->acl;
+	}
 	db = ab_insert_branch(&nb);
 	report_created(db, opt->name, parent_name, nb.snapshot);
+	ab_attachments_give(db, opt->name, parent_name, inherited);
 	return db;
 }

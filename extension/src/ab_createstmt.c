@@ -20,7 +20,7 @@
 
 #include "ab_catalogrows.h"
 
-/* Options that CREATE DATABASE knows, in the order of the table below. */
+/* Options of CREATE DATABASE, one of them ours, in the order of the table below. */
 typedef enum StmtOption
 {
 	OPT_TEMPLATE,
@@ -29,6 +29,7 @@ typedef enum StmtOption
 	OPT_ALLOW_CONNECTIONS,
 	OPT_CONNECTION_LIMIT,
 	OPT_IS_TEMPLATE,
+	OPT_COPY_SETTINGS,
 	OPT_TABLESPACE,
 	OPT_ENCODING,
 	OPT_LOCALE,
@@ -42,8 +43,8 @@ typedef enum StmtOption
 
 static const char *const option_names[] = {
 	"template", "owner", "strategy", "allow_connections", "connection_limit",
-	"is_template", "tablespace", "encoding", "locale", "lc_collate", "lc_ctype",
-	"icu_locale", "locale_provider", "collation_version", "oid"
+	"is_template", "copy_settings", "tablespace", "encoding", "locale", "lc_collate",
+	"lc_ctype", "icu_locale", "locale_provider", "collation_version", "oid"
 };
 
 /* options[i] = the element of that name, or NULL if absent. */
@@ -186,6 +187,8 @@ ab_create_from_statement(const CreatedbStmt *stmt)
 		opt.allow_connections = defGetBoolean(options[OPT_ALLOW_CONNECTIONS]);
 	if (text_of(options[OPT_IS_TEMPLATE]))
 		opt.is_template = defGetBoolean(options[OPT_IS_TEMPLATE]);
+	if (text_of(options[OPT_COPY_SETTINGS]))
+		opt.without_settings = !defGetBoolean(options[OPT_COPY_SETTINGS]);
 
 	check_same_as_parent(options, opt.name, opt.parent);
 	return ab_create_branch(&opt);

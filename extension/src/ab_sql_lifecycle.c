@@ -237,6 +237,7 @@ ab_sql_create(PG_FUNCTION_ARGS)
 	ab_require_control_database();
 	read_create_arguments(fcinfo, &new);
 	if_exists = parse_if_exists(ab_sql_text(fcinfo, 8));
+	new.opt.without_settings = !ab_sql_bool(fcinfo, 9, true);
 	PG_RETURN_DATUM(ab_sql_branch_row(create_branch(&new, ab_sql_text(fcinfo, 2), if_exists),
 									  new.opt.name));
 }
@@ -248,6 +249,7 @@ ab_sql_ensure(PG_FUNCTION_ARGS)
 
 	ab_require_control_database();
 	read_create_arguments(fcinfo, &new);
+	new.opt.without_settings = !ab_sql_bool(fcinfo, 8, true);
 	PG_RETURN_DATUM(ab_sql_branch_row(create_branch(&new, ab_sql_text(fcinfo, 2),
 													IF_EXISTS_RETURN),
 									  new.opt.name));
@@ -282,6 +284,7 @@ ab_sql_create_many(PG_FUNCTION_ARGS)
 				 errmsg("argument \"names\" must not be null")));
 	new.opt.parent = ab_sql_text(fcinfo, 1);
 	new.fields = ab_sql_registry_arguments(fcinfo, 2, &new.row);
+	new.opt.without_settings = !ab_sql_bool(fcinfo, 6, true);
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(0), TEXTOID, -1, false, TYPALIGN_INT,
 					  &names, &nulls, &n);
 	for (int i = 0; i < n; i++)
