@@ -88,6 +88,7 @@ FROM branch.create_many(ARRAY['m8', 'm9'], 'main', expires_in => '1 month', susp
 SELECT name, protected, protected_until, expires_at, suspend_timeout_seconds, labels
 FROM branch.create('c9', 'main', expires_in => NULL, protected => NULL, suspend_timeout => NULL, labels => NULL);
 SELECT count(*) AS remembered FROM branch.registry;
+SELECT name FROM branch.unprotect('c8');
 SELECT count(branch.delete(name, hard => true)) AS deleted FROM unnest(ARRAY['c8', 'c9', 'm8', 'm9']) AS name;
 SELECT count(*) >= 0 AS done FROM branch.gc();
 SELECT count(*) AS remembered FROM branch.registry;

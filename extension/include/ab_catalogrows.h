@@ -60,10 +60,12 @@ extern Oid	ab_insert_branch(const AbNewBranch *nb);
 extern Oid	ab_find_own_branch(const char *name, const char *verb);
 
 /*
- * Lock it AccessExclusive and make sure that nobody needs or uses it: 55006.
+ * Lock it AccessExclusive and make sure that it is not protected (55000, "cannot
+ * <verb> ...") and that nobody needs or uses it: 55006.
  * force: other sessions are terminated.  False if it is gone by now.
  */
-extern bool ab_lock_for_delete(Oid db, const char *name, bool force);
+extern bool ab_lock_for_delete(Oid db, const char *name, const char *verb,
+							   bool force);
 
 /* "a", "b" and N more: for DETAIL. */
 extern char *ab_name_list(List *dbs);

@@ -59,6 +59,22 @@ extern void ab_registry_put_field(Oid db, AbRegistryField field, Datum value,
 								  bool isnull);
 
 /*
+ * Until when a branch is protected now; false: it is not.  In the control database;
+ * elsewhere ab_request_protection() has the keeper ask.
+ */
+extern bool ab_registry_protected(Oid db, TimestampTz *until);
+
+/*
+ * Raise 55000 if a branch is protected: "cannot <verb> ...".  The caller holds a lock
+ * on the database object that keeps branch.protect() out.
+ */
+extern void ab_registry_check_protection(Oid db, const char *name, const char *verb);
+
+/* That error. */
+extern void ab_registry_raise_protected(const char *name, const char *verb,
+										TimestampTz until) pg_attribute_noreturn();
+
+/*
  * A branch was reset: old_db, whose origin file said old_origin_at, has become
  * new_db.  preserved: the old one lives on under another name, with what is remembered
  * of it, but as nobody's agent branch.

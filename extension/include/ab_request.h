@@ -7,6 +7,8 @@
 
 #include "ab_types.h"
 
+#include "datatype/timestamp.h"
+
 /*
  * Have the keeper commit the hidden row of a snapshot: a pg_database row without
  * connections that carries the source's frozen xids and copies of its pg_shdepend
@@ -19,6 +21,12 @@ extern void ab_request_add_hidden(AbSnapId id, Oid source_db,
 /* Remove it; false if somebody holds a lock on it (a branch is being made), if a
  * name protects it, or if the keeper does not run. */
 extern bool ab_request_drop_hidden(AbSnapId id);
+
+/*
+ * Until when is a branch protected?  False: it is not, or there is no control database
+ * that could say so.  Raises the keeper's error, or 55000 when it does not run.
+ */
+extern bool ab_request_protection(Oid db, TimestampTz *until);
 
 /* Wait until the sweep after server start is done. */
 extern void ab_request_first_sweep(void);

@@ -16,7 +16,8 @@ typedef enum AbSnapshotMethod
 } AbSnapshotMethod;
 
 extern char *ab_control_database;	/* agent_branch.control_database, postmaster */
-extern char *ab_default_parent; /* agent_branch.default_parent, user */
+extern char *ab_default_parent; /* agent_branch.default_parent, user; ab_default.h has
+								 * what counts */
 extern int	ab_snapshot_timeout;	/* agent_branch.snapshot_timeout, ms, user */
 extern int	ab_snapshot_method; /* AbSnapshotMethod, superuser */
 extern int	ab_max_snapshots;	/* agent_branch.max_snapshots, postmaster */
@@ -24,6 +25,9 @@ extern int	ab_sweep_interval;	/* agent_branch.sweep_interval, s, sighup */
 extern char *ab_connection_template;	/* agent_branch.connection_template */
 
 extern void ab_settings_define(void);
+
+/* Does agent_branch.default_parent have a value of this session or of its role? */
+extern bool ab_default_parent_is_own(void);
 
 /*
  * Keep full_page_writes on while there are branches: FATAL if it is off now, an
@@ -33,6 +37,8 @@ extern void ab_settings_guard_full_page_writes(void);
 
 /* Raises 55000 with the setting to change unless the library was preloaded. */
 extern void ab_require_preloaded(void);
+
+extern bool ab_in_control_database(void);
 
 /* Raises 0A000 unless this session is in the control database. */
 extern void ab_require_control_database(void);

@@ -26,6 +26,7 @@
 
 #include "ab_types.h"
 
+#include "datatype/timestamp.h"
 #include "port/atomics.h"
 #include "storage/condition_variable.h"
 #include "storage/latch.h"
@@ -74,7 +75,8 @@ typedef enum AbRequestKind
 {
 	AB_REQ_NONE,
 	AB_REQ_ADD_HIDDEN,			/* commit the hidden row of a snapshot */
-	AB_REQ_DROP_HIDDEN			/* commit its removal */
+	AB_REQ_DROP_HIDDEN,			/* commit its removal */
+	AB_REQ_PROTECTION			/* is branch source_db protected? */
 } AbRequestKind;
 
 typedef enum AbRequestState
@@ -95,6 +97,7 @@ typedef struct AbRequest
 	Oid			source_db;
 	TransactionId frozen_xid;
 	MultiXactId min_multi;
+	TimestampTz protected_until;	/* answer; DT_NOBEGIN: it is not */
 	int			sqlerrcode;
 	char		message[256];
 } AbRequest;

@@ -73,6 +73,13 @@ AS 'MODULE_PATHNAME', 'ab_sql_pinned_bytes';
 COMMENT ON FUNCTION branch._pinned_bytes(oid)
 IS 'bytes that only the snapshot of a branch needs; counts all snapshots at its first call in a query';
 
+CREATE FUNCTION branch._default_parent() RETURNS text
+LANGUAGE c STABLE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'ab_sql_default_parent';
+
+COMMENT ON FUNCTION branch._default_parent()
+IS 'name of the database that this session branches when it names no parent';
+
 CREATE VIEW branch.branches WITH (security_barrier) AS
 SELECT -- noqa: ST06
     d.oid AS id,
@@ -83,7 +90,7 @@ SELECT -- noqa: ST06
     o.parent_timestamp,
     o.depth,
     'ready'::text AS current_state,
-    d.datname = pg_catalog.current_setting('agent_branch.default_parent', true) AS is_default,
+    d.datname = (SELECT branch._default_parent()) AS is_default,
     coalesce(r.protected_until > pg_catalog.statement_timestamp(), false) AS protected,
     CASE
         WHEN r.protected_until > pg_catalog.statement_timestamp() THEN nullif(r.protected_until, 'infinity')
@@ -114,9 +121,9 @@ IS 'position in the WAL of the snapshot it hangs on: it has the changes up to th
 COMMENT ON COLUMN branch.branches.parent_timestamp IS 'when that snapshot was taken';
 COMMENT ON COLUMN branch.branches.depth IS '1: branch of a plain database, 2: branch of a branch, and so on';
 COMMENT ON COLUMN branch.branches.current_state IS 'ready: it can be connected to';
-COMMENT ON COLUMN branch.branches.is_default IS 'whether agent_branch.default_parent names it';
+COMMENT ON COLUMN branch.branches.is_default IS 'whether it is branched when no parent is named';
 COMMENT ON COLUMN branch.branches.protected
-IS 'whether it is protected from being deleted, reset, restored and renamed';
+IS 'whether it is protected from being deleted, reset and restored';
 COMMENT ON COLUMN branch.branches.protected_until
 IS 'when its protection ends by itself; null: when it is taken away, or it has none';
 COMMENT ON COLUMN branch.branches.created_at IS 'when it was created first; a reset does not change it';

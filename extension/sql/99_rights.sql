@@ -32,3 +32,12 @@ GRANT EXECUTE ON FUNCTION branch._endpoint() TO public;
 
 -- Events.
 GRANT SELECT ON TABLE branch.events TO public;
+
+-- What people say about branches.
+GRANT EXECUTE ON FUNCTION branch._default_parent() TO public;
+GRANT EXECUTE ON FUNCTION branch.protect(text, interval) TO public;
+GRANT EXECUTE ON FUNCTION branch.unprotect(text) TO public;
+GRANT EXECUTE ON FUNCTION branch.set_expiration(text, timestamptz) TO public;
+GRANT EXECUTE ON FUNCTION branch.set_suspend_timeout(text, interval) TO public;
+GRANT EXECUTE ON FUNCTION branch.set_labels(text, jsonb) TO public;
+GRANT EXECUTE ON FUNCTION branch.set_default(text) TO public;

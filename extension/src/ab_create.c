@@ -32,6 +32,7 @@
 
 #include "ab_attachments.h"
 #include "ab_catalogrows.h"
+#include "ab_default.h"
 #include "ab_events.h"
 #include "ab_manifest.h"
 #include "ab_settings.h"
@@ -375,7 +376,7 @@ choose_parent(const AbCreateOptions *opt, const char **name)
 		return opt->at_parent;
 	}
 	if (opt->parent == NULL)
-		*name = ab_default_parent;
+		*name = ab_default_parent_name();
 	parent = ab_find_parent(*name);
 	if (AbSnapIdIsValid(opt->at) && parent != opt->at_parent)
 		raise_no_parent(*name); /* renamed since the snapshot was looked up */

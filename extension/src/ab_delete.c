@@ -35,6 +35,7 @@
 #include "ab_events.h"
 #include "ab_file.h"
 #include "ab_origin.h"
+#include "ab_registry.h"
 #include "ab_request.h"
 #include "ab_snaptable.h"
 #include "ab_storagefiles.h"
@@ -204,6 +205,7 @@ ab_find_own_branch(const char *name, const char *verb)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("database \"%s\" is not a branch", name),
+				 strcmp(verb, "delete") != 0 ? 0 :
 				 errhint("Use DROP DATABASE to drop a database that is not a branch.")));
 	pfree(origin);
 
@@ -217,7 +219,7 @@ ab_find_own_branch(const char *name, const char *verb)
 }
 
 bool
-ab_lock_for_delete(Oid db, const char *name, bool force)
+ab_lock_for_delete(Oid db, const char *name, const char *verb, bool force)
 {
 	char	   *now;
 	bool		same;
@@ -232,6 +234,7 @@ ab_lock_for_delete(Oid db, const char *name, bool force)
 	if (!pg_database_ownercheck(db, GetUserId()))
 		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_DATABASE, name);
 
+	ab_registry_check_protection(db, name, verb);
 	check_no_children(db, name);
 	check_replication(db, name);
 	if (force)
@@ -324,7 +327,7 @@ ab_delete_branch(const char *name, bool if_exists, bool force)
 	if (OidIsValid(db))
 	{
 		check_not_template(db, name);
-		if (ab_lock_for_delete(db, name, force))
+		if (ab_lock_for_delete(db, name, "delete", force))
 		{
 			ab_report_deleted(db, name);
 			ab_delete_rows(db);

@@ -24,6 +24,9 @@
 #include "ab_manifest.h"
 #include "ab_origin.h"
 #include "ab_pins.h"
+#include "ab_registry.h"
+#include "ab_request.h"
+#include "ab_settings.h"
 #include "ab_snapshot.h"
 #include "ab_snaptable.h"
 
@@ -228,6 +231,21 @@ ab_check_database_statement(Node *stmt)
 	}
 }
 
+/* From whatever database; branch.delete() has looked by itself. */
+static void
+check_protection(Oid db, const char *name)
+{
+	TimestampTz until;
+	bool		protected;
+
+	if (ab_in_control_database())
+		protected = ab_registry_protected(db, &until);
+	else
+		protected = ab_request_protection(db, &until);
+	if (protected)
+		ab_registry_raise_protected(name, "drop", until);
+}
+
 void
 ab_check_drop_database(Oid db, bool files_go)
 {
@@ -245,6 +263,8 @@ ab_check_drop_database(Oid db, bool files_go)
 				 errmsg("cannot drop database \"%s\", because it has branches", name),
 				 errdetail("They are: %s.", ab_name_list(children)),
 				 errhint("Delete these first.")));
+	if (files_go && is_branch(db))
+		check_protection(db, name);
 	if (files_go)
 		ab_pins_check_files(db, "drop");
 	pfree(name);

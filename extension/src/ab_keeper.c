@@ -1,13 +1,14 @@
 /*
  * ab_keeper.c
- *	  The keeper: commits hidden rows for backends, has the sweeper started, and logs
+ *	  The keeper: commits hidden rows for backends and looks into the extension's tables
+ *	  for those in other databases, has the sweeper started, and logs
  *	  WITNESS records.
  *
  * One background worker, connected to the control database as the bootstrap
  * superuser.  keeper_lock protects the slots and is never held across work.  Each
  * request is a transaction of its own whose error goes back to the requester.  If it
  * ends (or is ended) it is started again after 5 s and finds the slots as they were;
- * both kinds of request can be repeated.
+ * all kinds of request can be repeated.
  */
 #include "ab_keeper.h"
 
@@ -26,6 +27,7 @@
 
 #include "ab_hidden.h"
 #include "ab_originsync.h"
+#include "ab_registry.h"
 #include "ab_settings.h"
 #include "ab_shmem.h"
 #include "ab_snapshot.h"
@@ -131,9 +133,30 @@ do_request(AbRequest *req)
 			if (!ab_hidden_drop(req->snapshot))
 				fail_request(req, ERRCODE_LOCK_NOT_AVAILABLE, "snapshot is in use");
 			break;
+		case AB_REQ_PROTECTION:
+			if (!ab_registry_protected(req->source_db, &req->protected_until))
+				req->protected_until = DT_NOBEGIN;
+			break;
 		case AB_REQ_NONE:
 			elog(ERROR, "empty request");
 	}
+}
+
+static const char *
+activity_of(const AbRequest *req)
+{
+	switch (req->kind)
+	{
+		case AB_REQ_ADD_HIDDEN:
+			return "registering a snapshot";
+		case AB_REQ_DROP_HIDDEN:
+			return "closing a snapshot";
+		case AB_REQ_PROTECTION:
+			return "looking whether a branch is protected";
+		case AB_REQ_NONE:
+			break;
+	}
+	return NULL;
 }
 
 static void
@@ -142,9 +165,7 @@ run_request(AbRequest *req)
 	MemoryContext caller = CurrentMemoryContext;
 
 	SetCurrentStatementStartTimestamp();
-	pgstat_report_activity(STATE_RUNNING,
-						   req->kind == AB_REQ_ADD_HIDDEN ?
-						   "registering a snapshot" : "closing a snapshot");
+	pgstat_report_activity(STATE_RUNNING, activity_of(req));
 	PG_TRY();
 	{
 		StartTransactionCommand();

@@ -26,7 +26,6 @@
 #include "utils/rel.h"
 #include "utils/relcache.h"
 #include "utils/snapmgr.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "ab_file.h"
@@ -125,6 +124,38 @@ ab_registry_get(Oid db, AbRegistryRow *row)
 
 	return read_row(db, row) && ab_storage_read_origin(db, &origin) &&
 		origin.created_at == row->origin_at;
+}
+
+bool
+ab_registry_protected(Oid db, TimestampTz *until)
+{
+	AbRegistryRow row;
+
+	if (!ab_registry_get(db, &row) || row.isnull[AB_REGISTRY_PROTECTED_UNTIL])
+		return false;
+	*until = DatumGetTimestampTz(row.value[AB_REGISTRY_PROTECTED_UNTIL]);
+	return *until > GetCurrentTimestamp();
+}
+
+void
+ab_registry_raise_protected(const char *name, const char *verb, TimestampTz until)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("cannot %s branch \"%s\", because it is protected", verb, name),
+			 TIMESTAMP_IS_NOEND(until) ?
+			 errdetail("Its protection does not end by itself.") :
+			 errdetail("Its protection ends at %s.", timestamptz_to_str(until)),
+			 errhint("Take the protection away first, with branch.unprotect().")));
+}
+
+void
+ab_registry_check_protection(Oid db, const char *name, const char *verb)
+{
+	TimestampTz until;
+
+	if (ab_registry_protected(db, &until))
+		ab_registry_raise_protected(name, verb, until);
 }
 
 /* ---- writing ---- */

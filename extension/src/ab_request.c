@@ -10,6 +10,7 @@
 #include "ab_request.h"
 
 #include "access/xlog.h"
+#include "commands/dbcommands.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/ipc.h"
@@ -206,6 +207,27 @@ ab_request_drop_hidden(AbSnapId id)
 			 errmsg("%s", req.message),
 			 errcontext("keeper closing snapshot %08X/%X/%X",
 						id.tli, LSN_FORMAT_ARGS(id.lsn))));
+}
+
+/* In single-user mode an administrator wants to get in whatever happened. */
+bool
+ab_request_protection(Oid db, TimestampTz *until)
+{
+	AbRequest	req;
+
+	if (!IsUnderPostmaster || !OidIsValid(get_database_oid(ab_control_database, true)))
+		return false;
+	MemSet(&req, 0, sizeof(req));
+	req.kind = AB_REQ_PROTECTION;
+	req.source_db = db;
+	submit(&req);
+	if (req.state == AB_REQ_FAILED)
+		ereport(ERROR,
+				(errcode(req.sqlerrcode),
+				 errmsg("%s", req.message),
+				 errcontext("keeper looking whether database %u is protected", db)));
+	*until = req.protected_until;
+	return !TIMESTAMP_IS_NOBEGIN(*until);
 }
 
 /*

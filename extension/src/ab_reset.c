@@ -25,6 +25,7 @@
 #include "ab_catalogrows.h"
 #include "ab_events.h"
 #include "ab_origin.h"
+#include "ab_registry.h"
 #include "ab_snapshot.h"
 
 /* Columns of the old row that the new one keeps. */
@@ -59,12 +60,17 @@ raise_no_branch(const char *name)
 			 errhint("The view branch.branches lists those that do.")));
 }
 
+static const char *
+verb(const AbResetOptions *opt)
+{
+	return AbSnapIdIsValid(opt->at) ? "restore" : "reset";
+}
+
 /* The branch to be reset; not locked yet. */
 static Oid
 find_branch(const AbResetOptions *opt)
 {
-	Oid			db = ab_find_own_branch(opt->name,
-										AbSnapIdIsValid(opt->at) ? "restore" : "reset");
+	Oid			db = ab_find_own_branch(opt->name, verb(opt));
 
 	if (!OidIsValid(db))
 		raise_no_branch(opt->name);
@@ -171,7 +177,7 @@ lock_old(Oid old, const AbResetOptions *opt)
 
 	if (opt->preserve_under_name == NULL)
 	{
-		if (!ab_lock_for_delete(old, opt->name, opt->force))
+		if (!ab_lock_for_delete(old, opt->name, verb(opt), opt->force))
 			raise_no_branch(opt->name);
 		return;
 	}
@@ -181,6 +187,7 @@ lock_old(Oid old, const AbResetOptions *opt)
 		raise_no_branch(opt->name);
 	if (!pg_database_ownercheck(old, GetUserId()))
 		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_DATABASE, opt->name);
+	ab_registry_check_protection(old, opt->name, verb(opt));
 	if (opt->force)
 		TerminateOtherDBBackends(old);
 }

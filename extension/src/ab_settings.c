@@ -41,7 +41,7 @@ ab_settings_define(void)
 							   PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	DefineCustomStringVariable("agent_branch.default_parent",
 							   "Database that is branched when no parent is named.",
-							   NULL,
+							   "branch.set_default() sets it for the control database.",
 							   &ab_default_parent, "main",
 							   PGC_USERSET, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("agent_branch.snapshot_timeout",
@@ -70,6 +70,19 @@ ab_settings_define(void)
 							   &ab_connection_template, "",
 							   PGC_USERSET, 0, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("agent_branch");
+}
+
+/* The array moves when settings are added; what it points to stays. */
+bool
+ab_default_parent_is_own(void)
+{
+	static struct config_generic *setting = NULL;
+	struct config_generic **vars = get_guc_variables();
+
+	for (int i = 0; setting == NULL && i < GetNumConfigOptions(); i++)
+		if (strcmp(vars[i]->name, "agent_branch.default_parent") == 0)
+			setting = vars[i];
+	return setting != NULL && setting->source > PGC_S_DATABASE;
 }
 
 /* ---- full_page_writes (rule 5) ---- */
@@ -135,18 +148,27 @@ ab_require_preloaded(void)
 				 errhint("Add agent_branch to shared_preload_libraries and restart the server.")));
 }
 
+bool
+ab_in_control_database(void)
+{
+	char	   *here = get_database_name(MyDatabaseId);
+
+	return here != NULL && strcmp(here, ab_control_database) == 0;
+}
+
 void
 ab_require_control_database(void)
 {
 	char	   *here;
 
 	ab_require_preloaded();
+	if (ab_in_control_database())
+		return;
 	here = get_database_name(MyDatabaseId);
-	if (here == NULL || strcmp(here, ab_control_database) != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("agent_branch is managed in database \"%s\", not in \"%s\"",
-						ab_control_database, here ? here : "?"),
-				 errhint("Connect to database \"%s\", or change agent_branch.control_database and restart the server.",
-						 ab_control_database)));
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("agent_branch is managed in database \"%s\", not in \"%s\"",
+					ab_control_database, here ? here : "?"),
+			 errhint("Connect to database \"%s\", or change agent_branch.control_database and restart the server.",
+					 ab_control_database)));
 }

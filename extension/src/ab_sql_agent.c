@@ -20,6 +20,7 @@
 #include "utils/lsyscache.h"
 
 #include "ab_catalogrows.h"
+#include "ab_default.h"
 #include "ab_remote.h"
 #include "ab_settings.h"
 #include "ab_sql.h"
@@ -98,7 +99,7 @@ ab_sql_ensure_agent_table(PG_FUNCTION_ARGS)
 	ab_prevent_read_only("branch creation");
 	name = ab_sql_text(fcinfo, 0);
 	if (name == NULL)
-		name = pstrdup(ab_default_parent);
+		name = ab_default_parent_name();
 	parent = ab_find_parent(name);
 	ab_check_parent_rights(parent, name);
 	ab_lock_parent(parent, name);

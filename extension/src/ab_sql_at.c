@@ -18,6 +18,7 @@
 #include "utils/timestamp.h"
 
 #include "ab_catalogrows.h"
+#include "ab_default.h"
 #include "ab_manifest.h"
 #include "ab_settings.h"
 #include "ab_snapshot.h"
@@ -313,7 +314,7 @@ check_owner(const At *at, Oid db, const char *database)
 static void
 find_position(const At *at, AbCreateOptions *opt)
 {
-	const char *parent = opt->parent ? opt->parent : ab_default_parent;
+	const char *parent = opt->parent ? opt->parent : ab_default_parent_name();
 	AbKnownSnapshot *known;
 	Found		f;
 	int			n;

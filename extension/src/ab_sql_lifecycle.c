@@ -18,6 +18,7 @@
 #include "utils/tuplestore.h"
 
 #include "ab_catalogrows.h"
+#include "ab_default.h"
 #include "ab_file.h"
 #include "ab_lifecycle.h"
 #include "ab_origin.h"
@@ -202,7 +203,7 @@ create_branch(NewBranch *new, const char *at, IfExists if_exists)
 
 	if (opt->parent == NULL && AbSnapIdIsValid(opt->at) && !superuser())
 		return create_new(new);	/* which says why not */
-	parent = opt->parent ? opt->parent : ab_default_parent;
+	parent = opt->parent ? opt->parent : ab_default_parent_name();
 	if (opt->parent != NULL || !AbSnapIdIsValid(opt->at))
 		ab_check_parent_rights(ab_find_parent(parent), parent);
 	ab_lock_branch_name(opt->name);

@@ -27,6 +27,7 @@
 #include "utils/tuplestore.h"
 
 #include "ab_catalogrows.h"
+#include "ab_default.h"
 #include "ab_events.h"
 #include "ab_gc.h"
 #include "ab_hidden.h"
@@ -219,7 +220,7 @@ ab_sql_snapshot(PG_FUNCTION_ARGS)
 	ab_require_control_database();
 	parent_name = ab_sql_text(fcinfo, 0);
 	if (parent_name == NULL)
-		parent_name = pstrdup(ab_default_parent);
+		parent_name = ab_default_parent_name();
 	name = ab_sql_text(fcinfo, 1);
 	if (name)
 		ab_sql_check_snapshot_name(name);
