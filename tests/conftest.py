@@ -9,10 +9,21 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from ab_cluster import Cluster, live_clusters, workspace
 
 LOG_LINES = 60
+
+# Nothing is timed, and the seed alone says which examples there are.
+hypothesis.settings.register_profile("agent_branch", deadline=None, database=None)
+hypothesis.settings.load_profile("agent_branch")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = str(_seed())
 
 
 def pytest_report_header() -> str:

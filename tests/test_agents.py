@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 from urllib.parse import unquote, urlparse
 
 import psycopg
@@ -80,19 +79,33 @@ def test_create_agent_branch(cluster: Cluster) -> None:
 
 
 def test_connection_string_works(cluster: Cluster) -> None:
-    """A client on this machine connects with what it was given (the port and, for
-    libpq's default host, the socket directory are the server's)."""
+    """A client on this machine connects with what it was given, as the role that asked."""
     _, connection = make(cluster, "client")
-    known = conninfo_to_dict(connection)
-    assert int(known.get("port") or cluster.port) == cluster.port
-    parameters: dict[str, Any] = {**known, "user": known.get("user") or "postgres"}
-    if not str(parameters.get("host", "")).startswith("/"):
-        parameters["host"] = str(cluster.socket_dir)
-    with psycopg.connect(**parameters) as conn:
-        row = conn.execute("SELECT current_database()").fetchone()
-    assert row == ("agent_client",)
-    if "://" in connection:
-        assert unquote(urlparse(connection).path.lstrip("/")) == "agent_client"
+    assert conninfo_to_dict(connection) == {
+        "user": "postgres",
+        "dbname": "agent_client",
+        "host": str(cluster.socket_dir),
+        "port": str(cluster.port),
+    }
+    with psycopg.connect(connection) as conn:
+        row = conn.execute("SELECT current_database(), current_user").fetchone()
+    assert row == ("agent_client", "postgres")
+    assert unquote(urlparse(connection).path.lstrip("/")) == "agent_client"
+
+
+def test_connection_string_names_a_role_that_can_log_in(cluster: Cluster) -> None:
+    """A session that works as a group role is given the one it has logged in as."""
+    cluster.sql("CREATE ROLE platform LOGIN")
+    cluster.sql("CREATE ROLE makers NOLOGIN SUPERUSER")
+    cluster.sql("GRANT makers TO platform")
+    with cluster.connect(user="platform") as conn:
+        conn.execute("SET ROLE makers")
+        row = conn.execute(
+            "SELECT branch_name, connection_string FROM create_agent_branch('g')"
+        ).fetchone()
+    cluster.sql("ALTER DATABASE agent_g OWNER TO postgres")
+    assert row is not None
+    assert conninfo_to_dict(row[1])["user"] == "platform"
 
 
 def test_calling_again_returns_the_same_branch(cluster: Cluster) -> None:

@@ -48,14 +48,19 @@ def _ensure(names: Sequence[str], parent: str | None) -> None:
 
 
 def _connection_strings(names: Sequence[str]) -> list[str]:
+    """Who logs in is the caller, if that role can, else the one the session began as."""
     row = _query(
-        "SELECT e.socket_directories, e.listen_addresses, e.port, current_user AS role,"
+        "SELECT e.socket_directories, e.listen_addresses, e.port,"
+        " coalesce(host(inet_server_addr()), '') AS server_address,"
+        " CASE WHEN r.rolcanlogin THEN r.rolname ELSE session_user END AS role,"
         " current_setting('agent_branch.connection_template', true) AS template"
-        " FROM branch._endpoint() AS e",
+        " FROM branch._endpoint() AS e, pg_roles AS r WHERE r.rolname = current_user",
         [],
         [],
     )[0]
-    endpoint = Endpoint(row["socket_directories"], row["listen_addresses"], row["port"])
+    endpoint = Endpoint(
+        row["socket_directories"], row["listen_addresses"], row["port"], row["server_address"]
+    )
     template = row["template"] or ""
     return [connection_string(name, endpoint, template, row["role"]) for name in names]
 

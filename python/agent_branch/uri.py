@@ -15,11 +15,16 @@ PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a server listens: its settings as they are, lists included."""
+    """Where a server listens: its settings as they are, lists included.
+
+    ``server_address`` is the address at which the calling client has reached the server;
+    empty if it came through a socket directory.
+    """
 
     socket_directories: str
     listen_addresses: str
     port: int
+    server_address: str = ""
 
 
 def split_list(setting: str) -> list[str]:
@@ -29,10 +34,14 @@ def split_list(setting: str) -> list[str]:
 
 
 def host_of(endpoint: Endpoint) -> str:
-    """What to connect to: the first socket directory, else the first address.
+    """What to connect to: as the calling client did, else the first address of the server.
 
-    A server that listens on all addresses, or on none, is reached as ``localhost``.
+    A client of the network is given the address it has reached, a local one the first
+    socket directory.  A server that listens on all addresses, or on none, is reached as
+    ``localhost``.
     """
+    if endpoint.server_address:
+        return endpoint.server_address
     directories = split_list(endpoint.socket_directories)
     if directories:
         return directories[0]
@@ -46,15 +55,16 @@ def is_socket(host: str) -> bool:
     return host.startswith(("/", "@"))
 
 
-def default_uri(database: str, endpoint: Endpoint) -> str:
-    """A libpq URI for a database of this server, without a role: libpq chooses it."""
+def default_uri(database: str, endpoint: Endpoint, role: str) -> str:
+    """A libpq URI for a database of this server; without a role libpq chooses one."""
     host = host_of(endpoint)
     name = quote(database, safe="")
+    user = f"{quote(role, safe='')}@" if role else ""
     if is_socket(host):
-        return f"postgresql:///{name}?host={quote(host, safe='')}&port={endpoint.port}"
+        return f"postgresql://{user}/{name}?host={quote(host, safe='')}&port={endpoint.port}"
     if ":" in host:
         host = f"[{host}]"
-    return f"postgresql://{host}:{endpoint.port}/{name}"
+    return f"postgresql://{user}{host}:{endpoint.port}/{name}"
 
 
 def escape_value(value: str) -> str:
@@ -84,12 +94,12 @@ def fill_template(template: str, values: dict[str, str]) -> str:
 
 
 def connection_string(database: str, endpoint: Endpoint, template: str, role: str) -> str:
-    """How to connect to a database: by the template, or as ``default_uri`` if that is empty.
+    """How a role connects to a database: by the template; ``default_uri`` if that is empty.
 
     Raises ``ReportedError`` 22023 for a bad template.
     """
     if not template.strip():
-        return default_uri(database, endpoint)
+        return default_uri(database, endpoint, role)
     values = {
         "database": database,
         "host": host_of(endpoint),
