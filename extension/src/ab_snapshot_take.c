@@ -535,17 +535,38 @@ quiet_part(Taking *t)
 
 /* ---- the whole ---- */
 
-/* Only one of us at a time; false if there is a snapshot we did not know of. */
+/*
+ * Only one of us at a time; false if there is a snapshot we did not know of.  Those who
+ * would be content with another's wait in share mode: when it is done all of them go on
+ * at once, instead of each waking the next.
+ */
 static bool
 wait_for_turn(Oid db, const AbSnapId *known)
 {
-	AbSnapSlot	newest;
 	LOCKTAG		tag;
 
 	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, db, TURN_SUBID);
-	(void) LockAcquire(&tag, ExclusiveLock, false, false);
-	return known == NULL || !ab_snaptable_newest(db, &newest) ||
-		AbSnapIdEquals(newest.id, *known);
+	if (known == NULL)
+	{
+		(void) LockAcquire(&tag, ExclusiveLock, false, false);
+		return true;
+	}
+	for (;;)
+	{
+		bool		ours = LockAcquire(&tag, ExclusiveLock, false, true) !=
+			LOCKACQUIRE_NOT_AVAIL;
+		AbSnapSlot	newest;
+
+		if (!ours)
+		{
+			(void) LockAcquire(&tag, ShareLock, false, false);
+			LockRelease(&tag, ShareLock, false);
+		}
+		if (ab_snaptable_newest(db, &newest) && !AbSnapIdEquals(newest.id, *known))
+			return false;
+		if (ours)
+			return true;
+	}
 }
 
 static bool
