@@ -373,7 +373,7 @@ class Cluster:
         """Pid of this data directory's running postmaster."""
         try:
             pid = int((self.data / "postmaster.pid").read_text().split("\n", 1)[0])
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):  # its file system may be gone
             return None
         if _gone(pid):
             return None

@@ -1,13 +1,15 @@
 """Disks that are full and calls that fail, on the files of the tests' choice.
 
 ``SmallDisk`` puts a directory of a stopped server on a file system of its own, as small as
-wanted (root only).  ``Faults`` is a library for LD_PRELOAD, made with the C compiler that
-made the extension, that counts the calls which write, sync, open or make files under a given
-directory, in all processes of a server together, and lets the n-th one fail.
+wanted, ``FailingDisk`` on one that loses what is not synced (root only).  ``Faults`` is a
+library for LD_PRELOAD, made with the C compiler that made the extension, that counts the calls
+which write, sync, open or make files under a given directory, in all processes of a server
+together, and lets the n-th one fail.
 """
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import shutil
@@ -16,40 +18,54 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
-from ab_cluster import Cluster
+from ab_cluster import Cluster, wait_for
 
-# ---- a small file system ------------------------------------------------------------------
+# ---- file systems of their own ----------------------------------------------------------------
 
 
-class SmallDisk:
-    """A tmpfs over a directory of a server that is not running."""
+def call(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, check=False, capture_output=True, text=True)
 
-    def __init__(self, place: Path, size: int) -> None:
+
+class Disk:
+    """A file system over a directory of a server that is not running."""
+
+    def __init__(self, place: Path, *mount: str) -> None:
+        """``mount``: options and device of mount(8)."""
         if os.geteuid() != 0:
-            pytest.skip("mounting a small file system takes root")
+            pytest.skip("mounting a file system takes root")
         self.place = place
+        self.mount = mount
         if not place.exists():
             place.mkdir(mode=0o700)
             Cluster.give(place)
         owner = place.stat()
         kept = place.with_name(place.name + ".kept")
         shutil.copytree(place, kept)
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)],
-            check=False,
-            capture_output=True,
-            text=True,
-        )
+        done = call("mount", *mount, str(place))
         if done.returncode != 0:
             shutil.rmtree(kept)
-            pytest.skip(f"cannot mount a small file system: {done.stderr.strip()}")
+            pytest.skip(f"cannot mount {mount}: {done.stderr.strip()}")
+        for path in place.iterdir():
+            path.rmdir()  # lost+found
         shutil.copytree(kept, place, dirs_exist_ok=True)
         shutil.rmtree(kept)
         for path in (place, *place.rglob("*")):
             os.chown(path, owner.st_uid, owner.st_gid)
         place.chmod(0o700)
+
+    def release(self) -> None:
+        subprocess.run(["umount", "-l", str(self.place)], check=True)
+
+
+class SmallDisk(Disk):
+    """A tmpfs that can be filled."""
+
+    def __init__(self, place: Path, size: int) -> None:
+        super().__init__(place, "-t", "tmpfs", "-o", f"size={size}", "tmpfs")
         self.filler = place / "filler"
 
     def free(self) -> int:
@@ -66,8 +82,50 @@ class SmallDisk:
     def relieve(self) -> None:
         self.filler.unlink(missing_ok=True)
 
-    def release(self) -> None:
-        subprocess.run(["umount", "-l", str(self.place)], check=True)
+
+class FailingDisk(Disk):
+    """A file system on a loop device whose power can be cut.
+
+    What was neither synced nor written back by itself is lost then, as with a machine whose
+    power fails; the device keeps what it was given.
+    """
+
+    SIZE = 1 << 30
+    SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN, of ext4 and XFS
+    FLUSH_LOG, DROP_ALL = 1, 2
+    OPTIONS: ClassVar[dict[str, list[str]]] = {
+        # Without what ext4 does for programs that do not sync their files.
+        "ext4": ["-o", "loop,noauto_da_alloc,data=writeback"],
+        "xfs": ["-o", "loop"],
+    }
+
+    def __init__(self, place: Path, image: Path, kind: str) -> None:
+        with image.open("wb") as file:
+            file.truncate(self.SIZE)
+        made = call(f"mkfs.{kind}", "-q", str(image))
+        if made.returncode != 0:
+            image.unlink()
+            pytest.skip(f"cannot make a file system of kind {kind}: {made.stderr.strip()}")
+        self.image = image
+        super().__init__(place, "-t", kind, *self.OPTIONS[kind], str(image))
+        subprocess.run(["sync", "-f", str(place)], check=True)
+
+    def cut(self, how: int) -> None:
+        """From now on every call on it fails.  ``how``: are changes of names and sizes
+        (FLUSH_LOG) kept that nobody has synced, without what is in the files?"""
+        directory = os.open(self.place, os.O_RDONLY)
+        try:
+            fcntl.ioctl(directory, self.SHUTDOWN, struct.pack("=I", how))
+        finally:
+            os.close(directory)
+
+    def restore(self) -> None:
+        """Mount it again; nobody has anything open in it."""
+        wait_for(
+            lambda: call("umount", str(self.place)).returncode == 0,
+            what=f"{self.place} to be unmounted",
+        )
+        subprocess.run(["mount", *self.mount, str(self.place)], check=True)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
-from ab_checks import BLOCK, Conn, create_database
+from ab_checks import BLOCK, Conn, branches, create_database
 from ab_cluster import Cluster
 
 ROWS = 3000  # ten to a page
@@ -50,6 +50,7 @@ class Tree:
         create_database(cluster, root, *TABLE)
         self.root = Node(root, None, dict.fromkeys(range(1, ROWS + 1), 0))
         self.nodes: dict[str, Node] = {root: self.root}
+        self.asked: dict[str, Node] = {}  # told to make or delete, and not answered
         self.count = 0
         self.lock = threading.Lock()
 
@@ -64,13 +65,31 @@ class Tree:
         if locked:
             child.lock.acquire()
         query = "SELECT branch.create(%s, %s)"
+        self.asked[child.name] = child
         if conn is None:
             self.cluster.sql(query, (child.name, parent.name))
         else:
             conn.execute(query, (child.name, parent.name))
         with self.lock:
-            self.nodes[child.name] = child
+            self.nodes[child.name] = self.asked.pop(child.name)
         return child
+
+    def fork_many(self, parent: Node, count: int) -> None:
+        """New branches of a node, all in one transaction."""
+        made = [Node(self.new_name(), parent, dict(parent.rows)) for _ in range(count)]
+        names = [child.name for child in made]
+        self.asked.update(zip(names, made, strict=True))
+        self.cluster.sql("SELECT branch.create_many(%s, %s)", (names, parent.name))
+        with self.lock:
+            for name in names:
+                self.nodes[name] = self.asked.pop(name)
+
+    def reset(self, node: Node) -> None:
+        """Give a leaf what its parent has now."""
+        assert node.parent is not None
+        node.unsure = dict(node.parent.rows)
+        self.cluster.sql("SELECT branch.reset(%s)", (node.name,))
+        node.rows, node.unsure = node.unsure, None
 
     def write(self, node: Node, rng: random.Random, pages: int = 10) -> None:
         """Change about so many pages of a node, in a session of its own."""
@@ -103,12 +122,29 @@ class Tree:
     def prune(self, node: Node, conn: Conn | None = None) -> None:
         """Delete a leaf."""
         query = "SELECT branch.delete(%s, hard => true)"
+        self.asked[node.name] = node
         if conn is None:
             self.cluster.sql(query, (node.name,))
         else:
             conn.execute(query, (node.name,))
         with self.lock:
-            del self.nodes[node.name]
+            del self.nodes[node.name], self.asked[node.name]
+
+    def settle(self) -> None:
+        """After a crash: what was not answered was done, or it was not."""
+        there = branches(self.cluster)
+        for name, node in self.asked.items():
+            if name in there:
+                self.nodes[name] = node
+            else:
+                self.nodes.pop(name, None)
+        self.asked.clear()
+        known = self.nodes.keys() - {self.root.name}
+        assert known == there.keys(), (
+            f"gone: {sorted(known - there.keys())}, back: {sorted(there.keys() - known)}"
+        )
+        for node in self.nodes.values():
+            node.lock = threading.Lock()
 
     def leaves(self) -> list[Node]:
         with self.lock:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -35,6 +34,7 @@ from ab_checks import (
     run,
 )
 from ab_cluster import Cluster
+from ab_faults import SmallDisk
 
 ROUNDS = int(os.environ.get("AGENT_BRANCH_ROUNDS", "25"))
 KEEP = 5  # branches that live on from one round to the next
@@ -294,55 +294,11 @@ def test_number_reused_after_a_lost_creation(bench: Cluster) -> None:
 # ---- full disks --------------------------------------------------------------------------
 
 
-class SmallDisk:
-    """A directory of a stopped server moved to a file system of its own, of a fixed size."""
-
-    def __init__(self, place: Path, spare: int) -> None:
-        self.place = place
-        kept = place.with_name(place.name + ".kept")
-        owner = place.stat()
-        shutil.copytree(place, kept)
-        size = sum(disk_bytes([path]) for path in kept.rglob("*")) + spare
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)],
-            check=False, capture_output=True, text=True,
-        )  # fmt: skip
-        if done.returncode != 0:
-            shutil.rmtree(kept)
-            pytest.skip(f"cannot mount a small file system: {done.stderr.strip()}")
-        try:
-            shutil.copytree(kept, place, dirs_exist_ok=True)
-            for path in (place, *place.rglob("*")):
-                os.chown(path, owner.st_uid, owner.st_gid)
-            place.chmod(0o700)
-        except BaseException:
-            self.release()
-            raise
-        finally:
-            shutil.rmtree(kept)
-
-    def free(self) -> int:
-        stat = os.statvfs(self.place)
-        return stat.f_bavail * stat.f_frsize
-
-    def fill(self, leave: int) -> Path:
-        """A file that takes all but the last bytes."""
-        filler = self.place / "filler"
-        with filler.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(1, self.free() - leave))
-        return filler
-
-    def release(self) -> None:
-        subprocess.run(["umount", "-l", str(self.place)], check=True)
-
-
 @pytest.fixture
 def small_disk(
     make_cluster: Callable[..., Cluster],
 ) -> Iterator[Callable[[str, int], tuple[Cluster, SmallDisk]]]:
     """``small_disk(directory, spare)``: a server one of whose directories has so much room."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system takes root")
     disks: list[SmallDisk] = []
 
     def make(directory: str, spare: int) -> tuple[Cluster, SmallDisk]:
@@ -355,7 +311,8 @@ def small_disk(
         )
         create(server, "before", "p")
         server.stop()
-        disk = SmallDisk(server.data / directory, spare)
+        place = server.data / directory
+        disk = SmallDisk(place, disk_bytes(list(place.rglob("*"))) + spare)
         disks.append(disk)
         server.start()
         return server, disk
@@ -392,7 +349,7 @@ def test_no_space_for_a_snapshot(
     before = contents(server, "before")
     run(server, "p", "INSERT INTO t VALUES (100000, 'changed')")
     for leave in (0, 8192, 100_000, 1 << 20, 3 << 20):
-        filler = disk.fill(leave)
+        disk.fill(leave)
         used = disk.free()
         for _ in range(2):
             with server.connect() as conn:
@@ -402,7 +359,7 @@ def test_no_space_for_a_snapshot(
             assert caught.value.sqlstate == "53100", caught.value
             assert not exists(server, "b")
             assert disk.free() == used, "the failed snapshot kept some of the disk"
-        filler.unlink()
+        disk.relieve()
         still_works(server, before)
     subprocess.run(["mount", "-o", "remount,size=300M", str(disk.place)], check=True)
     create(server, "b", "p")
@@ -423,11 +380,11 @@ def test_no_space_for_a_branch(
     create(server, "warm", "p")  # the snapshot is there already
     failures = 0
     for pages in range(6):
-        filler = disk.fill(pages * 4096)
+        disk.fill(pages * 4096)
         name = f"b{pages}"
         failed = creation_fails(server, name)
         there = exists(server, name)
-        filler.unlink()
+        disk.relieve()
         if failed:
             failures += 1
             assert failed == "53100"

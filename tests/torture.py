@@ -6,6 +6,9 @@ of branches below them.  Rounds of snapshots, deletions, garbage collection, che
 clean stops, kill -9 (also in recovery) follow one another at random; a standby goes with
 them.  The seed decides what is tried; what the processes make of it is the machine's.
 
+``--power-cuts``: instead, a tree of branches (ab_power.py) on file systems that lose again and
+again what is not on disk.
+
 Ends with exit code 0 and a line of figures, or with the first violation; the server's
 directory is kept then.
 """
@@ -14,10 +17,12 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import sys
 import time
 import traceback
 from collections import Counter
+from pathlib import Path
 
 import psycopg
 from ab_checks import amcheck, branches, calm_log, create, delete, healthy, nothing_left, run
@@ -33,6 +38,8 @@ from ab_oracle import (
     settle,
     usable,
 )
+from ab_power import SETTINGS as POWER_SETTINGS
+from ab_power import PowerCuts, failing_disk
 from ab_storm import (
     Storm,
     checkpoints,
@@ -225,6 +232,24 @@ class Torture:
         amcheck(self.cluster, PARENT)
 
 
+def cut_power(arguments: argparse.Namespace, base: Path, kind: str) -> None:
+    """Power cuts for half of the time."""
+    cluster = Cluster.create(base, kind, POWER_SETTINGS)
+    end = time.monotonic() + arguments.seconds / 2
+    with failing_disk(cluster, base / f"{kind}.image", kind) as disk:
+        cuts = PowerCuts(cluster, disk, f"{arguments.seed}/{kind}")
+        try:
+            while time.monotonic() < end:
+                cuts.round(clients=4)
+            cuts.finish()
+        except BaseException:
+            cluster.kill()
+            shutil.copytree(cluster.data, base / f"{kind}.failed")
+            raise
+    print(f"torture: {cuts.rounds} power cuts, {kind}: {dict(cuts.done)}")
+    cluster.destroy()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=int, default=3600, help="how long (an hour)")
@@ -232,9 +257,15 @@ def main() -> int:
     parser.add_argument("--snapshots", type=int, default=200, help="most that live at once")
     parser.add_argument("--depth", type=int, default=50, help="most branches below each other")
     parser.add_argument("--no-standby", dest="standby", action="store_false")
+    parser.add_argument("--power-cuts", action="store_true", help="power cuts, and only these")
     arguments = parser.parse_args()
     print(f"torture: seed {arguments.seed}", flush=True)
     base = workspace("ab-torture-")
+    if arguments.power_cuts:
+        for kind in ("ext4", "xfs"):
+            cut_power(arguments, base, kind)
+        base.rmdir()
+        return 0
     cluster = Cluster.create(
         base,
         "torture",
