@@ -25,9 +25,30 @@ class Busy:
     """Milliseconds: creations and single INSERTs under load, the writers' longest waits."""
 
     creations: list[float] = field(default_factory=list)
+    beyond: list[float] = field(default_factory=list)  # flushing and waiting for writers
     inserts: list[float] = field(default_factory=list)
     wait_with: list[float] = field(default_factory=list)
     wait_without: list[float] = field(default_factory=list)
+
+
+TIMES = re.compile(r"flushing ([0-9.]+) ms, waiting for writers ([0-9.]+) ms")
+
+
+class Accounts:
+    """Of the creations in a session: what the server says it flushed and waited, in ms."""
+
+    def __init__(self, session: Conn) -> None:
+        self.told = 0.0
+        session.execute("SET client_min_messages = debug1")
+        session.add_notice_handler(self.note)
+
+    def note(self, notice: psycopg.errors.Diagnostic) -> None:
+        if found := TIMES.search(notice.message_primary or ""):
+            self.told += float(found[1]) + float(found[2])
+
+    def since(self) -> float:
+        told, self.told = self.told, 0.0
+        return told
 
 
 def timed(action: Callable[[], object]) -> float:
@@ -71,8 +92,9 @@ def busy(cluster: Cluster, dbname: str, seconds: int, repeats: int) -> Busy:
     with cluster.connect() as session:
         session.execute("SET agent_branch.snapshot_timeout = '30s'")
         session.execute("CREATE TABLE IF NOT EXISTS one (i int)")
+        accounts = Accounts(session)
         for turn in range(repeats + 1):
-            creations, inserts = [], []
+            creations, beyond, inserts = [], [], []
             load = Load(cluster, dbname, seconds)
             while load.running():
                 number += 1
@@ -84,6 +106,7 @@ def busy(cluster: Cluster, dbname: str, seconds: int, repeats: int) -> Busy:
                         )
                     )
                 )
+                beyond.append(creations[-1] - accounts.since())
                 time.sleep(0.3)
             wait_with = load.longest()
             for made in range(1, number + 1):
@@ -96,6 +119,7 @@ def busy(cluster: Cluster, dbname: str, seconds: int, repeats: int) -> Busy:
             wait_without = load.longest()
             if turn:
                 found.creations += creations
+                found.beyond += beyond
                 found.inserts += inserts
                 found.wait_with.append(wait_with)
                 found.wait_without.append(wait_without)

@@ -23,6 +23,7 @@
 #include "catalog/indexing.h"
 #include "catalog/pg_database.h"
 #include "miscadmin.h"
+#include "portability/instr_time.h"
 #include "postmaster/bgwriter.h"
 #include "storage/bufmgr.h"
 #include "storage/checksum.h"
@@ -70,6 +71,8 @@ typedef struct Taking
 	AbManifest	view;			/* of the image that was built last */
 	XLogRecPtr	window;			/* start of the flush before the capture */
 	uint32		no_unlinks;		/* mark from before the files were listed */
+	instr_time	flushing;		/* spent on what was dirty */
+	instr_time	waiting;		/* spent on transactions that wrote */
 	AbSnapId	id;				/* valid from its WAL record until given up */
 	bool		hidden_asked;	/* the keeper may have committed a row */
 	bool		done;			/* CONFIRM is durable: nothing is undone now */
@@ -171,6 +174,45 @@ choose_method(Taking *t)
 	t->header.flags = t->capture.live ? AB_MANIFEST_LIVE : 0;
 }
 
+/* ---- where the time goes ---- */
+
+static void
+flush(Taking *t)
+{
+	instr_time	begun;
+	instr_time	ended;
+
+	INSTR_TIME_SET_CURRENT(begun);
+	FlushDatabaseBuffers(t->capture.source_db);
+	INSTR_TIME_SET_CURRENT(ended);
+	INSTR_TIME_ACCUM_DIFF(t->flushing, ended, begun);
+}
+
+/* close: shut the gate; otherwise it is, and those who are inside still write. */
+static void
+wait_for_writers(Taking *t, bool close)
+{
+	instr_time	begun;
+	instr_time	ended;
+
+	INSTR_TIME_SET_CURRENT(begun);
+	if (close)
+		ab_gate_close(t->capture.source_db, t->dbname, t->deadline);
+	else
+		ab_gate_drain(t->capture.source_db, t->dbname, t->deadline);
+	INSTR_TIME_SET_CURRENT(ended);
+	INSTR_TIME_ACCUM_DIFF(t->waiting, ended, begun);
+}
+
+static void
+report_times(const Taking *t)
+{
+	ereport(DEBUG1,
+			(errmsg_internal("snapshot of database \"%s\": flushing %.3f ms, waiting for writers %.3f ms",
+							 t->dbname, INSTR_TIME_GET_MILLISEC(t->flushing),
+							 INSTR_TIME_GET_MILLISEC(t->waiting))));
+}
+
 /* ---- one attempt ---- */
 
 static void
@@ -182,7 +224,7 @@ capture(Taking *t)
 	if (!ab_kept_no_unlinks(t->capture.source_db, t->deadline, &t->no_unlinks))
 		ab_gate_give_up(t->capture.source_db, t->dbname);
 	t->window = GetXLogInsertRecPtr();
-	FlushDatabaseBuffers(t->capture.source_db);
+	flush(t);
 	ab_method_for(&t->capture)->capture(&t->capture);
 }
 
@@ -507,7 +549,7 @@ quiet_part(Taking *t)
 {
 	Oid			db = t->capture.source_db;
 
-	ab_gate_close(db, t->dbname, t->deadline);
+	wait_for_writers(t, true);
 	read_database_row(t);
 	look_at_origin(t);
 	choose_method(t);
@@ -519,7 +561,7 @@ quiet_part(Taking *t)
 		give_up_attempt(t);
 		if (GetCurrentTimestamp() >= t->deadline)
 			ab_gate_give_up(db, t->dbname);
-		ab_gate_drain(db, t->dbname, t->deadline);
+		wait_for_writers(t, false);
 	}
 
 	if (!t->capture.live)
@@ -577,7 +619,7 @@ take(Taking *t, const AbSnapId *known)
 	ab_snaptable_check_room();
 
 	/* holding nobody up: what is flushed here need not be flushed in the gate */
-	FlushDatabaseBuffers(t->capture.source_db);
+	flush(t);
 	t->deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 											  ab_snapshot_timeout);
 	PG_ENSURE_ERROR_CLEANUP(abandon, PointerGetDatum(t));
@@ -674,6 +716,7 @@ ab_snapshot_take(Oid source_db, const char *dbname, const AbSnapId *known,
 	if (taken)
 	{
 		*id = t->id;
+		report_times(t);
 		move_redo_pointer(t);
 	}
 	MemoryContextDelete(t->cxt);
