@@ -1,19 +1,140 @@
 /*
  * ab_remote.h
- *	  Running statements in another database of the cluster with the caller's rights:
- *	  a dynamic background worker connects to it as the caller's current role; no
- *	  password, no pg_hba line, nothing but that role's privileges.
+ *	  Sessions in other databases of the cluster, with the caller's rights.
+ *
+ * A dynamic background worker connects to the database as the caller's current role:
+ * no password, no pg_hba line, nothing but that role's privileges, and no way back to
+ * the role that the caller has logged in as.  It works under the settings of that role
+ * in that database (statement_timeout and so on), except that search_path is
+ * pg_catalog, pg_temp, and that lock_timeout is 10 s where the settings have none: the
+ * deadlock detector does not see that the caller waits for the worker.
+ *
+ * Rows come through a queue of fixed size: a worker whose rows are not read waits.
+ *
+ * A session belongs to the (sub)transaction that opened it, and is ended with it; what
+ * it has not committed then is rolled back there.  What it has committed stays, whatever
+ * becomes of the caller's transaction.  In a read-only transaction, and on a standby,
+ * it is read only.
+ *
+ * Functions that can fail raise; an error of the worker is raised with its SQLSTATE,
+ * message, detail, hint and context, and ends the session, except for the one that
+ * ab_remote_send() names.  A worker that ends by itself: 57P01 if it was told to,
+ * else 08006.
  */
 #ifndef AB_REMOTE_H
 #define AB_REMOTE_H
 
 #include "ab_compat.h"
 
+typedef struct AbRemote AbRemote;
+
+typedef enum AbRemoteAccess
+{
+	AB_REMOTE_AS_SET,			/* default_transaction_read_only of the session */
+	AB_REMOTE_READ_ONLY,
+	AB_REMOTE_READ_WRITE
+} AbRemoteAccess;
+
+typedef struct AbRemoteOptions
+{
+	AbRemoteAccess access;
+	int			isolation;		/* XACT_READ_COMMITTED ...; -1: as set */
+
+	/*
+	 * Each ab_remote_send() is a transaction of its own, as a simple query is: several
+	 * statements in one string are one transaction, one alone may be VACUUM or the
+	 * like.  Otherwise all are one transaction, which ab_remote_commit() commits.
+	 */
+	bool		autocommit;
+} AbRemoteOptions;
+
+typedef struct AbRemoteColumn
+{
+	char	   *name;
+	Oid			type;			/* of domains: the base type; the OID is that database's */
+	int32		typmod;
+} AbRemoteColumn;
+
+typedef enum AbRemoteEvent
+{
+	AB_REMOTE_WAIT,				/* nothing yet: only ab_remote_poll() says that */
+	AB_REMOTE_COLUMNS,			/* a statement is about to give rows */
+	AB_REMOTE_ROW,
+	AB_REMOTE_COMPLETE,			/* a statement is done: ab_remote_tag() */
+	AB_REMOTE_READY,			/* all that was sent is done (and, in autocommit, committed) */
+	AB_REMOTE_FAILED			/* ab_remote_error() has why: only ab_remote_poll() says that */
+} AbRemoteEvent;
+
+/* ab_remote_send() */
+#define AB_REMOTE_BINARY	0x01	/* values in the types' binary form */
+#define AB_REMOTE_SAVEPOINT	0x02	/* an error undoes only these statements; not in autocommit */
+
 /*
- * Run one or more statements in their own transaction; raises their error here
- * with its SQLSTATE, message, detail and hint.  Waits for the end; a cancel of the
- * caller ends the worker too.
+ * Open a session in a database.  42501 without the privilege CONNECT, 55000 if it takes
+ * no connections or was changed by the current transaction, 3D000, 53400 no free
+ * background worker.  Errors of connecting come with the first answer.
  */
+extern AbRemote *ab_remote_open(Oid db, const AbRemoteOptions *options);
+
+/* Same, but NULL if there is no free background worker. */
+extern AbRemote *ab_remote_try_open(Oid db, const AbRemoteOptions *options);
+
+/*
+ * A number for it, and the session with that number: NULL if there is none, or if it was
+ * opened by another role than the current one.
+ */
+extern int	ab_remote_number(AbRemote *session);
+extern AbRemote *ab_remote_find(int number);
+
+/* Does it take statements, or is there still something to come of the last ones? */
+extern bool ab_remote_is_ready(AbRemote *session);
+
+/*
+ * Have statements run.  The session must be ready (it is after opening).  What is not
+ * taken there (0A000): transaction control, COPY from or to the client.
+ */
+extern void ab_remote_send(AbRemote *session, const char *sql, int flags);
+
+/*
+ * Raise at once what any session would say of the text: 42601, 0A000, 22023 if there is
+ * no statement in it.  Returns their number.
+ */
+extern int	ab_remote_check(const char *sql);
+
+/* What has come in of that, without waiting. */
+extern AbRemoteEvent ab_remote_poll(AbRemote *session);
+
+/* Same, but waits, and raises failures. */
+extern AbRemoteEvent ab_remote_next(AbRemote *session);
+
+/* Wait until something has come in for any session of this process. */
+extern void ab_remote_wait(void);
+
+/* Columns of the rows to come; valid until the next AB_REMOTE_COLUMNS. */
+extern const AbRemoteColumn *ab_remote_columns(AbRemote *session, int *n);
+
+/*
+ * Values of the row; valid until the next call for this session.  NULL for null; text
+ * (in this database's encoding, with NUL) or binary of the length given.
+ */
+extern char **ab_remote_values(AbRemote *session, const int **lengths);
+
+/* Command tag of the statement that is done: "INSERT 0 5". */
+extern const char *ab_remote_tag(AbRemote *session);
+
+/* Why the last request failed. */
+extern const ErrorData *ab_remote_error(AbRemote *session);
+
+/* Run statements to their end; their rows are thrown away. */
+extern void ab_remote_run(AbRemote *session, const char *sql);
+
+/* Commit the transaction; the session can only be closed then.  Not in autocommit. */
+extern void ab_remote_commit(AbRemote *session);
+
+/* End it, and wait until it is gone; what is not committed is rolled back. */
+extern void ab_remote_close(AbRemote *session);
+
+/* Open, run, commit, close; read-write whatever the settings say. */
 extern void ab_remote_execute(Oid db, const char *sql);
 
 #endif							/* AB_REMOTE_H */

@@ -41,3 +41,12 @@ GRANT EXECUTE ON FUNCTION branch.set_expiration(text, timestamptz) TO public;
 GRANT EXECUTE ON FUNCTION branch.set_suspend_timeout(text, interval) TO public;
 GRANT EXECUTE ON FUNCTION branch.set_labels(text, jsonb) TO public;
 GRANT EXECUTE ON FUNCTION branch.set_default(text) TO public;
+
+-- Reaching other databases: with the caller's rights there.
+GRANT EXECUTE ON FUNCTION branch._remote_open(text, boolean, text) TO public;
+GRANT EXECUTE ON FUNCTION branch._remote_run(integer, text, boolean) TO public;
+GRANT EXECUTE ON FUNCTION branch._remote_columns(integer) TO public;
+GRANT EXECUTE ON FUNCTION branch._remote_fetch(integer, integer) TO public;
+GRANT EXECUTE ON FUNCTION branch._remote_commit(integer) TO public;
+GRANT EXECUTE ON FUNCTION branch._remote_close(integer) TO public;
+GRANT EXECUTE ON FUNCTION branch._remote_rows(text, text) TO public;

@@ -1,19 +1,25 @@
 /*
  * ab_remote.c
- *	  Running statements in another database with the caller's rights.
+ *	  Sessions in other databases (ab_remote.h): the caller's side.
  *
- * The caller starts a dynamic background worker that connects to the database as the
- * caller's current role, and reads what the worker sends through a shared memory
- * queue: its notices and errors in the wire protocol, and one 'C' when the
- * transaction is committed.  Nothing is shared but a dynamic segment that goes with
- * the two processes, so a crash leaves nothing.  The worker takes the ordinary
- * locks of what it runs; the deadlock detector does not know that the caller waits
- * for it, hence the lock_timeout.
+ * Runs in the backend that opens them.  It starts a dynamic background worker
+ * (ab_remote_worker.c), sends it requests through one shared memory queue and reads what
+ * it answers from another (ab_remote_answers.c).  Callbacks at the end of a (sub)transaction end the sessions
+ * it has opened, so that a cancelled or failed caller leaves no worker behind.  Nothing
+ * is shared but a dynamic segment that goes with the two processes: a crash leaves
+ * nothing.
+ *
+ * The worker may wait for a lock that this process holds, while this process waits for
+ * the worker; the deadlock detector does not see the second wait.  So whoever waits here
+ * looks every deadlock_timeout whether that is so, and ends that session with 40P01.  A
+ * longer circle, through another process that waits for its worker, ends by lock_timeout.
  */
-#include "ab_remote.h"
+#include "ab_remote_session.h"
+#include "ab_remote_wire.h"
 
+#include "access/htup_details.h"
 #include "access/xact.h"
-#include "executor/spi.h"
+#include "catalog/pg_database.h"
 #include "libpq/pqformat.h"
 #include "libpq/pqmq.h"
 #include "mb/pg_wchar.h"
@@ -21,255 +27,482 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "storage/dsm.h"
-#include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/lmgr.h"
 #include "storage/proc.h"
-#include "storage/shm_mq.h"
-#include "tcop/tcopprot.h"
-#include "utils/guc.h"
+#include "tcop/dest.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
-PGDLLEXPORT void ab_remote_main(Datum arg);
+#include "ab_registry.h"
 
-#define REMOTE_QUEUE_SIZE	16384
-#define REMOTE_DONE			'C'
+static AbRemote *open_sessions = NULL;
+static int	last_number = 0;
 
-/* The segment: this, then the queue, then the statements with their NUL. */
-typedef struct AbRemoteTask
-{
-	Oid			db;
-	Oid			role;
-	int			encoding;		/* of sql, and of what is sent back */
-} AbRemoteTask;
+/* ---- end of a session ---- */
 
-#define TASK_SIZE MAXALIGN(sizeof(AbRemoteTask))
-
-static shm_mq *
-task_queue(AbRemoteTask *task)
-{
-	return (shm_mq *) ((char *) task + TASK_SIZE);
-}
-
-static char *
-task_sql(AbRemoteTask *task)
-{
-	return (char *) task + TASK_SIZE + REMOTE_QUEUE_SIZE;
-}
-
-/* ---- the worker ---- */
-
-/*
- * Sessions of a role work under the settings of that role in that database, except
- * for those that could make a fixed statement mean something else.
- */
+/* The worker is told and not waited for; also called where a transaction aborts. */
 static void
-worker_settings(void)
+let_go(AbRemote *session)
 {
-	SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION);
-	SetConfigOption("client_min_messages", "warning", PGC_USERSET, PGC_S_SESSION);
-	SetConfigOption("default_transaction_read_only", "off", PGC_USERSET, PGC_S_SESSION);
-	SetConfigOption("default_transaction_isolation", "read committed",
-					PGC_USERSET, PGC_S_SESSION);
-	SetConfigOption("lock_timeout", "10s", PGC_USERSET, PGC_S_SESSION);
-}
+	AbRemote  **link = &open_sessions;
 
-static void
-run_statements(AbRemoteTask *task)
-{
-	char	   *sql;
-	int			ret;
+	while (*link != session)
+		link = &(*link)->next;
+	*link = session->next;
 
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-
-	/* answers are read by a session of the other database's encoding */
-	if (PrepareClientEncoding(task->encoding) < 0 ||
-		SetClientEncoding(task->encoding) < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("conversion between %s and %s is not supported",
-						pg_encoding_to_char(task->encoding),
-						GetDatabaseEncodingName())));
-	sql = task_sql(task);
-	sql = pg_any_to_server(sql, strlen(sql), task->encoding);
-
-	debug_query_string = sql;
-	pgstat_report_activity(STATE_RUNNING, sql);
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-	PushActiveSnapshot(GetTransactionSnapshot());
-	ret = SPI_execute(sql, false, 0);
-	if (ret < 0)
-		elog(ERROR, "SPI_execute failed: %s", SPI_result_code_string(ret));
-	PopActiveSnapshot();
-	SPI_finish();
-	CommitTransactionCommand();
-	debug_query_string = NULL;
-	pgstat_report_stat(true);
+	/* an idle one ends when the queues are detached, a busy one has to be told */
+	if (session->state == AB_SESSION_BUSY || session->state == AB_SESSION_COMMITTING)
+		TerminateBackgroundWorker(session->handle);
+	dsm_detach(session->seg);
 }
 
 void
-ab_remote_main(Datum arg)
+ab_remote_close(AbRemote *session)
 {
-	dsm_segment *seg;
-	AbRemoteTask *task;
-	shm_mq	   *mq;
+	let_go(session);
 
-	pqsignal(SIGTERM, die);
-	BackgroundWorkerUnblockSignals();
-	CurrentMemoryContext = AllocSetContextCreate(TopMemoryContext,
-												 "agent_branch remote",
-												 ALLOCSET_DEFAULT_SIZES);
-
-	/* without a resource owner the mapping lives as long as this process */
-	seg = dsm_attach(DatumGetUInt32(arg));
-	if (seg == NULL)
-		return;					/* the caller is gone */
-	task = dsm_segment_address(seg);
-	mq = task_queue(task);
-	shm_mq_set_sender(mq, MyProc);
-
-	/* from here on every message, also of a failing connection, goes there */
-	pq_redirect_to_shm_mq(seg, shm_mq_attach(mq, seg, NULL));
-	BackgroundWorkerInitializeConnectionByOid(task->db, task->role, 0);
-	worker_settings();
-	run_statements(task);
-	pq_putemptymessage(REMOTE_DONE);
+	/* it holds locks and a connection until it is gone */
+	(void) WaitForBackgroundWorkerShutdown(session->handle);
+	MemoryContextDelete(session->context);
 }
 
-/* ---- the caller ---- */
-
-static dsm_segment *
-make_task(Oid db, const char *sql)
+static void
+at_xact_end(XactEvent event, void *arg)
 {
-	Size		sql_size = strlen(sql) + 1;
-	dsm_segment *seg;
-	AbRemoteTask *task;
-	shm_mq	   *mq;
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+		case XACT_EVENT_PRE_PREPARE:
+			while (open_sessions != NULL)
+			{
+				ereport(WARNING,
+						(errmsg("session in database \"%s\" was not closed",
+								open_sessions->database),
+						 errdetail("What it has not committed is rolled back.")));
+				ab_remote_close(open_sessions);
+			}
+			break;
+		case XACT_EVENT_ABORT:
+			while (open_sessions != NULL)
+			{
+				AbRemote   *session = open_sessions;
 
-	seg = dsm_create(TASK_SIZE + REMOTE_QUEUE_SIZE + sql_size, 0);
-	task = dsm_segment_address(seg);
+				let_go(session);
+				MemoryContextDelete(session->context);
+			}
+			break;
+		default:
+			break;
+	}
+}
+
+static void
+at_subxact_end(SubXactEvent event, SubTransactionId mine, SubTransactionId parent, void *arg)
+{
+	AbRemote   *session;
+	AbRemote   *next;
+
+	for (session = open_sessions; session != NULL; session = next)
+	{
+		next = session->next;
+		if (session->opener != mine)
+			continue;
+		if (event == SUBXACT_EVENT_COMMIT_SUB)
+			session->opener = parent;
+		else if (event == SUBXACT_EVENT_ABORT_SUB)
+		{
+			let_go(session);
+			MemoryContextDelete(session->context);
+		}
+	}
+}
+
+static void
+register_callbacks(void)
+{
+	static bool registered = false;
+
+	if (registered)
+		return;
+	RegisterXactCallback(at_xact_end, NULL);
+	RegisterSubXactCallback(at_subxact_end, NULL);
+	registered = true;
+}
+
+/* ---- opening ---- */
+
+/* The worker would wait for the lock with which this transaction creates or drops it. */
+static bool
+is_locked_by_me(Oid db)
+{
+	static const LOCKMODE modes[] = {
+		ShareLock, ShareRowExclusiveLock, ExclusiveLock, AccessExclusiveLock
+	};
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, db, 0);
+	for (int i = 0; i < lengthof(modes); i++)
+		if (LockHeldByMe(&tag, modes[i]))
+			return true;
+	return false;
+}
+
+static void
+refuse_closed(Oid db, const char *name)
+{
+	AbRegistryRow row;
+
+	if (ab_registry_get(db, &row) && !row.isnull[AB_REGISTRY_DELETED_AT])
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("branch \"%s\" has been deleted",
+						row.isnull[AB_REGISTRY_DELETED_NAME] ? name :
+						TextDatumGetCString(row.value[AB_REGISTRY_DELETED_NAME])),
+				 errhint("Recover it first.")));
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("database \"%s\" is not currently accepting connections", name)));
+}
+
+/* Returns the database's name. */
+static char *
+check_database(Oid db)
+{
+	HeapTuple	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
+	Form_pg_database form;
+	char	   *name;
+
+	if (!HeapTupleIsValid(tup))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_DATABASE),
+				 errmsg("database with OID %u does not exist", db)));
+	form = (Form_pg_database) GETSTRUCT(tup);
+	name = pstrdup(NameStr(form->datname));
+	if (pg_database_aclcheck(db, GetUserId(), ACL_CONNECT) != ACLCHECK_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for database \"%s\"", name),
+				 errdetail("Role \"%s\" does not have the privilege CONNECT.",
+						   GetUserNameFromId(GetUserId(), true))));
+	if (!form->datallowconn)
+		refuse_closed(db, name);
+	if (is_locked_by_me(db))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("database \"%s\" cannot be reached by the transaction that has created or changed it",
+						name),
+				 errhint("Commit first.")));
+	ReleaseSysCache(tup);
+	return name;
+}
+
+/* A read-only transaction does not write elsewhere either. */
+static void
+make_segment(AbRemote *session, Oid db, const AbRemoteOptions *options)
+{
+	AbRemoteTask *task;
+
+	session->seg = dsm_create(AB_REMOTE_SEGMENT_SIZE, 0);
+	dsm_pin_mapping(session->seg);
+	task = dsm_segment_address(session->seg);
 	MemSet(task, 0, sizeof(*task));
 	task->db = db;
 	task->role = GetUserId();
+	task->role_is_superuser = superuser();
 	task->encoding = GetDatabaseEncoding();
-	memcpy(task_sql(task), sql, sql_size);
-	mq = shm_mq_create(task_queue(task), REMOTE_QUEUE_SIZE);
-	shm_mq_set_receiver(mq, MyProc);
-	return seg;
+	task->options = *options;
+	if (XactReadOnly)
+		task->options.access = AB_REMOTE_READ_ONLY;
+
+	shm_mq_set_receiver(shm_mq_create(ab_remote_answers(task), AB_REMOTE_ANSWERS_SIZE),
+						MyProc);
+	shm_mq_set_sender(shm_mq_create(ab_remote_requests(task), AB_REMOTE_REQUESTS_SIZE),
+					  MyProc);
 }
 
-static BackgroundWorkerHandle *
-start_worker(dsm_segment *seg)
+static bool
+start_worker(AbRemote *session)
 {
 	BackgroundWorker worker;
-	BackgroundWorkerHandle *handle;
 
 	MemSet(&worker, 0, sizeof(worker));
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_start_time = BgWorkerStart_ConsistentState;
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	worker.bgw_main_arg = UInt32GetDatum(dsm_segment_handle(seg));
+	worker.bgw_main_arg = UInt32GetDatum(dsm_segment_handle(session->seg));
 	worker.bgw_notify_pid = MyProcPid;
 	strlcpy(worker.bgw_library_name, "agent_branch", BGW_MAXLEN);
 	strlcpy(worker.bgw_function_name, "ab_remote_main", BGW_MAXLEN);
 	snprintf(worker.bgw_name, BGW_MAXLEN, "agent_branch remote for PID %d", MyProcPid);
 	strlcpy(worker.bgw_type, "agent_branch remote", BGW_MAXLEN);
-	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
+	return RegisterDynamicBackgroundWorker(&worker, &session->handle);
+}
+
+static void
+attach_queues(AbRemote *session)
+{
+	AbRemoteTask *task = dsm_segment_address(session->seg);
+
+	session->answers = shm_mq_attach(ab_remote_answers(task), session->seg,
+									 session->handle);
+	session->requests = shm_mq_attach(ab_remote_requests(task), session->seg,
+									  session->handle);
+}
+
+AbRemote *
+ab_remote_try_open(Oid db, const AbRemoteOptions *options)
+{
+	char	   *name;
+	MemoryContext context;
+	MemoryContext old;
+	AbRemote   *session;
+	bool		started;
+
+	if (InSecurityRestrictedOperation())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("cannot reach another database within security-restricted operation")));
+	name = check_database(db);
+	register_callbacks();
+
+	context = AllocSetContextCreate(CurTransactionContext, "agent_branch remote session",
+									ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(context);
+	session = palloc0(sizeof(AbRemote));
+	session->context = context;
+	session->database = pstrdup(name);
+	session->number = ++last_number;
+	session->role = GetUserId();
+	session->opener = GetCurrentSubTransactionId();
+	session->autocommit = options->autocommit;
+	session->columns_context = AllocSetContextCreate(context, "columns",
+													 ALLOCSET_SMALL_SIZES);
+	initStringInfo(&session->message);
+	make_segment(session, db, options);
+	started = start_worker(session);
+	if (started)
+	{
+		attach_queues(session);
+		MemoryContextSetParent(context, TopMemoryContext);
+		session->next = open_sessions;
+		open_sessions = session;
+	}
+	else
+		dsm_detach(session->seg);
+	MemoryContextSwitchTo(old);
+	pfree(name);
+	if (started)
+		return session;
+	MemoryContextDelete(context);
+	return NULL;
+}
+
+AbRemote *
+ab_remote_open(Oid db, const AbRemoteOptions *options)
+{
+	AbRemote   *session = ab_remote_try_open(db, options);
+
+	if (session == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("out of background worker slots"),
 				 errdetail("Reaching another database takes one for a moment."),
 				 errhint("You might need to increase max_worker_processes.")));
-	return handle;
+	return session;
 }
 
-/* Raise here what was raised there; weaker messages are passed on. */
-static void
-rethrow(StringInfo msg, Oid db)
+int
+ab_remote_number(AbRemote *session)
 {
-	ErrorData	edata;
-	char	   *where = psprintf("worker in database with OID %u", db);
-
-	pq_parse_errornotice(msg, &edata);
-
-	/* its FATAL ended the worker, not this session */
-	edata.elevel = Min(edata.elevel, ERROR);
-	edata.context = edata.context ? psprintf("%s\n%s", edata.context, where) : where;
-	ThrowErrorData(&edata);
+	return session->number;
 }
 
-/* True when the worker has committed. */
+AbRemote *
+ab_remote_find(int number)
+{
+	AbRemote   *session = open_sessions;
+
+	while (session != NULL && session->number != number)
+		session = session->next;
+	return session != NULL && session->role == GetUserId() ? session : NULL;
+}
+
+/* ---- requests ---- */
+
+bool
+ab_remote_is_ready(AbRemote *session)
+{
+	return session->state == AB_SESSION_READY;
+}
+
+int
+ab_remote_check(const char *sql)
+{
+	return list_length(ab_remote_parse(sql));
+}
+
+static void
+wait_for_latch(long timeout)
+{
+	int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
+
+	(void) WaitLatch(MyLatch, timeout < 0 ? events : events | WL_TIMEOUT, timeout,
+					 PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+}
+
+/*
+ * A worker that waits for requests reads what comes.  If it has ended instead, its
+ * answers say why: not seen here, but by whoever reads them.
+ */
+static void
+send_request(AbRemote *session, const StringInfo request)
+{
+	if (session->state != AB_SESSION_READY)
+		elog(ERROR, "session in database \"%s\" takes no request", session->database);
+	session->state = AB_SESSION_BUSY;
+	session->failed = false;
+	while (shm_mq_send(session->requests, request->len, request->data, true, true) ==
+		   SHM_MQ_WOULD_BLOCK)
+		wait_for_latch(-1);
+}
+
+void
+ab_remote_send(AbRemote *session, const char *sql, int flags)
+{
+	StringInfoData request;
+
+	Assert(!(session->autocommit && (flags & AB_REMOTE_SAVEPOINT)));
+	initStringInfo(&request);
+	appendStringInfoChar(&request, AB_REMOTE_QUERY);
+	appendStringInfoChar(&request, (char) flags);
+	appendBinaryStringInfo(&request, sql, strlen(sql) + 1);
+	session->survives = (flags & AB_REMOTE_SAVEPOINT) != 0;
+	send_request(session, &request);
+	pfree(request.data);
+}
+
+/* ---- waiting ---- */
+
+/*
+ * Does that process wait, directly or through others, for a lock of this one?  Not one
+ * moment's picture: what is found has to be found twice.
+ */
 static bool
-handle_message(void *data, Size nbytes, Oid db)
+waits_for_me(int pid)
 {
-	StringInfoData msg;
-	char		type;
+	List	   *pids = list_make1_int(pid);
+	ListCell   *lc;
 
-	initStringInfo(&msg);
-	appendBinaryStringInfo(&msg, data, nbytes);
-	type = pq_getmsgbyte(&msg);
-	if (type == 'E' || type == 'N')
-		rethrow(&msg, db);
-	pfree(msg.data);
-	return type == REMOTE_DONE; /* parameter status and the like: of no interest */
+	foreach(lc, pids)
+	{
+		ArrayType  *array = DatumGetArrayTypeP(DirectFunctionCall1(pg_blocking_pids,
+																	Int32GetDatum(lfirst_int(lc))));
+		int32	   *blockers = (int32 *) ARR_DATA_PTR(array);
+		int			n = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
+
+		for (int i = 0; i < n; i++)
+		{
+			if (blockers[i] == MyProcPid)
+				return true;
+			pids = list_append_unique_int(pids, blockers[i]);
+		}
+	}
+	return false;
 }
 
 static void
-wait_for_worker(shm_mq_handle *mqh, Oid db)
+break_deadlocks(void)
 {
-	for (;;)
+	for (AbRemote *session = open_sessions; session != NULL; session = session->next)
 	{
-		Size		nbytes;
-		void	   *data;
+		bool		suspected = session->suspected;
 
-		switch (shm_mq_receive(mqh, &nbytes, &data, true))
-		{
-			case SHM_MQ_SUCCESS:
-				if (handle_message(data, nbytes, db))
-					return;
-				break;
-			case SHM_MQ_DETACHED:
-				ereport(ERROR,
-						(errcode(ERRCODE_CONNECTION_FAILURE),
-						 errmsg("worker in database with OID %u ended before its transaction was over",
-								db),
-						 errhint("The server log has the reason.")));
-				break;
-			case SHM_MQ_WOULD_BLOCK:
-				(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, 0,
-								 PG_WAIT_EXTENSION);
-				ResetLatch(MyLatch);
-				break;
-		}
-		CHECK_FOR_INTERRUPTS();
+		session->suspected = session->pid != 0 &&
+			(session->state == AB_SESSION_BUSY || session->state == AB_SESSION_COMMITTING) &&
+			waits_for_me(session->pid);
+		if (!session->suspected || !suspected)
+			continue;
+		TerminateBackgroundWorker(session->handle);
+		ab_remote_fail(session, ERRCODE_T_R_DEADLOCK_DETECTED,
+					 psprintf("deadlock between this session and its session in database \"%s\"",
+							  session->database),
+					 psprintf("Process %d waits for a lock that process %d holds, which waits for its answer.",
+							  session->pid, MyProcPid),
+					 "Commit before reaching the other database.");
 	}
 }
 
-/* The caller is cancelled, or ends: nobody waits for the worker any more. */
-static void
-give_up(int code, Datum arg)
+void
+ab_remote_wait(void)
 {
-	TerminateBackgroundWorker((BackgroundWorkerHandle *) DatumGetPointer(arg));
+	static TimestampTz checked_at = 0;
+	TimestampTz now;
+
+	wait_for_latch(DeadlockTimeout);
+	now = GetCurrentTimestamp();
+	if (!TimestampDifferenceExceeds(checked_at, now, DeadlockTimeout))
+		return;
+	checked_at = now;
+	break_deadlocks();
+}
+
+AbRemoteEvent
+ab_remote_next(AbRemote *session)
+{
+	AbRemoteEvent event;
+
+	while ((event = ab_remote_poll(session)) == AB_REMOTE_WAIT)
+		ab_remote_wait();
+	if (event == AB_REMOTE_FAILED)
+	{
+		/* its locks are in nobody's way any more when the error is seen */
+		if (session->state == AB_SESSION_OVER)
+			(void) WaitForBackgroundWorkerShutdown(session->handle);
+		ThrowErrorData(&session->error);
+	}
+	return event;
+}
+
+/* ---- all at once ---- */
+
+void
+ab_remote_run(AbRemote *session, const char *sql)
+{
+	ab_remote_send(session, sql, 0);
+	while (ab_remote_next(session) != AB_REMOTE_READY)
+		;
+}
+
+void
+ab_remote_commit(AbRemote *session)
+{
+	StringInfoData request;
+
+	Assert(!session->autocommit);
+	initStringInfo(&request);
+	appendStringInfoChar(&request, AB_REMOTE_COMMIT);
+	session->survives = false;
+	send_request(session, &request);
+	session->state = AB_SESSION_COMMITTING;
+	while (ab_remote_next(session) != AB_REMOTE_READY)
+		;
+	pfree(request.data);
 }
 
 void
 ab_remote_execute(Oid db, const char *sql)
 {
-	dsm_segment *seg = make_task(db, sql);
-	BackgroundWorkerHandle *handle = start_worker(seg);
-	shm_mq_handle *mqh;
+	AbRemoteOptions options = {AB_REMOTE_READ_WRITE, XACT_READ_COMMITTED, false};
+	AbRemote   *session = ab_remote_open(db, &options);
 
-	mqh = shm_mq_attach(task_queue(dsm_segment_address(seg)), seg, handle);
-	PG_ENSURE_ERROR_CLEANUP(give_up, PointerGetDatum(handle));
-	{
-		wait_for_worker(mqh, db);
-	}
-	PG_END_ENSURE_ERROR_CLEANUP(give_up, PointerGetDatum(handle));
-
-	/* it holds locks and a connection until it is gone */
-	(void) WaitForBackgroundWorkerShutdown(handle);
-	dsm_detach(seg);
-	pfree(handle);
+	ab_remote_run(session, sql);
+	ab_remote_commit(session);
+	ab_remote_close(session);
 }

@@ -1,0 +1,56 @@
+/*
+ * ab_remote_wire.h
+ *	  What a session in another database and its worker share: a dynamic segment with
+ *	  the task and two queues.  Used by ab_remote.c and ab_remote_worker.c only.
+ */
+#ifndef AB_REMOTE_WIRE_H
+#define AB_REMOTE_WIRE_H
+
+#include "ab_remote.h"
+
+#include "nodes/pg_list.h"
+#include "storage/shm_mq.h"
+
+/* Written by the caller before the worker starts, never changed. */
+typedef struct AbRemoteTask
+{
+	Oid			db;
+	Oid			role;
+	bool		role_is_superuser;
+	int			encoding;		/* of the statements, and of what is sent back */
+	AbRemoteOptions options;
+} AbRemoteTask;
+
+/* The segment: the task, the answers' queue, the requests' queue. */
+#define AB_REMOTE_TASK_SIZE		MAXALIGN(sizeof(AbRemoteTask))
+#define AB_REMOTE_ANSWERS_SIZE	65536
+#define AB_REMOTE_REQUESTS_SIZE 16384
+#define AB_REMOTE_SEGMENT_SIZE \
+	(AB_REMOTE_TASK_SIZE + AB_REMOTE_ANSWERS_SIZE + AB_REMOTE_REQUESTS_SIZE)
+
+static inline shm_mq *
+ab_remote_answers(AbRemoteTask *task)
+{
+	return (shm_mq *) ((char *) task + AB_REMOTE_TASK_SIZE);
+}
+
+static inline shm_mq *
+ab_remote_requests(AbRemoteTask *task)
+{
+	return (shm_mq *) ((char *) task + AB_REMOTE_TASK_SIZE + AB_REMOTE_ANSWERS_SIZE);
+}
+
+/*
+ * Requests: a letter; 'Q' is followed by a byte of flags and the statements with their
+ * NUL.  Answers: messages of the wire protocol, and the letters below.
+ */
+#define AB_REMOTE_QUERY		'Q'
+#define AB_REMOTE_COMMIT	'X'
+
+#define AB_REMOTE_PID		'K' /* first of all: int32 process id */
+#define AB_REMOTE_DONE		'Z' /* a request is done */
+
+/* Raw statements of a text; errors as of ab_remote_check(). */
+extern List *ab_remote_parse(const char *sql);
+
+#endif							/* AB_REMOTE_WIRE_H */

@@ -1,0 +1,61 @@
+-- Reaching other databases, with the rights of whoever calls: a background worker connects there
+-- as the current role. What is run there is not undone by ROLLBACK here.
+
+CREATE FUNCTION branch._remote_open(
+    db text,
+    read_only boolean DEFAULT null,
+    isolation text DEFAULT null
+) RETURNS integer
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_remote_open';
+
+COMMENT ON FUNCTION branch._remote_open(text, boolean, text)
+IS 'opens a session in another database, one transaction there, that ends with the transaction here; its number';
+
+CREATE FUNCTION branch._remote_run(
+    session integer,
+    statements text,
+    savepoint boolean DEFAULT false
+) RETURNS text
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_remote_run';
+
+COMMENT ON FUNCTION branch._remote_run(integer, text, boolean)
+IS 'runs statements: tag of the last one, or null if there are rows to fetch; savepoint: errors undo only these';
+
+CREATE FUNCTION branch._remote_columns(
+    session integer,
+    OUT name text,
+    OUT type oid,
+    OUT typmod integer
+) RETURNS SETOF record
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_remote_columns';
+
+COMMENT ON FUNCTION branch._remote_columns(integer) IS 'columns of the rows to fetch';
+
+CREATE FUNCTION branch._remote_fetch(session integer, max_rows integer) RETURNS SETOF text[]
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_remote_fetch';
+
+COMMENT ON FUNCTION branch._remote_fetch(integer, integer)
+IS 'the next rows, values as text; fewer than asked for: these were the last';
+
+CREATE FUNCTION branch._remote_commit(session integer) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_remote_commit';
+
+COMMENT ON FUNCTION branch._remote_commit(integer) IS 'commits there, and closes the session';
+
+CREATE FUNCTION branch._remote_close(session integer) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_remote_close';
+
+COMMENT ON FUNCTION branch._remote_close(integer) IS 'closes a session; what it has not committed is rolled back';
+
+CREATE FUNCTION branch._remote_rows(db text, query text) RETURNS SETOF text[]
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_remote_rows';
+
+COMMENT ON FUNCTION branch._remote_rows(text, text)
+IS 'rows of a query in another database, read only and of one moment, values as text';

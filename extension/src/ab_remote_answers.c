@@ -1,0 +1,223 @@
+/*
+ * ab_remote_answers.c
+ *	  What the worker of a session in another database answers (ab_remote.h): errors,
+ *	  columns, rows, tags.
+ *
+ * Runs in the backend that has opened the session.  Reads one message at a time from
+ * the shared memory queue, so that no more than one row is in this process's memory.
+ */
+#include "ab_remote_session.h"
+#include "ab_remote_wire.h"
+
+#include "libpq/pqformat.h"
+#include "libpq/pqmq.h"
+#include "utils/memutils.h"
+
+static void
+fail(AbRemote *session, const ErrorData *error)
+{
+	session->failed = true;
+	session->error = *error;
+}
+
+void
+ab_remote_fail(AbRemote *session, int sqlstate, const char *message, const char *detail,
+			   const char *hint)
+{
+	ErrorData	error;
+
+	MemSet(&error, 0, sizeof(error));
+	error.elevel = ERROR;
+	error.sqlerrcode = sqlstate;
+	error.message = MemoryContextStrdup(session->context, message);
+	error.detail = detail ? MemoryContextStrdup(session->context, detail) : NULL;
+	error.hint = hint ? MemoryContextStrdup(session->context, hint) : NULL;
+	error.assoc_context = session->context;
+	fail(session, &error);
+	session->state = AB_SESSION_OVER;
+}
+
+/* It is gone, and has not said why. */
+static void
+fail_detached(AbRemote *session)
+{
+	bool		unknown = session->autocommit || session->state == AB_SESSION_COMMITTING;
+
+	ab_remote_fail(session,
+				   unknown ? ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN : ERRCODE_CONNECTION_FAILURE,
+				   psprintf("session in database \"%s\" ended before its transaction was over",
+							session->database),
+				   unknown ? "It is not known whether the transaction was committed." : NULL,
+				   "The server log has the reason.");
+}
+
+/* Remember what was raised there; weaker messages are passed on. */
+static void
+take_error_or_notice(AbRemote *session, StringInfo msg)
+{
+	MemoryContext old = MemoryContextSwitchTo(session->context);
+	ErrorData	error;
+	char	   *where = psprintf("session in database \"%s\"", session->database);
+
+	pq_parse_errornotice(msg, &error);
+	error.context = error.context ? psprintf("%s\n%s", error.context, where) : where;
+	MemoryContextSwitchTo(old);
+	if (error.elevel < ERROR)
+	{
+		ThrowErrorData(&error);
+		return;
+	}
+	if (error.elevel > ERROR || !session->survives)
+		session->state = AB_SESSION_OVER;
+
+	/* its FATAL ended the worker, not this session */
+	error.elevel = ERROR;
+	fail(session, &error);
+}
+
+static void
+take_columns(AbRemote *session, StringInfo msg)
+{
+	MemoryContext old;
+	int			n = pq_getmsgint(msg, 2);
+
+	MemoryContextReset(session->columns_context);
+	old = MemoryContextSwitchTo(session->columns_context);
+	session->ncolumns = n;
+	session->columns = palloc0(sizeof(AbRemoteColumn) * Max(n, 1));
+	session->values = palloc0(sizeof(char *) * Max(n, 1));
+	session->lengths = palloc0(sizeof(int) * Max(n, 1));
+	for (int i = 0; i < n; i++)
+	{
+		session->columns[i].name = pstrdup(pq_getmsgrawstring(msg));
+		(void) pq_getmsgint(msg, 4);	/* table */
+		(void) pq_getmsgint(msg, 2);	/* its column */
+		session->columns[i].type = pq_getmsgint(msg, 4);
+		(void) pq_getmsgint(msg, 2);	/* length of the type */
+		session->columns[i].typmod = (int32) pq_getmsgint(msg, 4);
+		(void) pq_getmsgint(msg, 2);	/* format */
+	}
+	MemoryContextSwitchTo(old);
+}
+
+/* The values stay where they are in the message, each with a NUL after it. */
+static void
+take_row(AbRemote *session, StringInfo msg)
+{
+	int			n = pq_getmsgint(msg, 2);
+	char	   *end = NULL;
+
+	if (n != session->ncolumns)
+		elog(ERROR, "row of %d columns where %d were announced", n, session->ncolumns);
+	for (int i = 0; i < n; i++)
+	{
+		int			len = (int32) pq_getmsgint(msg, 4);
+
+		if (end != NULL)
+			*end = '\0';
+		end = NULL;
+		session->lengths[i] = Max(len, 0);
+		session->values[i] = NULL;
+		if (len < 0)
+			continue;
+		session->values[i] = unconstify(char *, pq_getmsgbytes(msg, len));
+		end = session->values[i] + len;
+	}
+	if (end != NULL)
+		*end = '\0';
+}
+
+/* What a request comes to when it is done. */
+static AbRemoteEvent
+take_done(AbRemote *session)
+{
+	session->state = session->state == AB_SESSION_COMMITTING ? AB_SESSION_OVER : AB_SESSION_READY;
+	return session->failed ? AB_REMOTE_FAILED : AB_REMOTE_READY;
+}
+
+static AbRemoteEvent
+take_message(AbRemote *session, const void *data, Size size)
+{
+	StringInfo	msg = &session->message;
+
+	resetStringInfo(msg);
+	appendBinaryStringInfo(msg, data, size);
+	switch (pq_getmsgbyte(msg))
+	{
+		case AB_REMOTE_PID:
+			session->pid = pq_getmsgint(msg, 4);
+			return AB_REMOTE_WAIT;
+		case 'T':
+			take_columns(session, msg);
+			return AB_REMOTE_COLUMNS;
+		case 'D':
+			take_row(session, msg);
+			return AB_REMOTE_ROW;
+		case 'C':
+			strlcpy(session->tag, pq_getmsgrawstring(msg), sizeof(session->tag));
+			return AB_REMOTE_COMPLETE;
+		case 'E':
+		case 'N':
+			take_error_or_notice(session, msg);
+			return session->state == AB_SESSION_OVER ? AB_REMOTE_FAILED : AB_REMOTE_WAIT;
+		case AB_REMOTE_DONE:
+			return take_done(session);
+		default:
+			return AB_REMOTE_WAIT;	/* notifications and the like: of no interest */
+	}
+}
+
+AbRemoteEvent
+ab_remote_poll(AbRemote *session)
+{
+	if (session->state == AB_SESSION_OVER && session->failed)
+		return AB_REMOTE_FAILED;
+	for (;;)
+	{
+		Size		size;
+		void	   *data;
+		shm_mq_result result;
+		AbRemoteEvent event;
+
+		result = shm_mq_receive(session->answers, &size, &data, true);
+		if (result == SHM_MQ_WOULD_BLOCK)
+			return AB_REMOTE_WAIT;
+		if (result == SHM_MQ_DETACHED)
+		{
+			fail_detached(session);
+			return AB_REMOTE_FAILED;
+		}
+		event = take_message(session, data, size);
+		if (event != AB_REMOTE_WAIT)
+			return event;
+	}
+}
+
+/* ---- what has come ---- */
+
+const AbRemoteColumn *
+ab_remote_columns(AbRemote *session, int *n)
+{
+	*n = session->ncolumns;
+	return session->columns;
+}
+
+char	  **
+ab_remote_values(AbRemote *session, const int **lengths)
+{
+	if (lengths != NULL)
+		*lengths = session->lengths;
+	return session->values;
+}
+
+const char *
+ab_remote_tag(AbRemote *session)
+{
+	return session->tag;
+}
+
+const ErrorData *
+ab_remote_error(AbRemote *session)
+{
+	return session->failed ? &session->error : NULL;
+}

@@ -1,0 +1,482 @@
+/*
+ * ab_remote_worker.c
+ *	  The worker of a session in another database (ab_remote.h): connects as the role
+ *	  of the caller, runs what it is sent, and answers in the wire protocol.
+ *
+ * Runs in a dynamic background worker that one backend starts and waits for; ends with
+ * the first error, with the commit, or when that backend lets go of the queues.  Takes
+ * the ordinary locks of what it runs.  A crash leaves nothing: the dynamic segment goes
+ * with the two processes.
+ */
+#include "ab_remote_wire.h"
+
+#include "access/htup_details.h"
+#include "access/parallel.h"
+#include "access/printtup.h"
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "libpq/pqformat.h"
+#include "libpq/pqmq.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "parser/analyze.h"
+#include "parser/parser.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "storage/dsm.h"
+#include "storage/proc.h"
+#include "storage/procarray.h"
+#include "tcop/pquery.h"
+#include "tcop/tcopprot.h"
+#include "tcop/utility.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/portal.h"
+#include "utils/ps_status.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timeout.h"
+
+PGDLLEXPORT void ab_remote_main(Datum arg);
+
+#define LOCK_TIMEOUT_DEFAULT "10s"
+
+/* Statements and plans of one request. */
+static MemoryContext request_context = NULL;
+
+/* ---- connecting ---- */
+
+/*
+ * The role is the caller's current one, not one that logs in: it needs CONNECT, which
+ * is checked, and not LOGIN, hence the way in that parallel workers have.  There is no
+ * other role behind it: neither RESET ROLE nor RESET SESSION AUTHORIZATION leads
+ * anywhere else, not even if the settings of the role or database name a role.
+ */
+static void
+connect_as_caller(const AbRemoteTask *task)
+{
+	char	   *name;
+
+	InitializingParallelWorker = true;
+	SetAuthenticatedUserId(task->role, task->role_is_superuser);
+	SetSessionAuthorization(task->role, task->role_is_superuser);
+	SetCurrentRoleId(InvalidOid, false);
+	BackgroundWorkerInitializeConnectionByOid(task->db, task->role, 0);
+	InitializingParallelWorker = false;
+
+	StartTransactionCommand();
+	name = GetUserNameFromId(task->role, true);
+	if (name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("role with OID %u does not exist", task->role)));
+	SetConfigOption("session_authorization", name, PGC_BACKEND, PGC_S_OVERRIDE);
+	SetConfigOption("role", "none", PGC_BACKEND, PGC_S_OVERRIDE);
+	CommitTransactionCommand();
+}
+
+/* The server does not count workers; a limit of a database is meant for all but superusers. */
+static void
+check_connection_limit(Oid db)
+{
+	HeapTuple	tup;
+	Form_pg_database form;
+
+	StartTransactionCommand();
+	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
+	if (!HeapTupleIsValid(tup))
+		elog(ERROR, "cache lookup failed for database %u", db);
+	form = (Form_pg_database) GETSTRUCT(tup);
+	if (form->datconnlimit >= 0 && !superuser() &&
+		CountDBConnections(db) >= form->datconnlimit)
+		ereport(ERROR,
+				(errcode(ERRCODE_TOO_MANY_CONNECTIONS),
+				 errmsg("too many connections for database \"%s\"",
+						NameStr(form->datname))));
+	ReleaseSysCache(tup);
+	CommitTransactionCommand();
+}
+
+static void
+set_for_session(const char *name, const char *value)
+{
+	SetConfigOption(name, value, PGC_USERSET, PGC_S_SESSION);
+}
+
+/*
+ * Settings are those that a session of the role has in that database, except for what
+ * could make a fixed statement mean something else, and what the caller asked for.
+ */
+static void
+apply_settings(const AbRemoteOptions *options)
+{
+	const char *lock_timeout = GetConfigOptionResetString("lock_timeout");
+
+	if (lock_timeout != NULL && strcmp(lock_timeout, "0") != 0)
+		set_for_session("lock_timeout", lock_timeout);
+	set_for_session("search_path", "pg_catalog, pg_temp");
+	set_for_session("client_min_messages", "warning");
+	if (options->access != AB_REMOTE_AS_SET)
+		set_for_session("default_transaction_read_only",
+						options->access == AB_REMOTE_READ_ONLY ? "on" : "off");
+	switch (options->isolation)
+	{
+		case XACT_READ_UNCOMMITTED:
+		case XACT_READ_COMMITTED:
+			set_for_session("default_transaction_isolation", "read committed");
+			break;
+		case XACT_REPEATABLE_READ:
+			set_for_session("default_transaction_isolation", "repeatable read");
+			break;
+		case XACT_SERIALIZABLE:
+			set_for_session("default_transaction_isolation", "serializable");
+			break;
+		default:
+			break;
+	}
+}
+
+static void
+set_client_encoding(int encoding)
+{
+	StartTransactionCommand();
+	if (PrepareClientEncoding(encoding) < 0 || SetClientEncoding(encoding) < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("conversion between %s and %s is not supported",
+						pg_encoding_to_char(encoding), GetDatabaseEncodingName())));
+	CommitTransactionCommand();
+}
+
+/* ---- statements ---- */
+
+/* A position in the text that was sent is none in what the caller's client has sent. */
+static void
+position_callback(void *arg)
+{
+	int			position = geterrposition();
+
+	if (position > 0)
+	{
+		errposition(0);
+		internalerrposition(position);
+		internalerrquery(arg);
+	}
+}
+
+static void
+check_statement(const Node *stmt)
+{
+	if (IsA(stmt, TransactionStmt))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("%s cannot be run in another database",
+						CreateCommandName((Node *) stmt)),
+				 errdetail("The statements are one transaction, which is begun and ended for them."),
+				 errhint("Leave transaction control out.")));
+	if (IsA(stmt, CopyStmt) && ((const CopyStmt *) stmt)->filename == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("%s cannot be run in another database",
+						((const CopyStmt *) stmt)->is_from ? "COPY FROM STDIN" : "COPY TO STDOUT"),
+				 errhint("Use INSERT or SELECT.")));
+}
+
+List *
+ab_remote_parse(const char *sql)
+{
+	ErrorContextCallback callback;
+	List	   *stmts;
+	ListCell   *lc;
+
+	callback.callback = position_callback;
+	callback.arg = unconstify(char *, sql);
+	callback.previous = error_context_stack;
+	error_context_stack = &callback;
+
+	stmts = raw_parser(sql, RAW_PARSE_DEFAULT);
+	foreach(lc, stmts)
+		check_statement(lfirst_node(RawStmt, lc)->stmt);
+	if (stmts == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("no statement to be run in another database")));
+
+	error_context_stack = callback.previous;
+	return stmts;
+}
+
+/* Returns true if the statements are logged now. */
+static bool
+report_statements(const char *sql, List *stmts)
+{
+	ListCell   *lc;
+
+	foreach(lc, stmts)
+	{
+		if (GetCommandLogLevel(lfirst_node(RawStmt, lc)->stmt) <= log_statement)
+		{
+			ereport(LOG,
+					(errmsg("statement: %s", sql),
+					 errhidestmt(true)));
+			return true;
+		}
+	}
+	return false;
+}
+
+static void
+report_duration(const char *sql, bool logged)
+{
+	char		msec[32];
+
+	switch (check_log_duration(msec, logged))
+	{
+		case 1:
+			ereport(LOG,
+					(errmsg("duration: %s ms", msec),
+					 errhidestmt(true)));
+			break;
+		case 2:
+			ereport(LOG,
+					(errmsg("duration: %s ms  statement: %s", msec, sql),
+					 errhidestmt(true)));
+			break;
+	}
+}
+
+/* Rows and their description go into the queue as they come. */
+static void
+run_portal(RawStmt *stmt, const char *sql, List *plans, int16 format, QueryCompletion *qc)
+{
+	Portal		portal = CreatePortal("", true, true);
+	DestReceiver *receiver;
+
+	portal->visible = false;
+	PortalDefineQuery(portal, NULL, sql, CreateCommandTag(stmt->stmt), plans, NULL);
+	PortalStart(portal, NULL, 0, InvalidSnapshot);
+	PortalSetResultFormat(portal, 1, &format);
+	receiver = CreateDestReceiver(DestRemote);
+	SetRemoteDestReceiverParams(receiver, portal);
+	(void) PortalRun(portal, FETCH_ALL, true, true, receiver, receiver, qc);
+	receiver->rDestroy(receiver);
+	PortalDrop(portal, false);
+}
+
+static void
+run_statement(RawStmt *stmt, const char *sql, int16 format, QueryCompletion *qc)
+{
+	bool		needs_snapshot = analyze_requires_snapshot(stmt);
+	MemoryContext old;
+	List	   *plans;
+
+	CHECK_FOR_INTERRUPTS();
+	set_ps_display(GetCommandTagName(CreateCommandTag(stmt->stmt)));
+	pgstat_report_query_id(0, true);
+	if (StatementTimeout > 0)
+		enable_timeout_after(STATEMENT_TIMEOUT, StatementTimeout);
+
+	if (needs_snapshot)
+		PushActiveSnapshot(GetTransactionSnapshot());
+	old = MemoryContextSwitchTo(request_context);
+	plans = pg_analyze_and_rewrite_fixedparams(stmt, sql, NULL, 0, NULL);
+	plans = pg_plan_queries(plans, sql, CURSOR_OPT_PARALLEL_OK, NULL);
+	if (needs_snapshot)
+		PopActiveSnapshot();
+	MemoryContextSwitchTo(old);
+
+	run_portal(stmt, sql, plans, format, qc);
+	disable_timeout(STATEMENT_TIMEOUT, false);
+}
+
+/*
+ * All statements of one request; in autocommit to the end of their transaction, so
+ * that nothing is said to be done that is not committed.
+ */
+static void
+run_statements(const char *sql, List *stmts, int flags, bool autocommit)
+{
+	int16		format = (flags & AB_REMOTE_BINARY) ? 1 : 0;
+	bool		implicit_block = autocommit && list_length(stmts) > 1;
+	ListCell   *lc;
+
+	foreach(lc, stmts)
+	{
+		QueryCompletion qc;
+
+		if (implicit_block)
+			BeginImplicitTransactionBlock();
+		run_statement(lfirst_node(RawStmt, lc), sql, format, &qc);
+		if (lnext(stmts, lc) != NULL)
+			CommandCounterIncrement();
+		else if ((flags & AB_REMOTE_SAVEPOINT) == 0)
+		{
+			if (implicit_block)
+				EndImplicitTransactionBlock();
+			CommitTransactionCommand();
+		}
+		EndCommand(&qc, DestRemote, false);
+	}
+}
+
+/* Same, but an error undoes only these; it is reported, and the session goes on. */
+static void
+run_in_subtransaction(const char *sql, List *stmts, int flags)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+
+	BeginInternalSubTransaction(NULL);
+	PG_TRY();
+	{
+		run_statements(sql, stmts, flags, false);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		disable_timeout(STATEMENT_TIMEOUT, false);
+		EmitErrorReport();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	CommitTransactionCommand();
+}
+
+static void
+run_request(const AbRemoteTask *task, const char *sql, int flags)
+{
+	ErrorContextCallback callback;
+	MemoryContext old;
+	List	   *stmts;
+	bool		logged;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	old = MemoryContextSwitchTo(request_context);
+	sql = pg_any_to_server(sql, strlen(sql), task->encoding);
+	debug_query_string = sql;
+	pgstat_report_activity(STATE_RUNNING, sql);
+	stmts = ab_remote_parse(sql);
+	MemoryContextSwitchTo(old);
+	logged = report_statements(sql, stmts);
+
+	callback.callback = position_callback;
+	callback.arg = unconstify(char *, sql);
+	callback.previous = error_context_stack;
+	error_context_stack = &callback;
+	if (flags & AB_REMOTE_SAVEPOINT)
+		run_in_subtransaction(sql, stmts, flags);
+	else
+		run_statements(sql, stmts, flags, task->options.autocommit);
+	error_context_stack = callback.previous;
+
+	report_duration(sql, logged);
+	debug_query_string = NULL;
+}
+
+/* ---- requests ---- */
+
+static void
+begin(void)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	BeginTransactionBlock();
+	CommitTransactionCommand();
+}
+
+static void
+commit(void)
+{
+	SetCurrentStatementStartTimestamp();
+	pgstat_report_activity(STATE_RUNNING, "COMMIT");
+	StartTransactionCommand();
+	if (!EndTransactionBlock(false))
+		elog(ERROR, "transaction of a session in another database was lost");
+	CommitTransactionCommand();
+}
+
+/* Until the commit, or until the caller lets go: what is open is rolled back at exit. */
+static void
+serve(const AbRemoteTask *task, shm_mq_handle *requests)
+{
+	if (!task->options.autocommit)
+		begin();
+	for (;;)
+	{
+		Size		size;
+		void	   *data;
+		const char *request;
+
+		pgstat_report_stat(false);
+		pgstat_report_activity(task->options.autocommit ? STATE_IDLE :
+							   STATE_IDLEINTRANSACTION, NULL);
+		if (shm_mq_receive(requests, &size, &data, false) != SHM_MQ_SUCCESS)
+			return;
+		request = data;
+		MemoryContextReset(request_context);
+		if (request[0] == AB_REMOTE_COMMIT)
+		{
+			commit();
+			pq_putemptymessage(AB_REMOTE_DONE);
+			return;
+		}
+		run_request(task, request + 2, request[1]);
+		pq_putemptymessage(AB_REMOTE_DONE);
+	}
+}
+
+/* ---- life of the worker ---- */
+
+static void
+send_pid(void)
+{
+	StringInfoData buf;
+
+	pq_beginmessage(&buf, AB_REMOTE_PID);
+	pq_sendint32(&buf, MyProcPid);
+	pq_endmessage(&buf);
+}
+
+void
+ab_remote_main(Datum arg)
+{
+	dsm_segment *seg;
+	AbRemoteTask *task;
+	shm_mq_handle *requests;
+
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	CurrentMemoryContext = AllocSetContextCreate(TopMemoryContext,
+												 "agent_branch remote",
+												 ALLOCSET_DEFAULT_SIZES);
+	request_context = AllocSetContextCreate(TopMemoryContext,
+											"agent_branch remote request",
+											ALLOCSET_DEFAULT_SIZES);
+
+	/* without a resource owner the mapping lives as long as this process */
+	seg = dsm_attach(DatumGetUInt32(arg));
+	if (seg == NULL)
+		return;					/* the caller is gone */
+	task = dsm_segment_address(seg);
+	shm_mq_set_sender(ab_remote_answers(task), MyProc);
+	shm_mq_set_receiver(ab_remote_requests(task), MyProc);
+	requests = shm_mq_attach(ab_remote_requests(task), seg, NULL);
+
+	/* from here on every message, also of a failing connection, goes there */
+	pq_redirect_to_shm_mq(seg, shm_mq_attach(ab_remote_answers(task), seg, NULL));
+	send_pid();
+
+	/* connecting waits for a lock, too */
+	set_for_session("lock_timeout", LOCK_TIMEOUT_DEFAULT);
+	connect_as_caller(task);
+	check_connection_limit(task->db);
+	process_session_preload_libraries();
+	apply_settings(&task->options);
+	set_client_encoding(task->encoding);
+	serve(task, requests);
+	pgstat_report_stat(true);
+}

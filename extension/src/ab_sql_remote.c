@@ -1,0 +1,274 @@
+/*
+ * ab_sql_remote.c
+ *	  Sessions in other databases for PL/Python and SQL: branch._remote_*.
+ *
+ * Backends in the control database.  A session is named by its number, which only the
+ * role that opened it can use; everything else is ab_remote.h's.
+ */
+#include "ab_compat.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/tuplestore.h"
+
+#include "ab_remote.h"
+#include "ab_settings.h"
+#include "ab_sql.h"
+
+PG_FUNCTION_INFO_V1(ab_sql_remote_open);
+PG_FUNCTION_INFO_V1(ab_sql_remote_run);
+PG_FUNCTION_INFO_V1(ab_sql_remote_columns);
+PG_FUNCTION_INFO_V1(ab_sql_remote_fetch);
+PG_FUNCTION_INFO_V1(ab_sql_remote_commit);
+PG_FUNCTION_INFO_V1(ab_sql_remote_close);
+PG_FUNCTION_INFO_V1(ab_sql_remote_rows);
+
+/* ---- arguments ---- */
+
+static Oid
+find_database(const char *name)
+{
+	Oid			db = get_database_oid(name, true);
+
+	if (!OidIsValid(db))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_DATABASE),
+				 errmsg("database \"%s\" does not exist", name),
+				 errhint("The view branch.branches lists the branches.")));
+	return db;
+}
+
+static int
+parse_isolation(const char *value)
+{
+	if (value == NULL)
+		return -1;
+	if (strcmp(value, "read committed") == 0)
+		return XACT_READ_COMMITTED;
+	if (strcmp(value, "repeatable read") == 0)
+		return XACT_REPEATABLE_READ;
+	if (strcmp(value, "serializable") == 0)
+		return XACT_SERIALIZABLE;
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("invalid value for argument \"isolation\": \"%s\"", value),
+			 errhint("It can be read committed, repeatable read or serializable.")));
+}
+
+static AbRemote *
+get_session(FunctionCallInfo fcinfo)
+{
+	AbRemote   *session = NULL;
+
+	ab_require_control_database();
+	if (!PG_ARGISNULL(0))
+		session = ab_remote_find(PG_GETARG_INT32(0));
+	if (session == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("there is no such session in another database"),
+				 errdetail("A session ends with the transaction or savepoint that opened it, and is its role's alone.")));
+	return session;
+}
+
+/* ---- rows ---- */
+
+/* As a text[], nulls being null. */
+static Datum
+row_datum(AbRemote *session)
+{
+	int			n;
+	const int  *lengths;
+	char	  **texts = ab_remote_values(session, &lengths);
+	Datum	   *values;
+	bool	   *nulls;
+	int			dims[1];
+	int			lbs[1] = {1};
+
+	(void) ab_remote_columns(session, &n);
+	if (n == 0)
+		return PointerGetDatum(construct_empty_array(TEXTOID));
+	values = palloc(sizeof(Datum) * n);
+	nulls = palloc(sizeof(bool) * n);
+	for (int i = 0; i < n; i++)
+	{
+		nulls[i] = texts[i] == NULL;
+		values[i] = nulls[i] ? (Datum) 0 :
+			PointerGetDatum(cstring_to_text_with_len(texts[i], lengths[i]));
+	}
+	dims[0] = n;
+	return PointerGetDatum(construct_md_array(values, nulls, 1, dims, lbs, TEXTOID, -1,
+											  false, TYPALIGN_INT));
+}
+
+static void
+put_row(AbRemote *session, ReturnSetInfo *rsinfo, MemoryContext context)
+{
+	MemoryContext old = MemoryContextSwitchTo(context);
+	Datum		value = row_datum(session);
+	bool		null = false;
+
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, &value, &null);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(context);
+}
+
+/* Up to so many rows; all if negative.  What comes after the last is taken as well. */
+static void
+fetch(AbRemote *session, FunctionCallInfo fcinfo, int64 max_rows)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "remote row",
+												  ALLOCSET_DEFAULT_SIZES);
+
+	while (max_rows != 0 && !ab_remote_is_ready(session))
+	{
+		switch (ab_remote_next(session))
+		{
+			case AB_REMOTE_ROW:
+				put_row(session, rsinfo, context);
+				max_rows--;
+				break;
+			case AB_REMOTE_COLUMNS:
+				ereport(ERROR,
+						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						 errmsg("more than one of the statements returns rows"),
+						 errhint("Run them one after the other.")));
+				break;
+			default:
+				break;
+		}
+	}
+	MemoryContextDelete(context);
+}
+
+/* Until there are rows to fetch, or everything is done. */
+static bool
+run_until_rows(AbRemote *session)
+{
+	for (;;)
+	{
+		switch (ab_remote_next(session))
+		{
+			case AB_REMOTE_COLUMNS:
+				return true;
+			case AB_REMOTE_READY:
+				return false;
+			default:
+				break;
+		}
+	}
+}
+
+/* ---- functions ---- */
+
+Datum
+ab_sql_remote_open(PG_FUNCTION_ARGS)
+{
+	AbRemoteOptions options = {AB_REMOTE_AS_SET, -1, false};
+	char	   *name;
+
+	ab_require_control_database();
+	name = ab_sql_required_text(fcinfo, 0, "db");
+	if (!PG_ARGISNULL(1))
+		options.access = PG_GETARG_BOOL(1) ? AB_REMOTE_READ_ONLY : AB_REMOTE_READ_WRITE;
+	options.isolation = parse_isolation(ab_sql_text(fcinfo, 2));
+	PG_RETURN_INT32(ab_remote_number(ab_remote_open(find_database(name), &options)));
+}
+
+/* Rows of what was run before that nobody has fetched are thrown away. */
+Datum
+ab_sql_remote_run(PG_FUNCTION_ARGS)
+{
+	AbRemote   *session = get_session(fcinfo);
+	char	   *statements = ab_sql_required_text(fcinfo, 1, "statements");
+	int			flags = ab_sql_bool(fcinfo, 2, false) ? AB_REMOTE_SAVEPOINT : 0;
+
+	while (!ab_remote_is_ready(session))
+		(void) ab_remote_next(session);
+	ab_remote_send(session, statements, flags);
+	if (run_until_rows(session))
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(ab_remote_tag(session)));
+}
+
+Datum
+ab_sql_remote_columns(PG_FUNCTION_ARGS)
+{
+	AbRemote   *session = get_session(fcinfo);
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	int			n;
+	const AbRemoteColumn *columns = ab_remote_columns(session, &n);
+
+	InitMaterializedSRF(fcinfo, 0);
+	for (int i = 0; i < n; i++)
+	{
+		Datum		values[3];
+		bool		nulls[3] = {false, false, false};
+
+		values[0] = CStringGetTextDatum(columns[i].name);
+		values[1] = ObjectIdGetDatum(columns[i].type);
+		values[2] = Int32GetDatum(columns[i].typmod);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+Datum
+ab_sql_remote_fetch(PG_FUNCTION_ARGS)
+{
+	AbRemote   *session = get_session(fcinfo);
+	int64		max_rows = PG_ARGISNULL(1) ? -1 : PG_GETARG_INT32(1);
+
+	if (max_rows < 0 && !PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"max_rows\" must not be negative")));
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+	fetch(session, fcinfo, max_rows);
+	return (Datum) 0;
+}
+
+Datum
+ab_sql_remote_commit(PG_FUNCTION_ARGS)
+{
+	AbRemote   *session = get_session(fcinfo);
+
+	while (!ab_remote_is_ready(session))
+		(void) ab_remote_next(session);
+	ab_remote_commit(session);
+	ab_remote_close(session);
+	PG_RETURN_VOID();
+}
+
+Datum
+ab_sql_remote_close(PG_FUNCTION_ARGS)
+{
+	ab_remote_close(get_session(fcinfo));
+	PG_RETURN_VOID();
+}
+
+Datum
+ab_sql_remote_rows(PG_FUNCTION_ARGS)
+{
+	AbRemoteOptions options = {AB_REMOTE_READ_ONLY, XACT_REPEATABLE_READ, false};
+	char	   *name;
+	char	   *query;
+	AbRemote   *session;
+
+	ab_require_control_database();
+	name = ab_sql_required_text(fcinfo, 0, "db");
+	query = ab_sql_required_text(fcinfo, 1, "query");
+	session = ab_remote_open(find_database(name), &options);
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+	ab_remote_send(session, query, 0);
+	if (run_until_rows(session))
+		fetch(session, fcinfo, -1);
+	ab_remote_close(session);
+	return (Datum) 0;
+}
