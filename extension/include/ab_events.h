@@ -6,9 +6,7 @@
 #ifndef AB_EVENTS_H
 #define AB_EVENTS_H
 
-#include "ab_types.h"
-
-#include "datatype/timestamp.h"
+#include "ab_eventnotes.h"
 
 /*
  * Say that something has happened to a database, in the caller's transaction:
@@ -18,10 +16,19 @@
  * event is a past participle in lower case.  branch and parent are names, parent may
  * be NULL; where a database goes away its event has to come before its row in
  * pg_database does.  detail_json is a JSON object or NULL for an empty one, and is
- * checked here.  Does nothing where there is no table to write to: outside the
- * control database, and before CREATE EXTENSION.
+ * checked here.  In another than the control database it is the keeper that writes
+ * the event, right after the commit.  Before CREATE EXTENSION nothing is recorded.
  */
 extern void ab_event(const char *event, Oid db, const char *branch,
 					 const char *parent, const char *detail_json);
+
+/* The event of a note; the caller writes on behalf of others and waits for nobody. */
+extern void ab_event_from_note(const AbNote *note);
+
+/* Can events be written here: is this the control database, with the extension? */
+extern bool ab_events_writable(void);
+
+/* OID of branch.event_log; InvalidOid without the extension. */
+extern Oid	ab_events_table(void);
 
 #endif							/* AB_EVENTS_H */

@@ -20,6 +20,9 @@
 /* Called by the executor and utility hooks before a statement that writes. */
 extern void ab_gate_enter(void);
 
+/* The same for the keeper, which must not wait: false if a snapshot is being taken. */
+extern bool ab_gate_try_enter(void);
+
 /*
  * Take the gate of db exclusively, keep new connections and autovacuum out, and
  * wait until no transaction with an xid runs in it.  The caller has begun an

@@ -34,4 +34,7 @@ extern void ab_request_first_sweep(void);
 /* Wake the keeper: there may be something to sweep.  No error, no wait. */
 extern void ab_request_wake_keeper(void);
 
+/* Wake it for something else. */
+extern void ab_request_poke_keeper(void);
+
 #endif							/* AB_REQUEST_H */

@@ -22,6 +22,7 @@ extern int	ab_snapshot_timeout;	/* agent_branch.snapshot_timeout, ms, user */
 extern int	ab_snapshot_method; /* AbSnapshotMethod, superuser */
 extern int	ab_max_snapshots;	/* agent_branch.max_snapshots, postmaster */
 extern int	ab_sweep_interval;	/* agent_branch.sweep_interval, s, sighup */
+extern int	ab_event_retention;	/* agent_branch.event_retention, s, sighup */
 extern char *ab_connection_template;	/* agent_branch.connection_template */
 
 extern void ab_settings_define(void);

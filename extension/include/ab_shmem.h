@@ -12,6 +12,7 @@
  *	  journal_lock	 protects the journal's position and its file
  *	  snap_lock		 protects the snapshot table
  *	  keeper_lock	 protects the request slots
+ *	  event_lock	 protects the notes about events
  *	  originsync_lock  exclusive while origin files are made durable
  *	  guard			 one of AB_GUARDS, by database: shared around every change of
  *					 a file of a plain database, exclusive to begin or end a
@@ -24,6 +25,7 @@
 #ifndef AB_SHMEM_H
 #define AB_SHMEM_H
 
+#include "ab_eventnotes.h"
 #include "ab_types.h"
 
 #include "datatype/timestamp.h"
@@ -124,6 +126,7 @@ typedef struct AbShared
 	LWLock	   *snap_lock;
 	LWLock	   *keeper_lock;
 	LWLock	   *originsync_lock;
+	LWLock	   *event_lock;
 
 	pg_atomic_uint32 layer_generation;	/* bumped when a layer is removed */
 	pg_atomic_uint32 image_generation;	/* bumped when files of the image store
@@ -151,6 +154,16 @@ typedef struct AbShared
 	ConditionVariable keeper_cv;	/* broadcast when a request or the first
 									 * sweep is finished */
 	AbRequest	request[AB_REQUESTS];
+
+	/* events (ab_eventnotes.h) */
+	AbNote		notes[AB_NOTES];	/* event_lock */
+	uint64		notes_seq;		/* event_lock */
+	pg_atomic_uint32 notes_used;	/* not free; changed under event_lock */
+	uint64		events_wanted;	/* event_lock; comparisons of all branches with all
+								 * events that were asked for, 1 at start ... */
+	uint64		events_compared;	/* ... and up to which it was done */
+	TimestampTz events_pruned_at;	/* event_lock; when old ones were last looked for */
+	ConditionVariable notes_cv; /* broadcast when notes were written */
 
 	AbOriginSync originsync;
 

@@ -1,9 +1,10 @@
 /*
  * ab_events.c
  *	  Events: kept in memory until the transaction commits, then written into
- *	  branch.event_log and sent as notifications.
+ *	  branch.event_log and sent as notifications; in other databases noted
+ *	  for the keeper.
  *
- * Backends in the control database.  Rows are written by the pre-commit callback and
+ * Backends, the keeper and its sweeper.  Rows are written by the pre-commit callback and
  * not before, for three reasons: a transaction that makes many branches writes them in
  * one go; their ids are then close to the order of commits; and the control database may
  * itself be the parent of what is created next, which must not have been written by
@@ -44,7 +45,9 @@
 #include "utils/timestamp.h"
 #include "utils/xid8.h"
 
+#include "ab_eventnotes.h"
 #include "ab_gate.h"
+#include "ab_request.h"
 #include "ab_settings.h"
 
 #define EVENTS_TABLE "event_log"
@@ -87,6 +90,7 @@ typedef struct AbEvent
 	const char *branch;
 	const char *parent;			/* may be NULL */
 	const char *by;
+	bool		found;			/* somebody else's, who left a note or nothing */
 	const char *detail_text;
 	Datum		detail;
 } AbEvent;
@@ -94,6 +98,10 @@ typedef struct AbEvent
 /* Of this transaction, in order; in TopTransactionContext. */
 static dlist_head pending = DLIST_STATIC_INIT(pending);
 static int	npending = 0;
+
+/* From pre-commit to commit or abort, outside the control database. */
+static bool notes_are_put = false;
+static bool notes_are_lost = false; /* some of them: there was no room */
 
 /* ---- where ---- */
 
@@ -129,12 +137,18 @@ own_relation(const char *name, Oid *checked)
 	return relid;
 }
 
-static Oid
-events_table(void)
+Oid
+ab_events_table(void)
 {
 	static Oid	checked = InvalidOid;
 
 	return own_relation(EVENTS_TABLE, &checked);
+}
+
+bool
+ab_events_writable(void)
+{
+	return in_control_database() && OidIsValid(ab_events_table());
 }
 
 static void
@@ -238,7 +252,7 @@ write_pending(bool with_notify)
 	int			n = 0;
 
 	ab_gate_enter();
-	rel = table_open(events_table(), RowExclusiveLock);
+	rel = table_open(ab_events_table(), RowExclusiveLock);
 	check_layout(rel);
 	sequence = get_relname_relid(EVENTS_SEQUENCE, RelationGetNamespace(rel));
 	if (!OidIsValid(sequence))
@@ -274,23 +288,89 @@ forget_all(void)
 	npending = 0;
 }
 
+/* Events of a database that has no table for them become notes for the keeper. */
+static void
+put_notes(void)
+{
+	dlist_iter	it;
+
+	dlist_foreach(it, &pending)
+	{
+		AbEvent    *e = dlist_container(AbEvent, node, it.cur);
+		AbNote		note = {0};
+
+		note.at = e->at;
+		note.db = e->db;
+		note.owner = e->owner;
+		strlcpy(note.event, e->event, sizeof(note.event));
+		strlcpy(note.branch, e->branch, sizeof(note.branch));
+		if (e->parent)
+			strlcpy(note.parent, e->parent, sizeof(note.parent));
+		strlcpy(note.by, e->by, sizeof(note.by));
+		if (strlen(e->detail_text) < sizeof(note.detail))
+			strcpy(note.detail, e->detail_text);
+		else
+			strcpy(note.detail, DETAIL_NOT_SENT);
+		notes_are_lost |= !ab_eventnotes_put(&note);
+	}
+	notes_are_put = true;
+}
+
+static void
+settle_notes(bool committed)
+{
+	ab_eventnotes_settle(committed);
+	if (committed && notes_are_lost)
+	{
+		ab_eventnotes_want_comparison();
+		ab_request_wake_keeper();
+	}
+	else if (committed)
+		ab_request_poke_keeper();
+	notes_are_put = false;
+	notes_are_lost = false;
+}
+
+static void
+write_or_note(bool with_notify)
+{
+	dlist_iter	it;
+
+	if (!ab_events_writable())
+	{
+		put_notes();
+		return;
+	}
+	dlist_foreach(it, &pending)
+	{
+		AbEvent    *e = dlist_container(AbEvent, node, it.cur);
+
+		if (!e->found)
+			ab_eventnotes_wait(e->db);
+	}
+	write_pending(with_notify);
+}
+
 static void
 at_xact_end(XactEvent event, void *arg)
 {
-	if (npending == 0)
-		return;
 	switch (event)
 	{
 		case XACT_EVENT_PRE_COMMIT:
-			write_pending(true);
-			forget_all();
-			break;
 		case XACT_EVENT_PRE_PREPARE:
 			/* a transaction with notifications cannot be prepared: rows only */
-			write_pending(false);
+			if (npending > 0)
+				write_or_note(event == XACT_EVENT_PRE_COMMIT);
 			forget_all();
 			break;
+		case XACT_EVENT_COMMIT:
+		case XACT_EVENT_PREPARE:
+			if (notes_are_put)
+				settle_notes(true);
+			break;
 		case XACT_EVENT_ABORT:
+			if (notes_are_put)
+				settle_notes(false);
 			forget_all();
 			break;
 		default:
@@ -358,29 +438,59 @@ owner_of(Oid db)
 	return owner;
 }
 
-void
-ab_event(const char *event, Oid db, const char *branch, const char *parent,
-		 const char *detail_json)
+/* Strings are copied; parent and detail may be NULL. */
+static void
+remember(const AbEvent *said)
 {
-	MemoryContext old;
-	AbEvent    *e;
+	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+	AbEvent    *e = palloc(sizeof(AbEvent));
 
-	if (!in_control_database() || !OidIsValid(events_table()))
-		return;
 	register_callbacks();
-	old = MemoryContextSwitchTo(TopTransactionContext);
-	e = palloc0(sizeof(AbEvent));
+	*e = *said;
 	e->subid = GetCurrentSubTransactionId();
-	e->at = GetCurrentTimestamp();
-	e->db = db;
-	e->owner = owner_of(db);
-	e->event = pstrdup(event);
-	e->branch = as_text(branch);
-	e->parent = parent ? as_text(parent) : NULL;
-	e->by = as_text(GetUserNameFromId(GetUserId(), false));
-	e->detail_text = pstrdup(detail_json ? detail_json : "{}");
+	e->event = pstrdup(said->event);
+	e->branch = as_text(said->branch);
+	e->parent = said->parent ? as_text(said->parent) : NULL;
+	e->by = as_text(said->by);
+	e->detail_text = pstrdup(said->detail_text ? said->detail_text : "{}");
 	e->detail = DirectFunctionCall1(jsonb_in, CStringGetDatum(e->detail_text));
 	MemoryContextSwitchTo(old);
 	dlist_push_tail(&pending, &e->node);
 	npending++;
+}
+
+void
+ab_event(const char *event, Oid db, const char *branch, const char *parent,
+		 const char *detail_json)
+{
+	AbEvent		e = {0};
+
+	if (in_control_database() && !ab_events_writable())
+		return;
+	e.at = GetCurrentTimestamp();
+	e.db = db;
+	e.owner = owner_of(db);
+	e.event = event;
+	e.branch = branch;
+	e.parent = parent;
+	e.by = GetUserNameFromId(GetUserId(), false);
+	e.detail_text = detail_json;
+	remember(&e);
+}
+
+void
+ab_event_from_note(const AbNote *note)
+{
+	AbEvent		e = {0};
+
+	e.found = true;
+	e.at = note->at;
+	e.db = note->db;
+	e.owner = note->owner;
+	e.event = note->event;
+	e.branch = note->branch;
+	e.parent = note->parent[0] ? note->parent : NULL;
+	e.by = note->by;
+	e.detail_text = note->detail;
+	remember(&e);
 }

@@ -55,8 +55,8 @@ gate_tag(LOCKTAG *tag, Oid db)
 	SET_LOCKTAG_RELATION(*tag, db, AB_GATE_RELID);
 }
 
-void
-ab_gate_enter(void)
+static bool
+enter(bool wait)
 {
 	static LocalTransactionId entered = InvalidLocalTransactionId;
 	LOCKTAG		tag;
@@ -64,16 +64,30 @@ ab_gate_enter(void)
 	if (ab_shared == NULL || !OidIsValid(MyDatabaseId) || MyProc == NULL ||
 		!IsNormalProcessingMode() || !IsTransactionState() ||
 		IsParallelWorker() || RecoveryInProgress())
-		return;
+		return true;
 	if (MyProc->lxid == entered)
-		return;
+		return true;
 
 	gate_tag(&tag, MyDatabaseId);
-	(void) LockAcquire(&tag, RowExclusiveLock, false, false);
+	if (LockAcquire(&tag, RowExclusiveLock, false, !wait) == LOCKACQUIRE_NOT_AVAIL)
+		return false;
 
 	/* the abort of a subtransaction would release a lock that it has taken */
 	if (GetCurrentTransactionNestLevel() == 1)
 		entered = MyProc->lxid;
+	return true;
+}
+
+void
+ab_gate_enter(void)
+{
+	(void) enter(true);
+}
+
+bool
+ab_gate_try_enter(void)
+{
+	return enter(false);
 }
 
 static void

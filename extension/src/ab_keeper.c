@@ -25,6 +25,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "ab_eventsync.h"
 #include "ab_hidden.h"
 #include "ab_originsync.h"
 #include "ab_registry.h"
@@ -355,6 +356,7 @@ ab_keeper_main(Datum arg)
 	{
 		long		timeout;
 		long		tend;
+		long		retry;
 		int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
 
 		CHECK_FOR_INTERRUPTS();
@@ -364,6 +366,7 @@ ab_keeper_main(Datum arg)
 			ProcessConfigFile(PGC_SIGHUP);
 		}
 		serve_requests();
+		retry = ab_eventsync_notes();
 		ab_originsync_tend();
 		tend = ab_witness_tend();
 		check_sweeper();
@@ -373,6 +376,8 @@ ab_keeper_main(Datum arg)
 			start_sweep();
 			continue;
 		}
+		if (retry > 0)
+			timeout = timeout > 0 ? Min(timeout, retry) : retry;
 		if (tend > 0)
 			timeout = timeout > 0 ? Min(timeout, tend) : tend;
 		if (timeout > 0)

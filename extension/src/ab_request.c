@@ -259,14 +259,27 @@ ab_request_first_sweep(void)
 	ConditionVariableCancelSleep();
 }
 
-void
-ab_request_wake_keeper(void)
+static void
+wake_keeper(bool sweep)
 {
 	if (ab_shared == NULL)
 		return;
 	LWLockAcquire(ab_shared->keeper_lock, LW_EXCLUSIVE);
-	ab_shared->sweep_wanted = true;
+	if (sweep)
+		ab_shared->sweep_wanted = true;
 	if (ab_shared->keeper_latch != NULL)
 		SetLatch(ab_shared->keeper_latch);
 	LWLockRelease(ab_shared->keeper_lock);
+}
+
+void
+ab_request_wake_keeper(void)
+{
+	wake_keeper(true);
+}
+
+void
+ab_request_poke_keeper(void)
+{
+	wake_keeper(false);
 }

@@ -21,6 +21,7 @@ int			ab_snapshot_timeout = 5000;
 int			ab_snapshot_method = AB_METHOD_AUTO;
 int			ab_max_snapshots = 1024;
 int			ab_sweep_interval = 60;
+int			ab_event_retention = 30 * 24 * 3600;
 char	   *ab_connection_template;
 
 static const struct config_enum_entry method_options[] = {
@@ -63,6 +64,11 @@ ab_settings_define(void)
 							"How often storage that deleted branches left is given back.",
 							"Zero leaves it to branch.gc().",
 							&ab_sweep_interval, 60, 0, INT_MAX / 1000,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("agent_branch.event_retention",
+							"How long events are kept.",
+							"Zero keeps them for ever. How a living branch came to be is kept as long as it lives.",
+							&ab_event_retention, 30 * 24 * 3600, 0, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomStringVariable("agent_branch.connection_template",
 							   "Connection string given to agents; {database}, {host}, {port} and {role} are replaced.",

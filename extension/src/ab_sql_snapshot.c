@@ -29,6 +29,7 @@
 #include "ab_catalogrows.h"
 #include "ab_default.h"
 #include "ab_events.h"
+#include "ab_eventsync.h"
 #include "ab_gc.h"
 #include "ab_hidden.h"
 #include "ab_registry.h"
@@ -377,5 +378,11 @@ ab_sql_gc(PG_FUNCTION_ARGS)
 		forget_gone_databases();
 	}
 	ab_hidden_warn(true);
+	if (!dry_run)
+	{
+		ab_eventsync_compare();
+		while (ab_eventsync_prune(true) > 0)
+			CHECK_FOR_INTERRUPTS();
+	}
 	return (Datum) 0;
 }

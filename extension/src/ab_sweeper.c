@@ -15,6 +15,7 @@
 #include "utils/guc.h"
 #include "utils/snapmgr.h"
 
+#include "ab_eventsync.h"
 #include "ab_tables.h"
 #include "ab_gc.h"
 #include "ab_hidden.h"
@@ -64,6 +65,17 @@ warn_of_age(void)
 	ab_hidden_warn(false);
 }
 
+static bool more_events = false;
+
+static void
+prune_events(void)
+{
+	bool		again = more_events;
+
+	more_events = false;		/* should it fail */
+	more_events = ab_eventsync_prune(again) > 0;
+}
+
 /* One step in a transaction of its own; an error is logged, not passed on. */
 static void
 run_step(void (*step) (void), const char *activity)
@@ -103,6 +115,10 @@ ab_sweeper_main(Datum arg)
 	run_step(sweep_orphans, "sweeping storage of dropped branches");
 	run_step(sweep_snapshots, "retiring snapshots that nobody needs");
 	run_step(warn_of_age, "looking for snapshots that get too old");
+	run_step(ab_eventsync_compare, "looking for events that nobody recorded");
+	do
+		run_step(prune_events, "removing old events");
+	while (more_events);
 }
 
 BackgroundWorkerHandle *

@@ -1,0 +1,30 @@
+/*
+ * ab_eventsync.h
+ *	  The part of events that is done in the background.
+ */
+#ifndef AB_EVENTSYNC_H
+#define AB_EVENTSYNC_H
+
+#include "ab_types.h"
+
+/*
+ * Write the events that the notes of other databases stand for.  The keeper's;
+ * transactions of its own.  What cannot be written now is left for later: returns in
+ * how many milliseconds to try again, 0 if nothing is left.
+ */
+extern long ab_eventsync_notes(void);
+
+/*
+ * If it is wanted: compare all branches with all events, and add the events that are
+ * missing (created, deleted).  In a transaction of the caller's.
+ */
+extern void ab_eventsync_compare(void);
+
+/*
+ * Remove events older than agent_branch.event_retention, if that is due or now is
+ * set; the last one that tells that a living branch came to be stays.  Returns how
+ * many, at most a batch: 0 means that there are no more.
+ */
+extern uint64 ab_eventsync_prune(bool now);
+
+#endif							/* AB_EVENTSYNC_H */

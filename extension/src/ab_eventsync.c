@@ -1,0 +1,320 @@
+/*
+ * ab_eventsync.c
+ *	  Events in the background: those of other databases, those that were missed,
+ *	  those that are too old.
+ *
+ * The keeper writes what notes say (ab_eventnotes.h); its sweeper, or branch.gc(),
+ * compares branches with events after each start and when notes were lost, and removes
+ * old events.  A comparison must not take a branch for missed whose note is being
+ * written: it holds the notes' turn (a lock on the table with sub-object 1) from
+ * before its snapshot until it has looked for notes, and the keeper has the turn while
+ * it writes; it never waits for it.  Two comparisons exclude each other (sub-object 2).
+ */
+#include "ab_eventsync.h"
+
+#include "access/xact.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "ab_catalogrows.h"
+#include "ab_eventnotes.h"
+#include "ab_events.h"
+#include "ab_format.h"
+#include "ab_gate.h"
+#include "ab_request.h"
+#include "ab_settings.h"
+#include "ab_shmem.h"
+#include "ab_snapshot.h"
+#include "ab_storagefiles.h"
+#include "ab_tables.h"
+
+#define NOTES_TURN 1
+#define COMPARISON_TURN 2
+
+#define PRUNE_BATCH 10000
+#define PRUNE_EVERY_MS (3600 * 1000L)
+
+/* Events by which a database becomes a living branch. */
+#define APPEARS "('created', 'reset', 'restored', 'recovered')"
+
+/* ---- turns ---- */
+
+static bool
+take_turn(uint16 turn, bool wait)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, RelationRelationId, ab_events_table(), turn);
+	return LockAcquire(&tag, ExclusiveLock, false, !wait) != LOCKACQUIRE_NOT_AVAIL;
+}
+
+static void
+end_turn(uint16 turn)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, RelationRelationId, ab_events_table(), turn);
+	(void) LockRelease(&tag, ExclusiveLock, false);
+}
+
+/* ---- notes ---- */
+
+#define NOTES_AT_ONCE 32
+#define RETRY_MS 100
+
+/* In a transaction; false: not now. */
+static bool
+write_notes(void)
+{
+	AbNote		notes[NOTES_AT_ONCE];
+	bool		writable = ab_events_writable();
+	int			n;
+
+	if (writable && (!ab_gate_try_enter() || !take_turn(NOTES_TURN, false)))
+		return false;
+	n = ab_eventnotes_take(notes, NOTES_AT_ONCE);
+	for (int i = 0; i < n && writable; i++)
+		ab_event_from_note(&notes[i]);
+	return n > 0;
+}
+
+/*
+ * Notes that could not be written stay; should that be for good (a table of another
+ * version), later ones find no room, and nobody is held up.
+ */
+long
+ab_eventsync_notes(void)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	volatile bool more = true;
+
+	while (more && ab_eventnotes_any_ready())
+	{
+		SetCurrentStatementStartTimestamp();
+		PG_TRY();
+		{
+			StartTransactionCommand();
+			PushActiveSnapshot(GetTransactionSnapshot());
+			more = write_notes();
+			PopActiveSnapshot();
+			CommitTransactionCommand();
+			ab_eventnotes_done(true);
+		}
+		PG_CATCH();
+		{
+			HOLD_INTERRUPTS();
+			MemoryContextSwitchTo(caller);
+			errcontext("writing events of other databases");
+			EmitErrorReport();
+			AbortOutOfAnyTransaction();
+			FlushErrorState();
+			ab_eventnotes_done(false);
+			QueryCancelPending = false;
+			more = false;
+			RESUME_INTERRUPTS();
+		}
+		PG_END_TRY();
+		MemoryContextSwitchTo(caller);
+	}
+	return ab_eventnotes_any_ready() ? RETRY_MS : 0;
+}
+
+/* ---- comparing ---- */
+
+/*
+ * For each database of the log: its last event that made it a branch, its last one by
+ * which it was none any more.
+ */
+#define LAST_EVENTS \
+	"WITH told AS (" \
+	" SELECT id, branch_id AS db, event IN " APPEARS " AS appears" \
+	" FROM branch.event_log WHERE event IN " APPEARS \
+	" OR event IN ('purged', 'detached')" \
+	" OR (event = 'deleted' AND (detail ->> 'hard')::boolean)" \
+	" UNION ALL" \
+	" SELECT id, (detail ->> 'old_id')::oid, false" \
+	" FROM branch.event_log WHERE event IN ('reset', 'restored')" \
+	" AND NOT detail ? 'preserved_as'), " \
+	"last AS (SELECT db, max(id) FILTER (WHERE appears) AS seen," \
+	" max(id) FILTER (WHERE NOT appears) AS gone FROM told GROUP BY db) "
+
+static const char untold_sql[] =
+LAST_EVENTS
+"SELECT d.oid, d.datname::text, d.datdba"
+" FROM pg_database AS d LEFT JOIN last AS l ON d.oid = l.db"
+" WHERE l.seen IS NULL OR l.gone > l.seen ORDER BY d.oid";
+
+static const char vanished_sql[] =
+LAST_EVENTS
+"SELECT l.db, e.branch, e.owner_id, e.parent"
+" FROM last AS l JOIN branch.event_log AS e ON e.id = l.seen"
+" WHERE l.seen > coalesce(l.gone, 0)"
+" AND NOT EXISTS (SELECT 1 FROM pg_database AS d WHERE d.oid = l.db) ORDER BY l.db";
+
+static Oid
+oid_column(HeapTuple tuple, TupleDesc desc, int column)
+{
+	bool		isnull;
+
+	return DatumGetObjectId(SPI_getbinval(tuple, desc, column, &isnull));
+}
+
+static void
+start_note(AbNote *note, const char *event, HeapTuple tuple, TupleDesc desc)
+{
+	memset(note, 0, sizeof(*note));
+	strlcpy(note->event, event, sizeof(note->event));
+	note->db = oid_column(tuple, desc, 1);
+	strlcpy(note->branch, SPI_getvalue(tuple, desc, 2), sizeof(note->branch));
+	note->owner = oid_column(tuple, desc, 3);
+}
+
+/* A database without an event; most are no branches. */
+static void
+tell_created(HeapTuple tuple, TupleDesc desc)
+{
+	AbNote		note;
+	AbOriginHeader header;
+	char		id[AB_SNAPID_TEXT_LEN + 1];
+	char	   *parent;
+	char	   *owner;
+
+	start_note(&note, "created", tuple, desc);
+	if (ab_hidden_name_is_reserved(note.branch) || ab_eventnotes_has(note.db) ||
+		!ab_storage_read_origin(note.db, &header))
+		return;
+	note.at = header.created_at;
+	owner = GetUserNameFromId(note.owner, true);
+	strlcpy(note.by, owner ? owner : "", sizeof(note.by));
+	parent = ab_database_name(header.parent_db);
+	strlcpy(note.parent, parent ? parent : "", sizeof(note.parent));
+	ab_snapid_format(header.snapshot, id);
+	snprintf(note.detail, sizeof(note.detail),
+			 "{\"snapshot\": \"%s\", \"found\": true}", id);
+	ab_event_from_note(&note);
+}
+
+static void
+tell_deleted(HeapTuple tuple, TupleDesc desc)
+{
+	AbNote		note;
+	char	   *parent = SPI_getvalue(tuple, desc, 4);
+
+	start_note(&note, "deleted", tuple, desc);
+	if (ab_eventnotes_has(note.db))
+		return;
+	note.at = GetCurrentTimestamp();
+	strlcpy(note.by, GetUserNameFromId(GetUserId(), false), sizeof(note.by));
+	strlcpy(note.parent, parent ? parent : "", sizeof(note.parent));
+	strcpy(note.detail, "{\"hard\": true, \"found\": true}");
+	ab_event_from_note(&note);
+}
+
+static uint64 comparing = 0;	/* the wish that this transaction fulfils */
+
+static void
+at_xact_end(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_COMMIT && comparing > 0)
+		ab_eventnotes_compared(comparing);
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT)
+		comparing = 0;
+}
+
+static void
+register_callback(void)
+{
+	static bool registered = false;
+
+	if (!registered)
+		RegisterXactCallback(at_xact_end, NULL);
+	registered = true;
+}
+
+static void
+tell_all(const char *sql, void (*tell) (HeapTuple tuple, TupleDesc desc))
+{
+	uint64		n = ab_tables_execute(sql, 0, NULL, NULL, NULL);
+	SPITupleTable *rows = SPI_tuptable;
+
+	for (uint64 i = 0; i < n; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		tell(rows->vals[i], rows->tupdesc);
+	}
+	SPI_freetuptable(rows);
+}
+
+/* What the comparison sees must be newer than its turn. */
+void
+ab_eventsync_compare(void)
+{
+	if (ab_eventnotes_comparison_wanted() == 0 || !ab_events_writable() ||
+		IsolationUsesXactSnapshot())
+		return;
+	(void) take_turn(COMPARISON_TURN, true);
+	register_callback();
+	comparing = ab_eventnotes_comparison_wanted();
+	if (comparing == 0)
+		return;
+	(void) take_turn(NOTES_TURN, true);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	tell_all(untold_sql, tell_created);
+	tell_all(vanished_sql, tell_deleted);
+	SPI_finish();
+	end_turn(NOTES_TURN);
+	ab_request_poke_keeper();
+}
+
+/* ---- removing old events ---- */
+
+static bool
+prune_is_due(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	long		every = Min(PRUNE_EVERY_MS, ab_event_retention * 100L);
+	bool		due;
+
+	LWLockAcquire(ab_shared->event_lock, LW_EXCLUSIVE);
+	due = TimestampDifferenceExceeds(ab_shared->events_pruned_at, now, every);
+	if (due)
+		ab_shared->events_pruned_at = now;
+	LWLockRelease(ab_shared->event_lock);
+	return due;
+}
+
+#define OLD_EVENTS \
+	"FROM branch.event_log AS e WHERE e.at < $1 AND NOT (e.event IN " APPEARS \
+	" AND EXISTS (SELECT 1 FROM pg_database AS d WHERE d.oid = e.branch_id))"
+
+/* Looks first: who writes waits at the gate of the control database. */
+uint64
+ab_eventsync_prune(bool now)
+{
+	Oid			types[2] = {TIMESTAMPTZOID, INT4OID};
+	Datum		values[2];
+	uint64		n;
+
+	if (ab_event_retention == 0 || !ab_events_writable() || !(now || prune_is_due()))
+		return 0;
+	values[0] = TimestampTzGetDatum(GetCurrentTimestamp() -
+									ab_event_retention * USECS_PER_SEC);
+	values[1] = Int32GetDatum(PRUNE_BATCH);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	n = ab_tables_execute("SELECT 1 " OLD_EVENTS " LIMIT 1", 1, types, values, NULL);
+	if (n > 0)
+		n = ab_tables_execute("DELETE FROM branch.event_log WHERE id IN (SELECT e.id "
+							  OLD_EVENTS " ORDER BY e.id LIMIT $2 FOR UPDATE SKIP LOCKED)",
+							  2, types, values, NULL);
+	SPI_finish();
+	return n;
+}

@@ -1,0 +1,185 @@
+"""Events: branch.events, notifications, and the listener of examples/.
+
+Rows and notifications belong to the transaction of what they tell; statements in other
+databases have theirs written by the keeper, and lost ones are found again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from ab_cluster import Cluster, wait_for
+
+
+def events(cluster: Cluster, pattern: str = "%") -> list[tuple[Any, ...]]:
+    """(event, branch) in order of id."""
+    return cluster.sql(
+        "SELECT event, branch FROM branch.events WHERE branch LIKE %s ORDER BY id", (pattern,)
+    )
+
+
+def wait_events(cluster: Cluster, pattern: str, expected: list[tuple[str, str]]) -> None:
+    wait_for(lambda: len(events(cluster, pattern)) >= len(expected), what=f"events {expected}")
+    assert events(cluster, pattern) == expected
+
+
+@contextlib.contextmanager
+def keeper_held_up(cluster: Cluster) -> Iterator[None]:
+    """Nobody can write events meanwhile, so notes stay where they are."""
+    with cluster.connect(autocommit=False) as conn:
+        conn.execute("LOCK TABLE branch.event_log IN ACCESS EXCLUSIVE MODE")
+        yield
+        with contextlib.suppress(psycopg.OperationalError):
+            conn.rollback()
+
+
+def test_notification_is_the_row(cluster: Cluster) -> None:
+    """The payload has what the row has; none comes of what is rolled back."""
+    with cluster.connect() as listener, cluster.connect(autocommit=False) as writer:
+        listener.execute("LISTEN agent_branch")
+        writer.execute("SELECT branch.create('n1')")
+        writer.rollback()
+        writer.execute("SELECT branch.create('n2', labels => '{\"k\": \"v\"}')")
+        writer.commit()
+        told = [json.loads(n.payload) for n in listener.notifies(timeout=30, stop_after=1)]
+    assert [(t["event"], t["branch"], t["parent"], t["by"]) for t in told] == [
+        ("created", "n2", "main", "postgres")
+    ]
+    row = cluster.sql(
+        "SELECT event, branch, parent, by, detail, at FROM branch.events WHERE id = %s",
+        (told[0]["id"],),
+    )[0]
+    assert row[:5] == tuple(told[0][k] for k in ("event", "branch", "parent", "by", "detail"))
+    assert cluster.scalar("SELECT %s::timestamptz = %s", (told[0]["at"], row[5]))
+    assert events(cluster, "n1") == []
+
+
+def test_names_of_all_kinds(cluster: Cluster) -> None:
+    """A payload is JSON and short enough whatever the names are."""
+    names = ['quo"te', "back\\slash", "new\nline\x01", "ü" * 31, "\x02" * 63]
+    with cluster.connect() as conn:
+        conn.execute("LISTEN agent_branch")
+        for name in names:
+            conn.execute("SELECT branch.create(%s)", (name,))
+        told = [json.loads(n.payload)["branch"] for n in conn.notifies(timeout=0.1)]
+    assert told == names
+    assert cluster.sql("SELECT branch FROM branch.events ORDER BY id DESC LIMIT 5")[::-1] == [
+        (name,) for name in names
+    ]
+
+
+def test_control_database_as_parent(cluster: Cluster) -> None:
+    """Events are written at commit, so that one transaction can branch the database that
+    holds them more than once."""
+    names = ["c1", "c2", "c3"]
+    cluster.sql("SELECT branch.create_many(%s, 'postgres')", (names,))
+    assert events(cluster, "c_") == [("created", name) for name in names]
+    # The branches have the table as it was before.
+    assert not cluster.sql("SELECT 1 FROM branch.event_log WHERE branch = 'c1'", dbname="c2")
+
+
+def test_many_in_one_transaction(cluster: Cluster) -> None:
+    """More than one batch; subtransactions inside."""
+    with cluster.connect(autocommit=False) as conn:
+        conn.execute("SELECT branch.create('many', 'main')")
+        conn.execute(
+            """DO $$ BEGIN
+                 FOR i IN 1..600 LOOP
+                   BEGIN
+                     PERFORM branch.create('many' || i, 'main');
+                     IF i % 100 = 0 THEN RAISE division_by_zero; END IF;
+                   EXCEPTION WHEN division_by_zero THEN NULL;
+                   END;
+                 END LOOP;
+               END $$"""
+        )
+        conn.commit()
+    expected = ["many", *(f"many{i}" for i in range(1, 601) if i % 100)]
+    assert [name for _, name in events(cluster, "many%")] == expected
+
+
+def test_statements_in_other_databases(cluster: Cluster) -> None:
+    """The keeper writes what CREATE DATABASE and DROP DATABASE do elsewhere: in order,
+    with who did it, and as notifications; not what is rolled back."""
+    cluster.sql("CREATE ROLE maker SUPERUSER LOGIN")
+    with cluster.connect() as listener, cluster.connect("main", user="maker") as conn:
+        listener.execute("LISTEN agent_branch")
+        conn.execute("CREATE DATABASE s1 TEMPLATE main STRATEGY branch")
+        conn.execute("DROP DATABASE s1")
+        with pytest.raises(psycopg.errors.DivisionByZero), conn.transaction():
+            conn.execute("CREATE DATABASE s2 TEMPLATE main STRATEGY branch")
+            conn.execute("SELECT 1 / 0")
+        conn.execute("CREATE DATABASE s3 TEMPLATE main STRATEGY branch")
+        conn.execute("CREATE DATABASE plain")
+        conn.execute("DROP DATABASE plain")
+        told = [json.loads(n.payload) for n in listener.notifies(timeout=30, stop_after=3)]
+    assert [(t["event"], t["branch"], t["by"], t["parent"]) for t in told] == [
+        ("created", "s1", "maker", "main"),
+        ("deleted", "s1", "maker", "main"),
+        ("created", "s3", "maker", "main"),
+    ]
+    assert [t["id"] for t in told] == sorted(t["id"] for t in told)
+    # The next one here comes after it, even if it is said at once.
+    with cluster.connect("main") as conn:
+        conn.execute("CREATE DATABASE s4 TEMPLATE main STRATEGY branch")
+    cluster.sql("SELECT branch.delete('s4', hard => true)")
+    assert events(cluster, "s4") == [("created", "s4"), ("deleted", "s4")]
+    assert events(cluster, "s2") == events(cluster, "plain") == []
+
+
+def test_lost_notes_are_found(make_cluster: Callable[..., Cluster]) -> None:
+    """A crash takes the notes with it; the start after it finds what they said, once.
+    More notes than there is room for are found as well."""
+    cluster = make_cluster("lost", {"agent_branch.sweep_interval": "1"})
+    cluster.sql("SELECT branch.create_many(ARRAY['l1', 'l2', 'l3'], 'main')")
+    cluster.sql("SELECT branch.reset('l3')")
+    cluster.sql("SELECT branch.reset('l2', preserve_under_name => 'l2_was')")
+    with keeper_held_up(cluster):
+        cluster.sql("CREATE DATABASE l4 TEMPLATE main STRATEGY branch", dbname="main")
+        cluster.sql("DROP DATABASE l1", dbname="main")
+        cluster.sql("CREATE DATABASE plain", dbname="main")
+        cluster.kill()
+    cluster.start()
+    known = [("created", f"l{i}") for i in (1, 2, 3)] + [("reset", "l3"), ("reset", "l2")]
+    wait_events(cluster, "l%", [*known, ("created", "l4"), ("deleted", "l1")])
+    assert cluster.sql("SELECT event, branch FROM branch.events WHERE detail ? 'found'") == [
+        ("created", "l4"),
+        ("deleted", "l1"),
+    ]
+    with keeper_held_up(cluster), cluster.connect("main", autocommit=False) as conn:
+        for i in range(150):
+            conn.execute(f"CREATE DATABASE o{i} TEMPLATE main STRATEGY branch")
+        conn.commit()
+    wait_for(lambda: len(events(cluster, "o%")) >= 150, what="all events")
+    assert len({name for _, name in events(cluster, "o%")}) == len(events(cluster, "o%")) == 150
+    cluster.restart()
+    cluster.sql("SELECT * FROM branch.gc()")
+    assert len(events(cluster, "o%")) == 150
+
+
+def test_retention(make_cluster: Callable[..., Cluster]) -> None:
+    """Old events go, but for those that tell how a living branch came to be."""
+    cluster = make_cluster("retention", {"agent_branch.sweep_interval": "0"})
+    cluster.sql("SELECT branch.create_many(ARRAY['r1', 'r2', 'r3'], 'main')")
+    cluster.sql("SELECT branch.snapshot('main', 'kept')")
+    cluster.sql("SELECT branch.reset('r2')")
+    cluster.sql("SELECT branch.delete('r3', hard => true)")
+    cluster.sql("SELECT * FROM branch.gc()")
+    assert len(events(cluster)) == 6
+    cluster.sql("UPDATE branch.event_log SET at = at - interval '31 days'")
+    cluster.sql("SELECT branch.create('r4')")
+    cluster.sql("SELECT * FROM branch.gc()")
+    assert events(cluster) == [("created", "r1"), ("reset", "r2"), ("created", "r4")]
+    cluster.set(agent_branch__event_retention="1")
+    cluster.sql("UPDATE branch.event_log SET at = at - interval '1 minute'")
+    cluster.sql("SELECT branch.delete('r1', hard => true)")
+    cluster.set(agent_branch__sweep_interval="1")
+    wait_for(lambda: ("created", "r1") not in events(cluster), what="the sweep of events")
+    cluster.set(agent_branch__event_retention="0")
+    cluster.sql("SELECT * FROM branch.gc()")
+    assert ("created", "r4") in events(cluster)
