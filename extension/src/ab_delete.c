@@ -26,7 +26,6 @@
 #include "pgstat.h"
 #include "replication/slot.h"
 #include "storage/lmgr.h"
-#include "storage/procarray.h"
 #include "utils/rel.h"
 #include "utils/resowner.h"
 #include "utils/syscache.h"
@@ -37,6 +36,7 @@
 #include "ab_origin.h"
 #include "ab_registry.h"
 #include "ab_request.h"
+#include "ab_sessions.h"
 #include "ab_snaptable.h"
 #include "ab_storagefiles.h"
 
@@ -154,24 +154,6 @@ check_replication(Oid db, const char *name)
 }
 
 static void
-check_sessions(Oid db, const char *name)
-{
-	int			nsessions;
-	int			nprepared;
-
-	if (!CountOtherDBBackends(db, &nsessions, &nprepared))
-		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_IN_USE),
-			 errmsg("branch \"%s\" is being accessed by other users", name),
-			 errdetail("Other sessions using it: %d; prepared transactions in it: %d.",
-					   nsessions, nprepared),
-			 nprepared > 0 ?
-			 errhint("Finish its prepared transactions with COMMIT PREPARED or ROLLBACK PREPARED.") :
-			 errhint("Disconnect them, or call the function with force => true.")));
-}
-
-static void
 check_not_template(Oid db, const char *name)
 {
 	HeapTuple	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
@@ -238,8 +220,8 @@ ab_lock_for_delete(Oid db, const char *name, const char *verb, bool force)
 	check_no_children(db, name);
 	check_replication(db, name);
 	if (force)
-		TerminateOtherDBBackends(db);
-	check_sessions(db, name);
+		ab_sessions_end(db, name);
+	ab_sessions_check(db, name);
 	return true;
 }
 

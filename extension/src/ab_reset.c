@@ -17,7 +17,6 @@
 #include "commands/dbcommands.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
-#include "storage/procarray.h"
 #include "utils/json.h"
 #include "utils/syscache.h"
 
@@ -26,6 +25,7 @@
 #include "ab_events.h"
 #include "ab_origin.h"
 #include "ab_registry.h"
+#include "ab_sessions.h"
 #include "ab_snapshot.h"
 
 /* Columns of the old row that the new one keeps. */
@@ -189,7 +189,7 @@ lock_old(Oid old, const AbResetOptions *opt)
 		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_DATABASE, opt->name);
 	ab_registry_check_protection(old, opt->name, verb(opt));
 	if (opt->force)
-		TerminateOtherDBBackends(old);
+		ab_sessions_end(old, opt->name);
 }
 
 /* The preserved state has its OID, the branch another one. */

@@ -22,6 +22,7 @@ int			ab_snapshot_method = AB_METHOD_AUTO;
 int			ab_max_snapshots = 1024;
 int			ab_sweep_interval = 60;
 int			ab_event_retention = 30 * 24 * 3600;
+int			ab_session_grace = 5000;
 char	   *ab_connection_template;
 
 static const struct config_enum_entry method_options[] = {
@@ -70,6 +71,11 @@ ab_settings_define(void)
 							"Zero keeps them for ever. How a living branch came to be is kept as long as it lives.",
 							&ab_event_retention, 30 * 24 * 3600, 0, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("agent_branch.session_grace",
+							"How long force => true lets transactions go on before it ends their sessions.",
+							"Idle sessions are ended at once.",
+							&ab_session_grace, 5000, 0, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
 	DefineCustomStringVariable("agent_branch.connection_template",
 							   "Connection string given to agents; {database}, {host}, {port} and {role} are replaced.",
 							   "Empty: a libpq URI for this server.",
