@@ -59,3 +59,26 @@ AS 'MODULE_PATHNAME', 'ab_sql_remote_rows';
 
 COMMENT ON FUNCTION branch._remote_rows(text, text)
 IS 'rows of a query in another database, read only and of one moment, values as text';
+
+CREATE FUNCTION branch.run_on_all(
+    sql text, -- noqa: RF04
+    where_labels jsonb DEFAULT null,
+    parallel integer DEFAULT 4,
+    dry_run boolean DEFAULT false,
+    max_rows integer DEFAULT 100,
+    OUT name text,
+    OUT ok boolean,
+    OUT command text,
+    OUT rows_affected bigint,
+    OUT result jsonb,
+    OUT sqlstate text,
+    OUT message text,
+    OUT detail text,
+    OUT hint text,
+    OUT duration interval
+) RETURNS SETOF record
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_run_on_all';
+
+COMMENT ON FUNCTION branch.run_on_all(text, jsonb, integer, boolean, integer)
+IS 'runs statements in each branch that the caller may connect to, one transaction each; dry_run: only says which';

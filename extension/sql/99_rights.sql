@@ -50,3 +50,4 @@ GRANT EXECUTE ON FUNCTION branch._remote_fetch(integer, integer) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_commit(integer) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_close(integer) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_rows(text, text) TO public;
+GRANT EXECUTE ON FUNCTION branch.run_on_all(text, jsonb, integer, boolean, integer) TO public;

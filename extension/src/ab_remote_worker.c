@@ -245,19 +245,25 @@ report_duration(const char *sql, bool logged)
 	}
 }
 
-/* Rows and their description go into the queue as they come. */
+/*
+ * Rows and their description go into the queue as they come.  The receiver outlives
+ * the transaction, which VACUUM and its like end.
+ */
 static void
 run_portal(RawStmt *stmt, const char *sql, List *plans, int16 format, QueryCompletion *qc)
 {
 	Portal		portal = CreatePortal("", true, true);
 	DestReceiver *receiver;
+	MemoryContext old;
 
 	portal->visible = false;
 	PortalDefineQuery(portal, NULL, sql, CreateCommandTag(stmt->stmt), plans, NULL);
 	PortalStart(portal, NULL, 0, InvalidSnapshot);
 	PortalSetResultFormat(portal, 1, &format);
+	old = MemoryContextSwitchTo(request_context);
 	receiver = CreateDestReceiver(DestRemote);
 	SetRemoteDestReceiverParams(receiver, portal);
+	MemoryContextSwitchTo(old);
 	(void) PortalRun(portal, FETCH_ALL, true, true, receiver, receiver, qc);
 	receiver->rDestroy(receiver);
 	PortalDrop(portal, false);
