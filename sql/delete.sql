@@ -18,11 +18,6 @@ DROP DATABASE d1 WITH (FORCE);
 DROP DATABASE main;
 \echo :LAST_ERROR_SQLSTATE
 
-SELECT branch.delete('d3');
-\echo :LAST_ERROR_SQLSTATE
-SELECT branch.delete('d1', hard => true, on_children => 'cascade');
-\echo :LAST_ERROR_SQLSTATE
-
 -- Unknown, and not a branch.
 SELECT branch.delete('nowhere', hard => true);
 \echo :LAST_ERROR_SQLSTATE

@@ -55,17 +55,27 @@ extern Oid	ab_insert_branch(const AbNewBranch *nb);
 
 /*
  * OID of the branch of that name, to be deleted by this user: InvalidOid if there
- * is no database of the name; 42501, 42809 not a branch, 55006 current database.
+ * is no database of the name, or it is deleted already; 42501, 42809 not a branch, 55006 current database.
  */
 extern Oid	ab_find_own_branch(const char *name, const char *verb);
 
 /*
  * Lock it AccessExclusive and make sure that it is not protected (55000, "cannot
- * <verb> ...") and that nobody needs or uses it: 55006.
- * force: other sessions are terminated.  False if it is gone by now.
+ * <verb> ...") and that nobody uses it, and, unless with_children, that it has no
+ * living branches: 55006.  force: other sessions are terminated.  False if it is gone
+ * by now.
  */
 extern bool ab_lock_for_delete(Oid db, const char *name, const char *verb,
-							   bool force);
+							   bool with_children, bool force);
+
+/* 42809 if it is one. */
+extern void ab_check_not_template(Oid db, const char *name);
+
+/* 55006 if sessions, prepared transactions, slots or subscriptions use it. */
+extern void ab_check_unused(Oid db, const char *name);
+
+/* Delete one that is locked like that, recoverably or for good, and report it. */
+extern void ab_delete_locked(Oid db, const char *name, bool hard);
 
 /* "a", "b" and N more: for DETAIL. */
 extern char *ab_name_list(List *dbs);

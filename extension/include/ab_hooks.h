@@ -29,8 +29,8 @@ extern bool ab_statement_is_branch(const CreatedbStmt *stmt);
 extern void ab_check_database_statement(Node *stmt);
 
 /*
- * Raise if database db has living branches or stands for a snapshot; or, if its files go
- * at once, as DROP DATABASE has it, if it is protected or a snapshot needs them.
+ * Raise if database db stands for a snapshot; or, if its files go at once, as DROP
+ * DATABASE has it, if it has branches or is protected, or a snapshot needs them.
  */
 extern void ab_check_drop_database(Oid db, bool files_go);
 

@@ -29,8 +29,31 @@ typedef struct AbCreateOptions
  */
 extern Oid	ab_create_branch(const AbCreateOptions *opt);
 
-/* Hard delete: 3D000, 42501, 55006 (sessions, children), 42809 not a branch. */
-extern void ab_delete_branch(const char *name, bool if_exists, bool force);
+typedef enum AbOnChildren
+{
+	AB_CHILDREN_ERROR,
+	AB_CHILDREN_KEEP,			/* they stay readable */
+	AB_CHILDREN_CASCADE			/* they are deleted, too, and theirs */
+} AbOnChildren;
+
+typedef struct AbDeleteOptions
+{
+	const char *name;
+	bool		hard;			/* for good */
+	AbOnChildren on_children;
+	bool		if_exists;
+	bool		force;			/* end the sessions in it */
+} AbDeleteOptions;
+
+/*
+ * Delete a branch: 3D000, 42501, 55006 (sessions, children), 55000 protected, 42809 not
+ * a branch.  For good if agent_branch.recovery_window is zero, too; one that is deleted
+ * already can only be deleted for good.
+ */
+extern void ab_delete_branch(const AbDeleteOptions *opt);
+
+/* The same with all descendants, living or (for good) deleted. */
+extern void ab_delete_tree(Oid root, const AbDeleteOptions *opt);
 
 /* The event of a branch that goes away for good; its row is still there. */
 extern void ab_report_deleted(Oid db, const char *name);
@@ -53,7 +76,7 @@ typedef struct AbResetOptions
  */
 extern Oid	ab_reset_branch(const AbResetOptions *opt);
 
-/* OIDs of living branches of a database (through any of its snapshots). */
+/* OIDs of branches of a database (through any of its snapshots) that have a row. */
 extern List *ab_children(Oid db);
 
 /* CREATE DATABASE ... STRATEGY branch. */

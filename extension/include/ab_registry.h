@@ -25,10 +25,11 @@ typedef enum AbRegistryField
 	AB_REGISTRY_AGENT_ID,		/* text */
 	AB_REGISTRY_DELETED_AT,		/* timestamptz */
 	AB_REGISTRY_DELETED_BY,		/* text */
-	AB_REGISTRY_DELETED_NAME	/* text */
+	AB_REGISTRY_DELETED_NAME,	/* text */
+	AB_REGISTRY_DELETED_ALLOWCONN	/* boolean */
 } AbRegistryField;
 
-#define AB_REGISTRY_FIELDS (AB_REGISTRY_DELETED_NAME + 1)
+#define AB_REGISTRY_FIELDS (AB_REGISTRY_DELETED_ALLOWCONN + 1)
 #define AB_REGISTRY_BIT(field) (1U << (field))
 
 typedef struct AbRegistryRow

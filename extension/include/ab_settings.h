@@ -24,6 +24,7 @@ extern int	ab_max_snapshots;	/* agent_branch.max_snapshots, postmaster */
 extern int	ab_sweep_interval;	/* agent_branch.sweep_interval, s, sighup */
 extern int	ab_event_retention;	/* agent_branch.event_retention, s, sighup */
 extern int	ab_session_grace;	/* agent_branch.session_grace, ms, user */
+extern int	ab_recovery_window; /* agent_branch.recovery_window, s, sighup */
 extern char *ab_connection_template;	/* agent_branch.connection_template */
 
 extern void ab_settings_define(void);

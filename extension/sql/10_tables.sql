@@ -79,8 +79,12 @@ CREATE TABLE branch.registry (
     agent_id text,
     deleted_at timestamptz,
     deleted_by text,
-    deleted_name text
+    deleted_name text,
+    deleted_allowconn boolean
 );
+
+CREATE INDEX registry_expires_at_idx ON branch.registry (expires_at) WHERE expires_at IS NOT null;
+CREATE INDEX registry_deleted_name_idx ON branch.registry (deleted_name) WHERE deleted_name IS NOT null;
 
 COMMENT ON TABLE branch.registry
 IS 'what there is to remember of branches; most have no row, and one of a database that is no more means nothing';
@@ -97,5 +101,6 @@ COMMENT ON COLUMN branch.registry.agent_id IS 'agent it was made for; null: none
 COMMENT ON COLUMN branch.registry.deleted_at IS 'when it was deleted, recoverably; null: it is not';
 COMMENT ON COLUMN branch.registry.deleted_by IS 'role that did that';
 COMMENT ON COLUMN branch.registry.deleted_name IS 'name that it had until then';
+COMMENT ON COLUMN branch.registry.deleted_allowconn IS 'whether it could be connected to until then';
 
 REVOKE ALL ON TABLE branch.named_snapshots, branch.schedules, branch.agent_parents, branch.registry FROM public;

@@ -80,17 +80,47 @@ AS 'MODULE_PATHNAME', 'ab_sql_default_parent';
 COMMENT ON FUNCTION branch._default_parent()
 IS 'name of the database that this session branches when it names no parent';
 
+CREATE FUNCTION branch._deleted_name(db oid) RETURNS name
+LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10
+AS 'MODULE_PATHNAME', 'ab_sql_deleted_name';
+
+COMMENT ON FUNCTION branch._deleted_name(oid)
+IS 'name that a deleted branch had; null for other databases';
+
+CREATE VIEW branch._databases AS
+SELECT
+    d.oid,
+    d.datname AS name, -- noqa: RF04
+    d.datdba,
+    false AS is_deleted
+FROM pg_catalog.pg_database AS d
+WHERE d.datname NOT LIKE 'agent\_branch\_deleted\_%'
+UNION ALL
+SELECT
+    d.oid,
+    coalesce(branch._deleted_name(d.oid), d.datname) AS name, -- noqa: RF04
+    d.datdba,
+    branch._deleted_name(d.oid) IS NOT null AS is_deleted
+FROM pg_catalog.pg_database AS d
+WHERE d.datname LIKE 'agent\_branch\_deleted\_%';
+
+COMMENT ON VIEW branch._databases IS 'all databases; deleted branches under the names that they had';
+COMMENT ON COLUMN branch._databases.oid IS 'OID';
+COMMENT ON COLUMN branch._databases.name IS 'name, of a deleted branch the one it had';
+COMMENT ON COLUMN branch._databases.datdba IS 'OID of the owner';
+COMMENT ON COLUMN branch._databases.is_deleted IS 'whether it is a deleted branch that can be recovered';
+
 CREATE VIEW branch.branches WITH (security_barrier) AS
 SELECT -- noqa: ST06
     d.oid AS id,
-    d.datname AS name, -- noqa: RF04
+    d.name, -- noqa: RF04
     o.parent_id,
-    p.datname AS parent_name,
+    coalesce(branch._deleted_name(p.oid), p.datname) AS parent_name,
     o.parent_lsn,
     o.parent_timestamp,
     o.depth,
-    'ready'::text AS current_state,
-    d.datname = (SELECT branch._default_parent()) AS is_default,
+    CASE WHEN d.is_deleted THEN 'deleted' ELSE 'ready' END AS current_state,
+    NOT d.is_deleted AND d.name = (SELECT branch._default_parent()) AS is_default,
     coalesce(r.protected_until > pg_catalog.statement_timestamp(), false) AS protected,
     CASE
         WHEN r.protected_until > pg_catalog.statement_timestamp() THEN nullif(r.protected_until, 'infinity')
@@ -104,23 +134,28 @@ SELECT -- noqa: ST06
     branch._logical_bytes(d.oid) AS logical_bytes,
     branch._own_bytes(d.oid) AS own_bytes,
     branch._pinned_bytes(d.oid) AS pinned_bytes,
-    coalesce(r.labels, '{}') AS labels
-FROM pg_catalog.pg_database AS d
+    coalesce(r.labels, '{}') AS labels,
+    r.deleted_at,
+    r.deleted_by
+FROM branch._databases AS d
 CROSS JOIN LATERAL branch._origin(d.oid) AS o
 LEFT JOIN pg_catalog.pg_database AS p ON o.parent_id = p.oid
 LEFT JOIN branch.registry AS r ON d.oid = r.db AND o.created_at = r.origin_at
 WHERE o.depth >= 1;
 
-COMMENT ON VIEW branch.branches IS 'living branches; one that is dropped, by whatever means, is gone from it';
+COMMENT ON VIEW branch.branches
+IS 'branches, and those that are deleted and can be recovered; several of them may have had one name';
 COMMENT ON COLUMN branch.branches.id IS 'OID of the database';
-COMMENT ON COLUMN branch.branches.name IS 'name of the database';
+COMMENT ON COLUMN branch.branches.name IS 'name of the database; of a deleted branch the one it had';
 COMMENT ON COLUMN branch.branches.parent_id IS 'OID of the database it was branched from';
-COMMENT ON COLUMN branch.branches.parent_name IS 'name of that database; null if it is gone';
+COMMENT ON COLUMN branch.branches.parent_name
+IS 'name of that database, or the one it had if it is deleted; null if it is gone';
 COMMENT ON COLUMN branch.branches.parent_lsn
 IS 'position in the WAL of the snapshot it hangs on: it has the changes up to there';
 COMMENT ON COLUMN branch.branches.parent_timestamp IS 'when that snapshot was taken';
 COMMENT ON COLUMN branch.branches.depth IS '1: branch of a plain database, 2: branch of a branch, and so on';
-COMMENT ON COLUMN branch.branches.current_state IS 'ready: it can be connected to';
+COMMENT ON COLUMN branch.branches.current_state
+IS 'ready: it can be connected to; deleted: branch.recover() brings it back';
 COMMENT ON COLUMN branch.branches.is_default IS 'whether it is branched when no parent is named';
 COMMENT ON COLUMN branch.branches.protected
 IS 'whether it is protected from being deleted, reset and restored';
@@ -138,13 +173,15 @@ COMMENT ON COLUMN branch.branches.own_bytes IS 'disk space of the pages it has w
 COMMENT ON COLUMN branch.branches.pinned_bytes
 IS 'disk space that only the snapshot it hangs on needs; null in the answers of functions';
 COMMENT ON COLUMN branch.branches.labels IS 'its labels, a JSON object';
+COMMENT ON COLUMN branch.branches.deleted_at IS 'when it was deleted, recoverably; null: it is not';
+COMMENT ON COLUMN branch.branches.deleted_by IS 'role that deleted it';
 
 CREATE VIEW branch.snapshots WITH (security_barrier) AS
 SELECT -- noqa: ST06
     coalesce(s.id, n.id) AS id,
     n.name,
     coalesce(n.source_id, s.source_id) AS parent_id,
-    coalesce(p.datname::text, n.source_name) AS parent_name,
+    coalesce(branch._deleted_name(p.oid)::text, p.datname::text, n.source_name) AS parent_name,
     s.lsn,
     s.taken_at,
     s.depth,
@@ -198,7 +235,7 @@ SELECT -- noqa: ST06
         WHERE n.id = s.id
     ) AS names, -- noqa: RF04
     s.parent_id,
-    p.datname AS parent_name,
+    coalesce(branch._deleted_name(p.oid), p.datname) AS parent_name,
     s.kind,
     s.held_bytes,
     s.zombie_bytes,
@@ -224,7 +261,7 @@ IS 'why it is there: branches on it, its names, snapshots of deeper branches tha
 CREATE VIEW branch.snapshot_schedules WITH (security_barrier) AS
 SELECT -- noqa: ST06
     s.parent_id,
-    d.datname AS parent_name,
+    coalesce(branch._deleted_name(d.oid), d.datname) AS parent_name,
     s.name_prefix,
     s.every,
     s.keep,
@@ -241,7 +278,7 @@ WHERE pg_catalog.pg_has_role(d.datdba, 'USAGE');
 COMMENT ON VIEW branch.snapshot_schedules
 IS 'snapshots that branch.take_scheduled_snapshots() takes, of the caller''s databases';
 COMMENT ON COLUMN branch.snapshot_schedules.parent_id IS 'OID of the database';
-COMMENT ON COLUMN branch.snapshot_schedules.parent_name IS 'name of the database';
+COMMENT ON COLUMN branch.snapshot_schedules.parent_name IS 'name of the database; of a deleted branch the one it had';
 COMMENT ON COLUMN branch.snapshot_schedules.name_prefix IS 'what their names begin with; the time in UTC follows';
 COMMENT ON COLUMN branch.snapshot_schedules.every IS 'time from one to the next';
 COMMENT ON COLUMN branch.snapshot_schedules.keep IS 'how long each is kept';

@@ -62,7 +62,14 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'ab_sql_delete';
 
 COMMENT ON FUNCTION branch.delete(text, boolean, text, boolean, boolean)
-IS 'deletes a branch for good (hard => true); force ends the sessions in it';
+IS 'deletes a branch, recoverably or for good; on_children: error, keep, cascade; force ends the sessions in it';
+
+CREATE FUNCTION branch.recover(name text, new_name text DEFAULT null) RETURNS branch.branches
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_recover';
+
+COMMENT ON FUNCTION branch.recover(text, text)
+IS 'brings the deleted branch of a name back, the newest of several, under a new name if one is given';
 
 CREATE FUNCTION branch.reset(
     name text,

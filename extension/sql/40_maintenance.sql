@@ -33,7 +33,12 @@ SET search_path = pg_catalog, pg_temp
 AS $$
     WITH RECURSIVE
     b AS MATERIALIZED (
-        SELECT v.id, v.name, v.parent_id, v.parent_name FROM branch.branches AS v
+        SELECT
+            v.id,
+            v.parent_id,
+            v.parent_name,
+            v.name || CASE WHEN v.current_state = 'deleted' THEN ' (deleted)' ELSE '' END AS name
+        FROM branch.branches AS v
     ),
 
     nodes AS (

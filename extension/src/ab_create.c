@@ -37,6 +37,7 @@
 #include "ab_manifest.h"
 #include "ab_settings.h"
 #include "ab_snapshot.h"
+#include "ab_softdelete.h"
 #include "ab_storage.h"
 
 /* ---- names ---- */
@@ -63,11 +64,11 @@ ab_check_branch_name(const char *name)
 				 errmsg("branch name \"%s\" is too long", name),
 				 errdetail("It has %zu bytes, and a database name can have %d.",
 						   strlen(name), NAMEDATALEN - 1)));
-	if (ab_hidden_name_is_reserved(name))
+	if (ab_hidden_name_is_reserved(name) || ab_deleted_name_is_reserved(name))
 		ereport(ERROR,
 				(errcode(ERRCODE_RESERVED_NAME),
 				 errmsg("branch name \"%s\" is reserved", name),
-				 errdetail("Names that begin like this stand for snapshots.")));
+				 errdetail("Names that begin like this stand for snapshots or for deleted branches.")));
 }
 
 /*
@@ -124,6 +125,8 @@ ab_find_parent(const char *name)
 	parent = get_database_oid(name, true);
 	if (!OidIsValid(parent))
 		raise_no_parent(name);
+	if (ab_database_is_deleted(parent))
+		ab_raise_deleted(parent);
 	return parent;
 }
 
@@ -176,6 +179,8 @@ ab_lock_parent(Oid parent, const char *name)
 	if (now == NULL || strcmp(now, name) != 0)
 		raise_no_parent(name);
 	pfree(now);
+	if (ab_database_is_deleted(parent))
+		ab_raise_deleted(parent);
 
 	if (database_is_invalid_oid(parent))
 		ereport(ERROR,

@@ -1,7 +1,7 @@
 /*
  * ab_delete.c
- *	  Deleting a branch: its row goes with the transaction, its files are swept
- *	  after that (invariant B1).
+ *	  Deleting a branch: for good, its row goes with the transaction, and its files
+ *	  are swept after that (invariant B1); or recoverably (ab_softdelete.c).
  *
  * Backends, in any database and in any (sub)transaction.  Holds the name lock and
  * AccessExclusiveLock on the database object to the end of the transaction, so
@@ -37,7 +37,9 @@
 #include "ab_registry.h"
 #include "ab_request.h"
 #include "ab_sessions.h"
+#include "ab_settings.h"
 #include "ab_snaptable.h"
+#include "ab_softdelete.h"
 #include "ab_storagefiles.h"
 
 /* Names given in an error's DETAIL. */
@@ -111,17 +113,24 @@ ab_name_list(List *dbs)
 	return buf.data;
 }
 
+/* Those that are deleted do not count: their pages stay as long as they can be recovered. */
 static void
-check_no_children(Oid db, const char *name)
+check_no_children(Oid db, const char *name, const char *verb)
 {
-	List	   *children = ab_children(db);
+	List	   *children = NIL;
+	ListCell   *lc;
+
+	foreach(lc, ab_children(db))
+		if (!ab_database_is_deleted(lfirst_oid(lc)))
+			children = lappend_oid(children, lfirst_oid(lc));
 
 	if (children != NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("branch \"%s\" has branches", name),
 				 errdetail("They are: %s.", ab_name_list(children)),
-				 errhint("Delete these first.")));
+				 strcmp(verb, "delete") != 0 ? errhint("Delete these first.") :
+				 errhint("Delete these first, or say what becomes of them with argument on_children of branch.delete().")));
 }
 
 /* ---- who uses it ---- */
@@ -153,8 +162,8 @@ check_replication(Oid db, const char *name)
 				 errhint("Drop it there with DROP SUBSCRIPTION first.")));
 }
 
-static void
-check_not_template(Oid db, const char *name)
+void
+ab_check_not_template(Oid db, const char *name)
 {
 	HeapTuple	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
 	bool		istemplate;
@@ -176,7 +185,7 @@ ab_find_own_branch(const char *name, const char *verb)
 	Oid			db = get_database_oid(name, true);
 	char	   *origin;
 
-	if (!OidIsValid(db))
+	if (!OidIsValid(db) || ab_database_is_deleted(db))
 		return InvalidOid;
 	if (!pg_database_ownercheck(db, GetUserId()))
 		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_DATABASE, name);
@@ -201,7 +210,8 @@ ab_find_own_branch(const char *name, const char *verb)
 }
 
 bool
-ab_lock_for_delete(Oid db, const char *name, const char *verb, bool force)
+ab_lock_for_delete(Oid db, const char *name, const char *verb, bool with_children,
+				   bool force)
 {
 	char	   *now;
 	bool		same;
@@ -217,12 +227,20 @@ ab_lock_for_delete(Oid db, const char *name, const char *verb, bool force)
 		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_DATABASE, name);
 
 	ab_registry_check_protection(db, name, verb);
-	check_no_children(db, name);
+	if (!with_children)
+		check_no_children(db, name, verb);
 	check_replication(db, name);
 	if (force)
 		ab_sessions_end(db, name);
 	ab_sessions_check(db, name);
 	return true;
+}
+
+void
+ab_check_unused(Oid db, const char *name)
+{
+	check_replication(db, name);
+	ab_sessions_check(db, name);
 }
 
 /* ---- rows ---- */
@@ -287,41 +305,84 @@ ab_report_deleted(Oid db, const char *name)
 	AbOriginHeader header;
 	char	   *parent = NULL;
 
+	if (ab_database_is_deleted(db))
+	{
+		ab_report_purged(db);
+		return;
+	}
 	if (ab_storage_read_origin(db, &header))
 		parent = ab_database_name(header.parent_db);
 	ab_event("deleted", db, name, parent, "{\"hard\": true}");
 }
 
 void
-ab_delete_branch(const char *name, bool if_exists, bool force)
+ab_delete_locked(Oid db, const char *name, bool hard)
+{
+	if (!hard && ab_recovery_window > 0)
+	{
+		ab_soft_delete(db, name);
+		return;
+	}
+	ab_report_deleted(db, name);
+	ab_delete_rows(db);
+}
+
+static bool
+delete_living(const AbDeleteOptions *opt)
+{
+	Oid			db = ab_find_own_branch(opt->name, "delete");
+
+	if (!OidIsValid(db))
+		return false;
+	if (opt->on_children == AB_CHILDREN_CASCADE)
+	{
+		ab_delete_tree(db, opt);
+		return true;
+	}
+
+	/* who has no right to it must not be able to hold its name */
+	ab_lock_branch_name(opt->name);
+	db = ab_find_own_branch(opt->name, "delete");
+	if (!OidIsValid(db))
+		return false;
+	ab_check_not_template(db, opt->name);
+	if (!ab_lock_for_delete(db, opt->name, "delete",
+							opt->on_children == AB_CHILDREN_KEEP, opt->force))
+		return false;
+	ab_delete_locked(db, opt->name, opt->hard);
+	return true;
+}
+
+/* Those who depend on it have been left to themselves when it was deleted first. */
+static bool
+delete_deleted(const AbDeleteOptions *opt)
 {
 	Oid			db;
 
+	if (opt->on_children == AB_CHILDREN_CASCADE)
+	{
+		db = ab_find_deleted(opt->name, false);
+		if (OidIsValid(db))
+			ab_delete_tree(db, opt);
+		return OidIsValid(db);
+	}
+	db = ab_lock_deleted(opt->name);
+	if (OidIsValid(db))
+		ab_purge(db);
+	return OidIsValid(db);
+}
+
+void
+ab_delete_branch(const AbDeleteOptions *opt)
+{
 	ab_prevent_read_only("branch deletion");
-
-	/* who has no right to it must not be able to hold its name */
-	db = ab_find_own_branch(name, "delete");
-	if (OidIsValid(db))
-	{
-		ab_lock_branch_name(name);
-		db = ab_find_own_branch(name, "delete");
-	}
-	if (OidIsValid(db))
-	{
-		check_not_template(db, name);
-		if (ab_lock_for_delete(db, name, "delete", force))
-		{
-			ab_report_deleted(db, name);
-			ab_delete_rows(db);
-			return;
-		}
-	}
-
-	if (!if_exists)
+	if (delete_living(opt) || (opt->hard && delete_deleted(opt)))
+		return;
+	if (!opt->if_exists)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_DATABASE),
-				 errmsg("branch \"%s\" does not exist", name),
+				 errmsg("branch \"%s\" does not exist", opt->name),
 				 errhint("The view branch.branches lists those that do.")));
 	ereport(NOTICE,
-			(errmsg("branch \"%s\" does not exist, skipping", name)));
+			(errmsg("branch \"%s\" does not exist, skipping", opt->name)));
 }

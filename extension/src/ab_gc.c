@@ -44,6 +44,7 @@
 #include "ab_request.h"
 #include "ab_snapshot.h"
 #include "ab_snaptable.h"
+#include "ab_softdelete.h"
 #include "ab_storage.h"
 #include "ab_storagefiles.h"
 
@@ -296,7 +297,8 @@ to_be_closed(const AbSnapSlot *slot, HTAB *keep, bool unused_too, const AbHidden
 	/* an unused live one makes its source save pages for nobody */
 	if (age == NULL || ((unused_too || slot->live) && slot->nbranches == 0))
 		return true;
-	if (!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(slot->source_db)))
+	if (!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(slot->source_db)) ||
+		ab_database_is_deleted(slot->source_db))
 		return true;
 	if (!ab_snaptable_newest(slot->source_db, &newest) ||
 		!AbSnapIdEquals(newest.id, slot->id))

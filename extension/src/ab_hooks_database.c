@@ -29,6 +29,7 @@
 #include "ab_settings.h"
 #include "ab_snapshot.h"
 #include "ab_snaptable.h"
+#include "ab_softdelete.h"
 
 static DefElem *
 find_option(List *options, const char *name)
@@ -78,6 +79,12 @@ is_hidden_name(const char *name)
 	return ab_hidden_name_parse(name, &id);
 }
 
+static bool
+is_reserved(const char *name)
+{
+	return ab_hidden_name_is_reserved(name) || ab_deleted_name_is_reserved(name);
+}
+
 static void
 refuse_hidden(const char *name)
 {
@@ -88,13 +95,28 @@ refuse_hidden(const char *name)
 			 errhint("branch.gc() removes snapshots that nobody needs.")));
 }
 
+/* Rows of snapshots are nobody's; a deleted branch stays as it is until it is recovered. */
+static void
+check_ordinary(const char *name)
+{
+	Oid			db;
+
+	if (is_hidden_name(name))
+		refuse_hidden(name);
+	if (!ab_deleted_name_is_reserved(name))
+		return;
+	db = get_database_oid(name, true);
+	if (OidIsValid(db) && ab_database_is_deleted(db))
+		ab_raise_deleted(db);
+}
+
 static void
 refuse_reserved(const char *name)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_RESERVED_NAME),
 			 errmsg("database name \"%s\" is reserved", name),
-			 errdetail("Names that begin like this stand for snapshots.")));
+			 errdetail("Names that begin like this stand for snapshots or for deleted branches.")));
 }
 
 /* Say what the database has to do with branches; NULL: nothing. */
@@ -119,12 +141,11 @@ check_createdb(const CreatedbStmt *stmt)
 	char	   *why;
 	Oid			db;
 
-	if (ab_hidden_name_is_reserved(stmt->dbname))
+	if (is_reserved(stmt->dbname))
 		refuse_reserved(stmt->dbname);
 	if (defel != NULL && defel->arg != NULL)
 		template = defGetString(defel);
-	if (is_hidden_name(template))
-		refuse_hidden(template);
+	check_ordinary(template);
 
 	db = get_database_oid(template, true);
 	if (!OidIsValid(db))
@@ -166,8 +187,7 @@ check_alter(const AlterDatabaseStmt *stmt)
 	char	   *why;
 	Oid			db;
 
-	if (is_hidden_name(stmt->dbname))
-		refuse_hidden(stmt->dbname);
+	check_ordinary(stmt->dbname);
 	if (find_option(stmt->options, "tablespace") == NULL)
 		return;
 
@@ -189,17 +209,9 @@ check_rename(const RenameStmt *stmt)
 {
 	if (stmt->renameType != OBJECT_DATABASE)
 		return;
-	if (is_hidden_name(stmt->subname))
-		refuse_hidden(stmt->subname);
-	if (ab_hidden_name_is_reserved(stmt->newname))
+	check_ordinary(stmt->subname);
+	if (is_reserved(stmt->newname))
 		refuse_reserved(stmt->newname);
-}
-
-static void
-check_unhidden(const char *name)
-{
-	if (is_hidden_name(name))
-		refuse_hidden(name);
 }
 
 void
@@ -218,13 +230,13 @@ ab_check_database_statement(Node *stmt)
 			break;
 		case T_AlterOwnerStmt:
 			if (((AlterOwnerStmt *) stmt)->objectType == OBJECT_DATABASE)
-				check_unhidden(strVal(((AlterOwnerStmt *) stmt)->object));
+				check_ordinary(strVal(((AlterOwnerStmt *) stmt)->object));
 			break;
 		case T_AlterDatabaseSetStmt:
-			check_unhidden(((AlterDatabaseSetStmt *) stmt)->dbname);
+			check_ordinary(((AlterDatabaseSetStmt *) stmt)->dbname);
 			break;
 		case T_AlterDatabaseRefreshCollStmt:
-			check_unhidden(((AlterDatabaseRefreshCollStmt *) stmt)->dbname);
+			check_ordinary(((AlterDatabaseRefreshCollStmt *) stmt)->dbname);
 			break;
 		default:
 			break;
@@ -246,6 +258,17 @@ check_protection(Oid db, const char *name)
 		ab_registry_raise_protected(name, "drop", until);
 }
 
+static bool
+any_deleted(List *dbs)
+{
+	ListCell   *lc;
+
+	foreach(lc, dbs)
+		if (ab_database_is_deleted(lfirst_oid(lc)))
+			return true;
+	return false;
+}
+
 void
 ab_check_drop_database(Oid db, bool files_go)
 {
@@ -256,12 +279,17 @@ ab_check_drop_database(Oid db, bool files_go)
 		return;
 	if (is_hidden_name(name))
 		refuse_hidden(name);
-	children = ab_children(db);
+
+	/* branch.delete() and its like have looked for themselves, and may leave children */
+	children = files_go ? ab_children(db) : NIL;
 	if (children != NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("cannot drop database \"%s\", because it has branches", name),
 				 errdetail("They are: %s.", ab_name_list(children)),
+				 any_deleted(children) ?
+				 errhint("Delete these first; those that are deleted already with branch.delete(name, hard => true) in database \"%s\".",
+						 ab_control_database) :
 				 errhint("Delete these first.")));
 	if (files_go && is_branch(db))
 		check_protection(db, name);

@@ -48,7 +48,8 @@ static const struct
 	{"agent_id", TEXTOID},
 	{"deleted_at", TIMESTAMPTZOID},
 	{"deleted_by", TEXTOID},
-	{"deleted_name", TEXTOID}
+	{"deleted_name", TEXTOID},
+	{"deleted_allowconn", BOOLOID}
 };
 
 /* ---- reading ---- */

@@ -27,6 +27,7 @@
 #include "ab_registry.h"
 #include "ab_sessions.h"
 #include "ab_snapshot.h"
+#include "ab_softdelete.h"
 
 /* Columns of the old row that the new one keeps. */
 static void
@@ -114,6 +115,8 @@ check_source_rights(const AbResetOptions *opt, Oid db)
 				 errmsg("the parent of branch \"%s\" does not exist any more", opt->name),
 				 errdetail("It was database %u.", parent),
 				 errhint("Delete the branch and create it from another parent, or restore it to a snapshot of itself.")));
+	if (ab_database_is_deleted(parent))
+		ab_raise_deleted(parent);
 	ab_check_parent_rights(parent, name);
 }
 
@@ -177,7 +180,7 @@ lock_old(Oid old, const AbResetOptions *opt)
 
 	if (opt->preserve_under_name == NULL)
 	{
-		if (!ab_lock_for_delete(old, opt->name, verb(opt), opt->force))
+		if (!ab_lock_for_delete(old, opt->name, verb(opt), false, opt->force))
 			raise_no_branch(opt->name);
 		return;
 	}

@@ -23,6 +23,7 @@ int			ab_max_snapshots = 1024;
 int			ab_sweep_interval = 60;
 int			ab_event_retention = 30 * 24 * 3600;
 int			ab_session_grace = 5000;
+int			ab_recovery_window = 7 * 24 * 3600;
 char	   *ab_connection_template;
 
 static const struct config_enum_entry method_options[] = {
@@ -76,6 +77,11 @@ ab_settings_define(void)
 							"Idle sessions are ended at once.",
 							&ab_session_grace, 5000, 0, INT_MAX,
 							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("agent_branch.recovery_window",
+							"How long a deleted branch can be recovered.",
+							"Zero: deleted branches cannot be recovered.",
+							&ab_recovery_window, 7 * 24 * 3600, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomStringVariable("agent_branch.connection_template",
 							   "Connection string given to agents; {database}, {host}, {port} and {role} are replaced.",
 							   "Empty: a libpq URI for this server.",

@@ -114,7 +114,8 @@ ab_sql_branch_row(Oid db, const char *name)
 	"SELECT ROW(b.id, b.name, b.parent_id, b.parent_name, b.parent_lsn, b.parent_timestamp,"
 	" b.depth, b.current_state, b.is_default, b.protected, b.protected_until, b.created_at,"
 	" b.created_by, b.last_reset_at, b.last_active_at, b.expires_at,"
-	" b.suspend_timeout_seconds, b.logical_bytes, b.own_bytes, NULL, b.labels)"
+	" b.suspend_timeout_seconds, b.logical_bytes, b.own_bytes, NULL, b.labels,"
+	" b.deleted_at, b.deleted_by)"
 	"::branch.branches FROM branch.branches AS b WHERE b.id OPERATOR(pg_catalog.=) $1";
 
 	return ab_sql_row(query, OIDOID, ObjectIdGetDatum(db),

@@ -1,6 +1,6 @@
 /*
  * ab_sql_lifecycle.c
- *	  branch.create, ensure, create_many, delete, reset, restore.
+ *	  branch.create, ensure, create_many, delete, recover, reset, restore.
  *
  * Backends in the control database.  Arguments are checked and translated here;
  * rights, locks and everything else are ab_lifecycle.h's.
@@ -24,6 +24,7 @@
 #include "ab_origin.h"
 #include "ab_registry.h"
 #include "ab_settings.h"
+#include "ab_softdelete.h"
 #include "ab_sql.h"
 #include "ab_sql_at.h"
 #include "ab_sql_registry.h"
@@ -35,6 +36,7 @@ PG_FUNCTION_INFO_V1(ab_sql_create);
 PG_FUNCTION_INFO_V1(ab_sql_ensure);
 PG_FUNCTION_INFO_V1(ab_sql_create_many);
 PG_FUNCTION_INFO_V1(ab_sql_delete);
+PG_FUNCTION_INFO_V1(ab_sql_recover);
 PG_FUNCTION_INFO_V1(ab_sql_reset);
 PG_FUNCTION_INFO_V1(ab_sql_restore);
 
@@ -307,39 +309,47 @@ ab_sql_create_many(PG_FUNCTION_ARGS)
 
 /* ---- deleting, resetting ---- */
 
-static void
-check_on_children(const char *value)
+static AbOnChildren
+parse_on_children(const char *value)
 {
 	if (value == NULL || strcmp(value, "error") == 0)
-		return;
-	if (strcmp(value, "keep") != 0 && strcmp(value, "cascade") != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid value for argument \"on_children\": \"%s\"", value),
-				 errhint("It can be error, keep or cascade.")));
+		return AB_CHILDREN_ERROR;
+	if (strcmp(value, "keep") == 0)
+		return AB_CHILDREN_KEEP;
+	if (strcmp(value, "cascade") == 0)
+		return AB_CHILDREN_CASCADE;
 	ereport(ERROR,
-			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("argument \"on_children\" of branch.delete cannot be \"%s\" in this version of agent_branch",
-					value),
-			 errhint("Delete the branch's own branches first.")));
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("invalid value for argument \"on_children\": \"%s\"", value),
+			 errhint("It can be error, keep or cascade.")));
 }
 
 Datum
 ab_sql_delete(PG_FUNCTION_ARGS)
 {
+	AbDeleteOptions opt = {0};
+
+	ab_require_control_database();
+	opt.name = ab_sql_required_text(fcinfo, 0, "name");
+	opt.hard = ab_sql_bool(fcinfo, 1, false);
+	opt.on_children = parse_on_children(ab_sql_text(fcinfo, 2));
+	opt.if_exists = ab_sql_bool(fcinfo, 3, false);
+	opt.force = ab_sql_bool(fcinfo, 4, false);
+	ab_delete_branch(&opt);
+	PG_RETURN_VOID();
+}
+
+Datum
+ab_sql_recover(PG_FUNCTION_ARGS)
+{
 	char	   *name;
+	char	   *new_name;
 
 	ab_require_control_database();
 	name = ab_sql_required_text(fcinfo, 0, "name");
-	check_on_children(ab_sql_text(fcinfo, 2));
-	if (!ab_sql_bool(fcinfo, 1, false))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("branch \"%s\" cannot be deleted recoverably by this version of agent_branch",
-						name),
-				 errhint("Use branch.delete(name, hard => true) to delete it for good.")));
-	ab_delete_branch(name, ab_sql_bool(fcinfo, 3, false), ab_sql_bool(fcinfo, 4, false));
-	PG_RETURN_VOID();
+	new_name = ab_sql_text(fcinfo, 1);
+	PG_RETURN_DATUM(ab_sql_branch_row(ab_recover_branch(name, new_name),
+									  new_name ? new_name : name));
 }
 
 Datum

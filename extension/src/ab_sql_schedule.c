@@ -220,6 +220,7 @@ list_due(void)
 						  " FROM branch.schedules AS s"
 						  " JOIN pg_database AS d ON d.oid = s.parent_id"
 						  " WHERE s.next_at <= clock_timestamp()"
+						  " AND NOT starts_with(d.datname, 'agent_branch_deleted_')"
 						  " ORDER BY s.next_at, s.parent_id, s.name_prefix",
 						  0, NULL, NULL, NULL);
 	for (uint64 i = 0; i < n; i++)

@@ -36,6 +36,7 @@
 #include "ab_request.h"
 #include "ab_settings.h"
 #include "ab_snapshot.h"
+#include "ab_softdelete.h"
 #include "ab_sql.h"
 #include "ab_sql_snapshot.h"
 #include "ab_tables.h"
@@ -336,6 +337,24 @@ forget_gone_databases(void)
 	ab_registry_forget();
 }
 
+/* Their storage is given back when that is committed: by the next run, or the sweeper. */
+static void
+purge_deleted(ReturnSetInfo *rsinfo, bool dry_run)
+{
+	ListCell   *lc;
+
+	foreach(lc, ab_purge_due(dry_run))
+	{
+		Datum		values[3];
+		bool		nulls[3] = {false, false, false};
+
+		values[0] = CStringGetTextDatum("deleted branch");
+		values[1] = CStringGetTextDatum(lfirst(lc));
+		values[2] = Int64GetDatum(0);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+}
+
 static void
 put_items(ReturnSetInfo *rsinfo, List *items)
 {
@@ -367,6 +386,7 @@ ab_sql_gc(PG_FUNCTION_ARGS)
 		ab_prevent_read_only("branch.gc()");
 	InitMaterializedSRF(fcinfo, 0);
 	ab_request_first_sweep();
+	purge_deleted(rsinfo, dry_run);
 	put_items(rsinfo, ab_sweep_orphans(dry_run));
 	put_items(rsinfo, ab_retire_snapshots(dry_run, true,
 										 ab_tables_kept_snapshots(!dry_run)));

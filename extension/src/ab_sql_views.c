@@ -30,12 +30,14 @@
 #include "ab_settings.h"
 #include "ab_size.h"
 #include "ab_snapshot.h"
+#include "ab_softdelete.h"
 #include "ab_sql.h"
 #include "ab_sql_at.h"
 #include "ab_storage.h"
 #include "ab_storagefiles.h"
 
 PG_FUNCTION_INFO_V1(ab_sql_origin);
+PG_FUNCTION_INFO_V1(ab_sql_deleted_name);
 PG_FUNCTION_INFO_V1(ab_sql_own_bytes);
 PG_FUNCTION_INFO_V1(ab_sql_logical_bytes);
 PG_FUNCTION_INFO_V1(ab_sql_snapshots);
@@ -83,6 +85,21 @@ ab_sql_origin(PG_FUNCTION_ARGS)
 	values[5] = TimestampTzGetDatum(o.created_at);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
 													  values, nulls)));
+}
+
+/* The name that a deleted branch had; NULL for any other database. */
+Datum
+ab_sql_deleted_name(PG_FUNCTION_ARGS)
+{
+	Oid			db = PG_GETARG_OID(0);
+	Name		name;
+
+	ab_require_control_database();
+	if (!ab_database_is_deleted(db))
+		PG_RETURN_NULL();
+	name = palloc0(NAMEDATALEN);
+	namestrcpy(name, ab_deleted_old_name(db));
+	PG_RETURN_NAME(name);
 }
 
 Datum

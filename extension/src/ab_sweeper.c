@@ -1,6 +1,7 @@
 /*
  * ab_sweeper.c
- *	  The worker that sweeps: storage without a row, snapshots without branches.
+ *	  The worker that sweeps: deleted branches whose time is over, storage without a row,
+ *	  snapshots without branches.
  *
  * Started by the keeper, connected to the control database, ends by itself.  Its
  * locks are those of ab_gc.c, all of them conditional, and none of its waits is for
@@ -20,6 +21,7 @@
 #include "ab_gc.h"
 #include "ab_hidden.h"
 #include "ab_settings.h"
+#include "ab_softdelete.h"
 
 PGDLLEXPORT void ab_sweeper_main(Datum arg);
 
@@ -47,6 +49,14 @@ static void
 sweep_orphans(void)
 {
 	(void) ab_sweep_orphans(false);
+}
+
+static bool purged_many;
+
+static void
+purge_deleted(void)
+{
+	purged_many = list_length(ab_purge_due(false)) == AB_PURGE_BATCH;
 }
 
 /* Of deleted branches that others shared files with, the second sweep gets the rest. */
@@ -112,6 +122,11 @@ ab_sweeper_main(Datum arg)
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(ab_control_database, NULL, 0);
 	ab_sweeper_settings();
+	do
+	{
+		purged_many = false;
+		run_step(purge_deleted, "deleting branches that nobody has recovered");
+	} while (purged_many);
 	run_step(sweep_orphans, "sweeping storage of dropped branches");
 	run_step(sweep_snapshots, "retiring snapshots that nobody needs");
 	run_step(warn_of_age, "looking for snapshots that get too old");

@@ -29,7 +29,8 @@ def _report(error: ReportedError) -> NoReturn:
 def _living(names: Sequence[str]) -> set[str]:
     """Those of the names that are branches now."""
     rows = _query(
-        "SELECT b.name FROM branch.branches AS b WHERE b.name = ANY ($1)",
+        "SELECT b.name FROM branch.branches AS b"
+        " WHERE b.name = ANY ($1) AND b.current_state <> 'deleted'",
         ["name[]"],
         [list(names)],
     )
