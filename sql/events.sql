@@ -37,6 +37,24 @@ RELEASE s;
 COMMIT;
 SELECT event, branch FROM public.happened WHERE branch ~ 'ev([6-9]|10)';
 
+-- In order, each once.
+SELECT max(id) AS last FROM branch.events WHERE branch = 'ev7' \gset
+SELECT event, branch FROM branch.events_after(:last);
+SELECT event, branch FROM branch.events_after(:last, 0);
+SELECT count(*) = 1 AS one FROM branch.events_after(0, max_rows => 1);
+SELECT branch.events_after(NULL);
+\echo :LAST_ERROR_SQLSTATE
+BEGIN ISOLATION LEVEL REPEATABLE READ;
+SELECT branch.events_after(0);
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK;
+
+-- Not in a prepared transaction.
+BEGIN;
+SELECT branch.delete('ev10', hard => true);
+PREPARE TRANSACTION 'ev';
+\echo :LAST_ERROR_SQLSTATE
+
 -- Who sees what.
 CREATE ROLE regress_ev_owner CREATEDB;
 CREATE ROLE regress_ev_other;

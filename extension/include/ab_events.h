@@ -11,7 +11,8 @@
 /*
  * Say that something has happened to a database, in the caller's transaction:
  * nothing is left of it if that, or the subtransaction, is rolled back.  The row is
- * written and the notification sent when the transaction commits.
+ * written when the transaction commits, and the keeper sends the notification then.
+ * A transaction that has said something cannot be prepared.
  *
  * event is a past participle in lower case.  branch and parent are names, parent may
  * be NULL; where a database goes away its event has to come before its row in
@@ -28,7 +29,8 @@ extern void ab_event_from_note(const AbNote *note);
 /* Can events be written here: is this the control database, with the extension? */
 extern bool ab_events_writable(void);
 
-/* OID of branch.event_log; InvalidOid without the extension. */
+/* OID of branch.event_log; InvalidOid without the extension.  Of its sequence. */
 extern Oid	ab_events_table(void);
+extern Oid	ab_events_sequence(void);
 
 #endif							/* AB_EVENTS_H */

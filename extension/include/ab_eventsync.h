@@ -8,11 +8,11 @@
 #include "ab_types.h"
 
 /*
- * Write the events that the notes of other databases stand for.  The keeper's;
- * transactions of its own.  What cannot be written now is left for later: returns in
- * how many milliseconds to try again, 0 if nothing is left.
+ * What the keeper does about events each time it wakes: writes those that the notes of
+ * other databases stand for, and sends notifications.  Transactions of its own.
+ * Returns in how many milliseconds to try again what cannot be done now, 0: all is done.
  */
-extern long ab_eventsync_notes(void);
+extern long ab_eventsync_tend(void);
 
 /*
  * If it is wanted: compare all branches with all events, and add the events that are

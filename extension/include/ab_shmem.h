@@ -155,7 +155,7 @@ typedef struct AbShared
 									 * sweep is finished */
 	AbRequest	request[AB_REQUESTS];
 
-	/* events (ab_eventnotes.h) */
+	/* events of other databases (ab_eventnotes.h) */
 	AbNote		notes[AB_NOTES];	/* event_lock */
 	uint64		notes_seq;		/* event_lock */
 	pg_atomic_uint32 notes_used;	/* not free; changed under event_lock */
@@ -164,6 +164,14 @@ typedef struct AbShared
 	uint64		events_compared;	/* ... and up to which it was done */
 	TimestampTz events_pruned_at;	/* event_lock; when old ones were last looked for */
 	ConditionVariable notes_cv; /* broadcast when notes were written */
+
+	/* order of events (ab_eventorder.h) */
+	Oid			events_sequence;	/* event_lock to change; 0: nothing is known yet */
+	pg_atomic_uint64 events_last;	/* highest id that was taken */
+	pg_atomic_uint64 *events_from;	/* MaxBackends of them: from which id on that one
+									 * writes; 0: it does not */
+	int64		events_notified;	/* the keeper's: last id that was sent */
+	pg_atomic_uint32 events_poked;	/* the keeper has been told that there are some */
 
 	AbOriginSync originsync;
 

@@ -9,12 +9,12 @@ CREATE TABLE branch.event_log (
     parent text,
     by text NOT NULL, -- noqa: RF04
     owner_id oid NOT NULL,
-    xid xid8 NOT NULL,
     detail jsonb NOT NULL
 );
 
 COMMENT ON TABLE branch.event_log IS 'events, written by the library; view branch.events shows them';
-COMMENT ON COLUMN branch.event_log.id IS 'number; transactions may commit in another order';
+COMMENT ON COLUMN branch.event_log.id
+IS 'number; transactions commit in another order: branch.events_after() waits for them';
 COMMENT ON COLUMN branch.event_log.at IS 'when it happened';
 COMMENT ON COLUMN branch.event_log.event IS 'what happened: created, deleted, reset, ...';
 COMMENT ON COLUMN branch.event_log.branch IS 'name of the database it happened to, then';
@@ -22,7 +22,6 @@ COMMENT ON COLUMN branch.event_log.branch_id IS 'OID of that database';
 COMMENT ON COLUMN branch.event_log.parent IS 'name of its parent then';
 COMMENT ON COLUMN branch.event_log.by IS 'role that did it';
 COMMENT ON COLUMN branch.event_log.owner_id IS 'OID of the role that owned the database then';
-COMMENT ON COLUMN branch.event_log.xid IS 'transaction that did it';
 COMMENT ON COLUMN branch.event_log.detail IS 'what there is to say beyond that';
 
 CREATE VIEW branch.events WITH (security_barrier) AS
@@ -34,8 +33,7 @@ SELECT -- noqa: ST06
     e.branch_id,
     e.parent,
     e.by,
-    e.detail,
-    e.xid
+    e.detail
 FROM branch.event_log AS e
 WHERE
     pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE')
@@ -43,7 +41,8 @@ WHERE
 
 COMMENT ON VIEW branch.events
 IS 'what happened to the branches that the caller owns or owned; pg_read_all_stats: to all';
-COMMENT ON COLUMN branch.events.id IS 'number; transactions may commit in another order';
+COMMENT ON COLUMN branch.events.id
+IS 'number; transactions commit in another order: branch.events_after() waits for them';
 COMMENT ON COLUMN branch.events.at IS 'when it happened';
 COMMENT ON COLUMN branch.events.event IS 'what happened: created, deleted, reset, ...';
 COMMENT ON COLUMN branch.events.branch IS 'name of the database it happened to, then';
@@ -51,7 +50,12 @@ COMMENT ON COLUMN branch.events.branch_id IS 'OID of that database';
 COMMENT ON COLUMN branch.events.parent IS 'name of its parent then';
 COMMENT ON COLUMN branch.events.by IS 'role that did it';
 COMMENT ON COLUMN branch.events.detail IS 'what there is to say beyond that';
-COMMENT ON COLUMN branch.events.xid
-IS 'transaction that did it: readers that must not miss one compare it with pg_current_snapshot()';
+
+CREATE FUNCTION branch.events_after(id bigint, max_rows integer DEFAULT 1000) RETURNS SETOF branch.events
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_events_after';
+
+COMMENT ON FUNCTION branch.events_after(bigint, integer)
+IS 'events with higher ids, in order; who passes the last id that it got misses none and gets none twice';
 
 REVOKE ALL ON TABLE branch.event_log FROM public;

@@ -32,6 +32,7 @@ GRANT EXECUTE ON FUNCTION branch._endpoint() TO public;
 
 -- Events.
 GRANT SELECT ON TABLE branch.events TO public;
+GRANT EXECUTE ON FUNCTION branch.events_after(bigint, integer) TO public;
 
 -- What people say about branches.
 GRANT EXECUTE ON FUNCTION branch._default_parent() TO public;

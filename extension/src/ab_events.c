@@ -1,8 +1,7 @@
 /*
  * ab_events.c
  *	  Events: kept in memory until the transaction commits, then written into
- *	  branch.event_log and sent as notifications; in other databases noted
- *	  for the keeper.
+ *	  branch.event_log; in other databases noted for the keeper.
  *
  * Backends, the keeper and its sweeper.  Rows are written by the pre-commit callback and
  * not before, for three reasons: a transaction that makes many branches writes them in
@@ -11,9 +10,11 @@
  * this transaction.  The table is written without the executor, since a creation has
  * to cost little more than a committed INSERT: no trigger on it fires.
  *
- * Locks: RowExclusiveLock on the table, the gate of the control database, and the
- * server's own of NOTIFY, which lets transactions with events commit one after the
- * other.  A crash leaves nothing that is not committed.
+ * Notifications are the keeper's (ab_eventsync.c): whoever sends one holds a lock of the
+ * whole cluster until its commit is on disk, so creations would commit one by one.
+ *
+ * Locks: RowExclusiveLock on the table, the gate of the control database.  A crash
+ * leaves nothing that is not committed.
  */
 #include "ab_events.h"
 
@@ -26,37 +27,31 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_type.h"
-#include "commands/async.h"
 #include "commands/dbcommands.h"
 #include "commands/extension.h"
-#include "commands/sequence.h"
 #include "executor/tuptable.h"
 #include "lib/ilist.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
-#include "utils/datetime.h"
-#include "utils/json.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
-#include "utils/xid8.h"
 
 #include "ab_eventnotes.h"
+#include "ab_eventorder.h"
 #include "ab_gate.h"
 #include "ab_request.h"
 #include "ab_settings.h"
+#include "ab_shmem.h"
 
 #define EVENTS_TABLE "event_log"
 #define EVENTS_SEQUENCE "event_log_id_seq"
-#define EVENTS_CHANNEL "agent_branch"
 
-/* The server wants less than 8000 bytes; with all other fields escaped this is. */
-#define MAX_DETAIL_SENT 5000
-#define DETAIL_NOT_SENT "{\"shortened\": true}"
+#define DETAIL_SHORTENED "{\"shortened\": true}"
 
 /* Columns of branch.event_log. */
 enum
@@ -69,14 +64,13 @@ enum
 	COL_PARENT,
 	COL_BY,
 	COL_OWNER_ID,
-	COL_XID,
 	COL_DETAIL,
 	NCOLS
 };
 
 static const Oid column_types[NCOLS] = {
 	INT8OID, TIMESTAMPTZOID, TEXTOID, TEXTOID, OIDOID, TEXTOID, TEXTOID, OIDOID,
-	XID8OID, JSONBOID
+	JSONBOID
 };
 
 typedef struct AbEvent
@@ -102,6 +96,8 @@ static int	npending = 0;
 /* From pre-commit to commit or abort, outside the control database. */
 static bool notes_are_put = false;
 static bool notes_are_lost = false; /* some of them: there was no room */
+
+static bool rows_are_written = false;	/* the same, in the control database */
 
 /* ---- where ---- */
 
@@ -145,6 +141,17 @@ ab_events_table(void)
 	return own_relation(EVENTS_TABLE, &checked);
 }
 
+Oid
+ab_events_sequence(void)
+{
+	Oid			sequence = get_relname_relid(EVENTS_SEQUENCE,
+											 get_namespace_oid("branch", false));
+
+	if (!OidIsValid(sequence))
+		elog(ERROR, "sequence \"branch.%s\" is missing", EVENTS_SEQUENCE);
+	return sequence;
+}
+
 bool
 ab_events_writable(void)
 {
@@ -169,37 +176,6 @@ check_layout(Relation rel)
 
 /* ---- writing ---- */
 
-static void
-put_json_field(StringInfo buf, const char *key, const char *value)
-{
-	appendStringInfo(buf, ", \"%s\": ", key);
-	if (value == NULL)
-		appendStringInfoString(buf, "null");
-	else
-		escape_json(buf, value);
-}
-
-static void
-notify(const AbEvent *e, int64 id)
-{
-	StringInfoData buf;
-	char		at[MAXDATELEN + 1];
-
-	initStringInfo(&buf);
-	appendStringInfo(&buf, "{\"id\": " INT64_FORMAT, id);
-	put_json_field(&buf, "event", e->event);
-	put_json_field(&buf, "branch", e->branch);
-	put_json_field(&buf, "parent", e->parent);
-	put_json_field(&buf, "at", JsonEncodeDateTime(at, TimestampTzGetDatum(e->at),
-												  TIMESTAMPTZOID, NULL));
-	put_json_field(&buf, "by", e->by);
-	appendStringInfo(&buf, ", \"detail\": %s}",
-					 strlen(e->detail_text) <= MAX_DETAIL_SENT ?
-					 e->detail_text : DETAIL_NOT_SENT);
-	Async_Notify(EVENTS_CHANNEL, buf.data);
-	pfree(buf.data);
-}
-
 static TupleTableSlot *
 make_row(Relation rel, const AbEvent *e, int64 id)
 {
@@ -217,7 +193,6 @@ make_row(Relation rel, const AbEvent *e, int64 id)
 	values[COL_PARENT] = nulls[COL_PARENT] ? (Datum) 0 : CStringGetTextDatum(e->parent);
 	values[COL_BY] = CStringGetTextDatum(e->by);
 	values[COL_OWNER_ID] = ObjectIdGetDatum(e->owner);
-	values[COL_XID] = FullTransactionIdGetDatum(GetTopFullTransactionId());
 	values[COL_DETAIL] = e->detail;
 	ExecStoreHeapTuple(heap_form_tuple(RelationGetDescr(rel), values, nulls),
 					   slot, true);
@@ -239,7 +214,7 @@ write_rows(Relation rel, TupleTableSlot **slots, int n)
 }
 
 static void
-write_pending(bool with_notify)
+write_pending(void)
 {
 	TupleTableSlot *slots[BATCH];
 	MemoryContext work = AllocSetContextCreate(CurrentMemoryContext,
@@ -254,17 +229,11 @@ write_pending(bool with_notify)
 	ab_gate_enter();
 	rel = table_open(ab_events_table(), RowExclusiveLock);
 	check_layout(rel);
-	sequence = get_relname_relid(EVENTS_SEQUENCE, RelationGetNamespace(rel));
-	if (!OidIsValid(sequence))
-		elog(ERROR, "sequence \"branch.%s\" is missing", EVENTS_SEQUENCE);
+	sequence = ab_events_sequence();
 	dlist_foreach(it, &pending)
 	{
-		AbEvent    *e = dlist_container(AbEvent, node, it.cur);
-		int64		id = nextval_internal(sequence, false);
-
-		slots[n++] = make_row(rel, e, id);
-		if (with_notify)
-			notify(e, id);
+		slots[n++] = make_row(rel, dlist_container(AbEvent, node, it.cur),
+							  ab_eventorder_next(sequence));
 		if (n == BATCH)
 		{
 			write_rows(rel, slots, n);
@@ -277,6 +246,7 @@ write_pending(bool with_notify)
 	table_close(rel, NoLock);
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(work);
+	rows_are_written = true;
 }
 
 /* ---- transactions ---- */
@@ -310,7 +280,7 @@ put_notes(void)
 		if (strlen(e->detail_text) < sizeof(note.detail))
 			strcpy(note.detail, e->detail_text);
 		else
-			strcpy(note.detail, DETAIL_NOT_SENT);
+			strcpy(note.detail, DETAIL_SHORTENED);
 		notes_are_lost |= !ab_eventnotes_put(&note);
 	}
 	notes_are_put = true;
@@ -332,7 +302,7 @@ settle_notes(bool committed)
 }
 
 static void
-write_or_note(bool with_notify)
+write_or_note(void)
 {
 	dlist_iter	it;
 
@@ -348,7 +318,42 @@ write_or_note(bool with_notify)
 		if (!e->found)
 			ab_eventnotes_wait(e->db);
 	}
-	write_pending(with_notify);
+	write_pending();
+}
+
+/* The keeper is to send notifications; once is enough for all until it looks. */
+static void
+settle_rows(bool committed)
+{
+	ab_eventorder_end();
+	rows_are_written = false;
+	if (committed && pg_atomic_exchange_u32(&ab_shared->events_poked, 1) == 0)
+		ab_request_poke_keeper();
+}
+
+static void
+settle(bool committed)
+{
+	if (notes_are_put)
+		settle_notes(committed);
+	if (rows_are_written)
+		settle_rows(committed);
+	else
+		ab_eventorder_end();
+	forget_all();
+}
+
+/*
+ * All later events would have to wait until a prepared transaction is finished, by
+ * another process.
+ */
+static void
+refuse_prepare(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("cannot prepare a transaction that has changed branches"),
+			 errhint("Change them in a transaction of their own.")));
 }
 
 static void
@@ -357,21 +362,16 @@ at_xact_end(XactEvent event, void *arg)
 	switch (event)
 	{
 		case XACT_EVENT_PRE_COMMIT:
-		case XACT_EVENT_PRE_PREPARE:
-			/* a transaction with notifications cannot be prepared: rows only */
 			if (npending > 0)
-				write_or_note(event == XACT_EVENT_PRE_COMMIT);
-			forget_all();
+				write_or_note();
+			break;
+		case XACT_EVENT_PRE_PREPARE:
+			if (npending > 0)
+				refuse_prepare();
 			break;
 		case XACT_EVENT_COMMIT:
-		case XACT_EVENT_PREPARE:
-			if (notes_are_put)
-				settle_notes(true);
-			break;
 		case XACT_EVENT_ABORT:
-			if (notes_are_put)
-				settle_notes(false);
-			forget_all();
+			settle(event == XACT_EVENT_COMMIT);
 			break;
 		default:
 			break;

@@ -1,9 +1,10 @@
 /*
  * ab_eventsync.c
- *	  Events in the background: those of other databases, those that were missed,
- *	  those that are too old.
+ *	  Events in the background: notifications, events of other databases, those that
+ *	  were missed, those that are too old.
  *
- * The keeper writes what notes say (ab_eventnotes.h); its sweeper, or branch.gc(),
+ * The keeper sends the notifications of what is settled (ab_eventorder.h), in order of
+ * id, and writes what notes say (ab_eventnotes.h); its sweeper, or branch.gc(),
  * compares branches with events after each start and when notes were lost, and removes
  * old events.  A comparison must not take a branch for missed whose note is being
  * written: it holds the notes' turn (a lock on the table with sub-object 1) from
@@ -19,12 +20,14 @@
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "ab_catalogrows.h"
 #include "ab_eventnotes.h"
+#include "ab_eventorder.h"
 #include "ab_events.h"
 #include "ab_format.h"
 #include "ab_gate.h"
@@ -68,8 +71,11 @@ end_turn(uint16 turn)
 
 #define NOTES_AT_ONCE 32
 #define RETRY_MS 100
+#define FAILED_RETRY_MS 10000
 
-/* In a transaction; false: not now. */
+static bool failed = false;		/* a step of the keeper's */
+
+/* In a transaction; false: none, or not now. */
 static bool
 write_notes(void)
 {
@@ -85,43 +91,139 @@ write_notes(void)
 	return n > 0;
 }
 
+/* ---- notifications ---- */
+
+/*
+ * A payload has to be shorter than 8000 bytes.  Names have at most 63, each of which
+ * JSON may need six for.
+ */
+static const char notify_sql[] =
+"SELECT max(n.id), count(pg_catalog.pg_notify('agent_branch', n.payload))"
+" FROM (SELECT e.id, pg_catalog.json_build_object('id', e.id, 'event', e.event,"
+" 'branch', e.branch, 'parent', e.parent, 'at', e.at, 'by', e.by, 'detail',"
+" CASE WHEN pg_catalog.octet_length(e.detail::pg_catalog.text)"
+" OPERATOR(pg_catalog.<=) 5000 THEN e.detail"
+" ELSE '{\"shortened\": true}'::pg_catalog.jsonb END)::pg_catalog.text AS payload"
+" FROM branch.event_log AS e"
+" WHERE e.id OPERATOR(pg_catalog.>) $1 AND e.id OPERATOR(pg_catalog.<=) $2"
+" ORDER BY e.id LIMIT 500) AS n";
+
+static int64
+notify_some(int64 after, int64 upto)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[2] = {INT8OID, INT8OID};
+	Datum		values[2];
+	int64		last;
+	bool		isnull;
+
+	values[0] = Int64GetDatum(after);
+	values[1] = Int64GetDatum(upto);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	if (plan == NULL)
+	{
+		SPIPlanPtr	made = SPI_prepare(notify_sql, 2, types);
+
+		if (made == NULL || SPI_keepplan(made) != 0)
+			elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+		plan = made;
+	}
+	if (SPI_execute_plan(plan, values, NULL, false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "SPI_execute_plan failed");
+	last = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
+									   1, &isnull));
+	SPI_finish();
+	return isnull ? upto : last;
+}
+
+/* Up to where this transaction will have notified; the caller remembers it then. */
+static int64 notified = 0;
+
+/*
+ * In a transaction; false: there is nothing.  The commit need not be waited for: a
+ * server that crashes has no listeners left.
+ */
+static bool
+send_notifications(void)
+{
+	Oid			sequence;
+	int64		after;
+	int64		upto;
+
+	notified = 0;
+	pg_atomic_write_u32(&ab_shared->events_poked, 0);
+	pg_memory_barrier();
+	if (!ab_events_writable())
+		return false;
+	sequence = ab_events_sequence();
+	after = ab_eventorder_notified(sequence);
+	upto = ab_eventorder_settled(sequence);
+	if (upto <= after)
+		return false;
+	(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	notified = notify_some(after, upto);
+	PopActiveSnapshot();
+	return true;
+}
+
+/* ---- the keeper ---- */
+
+/* A transaction; false: nothing was done. */
+static bool
+run_step(bool (*step) (void), const char *activity)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	volatile bool done = false;
+
+	SetCurrentStatementStartTimestamp();
+	PG_TRY();
+	{
+		StartTransactionCommand();
+		done = step();
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		HOLD_INTERRUPTS();
+		MemoryContextSwitchTo(caller);
+		errcontext("%s", activity);
+		EmitErrorReport();
+		AbortOutOfAnyTransaction();
+		FlushErrorState();
+		QueryCancelPending = false; /* lock_timeout sends one */
+		failed = true;
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(caller);
+	return done && !failed;
+}
+
 /*
  * Notes that could not be written stay; should that be for good (a table of another
  * version), later ones find no room, and nobody is held up.
  */
 long
-ab_eventsync_notes(void)
+ab_eventsync_tend(void)
 {
-	MemoryContext caller = CurrentMemoryContext;
-	volatile bool more = true;
-
-	while (more && ab_eventnotes_any_ready())
+	failed = false;
+	while (!failed && ab_eventnotes_any_ready() &&
+		   run_step(write_notes, "writing events of other databases"))
+		ab_eventnotes_done(true);
+	if (failed)
+		ab_eventnotes_done(false);
+	while (!failed && pg_atomic_read_u32(&ab_shared->events_poked) != 0)
 	{
-		SetCurrentStatementStartTimestamp();
-		PG_TRY();
-		{
-			StartTransactionCommand();
-			PushActiveSnapshot(GetTransactionSnapshot());
-			more = write_notes();
-			PopActiveSnapshot();
-			CommitTransactionCommand();
-			ab_eventnotes_done(true);
-		}
-		PG_CATCH();
-		{
-			HOLD_INTERRUPTS();
-			MemoryContextSwitchTo(caller);
-			errcontext("writing events of other databases");
-			EmitErrorReport();
-			AbortOutOfAnyTransaction();
-			FlushErrorState();
-			ab_eventnotes_done(false);
-			QueryCancelPending = false;
-			more = false;
-			RESUME_INTERRUPTS();
-		}
-		PG_END_TRY();
-		MemoryContextSwitchTo(caller);
+		while (run_step(send_notifications, "sending notifications of events"))
+			ab_eventorder_set_notified(notified);
+	}
+	if (failed)
+	{
+		pg_atomic_write_u32(&ab_shared->events_poked, 1);
+		return FAILED_RETRY_MS;
 	}
 	return ab_eventnotes_any_ready() ? RETRY_MS : 0;
 }

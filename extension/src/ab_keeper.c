@@ -366,7 +366,7 @@ ab_keeper_main(Datum arg)
 			ProcessConfigFile(PGC_SIGHUP);
 		}
 		serve_requests();
-		retry = ab_eventsync_notes();
+		retry = ab_eventsync_tend();
 		ab_originsync_tend();
 		tend = ab_witness_tend();
 		check_sweeper();

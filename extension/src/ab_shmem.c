@@ -50,9 +50,11 @@ count_slots(void)
 static Size
 shared_size(void)
 {
-	return add_size(offsetof(AbShared, snap),
-					mul_size(nslots,
-							 sizeof(AbSnapSlot) + sizeof(AbParent)));
+	Size		size = add_size(offsetof(AbShared, snap),
+								mul_size(nslots,
+										 sizeof(AbSnapSlot) + sizeof(AbParent)));
+
+	return add_size(MAXALIGN(size), mul_size(MaxBackends, sizeof(pg_atomic_uint64)));
 }
 
 static void
@@ -89,6 +91,7 @@ init_shared(void)
 	ConditionVariableInit(&ab_shared->keeper_cv);
 	ConditionVariableInit(&ab_shared->notes_cv);
 	pg_atomic_init_u32(&ab_shared->notes_used, 0);
+	pg_atomic_init_u32(&ab_shared->events_poked, 0);
 	ab_shared->events_wanted = 1;
 	SpinLockInit(&ab_shared->originsync.mutex);
 	for (int i = 0; i < AB_GUARDS; i++)
@@ -98,6 +101,11 @@ init_shared(void)
 	}
 	ab_shared->nsnapslots = nslots;
 	ab_shared->parents = (AbParent *) &ab_shared->snap[nslots];
+	ab_shared->events_from = (pg_atomic_uint64 *)
+		MAXALIGN(&ab_shared->parents[nslots]);
+	pg_atomic_init_u64(&ab_shared->events_last, 0);
+	for (int i = 0; i < MaxBackends; i++)
+		pg_atomic_init_u64(&ab_shared->events_from[i], 0);
 }
 
 static void
