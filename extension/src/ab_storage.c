@@ -152,8 +152,8 @@ at_xact_end(XactEvent event, void *arg)
 		case XACT_EVENT_PRE_PREPARE:
 			ereport(ERROR,
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("cannot prepare a transaction that has created a branch"),
-					 errhint("Create the branch in a transaction of its own.")));
+					 errmsg("cannot prepare a transaction that has changed branches"),
+					 errhint("Change them in a transaction of their own.")));
 			break;
 		case XACT_EVENT_COMMIT:
 			forget_created();
