@@ -129,6 +129,50 @@ SELECT branch.set_default(NULL);
 \echo :LAST_ERROR_SQLSTATE
 ALTER DATABASE postgres RESET agent_branch.default_parent;
 
+-- Renaming: all that is remembered follows, and the default parent does.
+SELECT name FROM branch.set_default('l1');
+SELECT name FROM branch.set_labels('l1', '{"kept": true}');
+SELECT name FROM branch.create('l6', 'l1');
+BEGIN;
+SELECT name, labels, is_default FROM branch.rename('l1', 'l7');
+SELECT name, parent_name FROM branch.branches WHERE name LIKE 'l_' ORDER BY name;
+SELECT name, parent_name FROM branch.create('l8');
+ROLLBACK;
+SELECT name, is_default FROM branch.rename('l1', 'l7');
+SELECT name, is_default FROM branch.rename('l7', 'l1');
+SELECT name, parent_name FROM branch.create('l8');
+SELECT branch.rename('l1', 'l2');
+\echo :LAST_ERROR_SQLSTATE
+SELECT branch.rename('l1', 'l1');
+\echo :LAST_ERROR_SQLSTATE
+SELECT branch.rename('l1', 'agent_branch_snapshot_1');
+\echo :LAST_ERROR_SQLSTATE
+SELECT branch.rename('l1', '');
+\echo :LAST_ERROR_SQLSTATE
+SELECT branch.rename('l1', NULL);
+\echo :LAST_ERROR_SQLSTATE
+SELECT branch.rename('nowhere', 'l9');
+\echo :LAST_ERROR_SQLSTATE
+SELECT branch.rename('main', 'l9');
+\echo :LAST_ERROR_SQLSTATE
+CREATE ROLE regress_renamer;
+ALTER DATABASE l8 OWNER TO regress_renamer;
+SET ROLE regress_renamer;
+SELECT branch.rename('l8', 'l9');
+\echo :LAST_ERROR_SQLSTATE
+SELECT branch.rename('l6', 'l9');
+\echo :LAST_ERROR_SQLSTATE
+SELECT branch.delete('l8');
+SELECT branch.recover('l8', 'l9');
+\echo :LAST_ERROR_SQLSTATE
+SELECT name FROM branch.recover('l8');
+RESET ROLE;
+SELECT branch.delete('l8', hard => true);
+SELECT branch.delete('l6', hard => true);
+DROP ROLE regress_renamer;
+SELECT event, branch, parent, detail FROM branch.events WHERE event = 'renamed' ORDER BY id;
+ALTER DATABASE postgres RESET agent_branch.default_parent;
+
 -- Whose they are.
 CREATE ROLE regress_owner CREATEDB;
 CREATE ROLE regress_stranger CREATEDB;

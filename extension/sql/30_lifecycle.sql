@@ -71,6 +71,13 @@ AS 'MODULE_PATHNAME', 'ab_sql_recover';
 COMMENT ON FUNCTION branch.recover(text, text)
 IS 'brings the deleted branch of a name back, the newest of several, under a new name if one is given';
 
+CREATE FUNCTION branch.rename(name text, new_name text, force boolean DEFAULT false) RETURNS branch.branches
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_rename';
+
+COMMENT ON FUNCTION branch.rename(text, text, boolean)
+IS 'gives a branch another name; force ends the sessions in it';
+
 CREATE FUNCTION branch.reset(
     name text,
     preserve_under_name text DEFAULT null,

@@ -56,3 +56,4 @@ GRANT EXECUTE ON FUNCTION branch.run_on_all(text, jsonb, integer, boolean, integ
 -- Recoverable deletion.
 GRANT EXECUTE ON FUNCTION branch._deleted_name(oid) TO public;
 GRANT EXECUTE ON FUNCTION branch.recover(text, text) TO public;
+GRANT EXECUTE ON FUNCTION branch.rename(text, text, boolean) TO public;

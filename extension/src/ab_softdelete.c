@@ -135,10 +135,11 @@ remember_deletion(Oid db, const char *name, bool allowconn)
 void
 ab_soft_delete(Oid db, const char *name)
 {
+	bool		closed = false;
 	bool		allowconn;
 
 	report("deleted", db, name, "{\"hard\": false}");
-	allowconn = ab_change_database(db, deleted_name(db), false);
+	allowconn = ab_change_database(db, deleted_name(db), &closed);
 	remember_deletion(db, name, allowconn);
 }
 
@@ -264,6 +265,7 @@ ab_recover_branch(const char *name, const char *new_name)
 {
 	const char *target = new_name ? new_name : name;
 	char	   *old_name;
+	bool		allowconn;
 	Oid			db;
 
 	ab_prevent_read_only("branch recovery");
@@ -271,6 +273,8 @@ ab_recover_branch(const char *name, const char *new_name)
 	if (OidIsValid(db))
 	{
 		ab_check_branch_name(target);
+		if (new_name)
+			ab_check_may_name("recover", name);
 		ab_lock_branch_name(target);
 		db = ab_lock_deleted(name);
 	}
@@ -285,7 +289,8 @@ ab_recover_branch(const char *name, const char *new_name)
 				 errmsg("database \"%s\" already exists", target),
 				 errhint("Recover the branch under another name, with argument new_name.")));
 	old_name = ab_deleted_old_name(db);
-	(void) ab_change_database(db, target, forget_deletion(db));
+	allowconn = forget_deletion(db);
+	(void) ab_change_database(db, target, &allowconn);
 	report_recovered(db, old_name, target);
 	return db;
 }

@@ -1,6 +1,6 @@
 /*
  * ab_sql_lifecycle.c
- *	  branch.create, ensure, create_many, delete, recover, reset, restore.
+ *	  branch.create, ensure, create_many, delete, recover, rename, reset, restore.
  *
  * Backends in the control database.  Arguments are checked and translated here;
  * rights, locks and everything else are ab_lifecycle.h's.
@@ -23,6 +23,7 @@
 #include "ab_lifecycle.h"
 #include "ab_origin.h"
 #include "ab_registry.h"
+#include "ab_rename.h"
 #include "ab_settings.h"
 #include "ab_softdelete.h"
 #include "ab_sql.h"
@@ -37,6 +38,7 @@ PG_FUNCTION_INFO_V1(ab_sql_ensure);
 PG_FUNCTION_INFO_V1(ab_sql_create_many);
 PG_FUNCTION_INFO_V1(ab_sql_delete);
 PG_FUNCTION_INFO_V1(ab_sql_recover);
+PG_FUNCTION_INFO_V1(ab_sql_rename);
 PG_FUNCTION_INFO_V1(ab_sql_reset);
 PG_FUNCTION_INFO_V1(ab_sql_restore);
 
@@ -350,6 +352,20 @@ ab_sql_recover(PG_FUNCTION_ARGS)
 	new_name = ab_sql_text(fcinfo, 1);
 	PG_RETURN_DATUM(ab_sql_branch_row(ab_recover_branch(name, new_name),
 									  new_name ? new_name : name));
+}
+
+Datum
+ab_sql_rename(PG_FUNCTION_ARGS)
+{
+	char	   *name;
+	char	   *new_name;
+
+	ab_require_control_database();
+	name = ab_sql_required_text(fcinfo, 0, "name");
+	new_name = ab_sql_required_text(fcinfo, 1, "new_name");
+	PG_RETURN_DATUM(ab_sql_branch_row(ab_rename_branch(name, new_name,
+													   ab_sql_bool(fcinfo, 2, false)),
+									  new_name));
 }
 
 Datum
