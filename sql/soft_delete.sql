@@ -190,6 +190,34 @@ DROP DATABASE :hidden;
 SELECT count(*) AS left_over FROM branch.branches WHERE name = 's5';
 DROP DATABASE plain;
 
+-- Expired: deleted, recoverably, children before their parents.
+SELECT name FROM branch.create('e1', 'main', expires_in => '1 hour');
+SELECT name FROM branch.create('e2', 'e1', expires_in => '1 hour');
+SELECT name FROM branch.create('e3', 'main', expires_in => '1 hour');
+SELECT name FROM branch.create('e4', 'e3');
+SELECT name FROM branch.create('e5', 'main', expires_in => '1 hour', protected => true);
+SELECT name FROM branch.create('e6', 'main', expires_in => '1 hour');
+SELECT name FROM branch.create('e7', 'main', expires_in => '1 hour');
+ALTER DATABASE e7 IS_TEMPLATE true;
+SELECT * FROM branch.expire();
+UPDATE branch.registry SET expires_at = now() - interval '1 second'
+FROM branch.branches AS b WHERE b.id = db AND b.name LIKE 'e_' AND b.name <> 'e6';
+SELECT name, action, regexp_replace(reason, ' at .*', '') AS reason FROM branch.expire(dry_run => true);
+SELECT name, current_state FROM branch.branches WHERE name LIKE 'e_' ORDER BY name;
+SELECT name, action, regexp_replace(reason, ' at .*', '') AS reason FROM branch.expire();
+SELECT name, current_state FROM branch.branches WHERE name LIKE 'e_' ORDER BY name;
+SELECT name, action, reason FROM branch.expire();
+-- Recovered it does not expire again.
+SELECT name, expires_at FROM branch.recover('e1');
+SELECT name FROM branch.expire() WHERE name = 'e1';
+ALTER DATABASE e7 IS_TEMPLATE false;
+SELECT name FROM branch.unprotect('e5');
+SELECT event, branch, detail FROM branch.events
+WHERE id > :last_event AND (event = 'expired' OR (event = 'deleted' AND branch LIKE 'e_')) ORDER BY id;
+SELECT count(branch.delete(name, hard => true, on_children => 'cascade')) AS deleted
+FROM unnest(ARRAY['e1', 'e3', 'e5', 'e6', 'e7']) AS name;
+SELECT count(*) AS left_over FROM branch.branches WHERE name LIKE 'e_';
+
 -- Whose it is.
 CREATE ROLE regress_owner CREATEDB;
 CREATE ROLE regress_other CREATEDB;

@@ -10,6 +10,18 @@ AS 'MODULE_PATHNAME', 'ab_sql_gc';
 COMMENT ON FUNCTION branch.gc(boolean)
 IS 'frees what no living branch or kept snapshot needs, and says what that was; not undone by ROLLBACK';
 
+CREATE FUNCTION branch.expire(
+    dry_run boolean DEFAULT false,
+    OUT name text,
+    OUT action text,
+    OUT reason text
+) RETURNS SETOF record
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_expire';
+
+COMMENT ON FUNCTION branch.expire(boolean)
+IS 'deletes branches that have expired, recoverably, and says what it skips; the background worker does, too';
+
 CREATE FUNCTION branch.verify(
     name text DEFAULT null,
     OUT object text,

@@ -1,6 +1,6 @@
 -- Who may: nobody, but for what checks rights itself or shows only what the caller may see.
--- branch.gc, branch.verify and branch.take_scheduled_snapshots are for superusers and those they
--- grant it to.
+-- branch.gc, branch.expire, branch.verify and branch.take_scheduled_snapshots are for superusers
+-- and those they grant it to.
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA branch FROM public;
 

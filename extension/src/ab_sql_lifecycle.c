@@ -1,6 +1,7 @@
 /*
  * ab_sql_lifecycle.c
- *	  branch.create, ensure, create_many, delete, recover, rename, reset, restore.
+ *	  branch.create, ensure, create_many, delete, recover, expire, rename, reset,
+ *	  restore.
  *
  * Backends in the control database.  Arguments are checked and translated here;
  * rights, locks and everything else are ab_lifecycle.h's.
@@ -19,6 +20,7 @@
 
 #include "ab_catalogrows.h"
 #include "ab_default.h"
+#include "ab_expire.h"
 #include "ab_file.h"
 #include "ab_lifecycle.h"
 #include "ab_origin.h"
@@ -38,6 +40,7 @@ PG_FUNCTION_INFO_V1(ab_sql_ensure);
 PG_FUNCTION_INFO_V1(ab_sql_create_many);
 PG_FUNCTION_INFO_V1(ab_sql_delete);
 PG_FUNCTION_INFO_V1(ab_sql_recover);
+PG_FUNCTION_INFO_V1(ab_sql_expire);
 PG_FUNCTION_INFO_V1(ab_sql_rename);
 PG_FUNCTION_INFO_V1(ab_sql_reset);
 PG_FUNCTION_INFO_V1(ab_sql_restore);
@@ -352,6 +355,35 @@ ab_sql_recover(PG_FUNCTION_ARGS)
 	new_name = ab_sql_text(fcinfo, 1);
 	PG_RETURN_DATUM(ab_sql_branch_row(ab_recover_branch(name, new_name),
 									  new_name ? new_name : name));
+}
+
+/* Their locks are held to the end of the transaction. */
+#define EXPIRE_LIMIT 1000
+
+Datum
+ab_sql_expire(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	bool		dry_run;
+	ListCell   *lc;
+
+	ab_require_control_database();
+	dry_run = ab_sql_bool(fcinfo, 0, false);
+	if (!dry_run)
+		ab_prevent_read_only("branch.expire()");
+	InitMaterializedSRF(fcinfo, 0);
+	foreach(lc, ab_expire(dry_run, EXPIRE_LIMIT))
+	{
+		AbExpired  *e = lfirst(lc);
+		Datum		values[3];
+		bool		nulls[3] = {false, false, false};
+
+		values[0] = CStringGetTextDatum(e->name);
+		values[1] = CStringGetTextDatum(e->deleted ? "delete" : "skip");
+		values[2] = CStringGetTextDatum(e->reason);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
 }
 
 Datum

@@ -13,7 +13,6 @@
 #include "ab_compat.h"
 
 #include "access/htup_details.h"
-#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
 #include "executor/spi.h"
@@ -24,11 +23,11 @@
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
+#include "ab_attempt.h"
 #include "ab_catalogrows.h"
 #include "ab_settings.h"
 #include "ab_sql.h"
@@ -262,8 +261,9 @@ become_creator(const Due *due)
 }
 
 static void
-take(Due *due)
+take(void *arg)
 {
+	Due		   *due = arg;
 	char	   *name = get_database_name(due->parent);
 
 	if (name == NULL)
@@ -288,8 +288,9 @@ stamped(const char *prefix)
 
 /* Name it, and say when the next one is due: if some were missed, they are not made up for. */
 static void
-name_it(Due *due)
+name_it(void *arg)
 {
+	Due		   *due = arg;
 	Oid			types[3] = {OIDOID, TEXTOID, TEXTOID};
 	Datum		values[3];
 	TimestampTz until = ab_sql_keep_until(&due->keep);
@@ -328,39 +329,12 @@ report_failure(Due *due, ErrorData *edata)
 
 /* One step for one schedule; what fails is reported, and the others go on. */
 static void
-attempt(void (*step) (Due *), Due *due)
+attempt(void (*step) (void *), Due *due)
 {
-	MemoryContext oldcontext = CurrentMemoryContext;
-	ResourceOwner oldowner = CurrentResourceOwner;
-	ErrorData  *volatile edata = NULL;
-	Oid			user;
-	int			context;
+	ErrorData  *edata = ab_attempt(step, due);
 
-	GetUserIdAndSecContext(&user, &context);
-	BeginInternalSubTransaction(NULL);
-	PG_TRY();
-	{
-		MemoryContextSwitchTo(oldcontext);
-		step(due);
-		SetUserIdAndSecContext(user, context);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(oldcontext);
-		edata = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(oldcontext);
-	CurrentResourceOwner = oldowner;
-
-	if (edata == NULL)
-		return;
-	if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
-		ReThrowError(edata);
-	report_failure(due, edata);
+	if (edata != NULL)
+		report_failure(due, edata);
 }
 
 /* The next run tries again. */

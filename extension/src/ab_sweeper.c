@@ -1,7 +1,7 @@
 /*
  * ab_sweeper.c
- *	  The worker that sweeps: deleted branches whose time is over, storage without a row,
- *	  snapshots without branches.
+ *	  The worker that sweeps: branches that have expired, deleted ones whose time is over,
+ *	  storage without a row, snapshots without branches.
  *
  * Started by the keeper, connected to the control database, ends by itself.  Its
  * locks are those of ab_gc.c, all of them conditional, and none of its waits is for
@@ -18,6 +18,7 @@
 
 #include "ab_eventsync.h"
 #include "ab_tables.h"
+#include "ab_expire.h"
 #include "ab_gc.h"
 #include "ab_hidden.h"
 #include "ab_settings.h"
@@ -51,7 +52,22 @@ sweep_orphans(void)
 	(void) ab_sweep_orphans(false);
 }
 
+/* Branches deleted in one transaction: their locks are held to its end. */
+#define EXPIRE_BATCH 100
+
+static bool expired_many;
 static bool purged_many;
+
+static void
+expire(void)
+{
+	int			n = 0;
+	ListCell   *lc;
+
+	foreach(lc, ab_expire(false, EXPIRE_BATCH))
+		n += ((AbExpired *) lfirst(lc))->deleted;
+	expired_many = n == EXPIRE_BATCH;
+}
 
 static void
 purge_deleted(void)
@@ -122,6 +138,11 @@ ab_sweeper_main(Datum arg)
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(ab_control_database, NULL, 0);
 	ab_sweeper_settings();
+	do
+	{
+		expired_many = false;
+		run_step(expire, "deleting branches that have expired");
+	} while (expired_many);
 	do
 	{
 		purged_many = false;
