@@ -17,6 +17,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/hashfn.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "port/pg_iovec.h"
@@ -27,7 +28,13 @@
 #include "ab_file.h"
 #include "ab_shmem.h"
 
-#define MAX_OPEN_FILES 96
+/*
+ * Descriptors that a process keeps: a branch of an old snapshot reads pages from as
+ * many files as there are later snapshots.  A name belongs into one set.
+ */
+#define OPEN_SETS 64			/* a power of 2 */
+#define OPEN_WAYS 8
+#define IN_HAND 16				/* the last so many that were asked for */
 
 typedef struct FileName
 {
@@ -44,8 +51,9 @@ typedef struct OpenFile
 	uint64		used;
 } OpenFile;
 
-static OpenFile open_files[MAX_OPEN_FILES];
-static int	last_found = 0;
+static OpenFile open_files[OPEN_SETS][OPEN_WAYS];
+static OpenFile *last_found = &open_files[0][0];
+static int	next_victim = 0;	/* place to look at when descriptors run out */
 static uint64 use_counter = 0;
 
 /* ---- names ---- */
@@ -140,8 +148,9 @@ forget(OpenFile *f)
 void
 ab_imagefile_close_all(void)
 {
-	for (int i = 0; i < MAX_OPEN_FILES; i++)
-		forget(&open_files[i]);
+	for (int set = 0; set < OPEN_SETS; set++)
+		for (int way = 0; way < OPEN_WAYS; way++)
+			forget(&open_files[set][way]);
 }
 
 static bool
@@ -152,41 +161,64 @@ same_name(const FileName *a, const FileName *b)
 }
 
 static OpenFile *
+set_of(const FileName *name)
+{
+	uint32		hash = murmurhash32(name->db);
+
+	hash = hash_combine(hash, murmurhash32(name->key.rel + name->key.fork));
+	hash = hash_combine(hash, murmurhash32((uint32) name->epoch.lsn));
+	hash = hash_combine(hash, murmurhash32((uint32) (name->epoch.lsn >> 32)));
+	return open_files[hash & (OPEN_SETS - 1)];
+}
+
+static OpenFile *
 find_open(const FileName *name)
 {
-	if (same_name(&open_files[last_found].name, name))
-		return &open_files[last_found];
-	for (int i = 0; i < MAX_OPEN_FILES; i++)
-		if (same_name(&open_files[i].name, name))
-		{
-			last_found = i;
-			return &open_files[i];
-		}
+	OpenFile   *set;
+
+	if (same_name(&last_found->name, name))
+		return last_found;
+	set = set_of(name);
+	for (int way = 0; way < OPEN_WAYS; way++)
+		if (same_name(&set[way].name, name))
+			return last_found = &set[way];
 	return NULL;
 }
 
-/* A free place, or else the one that was not used for the longest time; it is freed. */
+/* A place for the name: a free one, or else the one that was not used for longest. */
 static OpenFile *
-free_place(bool with_descriptor)
+free_place(const FileName *name)
 {
-	OpenFile   *oldest = NULL;
+	OpenFile   *set = set_of(name);
+	OpenFile   *chosen = &set[0];
 
-	for (int i = 0; i < MAX_OPEN_FILES; i++)
+	for (int way = 0; way < OPEN_WAYS && chosen->name.db != InvalidOid; way++)
+		if (set[way].name.db == InvalidOid || set[way].used < chosen->used)
+			chosen = &set[way];
+	forget(chosen);
+	return chosen;
+}
+
+/*
+ * Close the next descriptor, but none that a caller may still have in hand; false if
+ * there is no other.
+ */
+static bool
+close_one(void)
+{
+	for (int i = 0; i < OPEN_SETS * OPEN_WAYS; i++)
 	{
-		OpenFile   *f = &open_files[i];
+		OpenFile   *f = &open_files[next_victim / OPEN_WAYS][next_victim % OPEN_WAYS];
 
-		if (f->name.db == InvalidOid)
+		next_victim = (next_victim + 1) % (OPEN_SETS * OPEN_WAYS);
+		if (f->name.db != InvalidOid && f->fd >= 0 &&
+			f->used + IN_HAND < use_counter)
 		{
-			if (!with_descriptor)
-				return f;
+			forget(f);
+			return true;
 		}
-		else if ((!with_descriptor || f->fd >= 0) &&
-				 (oldest == NULL || f->used < oldest->used))
-			oldest = f;
 	}
-	if (oldest)
-		forget(oldest);
-	return oldest;
+	return false;
 }
 
 static int
@@ -202,7 +234,7 @@ open_path(const char *path, int flags)
 			if (fd >= 0)
 				return fd;
 		}
-		else if ((errno != EMFILE && errno != ENFILE) || free_place(true) == NULL)
+		else if ((errno != EMFILE && errno != ENFILE) || !close_one())
 			return -1;
 	}
 }
@@ -224,7 +256,7 @@ static void
 count_descriptor(void)
 {
 	while (MyProc == NULL || !AcquireExternalFD())
-		if (MyProc == NULL || free_place(true) == NULL)
+		if (MyProc == NULL || !close_one())
 		{
 			ReserveExternalFD();
 			return;
@@ -280,7 +312,7 @@ open_named(const FileName *name, bool create)
 		return -1;
 	if (fd >= 0)
 		count_descriptor();
-	f = free_place(false);
+	f = free_place(name);
 	f->name = *name;
 	f->fd = fd;
 	f->generation = generation;
