@@ -202,6 +202,17 @@ def test_standby_reads_while_replaying(pair: tuple[Cluster, Cluster]) -> None:
     no_divergence(standby)
 
 
+def test_standby_reaches_branches(pair: tuple[Cluster, Cluster]) -> None:
+    """Workers reach other databases on a standby, too, to read."""
+    _, standby = pair
+    query = (
+        "SELECT branch._remote_rows('old', 'SELECT count(*), pg_is_in_recovery() FROM public.t')"
+    )
+    assert standby.scalar(query) == ["3000", "t"]
+    rows = standby.sql("SELECT ok, sqlstate FROM branch.run_on_all('DELETE FROM public.t')")
+    assert rows == [(False, "25006")]
+
+
 def test_promotion_in_the_middle(pair: tuple[Cluster, Cluster]) -> None:
     """The primary dies with a creation uncommitted and a deletion uncommitted; the promoted
     standby has neither, and no file of the first."""
