@@ -74,6 +74,13 @@ SELECT name FROM branch.create('r2', 'main');
 SELECT * FROM branch._remote_rows('r2', 'SELECT 1');
 \echo :LAST_ERROR_SQLSTATE
 ROLLBACK;
+SELECT name FROM branch.create('r2', 'main');
+SELECT branch.delete('r2');
+SELECT * FROM branch._remote_rows('r2', 'SELECT 1');
+\echo :LAST_ERROR_SQLSTATE
+SELECT branch._remote_rows(datname, 'SELECT 1') FROM pg_database WHERE datname LIKE 'agent\_branch\_deleted\_%';
+\echo :LAST_ERROR_SQLSTATE
+SELECT branch.delete('r2', hard => true);
 REVOKE CONNECT ON DATABASE r1 FROM public;
 SET ROLE regress_member;
 SELECT * FROM branch._remote_rows('r1', 'SELECT current_user');

@@ -82,3 +82,20 @@ AS 'MODULE_PATHNAME', 'ab_sql_run_on_all';
 
 COMMENT ON FUNCTION branch.run_on_all(text, jsonb, integer, boolean, integer)
 IS 'runs statements in each branch that the caller may connect to, one transaction each; dry_run: only says which';
+
+CREATE FUNCTION branch.side_effects(
+    name text,
+    OUT kind text,
+    OUT object text,
+    OUT detail text,
+    OUT active boolean
+) RETURNS SETOF record
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+from agent_branch import reach
+return reach.side_effects(name)
+$$;
+
+COMMENT ON FUNCTION branch.side_effects(text)
+IS 'what in a branch (or any database) could act on the world outside it; active: it does so by itself';

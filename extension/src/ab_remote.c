@@ -163,7 +163,7 @@ refuse_closed(Oid db, const char *name)
 				 errmsg("branch \"%s\" has been deleted",
 						row.isnull[AB_REGISTRY_DELETED_NAME] ? name :
 						TextDatumGetCString(row.value[AB_REGISTRY_DELETED_NAME])),
-				 errhint("Recover it first.")));
+				 errhint("branch.recover() brings it back.")));
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("database \"%s\" is not currently accepting connections", name)));
