@@ -64,5 +64,17 @@ SELECT delete_agent_branch('');
 SELECT delete_agent_branch(NULL);
 \echo :LAST_ERROR_SQLSTATE
 SELECT delete_agent_branch(id) FROM unnest(ARRAY['7b', '7', '8', '9', repeat('x', 57), 'it''s "me"; %s']) AS id;
+SELECT count(*) AS living FROM branch.branches WHERE current_state <> 'deleted';
+-- What is deleted can be had again; a new one of that name is another.
+SELECT branch_name FROM create_agent_branch('7');
+SELECT name FROM branch.recover('agent_7', 'agent_7_again');
+\c agent_7_again
+SELECT agent_id, data FROM agent_data;
+\c agent_7
+SELECT agent_id, data FROM agent_data;
+\c postgres
+SELECT branch.delete('agent_7_again', hard => true);
+SELECT branch.delete('agent_7', hard => true);
+SELECT branch.delete('agent_' || id, hard => true) FROM unnest(ARRAY['7b', '8', '9', repeat('x', 57), 'it''s "me"; %s']) AS id;
 SELECT count(*) AS left_over FROM branch.branches;
 SELECT * FROM branch.verify();

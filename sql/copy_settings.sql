@@ -66,7 +66,7 @@ DROP ROLE regress_guest;
 \echo :LAST_ERROR_SQLSTATE
 
 -- What is said in an event; a parent without anything gives nothing.
-SELECT branch, parent, detail FROM branch.events WHERE event = 'settings_copied' ORDER BY id;
+SELECT branch, parent, detail FROM branch.events WHERE event = 'settings_copied' AND parent = 'cp' ORDER BY id;
 
 -- Unless they are not wanted.
 SELECT name FROM branch.create('cp4', 'cp', copy_settings => false);

@@ -102,13 +102,17 @@ def branches(cluster: Cluster) -> dict[str, str]:
 
 
 def drop_all_branches(cluster: Cluster) -> None:
-    """Children before parents, then give back the storage."""
+    """Children before parents, deleted ones too, then give back the storage."""
     remaining = branches(cluster)
     while remaining:
         leaves = [name for name in remaining if name not in remaining.values()]
         for name in leaves:
             delete(cluster, name)
         remaining = branches(cluster)
+    cluster.sql(
+        "SELECT branch.delete(name, hard => true) FROM branch.branches"
+        " WHERE current_state = 'deleted'"
+    )
     cluster.sql("SELECT * FROM branch.gc()")
 
 

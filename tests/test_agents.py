@@ -172,8 +172,8 @@ def test_create_agent_branches(cluster: Cluster) -> None:
 
 
 def test_delete_agent_branch(cluster: Cluster) -> None:
-    """Deleting removes the database; an agent that is not there is 3D000 with a hint; a
-    new agent of that id starts from the parent."""
+    """Deleting frees the name at once; an agent that is not there is 3D000 with a hint; a
+    new agent of that id starts from the parent, and the old one can be had again."""
     make(cluster, "gone")
     run(cluster, "agent_gone", "DELETE FROM knowledge")
     assert cluster.sql("SELECT delete_agent_branch('gone')") in ([("",)], [(None,)])
@@ -183,6 +183,8 @@ def test_delete_agent_branch(cluster: Cluster) -> None:
     assert "gone" in str(error.diag.message_primary)
     make(cluster, "gone")
     assert cluster.scalar("SELECT count(*) FROM knowledge", dbname="agent_gone") == 100
+    cluster.sql("SELECT branch.recover('agent_gone', 'old_gone')")
+    assert cluster.scalar("SELECT count(*) FROM knowledge", dbname="old_gone") == 0
 
 
 def test_transactional(cluster: Cluster) -> None:

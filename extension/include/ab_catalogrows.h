@@ -83,4 +83,7 @@ extern char *ab_name_list(List *dbs);
 /* Row and everything in shared catalogs that hangs on it; files are swept. */
 extern void ab_delete_rows(Oid db);
 
+/* The same, and the role of its agent, if it had one. */
+extern void ab_delete_for_good(Oid db);
+
 #endif							/* AB_CATALOGROWS_H */

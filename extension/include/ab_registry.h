@@ -75,6 +75,9 @@ extern void ab_registry_check_protection(Oid db, const char *name, const char *v
 extern void ab_registry_raise_protected(const char *name, const char *verb,
 										TimestampTz until) pg_attribute_noreturn();
 
+/* Branches that this transaction has created are those of agents. */
+extern void ab_registry_put_agents(int n, const Oid *dbs, char *const *agent_ids);
+
 /*
  * A branch was reset: old_db, whose origin file said old_origin_at, has become
  * new_db.  preserved: the old one lives on under another name, with what is remembered

@@ -26,6 +26,7 @@ extern int	ab_event_retention;	/* agent_branch.event_retention, s, sighup */
 extern int	ab_session_grace;	/* agent_branch.session_grace, ms, user */
 extern int	ab_recovery_window; /* agent_branch.recovery_window, s, sighup */
 extern char *ab_connection_template;	/* agent_branch.connection_template */
+extern bool ab_agent_roles;		/* agent_branch.agent_roles, superuser */
 
 extern void ab_settings_define(void);
 

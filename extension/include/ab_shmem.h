@@ -13,6 +13,7 @@
  *	  snap_lock		 protects the snapshot table
  *	  keeper_lock	 protects the request slots
  *	  event_lock	 protects the notes about events
+ *	  ready_lock	 protects what was seen in databases (ready[])
  *	  originsync_lock  exclusive while origin files are made durable
  *	  guard			 one of AB_GUARDS, by database: shared around every change of
  *					 a file of a plain database, exclusive to begin or end a
@@ -73,6 +74,19 @@ typedef struct AbParent
 	AbSnapId	live;			/* the newest of them; changed under the guard */
 } AbParent;
 
+/* What agents need has been seen in a database (ab_agentready.c). */
+typedef struct AbReadyDatabase
+{
+	Oid			db;				/* 0: free */
+	Oid			owner;
+	bool		roles;
+	uint32		statements;
+	uint32		roles_changed;
+	XLogRecPtr	since;
+} AbReadyDatabase;
+
+#define AB_READY_DATABASES 256
+
 typedef enum AbRequestKind
 {
 	AB_REQ_NONE,
@@ -125,6 +139,7 @@ typedef struct AbShared
 	LWLock	   *journal_lock;
 	LWLock	   *snap_lock;
 	LWLock	   *keeper_lock;
+	LWLock	   *ready_lock;
 	LWLock	   *originsync_lock;
 	LWLock	   *event_lock;
 
@@ -133,6 +148,10 @@ typedef struct AbShared
 										 * or files kept for snapshots go */
 	pg_atomic_uint32 poison_generation; /* bumped when a snapshot is poisoned */
 	pg_atomic_uint32 generation[AB_GENERATIONS];
+	pg_atomic_uint32 catalog_changes[AB_GENERATIONS];	/* statements, by database as
+														 * the generations */
+	pg_atomic_uint32 agent_roles_left;	/* some may be without a database */
+	AbReadyDatabase ready[AB_READY_DATABASES];	/* ready_lock */
 
 	/* Files of relations being unlinked, by database as the guards (ab_capture.c). */
 	pg_atomic_uint32 unlinks_begun[AB_GUARDS];

@@ -32,6 +32,14 @@ extern Datum ab_sql_row(const char *query, Oid type, Datum value, const char *wh
 /* The row of branch.branches. */
 extern Datum ab_sql_branch_row(Oid db, const char *name);
 
+/*
+ * The branch of that name, to be handed out instead of a new one; InvalidOid if the name
+ * is free, 42P04 if something else has it.  Somebody else's would put the caller's
+ * statements at the mercy of that role's triggers: it has to be the wanted role's own,
+ * or a superuser's.
+ */
+extern Oid	ab_sql_living_branch(const char *name, Oid wanted);
+
 /* May the caller see sizes and relations of a database?  Like pg_database_size(),
  * but its owner always may; of one that is gone: those who may read all. */
 extern bool ab_sql_may_see(Oid db);

@@ -3,31 +3,33 @@
 
 CREATE FUNCTION create_agent_branch(
     p_agent_id text,
-    p_parent_branch text DEFAULT 'main'
+    p_parent_branch text DEFAULT 'main',
+    p_password text DEFAULT null
 ) RETURNS TABLE (branch_name text, connection_string text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import server
-return server.create_agent_branches([p_agent_id], p_parent_branch)
+return server.create_agent_branches([p_agent_id], p_parent_branch, [p_password])
 $$;
 
-COMMENT ON FUNCTION create_agent_branch(text, text)
+COMMENT ON FUNCTION create_agent_branch(text, text, text)
 IS 'branch agent_<id> of an agent, with table agent_data; the same one when it is there already';
 
 CREATE FUNCTION create_agent_branches(
     p_agent_ids text[],
-    p_parent_branch text DEFAULT 'main'
+    p_parent_branch text DEFAULT 'main',
+    p_passwords text[] DEFAULT null
 ) RETURNS TABLE (branch_name text, connection_string text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import server
-return server.create_agent_branches(p_agent_ids, p_parent_branch)
+return server.create_agent_branches(p_agent_ids, p_parent_branch, p_passwords)
 $$;
 
-COMMENT ON FUNCTION create_agent_branches(text[], text)
-IS 'branches of several agents, all or none';
+COMMENT ON FUNCTION create_agent_branches(text[], text, text[])
+IS 'branches of several agents, of one moment of the parent, all or none';
 
 CREATE FUNCTION delete_agent_branch(p_agent_id text) RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
@@ -37,11 +39,11 @@ from agent_branch import server
 return server.delete_agent_branch(p_agent_id)
 $$;
 
-COMMENT ON FUNCTION delete_agent_branch(text) IS 'deletes the branch of an agent for good';
+COMMENT ON FUNCTION delete_agent_branch(text) IS 'deletes the branch of an agent; branch.recover brings it back';
 
-REVOKE ALL ON FUNCTION create_agent_branch(text, text) FROM public;
-REVOKE ALL ON FUNCTION create_agent_branches(text[], text) FROM public;
+REVOKE ALL ON FUNCTION create_agent_branch(text, text, text) FROM public;
+REVOKE ALL ON FUNCTION create_agent_branches(text[], text, text[]) FROM public;
 REVOKE ALL ON FUNCTION delete_agent_branch(text) FROM public;
-GRANT EXECUTE ON FUNCTION create_agent_branch(text, text) TO public;
-GRANT EXECUTE ON FUNCTION create_agent_branches(text[], text) TO public;
+GRANT EXECUTE ON FUNCTION create_agent_branch(text, text, text) TO public;
+GRANT EXECUTE ON FUNCTION create_agent_branches(text[], text, text[]) TO public;
 GRANT EXECUTE ON FUNCTION delete_agent_branch(text) TO public;

@@ -56,17 +56,6 @@ COMMENT ON COLUMN branch.schedules.last_at IS 'when the last one was taken';
 COMMENT ON COLUMN branch.schedules.last_name IS 'name of that';
 COMMENT ON COLUMN branch.schedules.last_error IS 'why the last attempt failed; null: it did not';
 
-CREATE TABLE branch.agent_parents (
-    db oid PRIMARY KEY,
-    name text NOT NULL, -- noqa: RF04
-    made_at timestamptz NOT NULL DEFAULT pg_catalog.now()
-);
-
-COMMENT ON TABLE branch.agent_parents IS 'databases in which the table of the agents has been made';
-COMMENT ON COLUMN branch.agent_parents.db IS 'OID of the database';
-COMMENT ON COLUMN branch.agent_parents.name IS 'its name then; another name is looked at again';
-COMMENT ON COLUMN branch.agent_parents.made_at IS 'when that was';
-
 CREATE TABLE branch.registry (
     db oid PRIMARY KEY,
     origin_at timestamptz NOT NULL,
@@ -103,4 +92,4 @@ COMMENT ON COLUMN branch.registry.deleted_by IS 'role that did that';
 COMMENT ON COLUMN branch.registry.deleted_name IS 'name that it had until then';
 COMMENT ON COLUMN branch.registry.deleted_allowconn IS 'whether it could be connected to until then';
 
-REVOKE ALL ON TABLE branch.named_snapshots, branch.schedules, branch.agent_parents, branch.registry FROM public;
+REVOKE ALL ON TABLE branch.named_snapshots, branch.schedules, branch.registry FROM public;

@@ -1,11 +1,16 @@
 -- What the agents' functions need.
 
-CREATE FUNCTION branch._ensure_agent_table(parent text) RETURNS void
+CREATE FUNCTION branch._ensure_agents(
+    agent_ids text[],
+    names text[],
+    parent text,
+    passwords text[] DEFAULT null
+) RETURNS text[]
 LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'ab_sql_ensure_agent_table';
+AS 'MODULE_PATHNAME', 'ab_sql_ensure_agents';
 
-COMMENT ON FUNCTION branch._ensure_agent_table(text)
-IS 'makes table public.agent_data in a parent unless that was done; commits there by itself';
+COMMENT ON FUNCTION branch._ensure_agents(text[], text[], text, text[])
+IS 'branches of agents, those that are there and new ones, all or none; returns who logs in to each';
 
 CREATE FUNCTION branch._endpoint(
     OUT socket_directories text,

@@ -27,7 +27,7 @@ GRANT EXECUTE ON FUNCTION branch.schedule_snapshots(text, interval, interval, te
 GRANT EXECUTE ON FUNCTION branch.unschedule_snapshots(text, text) TO public;
 GRANT EXECUTE ON FUNCTION branch.current() TO public;
 GRANT EXECUTE ON FUNCTION branch.tree() TO public;
-GRANT EXECUTE ON FUNCTION branch._ensure_agent_table(text) TO public;
+GRANT EXECUTE ON FUNCTION branch._ensure_agents(text[], text[], text, text[]) TO public;
 GRANT EXECUTE ON FUNCTION branch._endpoint() TO public;
 
 -- Events.

@@ -30,6 +30,7 @@
 #include "utils/rel.h"
 #include "utils/syscache.h"
 
+#include "ab_agentrole.h"
 #include "ab_attachments.h"
 #include "ab_catalogrows.h"
 #include "ab_default.h"
@@ -307,7 +308,7 @@ insert_dependencies(Oid db, const AbNewBranch *nb)
 		updateAclDependencies(DatabaseRelationId, db, 0, nb->owner,
 							  0, NULL, nmembers, members);
 	}
-	copyTemplateDependencies(hidden_database(nb->snapshot), db);
+	ab_agent_copy_dependencies(hidden_database(nb->snapshot), db);
 }
 
 static Oid
@@ -438,6 +439,7 @@ ab_create_branch(const AbCreateOptions *opt)
 		inherited = ab_attachments_inherit(nb.parent, nb.owner);
 		nb.acl = inherited->acl;
 	}
+	nb.acl = ab_agent_acl(nb.acl, nb.owner, opt->agent_role);
 	db = ab_insert_branch(&nb);
 	report_created(db, opt->name, parent_name, nb.snapshot);
 	ab_attachments_give(db, opt->name, parent_name, inherited);

@@ -30,6 +30,7 @@
 #include "utils/resowner.h"
 #include "utils/syscache.h"
 
+#include "ab_agentrole.h"
 #include "ab_catalogrows.h"
 #include "ab_events.h"
 #include "ab_file.h"
@@ -297,6 +298,15 @@ ab_delete_rows(Oid db)
 	request_sweep();
 }
 
+void
+ab_delete_for_good(Oid db)
+{
+	List	   *roles = ab_agent_roles_in(db);
+
+	ab_delete_rows(db);
+	ab_agent_roles_drop(roles);
+}
+
 /* ---- delete ---- */
 
 void
@@ -324,7 +334,7 @@ ab_delete_locked(Oid db, const char *name, bool hard)
 		return;
 	}
 	ab_report_deleted(db, name);
-	ab_delete_rows(db);
+	ab_delete_for_good(db);
 }
 
 static bool

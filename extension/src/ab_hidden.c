@@ -29,6 +29,7 @@
 #include "utils/rel.h"
 #include "utils/syscache.h"
 
+#include "ab_agentrole.h"
 #include "ab_tables.h"
 #include "ab_snapshot.h"
 #include "ab_storage.h"
@@ -88,7 +89,7 @@ ab_hidden_add(AbSnapId id, Oid source_db,
 	CatalogTupleInsert(rel, tuple);
 
 	/* roles and tablespaces the snapshot refers to stay undroppable (M10) */
-	copyTemplateDependencies(source_db, oid);
+	ab_agent_copy_dependencies(source_db, oid);
 	table_close(rel, NoLock);
 
 	/* the snapshot is confirmed on the strength of this row (S3) */

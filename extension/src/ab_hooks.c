@@ -11,6 +11,7 @@
 
 #include "access/parallel.h"
 #include "catalog/objectaccess.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_tablespace.h"
 #include "commands/tablespace.h"
@@ -20,6 +21,8 @@
 #include "tcop/utility.h"
 #include "utils/fmgroids.h"
 
+#include "ab_agentready.h"
+#include "ab_agentrole.h"
 #include "ab_gate.h"
 #include "ab_hooks.h"
 #include "ab_storagefiles.h"
@@ -104,16 +107,22 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, voi
 	}
 
 	if (access == OAT_POST_CREATE && classId == DatabaseRelationId)
+	{
 		ab_check_created_database(objectId);
+		ab_agentready_void(objectId);
+	}
 	if (access == OAT_DROP && classId == DatabaseRelationId)
 	{
 		ab_check_drop_database(objectId, watching_drop);
+		ab_agent_note_drop_database(objectId);
 		if (watching_drop)
 		{
 			dropped_db = objectId;
 			ab_report_drop_database(objectId);
 		}
 	}
+	if (access == OAT_DROP && classId == AuthIdRelationId)
+		ab_agent_check_drop_role(objectId);
 	if (access == OAT_DROP && classId == TableSpaceRelationId)
 		ab_check_drop_tablespace(objectId, get_tablespace_name(objectId));
 }
@@ -223,6 +232,7 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 		return;
 	}
 	ab_check_database_statement(stmt);
+	ab_agentready_statement(stmt);
 	if (IsA(stmt, DropdbStmt))
 		run_dropdb(&call);
 	else

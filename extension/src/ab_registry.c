@@ -18,6 +18,7 @@
 #include "executor/spi.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/fmgroids.h"
@@ -265,6 +266,36 @@ ab_registry_put_field(Oid db, AbRegistryField field, Datum value, bool isnull)
 	row.value[field] = value;
 	row.isnull[field] = isnull;
 	ab_registry_put(db, &row, AB_REGISTRY_BIT(field));
+}
+
+/* Two statements for any number: whatever is there under a new OID is stale. */
+void
+ab_registry_put_agents(int n, const Oid *dbs, char *const *agent_ids)
+{
+	Oid			types[3] = {OIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID};
+	Datum		values[3];
+	Datum	   *oids = palloc(n * sizeof(Datum));
+	Datum	   *origins = palloc(n * sizeof(Datum));
+	Datum	   *ids = palloc(n * sizeof(Datum));
+
+	for (int i = 0; i < n; i++)
+	{
+		oids[i] = ObjectIdGetDatum(dbs[i]);
+		origins[i] = TimestampTzGetDatum(origin_of(dbs[i]));
+		ids[i] = CStringGetTextDatum(agent_ids[i]);
+	}
+	values[0] = PointerGetDatum(construct_array(oids, n, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
+	values[1] = PointerGetDatum(construct_array(origins, n, TIMESTAMPTZOID, 8,
+												FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	values[2] = PointerGetDatum(construct_array(ids, n, TEXTOID, -1, false, TYPALIGN_INT));
+	connect();
+	(void) ab_tables_execute("DELETE FROM branch.registry WHERE db = ANY ($1)",
+							 1, types, values, NULL);
+	(void) ab_tables_execute("INSERT INTO branch.registry (db, origin_at, agent_id)"
+							 " SELECT * FROM unnest($1, $2, $3)",
+							 3, types, values, NULL);
+	SPI_finish();
+	CommandCounterIncrement();
 }
 
 void

@@ -22,6 +22,7 @@
 #include "utils/rel.h"
 #include "utils/syscache.h"
 
+#include "ab_agentrole.h"
 #include "ab_catalogrows.h"
 #include "ab_default.h"
 #include "ab_events.h"
@@ -32,12 +33,15 @@
 bool
 ab_change_database(Oid db, const char *name, const bool *allow_connections)
 {
-	Relation	rel = table_open(DatabaseRelationId, RowExclusiveLock);
-	HeapTuple	tup = SearchSysCacheLockedCopy1(DATABASEOID, ObjectIdGetDatum(db));
+	Relation	rel;
+	HeapTuple	tup;
 	ItemPointerData tid;
 	Form_pg_database form;
 	bool		before;
 
+	ab_agent_role_follow(db, name, allow_connections);
+	rel = table_open(DatabaseRelationId, RowExclusiveLock);
+	tup = SearchSysCacheLockedCopy1(DATABASEOID, ObjectIdGetDatum(db));
 	if (!HeapTupleIsValid(tup))
 		elog(ERROR, "cache lookup failed for database %u", db);
 	tid = tup->t_self;

@@ -20,6 +20,7 @@
 #include "utils/json.h"
 #include "utils/syscache.h"
 
+#include "ab_agentrole.h"
 #include "ab_attachments.h"
 #include "ab_catalogrows.h"
 #include "ab_events.h"
@@ -162,14 +163,18 @@ lock_names(const AbResetOptions *opt)
 }
 
 /*
- * The old incarnation keeps everything but its name, its own branches included.
+ * The old incarnation keeps everything but its name and its agent, who is the new
+ * one's; its own branches included.
  * The server looks at rights, names and sessions, and waits for these.
  */
 static void
 preserve(const AbResetOptions *opt)
 {
+	Oid			db = get_database_oid(opt->name, false);
+
 	(void) RenameDatabase(opt->name, opt->preserve_under_name);
 	CommandCounterIncrement();
+	ab_agent_give_database(db, InvalidOid);
 }
 
 /* Lock the old incarnation; nobody must use it. */

@@ -25,6 +25,7 @@ int			ab_event_retention = 30 * 24 * 3600;
 int			ab_session_grace = 5000;
 int			ab_recovery_window = 7 * 24 * 3600;
 char	   *ab_connection_template;
+bool		ab_agent_roles = false;
 
 static const struct config_enum_entry method_options[] = {
 	{"auto", AB_METHOD_AUTO, false},
@@ -87,6 +88,11 @@ ab_settings_define(void)
 							   "Empty: a libpq URI for this server.",
 							   &ab_connection_template, "",
 							   PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomBoolVariable("agent_branch.agent_roles",
+							 "Gives each new agent a login role of its own.",
+							 "It can connect to the agent's branch and to no other database.",
+							 &ab_agent_roles, false,
+							 PGC_SUSET, 0, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("agent_branch");
 }
 

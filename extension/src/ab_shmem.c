@@ -18,7 +18,7 @@
 
 #define TRANCHE "agent_branch"
 #define SPARE_SLOTS 16			/* beside those that are taken at start */
-#define OTHER_LOCKS (3 * AB_GUARDS + 5)
+#define OTHER_LOCKS (3 * AB_GUARDS + 6)
 
 AbShared   *ab_shared = NULL;
 
@@ -83,11 +83,16 @@ init_shared(void)
 	ab_shared->keeper_lock = &locks[2].lock;
 	ab_shared->originsync_lock = &locks[3].lock;
 	ab_shared->event_lock = &locks[4].lock;
+	ab_shared->ready_lock = &locks[5].lock;
 	pg_atomic_init_u32(&ab_shared->layer_generation, 1);
 	pg_atomic_init_u32(&ab_shared->image_generation, 1);
 	pg_atomic_init_u32(&ab_shared->poison_generation, 1);
 	for (int i = 0; i < AB_GENERATIONS; i++)
+	{
 		pg_atomic_init_u32(&ab_shared->generation[i], 1);
+		pg_atomic_init_u32(&ab_shared->catalog_changes[i], 0);
+	}
+	pg_atomic_init_u32(&ab_shared->agent_roles_left, 1);
 	ConditionVariableInit(&ab_shared->keeper_cv);
 	ConditionVariableInit(&ab_shared->notes_cv);
 	pg_atomic_init_u32(&ab_shared->notes_used, 0);

@@ -308,7 +308,7 @@ ab_purge(Oid db)
 {
 	ab_check_unused(db, ab_deleted_old_name(db));
 	ab_report_purged(db);
-	ab_delete_rows(db);
+	ab_delete_for_good(db);
 }
 
 /*

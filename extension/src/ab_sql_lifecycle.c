@@ -122,36 +122,45 @@ parse_if_exists(const char *value)
 			 errhint("It can be error, return or reset.")));
 }
 
-/*
- * The branch of that name, InvalidOid if the name is free.  Handing out somebody
- * else's would put the caller's statements at the mercy of that role's triggers: it
- * has to be the caller's own, that of the owner asked for, or a superuser's.  (Who
- * resets one must be its owner anyway.)
- */
 static Oid
-existing_branch(const AbCreateOptions *opt, IfExists if_exists)
+branch_of_name(const char *name)
 {
-	Oid			db = get_database_oid(opt->name, true);
-	Oid			wanted = opt->owner ? get_role_oid(opt->owner, false) : GetUserId();
+	Oid			db = get_database_oid(name, true);
+
+	if (OidIsValid(db) && !ab_file_exists(ab_origin_path(db)))
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_DATABASE),
+				 errmsg("database \"%s\" already exists and is not a branch", name),
+				 errhint("Choose another name.")));
+	return db;
+}
+
+Oid
+ab_sql_living_branch(const char *name, Oid wanted)
+{
+	Oid			db = branch_of_name(name);
 	Oid			owner;
 
 	if (!OidIsValid(db))
 		return InvalidOid;
-	if (!ab_file_exists(ab_origin_path(db)))
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_DATABASE),
-				 errmsg("database \"%s\" already exists and is not a branch", opt->name),
-				 errhint("Choose another name.")));
-	if (if_exists != IF_EXISTS_RETURN)
-		return db;
 	owner = ab_database_owner(db);
 	if (owner != wanted && !superuser_arg(owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_DATABASE),
-				 errmsg("branch \"%s\" already exists", opt->name),
+				 errmsg("branch \"%s\" already exists", name),
 				 errdetail("It is owned by role \"%s\".", GetUserNameFromId(owner, true)),
 				 errhint("Choose another name, or name that role as the owner.")));
 	return db;
+}
+
+/* Who resets one must be its owner anyway. */
+static Oid
+existing_branch(const AbCreateOptions *opt, IfExists if_exists)
+{
+	if (if_exists != IF_EXISTS_RETURN)
+		return branch_of_name(opt->name);
+	return ab_sql_living_branch(opt->name, opt->owner ?
+								get_role_oid(opt->owner, false) : GetUserId());
 }
 
 /* branch.create(..., if_exists => 'reset') of a branch that is there. */

@@ -26,6 +26,7 @@
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
+#include "ab_agentrole.h"
 #include "ab_catalogrows.h"
 #include "ab_default.h"
 #include "ab_events.h"
@@ -321,20 +322,18 @@ ab_sql_drop_snapshot(PG_FUNCTION_ARGS)
 
 /* ---- garbage collection ---- */
 
-/* Rows about databases that are no more. */
+/* Rows and roles of databases that are no more. */
 static void
 forget_gone_databases(void)
 {
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	(void) ab_tables_execute("DELETE FROM branch.agent_parents AS a WHERE NOT EXISTS"
-							 " (SELECT 1 FROM pg_database AS d WHERE d.oid = a.db)",
-							 0, NULL, NULL, NULL);
 	(void) ab_tables_execute("DELETE FROM branch.schedules AS s WHERE NOT EXISTS"
 							 " (SELECT 1 FROM pg_database AS d WHERE d.oid = s.parent_id)",
 							 0, NULL, NULL, NULL);
 	SPI_finish();
 	ab_registry_forget();
+	ab_agent_roles_sweep();
 }
 
 /* Their storage is given back when that is committed: by the next run, or the sweeper. */

@@ -17,6 +17,7 @@
 #include "utils/snapmgr.h"
 
 #include "ab_eventsync.h"
+#include "ab_agentrole.h"
 #include "ab_tables.h"
 #include "ab_expire.h"
 #include "ab_gc.h"
@@ -150,6 +151,7 @@ ab_sweeper_main(Datum arg)
 	} while (purged_many);
 	run_step(sweep_orphans, "sweeping storage of dropped branches");
 	run_step(sweep_snapshots, "retiring snapshots that nobody needs");
+	run_step(ab_agent_roles_sweep, "dropping roles of agents that are gone");
 	run_step(warn_of_age, "looking for snapshots that get too old");
 	run_step(ab_eventsync_compare, "looking for events that nobody recorded");
 	do

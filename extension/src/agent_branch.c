@@ -11,6 +11,7 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 
+#include "ab_agentrole.h"
 #include "ab_attach.h"
 #include "ab_keeper.h"
 #include "ab_lifecycle.h"
@@ -37,5 +38,6 @@ _PG_init(void)
 	ab_wal_register();
 	ab_redo_wrap_builtin();
 	ab_hooks_install();
+	ab_agent_login_install();
 	ab_keeper_register();
 }

@@ -1,0 +1,665 @@
+/*
+ * ab_agentrole.c
+ *	  Roles of agents: making, changing and dropping them, and who may connect where.
+ *
+ * Backends in any database, and the sweeper.  Roles are made and dropped as the
+ * bootstrap superuser on behalf of who may create and delete the branch: to ask for
+ * CREATEROLE instead would ask for a privilege that may take over every role but
+ * superusers.  What can be had this way is only what is fixed here: a role with the
+ * name of a branch of the caller's, that may do nothing but log in and is a member of
+ * the group of agents alone.  All of it goes with the transaction.  The name lock of
+ * the branch (README.locking, 1) makes two that make one role take turns; a role that
+ * is dropped is locked AccessExclusive, as DROP ROLE does it.
+ */
+#include "ab_agentrole.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/dependency.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_auth_members.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_shdepend.h"
+#include "commands/user.h"
+#include "executor/spi.h"
+#include "libpq/crypt.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "storage/lmgr.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
+#include "utils/rel.h"
+#include "utils/syscache.h"
+
+#include "ab_catalogrows.h"
+#include "ab_file.h"
+#include "ab_shmem.h"
+#include "ab_tables.h"
+
+/* ---- acting as a superuser ---- */
+
+/* No PG_TRY: the abort of the (sub)transaction puts all of it back. */
+void
+ab_become_superuser(AbSuperuser *caller)
+{
+	GetUserIdAndSecContext(&caller->user, &caller->context);
+	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID,
+						   caller->context | SECURITY_LOCAL_USERID_CHANGE);
+	caller->guc_level = NewGUCNestLevel();
+}
+
+void
+ab_become_caller(const AbSuperuser *caller)
+{
+	AtEOXact_GUC(true, caller->guc_level);
+	SetUserIdAndSecContext(caller->user, caller->context);
+	CommandCounterIncrement();
+}
+
+/* ---- who is an agent's role ---- */
+
+Oid
+ab_agent_group(void)
+{
+	return get_role_oid(AB_AGENT_GROUP, true);
+}
+
+bool
+ab_agent_group_is_sound(void)
+{
+	Oid			group = ab_agent_group();
+	HeapTuple	tup;
+	Form_pg_authid form;
+	bool		sound;
+
+	if (!OidIsValid(group))
+		return false;
+	tup = SearchSysCache1(AUTHOID, ObjectIdGetDatum(group));
+	if (!HeapTupleIsValid(tup))
+		return false;
+	form = (Form_pg_authid) GETSTRUCT(tup);
+	sound = !form->rolcanlogin && !form->rolsuper && !form->rolcreaterole &&
+		!form->rolcreatedb && !form->rolreplication && !form->rolbypassrls;
+	ReleaseSysCache(tup);
+	if (!sound)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("role \"%s\" cannot be the group of the agents' roles", AB_AGENT_GROUP),
+				 errdetail("It can log in, or has rights in the whole cluster."),
+				 errhint("ALTER ROLE %s NOLOGIN NOSUPERUSER NOCREATEROLE NOCREATEDB NOREPLICATION NOBYPASSRLS.",
+						 AB_AGENT_GROUP)));
+	return true;
+}
+
+/*
+ * Asked at login, too, where no database is open: the cache has to be the one whose index
+ * the server has loaded by then.
+ */
+bool
+ab_agent_is_role(Oid role)
+{
+	Oid			group = ab_agent_group();
+
+	return OidIsValid(group) && OidIsValid(role) &&
+		SearchSysCacheExists2(AUTHMEMMEMROLE, ObjectIdGetDatum(role),
+							  ObjectIdGetDatum(group));
+}
+
+/* ---- grants of databases ---- */
+
+/* NULL: the default, which names nobody. */
+static Acl *
+read_acl(Oid db)
+{
+	HeapTuple	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
+	bool		isnull = true;
+	Datum		datum = (Datum) 0;
+	Acl		   *acl;
+
+	if (!HeapTupleIsValid(tup))
+		return NULL;
+	datum = SysCacheGetAttr(DATABASEOID, tup, Anum_pg_database_datacl, &isnull);
+	acl = isnull ? NULL : DatumGetAclPCopy(datum);
+	ReleaseSysCache(tup);
+	return acl;
+}
+
+bool
+ab_agent_may_connect(Oid role, const Acl *acl)
+{
+	if (acl == NULL)
+		return false;
+	for (int i = 0; i < ACL_NUM(acl); i++)
+	{
+		const AclItem *item = &ACL_DAT(acl)[i];
+
+		if (item->ai_grantee == role && (ACLITEM_GET_PRIVS(*item) & ACL_CONNECT))
+			return true;
+	}
+	return false;
+}
+
+static Acl *
+change_acl(Acl *acl, Oid grantee, Oid grantor, AclMode privs, int how, Oid owner)
+{
+	AclItem		item;
+
+	item.ai_grantee = grantee;
+	item.ai_grantor = grantor;
+	ACLITEM_SET_PRIVS_GOPTIONS(item, privs,
+							   how == ACL_MODECHG_DEL && grantee != ACL_ID_PUBLIC ?
+							   privs : ACL_NO_RIGHTS);
+	return aclupdate(acl, &item, how, owner, DROP_CASCADE);
+}
+
+/* All entries change at once what others hang on: begin anew after each. */
+static Acl *
+without_agents(Acl *acl, Oid owner)
+{
+	for (int i = 0; acl != NULL && i < ACL_NUM(acl);)
+	{
+		AclItem		item = ACL_DAT(acl)[i];
+
+		if (!ab_agent_is_role(item.ai_grantee))
+		{
+			i++;
+			continue;
+		}
+		acl = change_acl(acl, item.ai_grantee, item.ai_grantor,
+						 ACL_ALL_RIGHTS_DATABASE, ACL_MODECHG_DEL, owner);
+		i = 0;
+	}
+	return acl;
+}
+
+static Acl *
+closed_to_public(Acl *acl, Oid owner)
+{
+	for (int i = 0; i < ACL_NUM(acl);)
+	{
+		AclItem		item = ACL_DAT(acl)[i];
+
+		if (item.ai_grantee != ACL_ID_PUBLIC ||
+			(ACLITEM_GET_PRIVS(item) & ACL_CONNECT) == 0)
+		{
+			i++;
+			continue;
+		}
+		acl = change_acl(acl, ACL_ID_PUBLIC, item.ai_grantor, ACL_CONNECT,
+						 ACL_MODECHG_DEL, owner);
+		i = 0;
+	}
+	return acl;
+}
+
+Acl *
+ab_agent_acl(const Acl *old, Oid owner, Oid role)
+{
+	Acl		   *acl = unconstify(Acl *, old);
+
+	if (OidIsValid(ab_agent_group()))
+		acl = without_agents(acl, owner);
+	if (!OidIsValid(role))
+		return acl;
+	if (acl == NULL)
+		acl = acldefault(OBJECT_DATABASE, owner);
+	acl = closed_to_public(acl, owner);
+	return change_acl(acl, role, owner, ACL_CONNECT | ACL_CREATE_TEMP,
+					  ACL_MODECHG_ADD, owner);
+}
+
+void
+ab_agent_give_database(Oid db, Oid role)
+{
+	Relation	rel = table_open(DatabaseRelationId, RowExclusiveLock);
+	HeapTuple	tup = SearchSysCacheLockedCopy1(DATABASEOID, ObjectIdGetDatum(db));
+	ItemPointerData tid;
+	Acl		   *old;
+	Datum		values[Natts_pg_database] = {0};
+	bool		nulls[Natts_pg_database] = {0};
+	bool		replaces[Natts_pg_database] = {0};
+	Oid		   *old_members;
+	Oid		   *new_members;
+	int			nold = 0;
+	int			nnew;
+	Oid			owner;
+	Acl		   *acl;
+
+	if (!HeapTupleIsValid(tup))
+		elog(ERROR, "cache lookup failed for database %u", db);
+	tid = tup->t_self;
+	owner = ((Form_pg_database) GETSTRUCT(tup))->datdba;
+	old = read_acl(db);
+	acl = ab_agent_acl(old, owner, role);
+	if (acl != old)
+	{
+		values[Anum_pg_database_datacl - 1] = PointerGetDatum(acl);
+		replaces[Anum_pg_database_datacl - 1] = true;
+		tup = heap_modify_tuple(tup, RelationGetDescr(rel), values, nulls, replaces);
+		CatalogTupleUpdate(rel, &tid, tup);
+		if (old != NULL)
+			nold = aclmembers(old, &old_members);
+		nnew = aclmembers(acl, &new_members);
+		updateAclDependencies(DatabaseRelationId, db, 0, owner,
+							  nold, nold > 0 ? old_members : NULL, nnew, new_members);
+	}
+
+	/* VACUUM changes frozen ids in place */
+	UnlockTuple(rel, &tid, InplaceUpdateTupleLock);
+	table_close(rel, NoLock);
+	CommandCounterIncrement();
+}
+
+List *
+ab_agent_roles_in(Oid db)
+{
+	Acl		   *acl = OidIsValid(ab_agent_group()) ? read_acl(db) : NULL;
+	List	   *roles = NIL;
+
+	for (int i = 0; acl != NULL && i < ACL_NUM(acl); i++)
+	{
+		Oid			role = ACL_DAT(acl)[i].ai_grantee;
+
+		if (ab_agent_is_role(role))
+			roles = list_append_unique_oid(roles, role);
+	}
+	return roles;
+}
+
+Oid
+ab_agent_role_of(Oid db)
+{
+	List	   *roles = ab_agent_roles_in(db);
+	char	   *name = ab_database_name(db);
+	Acl		   *acl = read_acl(db);
+	ListCell   *lc;
+
+	foreach(lc, roles)
+	{
+		Oid			role = lfirst_oid(lc);
+
+		if (name != NULL && ab_agent_may_connect(role, acl) &&
+			(list_length(roles) == 1 ||
+			 strcmp(GetUserNameFromId(role, false), name) == 0))
+			return role;
+	}
+	return InvalidOid;
+}
+
+/* ---- dependencies ---- */
+
+/*
+ * In a database whose tables are granted to the group there is a row for each of them.
+ * A branch does not need these: the group cannot be dropped while there are branches.
+ */
+void
+ab_agent_copy_dependencies(Oid from, Oid to)
+{
+	Oid			group = ab_agent_group();
+	Relation	rel;
+	CatalogIndexState indexes;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tup;
+
+	if (!OidIsValid(group))
+	{
+		copyTemplateDependencies(from, to);
+		return;
+	}
+	rel = table_open(SharedDependRelationId, RowExclusiveLock);
+	indexes = CatalogOpenIndexes(rel);
+	ScanKeyInit(&key, Anum_pg_shdepend_dbid,
+				BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(from));
+	scan = systable_beginscan(rel, SharedDependDependerIndexId, true, NULL, 1, &key);
+	while (HeapTupleIsValid(tup = systable_getnext(scan)))
+	{
+		Form_pg_shdepend form = (Form_pg_shdepend) GETSTRUCT(tup);
+
+		if (form->refclassid == AuthIdRelationId && form->refobjid == group)
+			continue;
+		tup = heap_copytuple(tup);
+		((Form_pg_shdepend) GETSTRUCT(tup))->dbid = to;
+		CatalogTupleInsertWithInfo(rel, tup, indexes);
+		heap_freetuple(tup);
+	}
+	systable_endscan(scan);
+	CatalogCloseIndexes(indexes);
+	table_close(rel, RowExclusiveLock);
+}
+
+/* ---- making ---- */
+
+/* A password as CREATE ROLE takes it: it hashes clear text. */
+static void
+check_password(const char *password)
+{
+	PasswordType type;
+
+	if (password == NULL)
+		return;
+	type = get_password_type(password);
+	if (password[0] == '\0' || type == PASSWORD_TYPE_MD5)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 password[0] == '\0' ?
+				 errmsg("the password of an agent must not be empty") :
+				 errmsg("the password of an agent cannot be an MD5 hash"),
+				 errhint("Pass a password or a SCRAM-SHA-256 verifier, or null for none.")));
+}
+
+/* Hashed by SCRAM whatever password_encryption says; null: no password. */
+static List *
+role_options(const char *password)
+{
+	(void) set_config_option("password_encryption", "scram-sha-256",
+							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	return list_make2(makeDefElem("canlogin", (Node *) makeBoolean(true), -1),
+					  makeDefElem("password",
+								  password ? (Node *) makeString(pstrdup(password)) : NULL,
+								  -1));
+}
+
+static RoleSpec *
+role_spec(const char *name)
+{
+	RoleSpec   *spec = makeNode(RoleSpec);
+
+	spec->roletype = ROLESPEC_CSTRING;
+	spec->rolename = pstrdup(name);
+	spec->location = -1;
+	return spec;
+}
+
+static void
+alter_role(Oid role, List *options)
+{
+	AlterRoleStmt *stmt = makeNode(AlterRoleStmt);
+
+	stmt->role = role_spec(GetUserNameFromId(role, false));
+	stmt->options = options;
+	stmt->action = +1;
+	(void) AlterRole(NULL, stmt);
+}
+
+static Oid
+create_role(const char *name, const char *password)
+{
+	CreateRoleStmt *stmt = makeNode(CreateRoleStmt);
+
+	stmt->stmt_type = ROLESTMT_ROLE;
+	stmt->role = pstrdup(name);
+	stmt->options = lappend(role_options(password),
+							makeDefElem("addroleto",
+										(Node *) list_make1(role_spec(AB_AGENT_GROUP)), -1));
+	return CreateRole(NULL, stmt);
+}
+
+/* Does any database's row name the role?  Its owner has to, too. */
+static bool
+has_database(Oid role)
+{
+	Relation	rel = table_open(SharedDependRelationId, AccessShareLock);
+	ScanKeyData key[2];
+	SysScanDesc scan;
+	HeapTuple	tup;
+	bool		found = false;
+
+	ScanKeyInit(&key[0], Anum_pg_shdepend_refclassid,
+				BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(AuthIdRelationId));
+	ScanKeyInit(&key[1], Anum_pg_shdepend_refobjid,
+				BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(role));
+	scan = systable_beginscan(rel, SharedDependReferenceIndexId, true, NULL, 2, key);
+	while (!found && HeapTupleIsValid(tup = systable_getnext(scan)))
+		found = ((Form_pg_shdepend) GETSTRUCT(tup))->classid == DatabaseRelationId;
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+static void
+check_left_behind(Oid role, const char *name)
+{
+	bool		others = !ab_agent_is_role(role);
+
+	if (!others && !has_database(role))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_DUPLICATE_OBJECT),
+			 errmsg("role \"%s\" already exists", name),
+			 others ? errdetail("It is not the role of an agent.") :
+			 errdetail("It is the role of an agent whose branch has another name."),
+			 errhint("Choose another id for the agent, or rename or drop that role.")));
+}
+
+Oid
+ab_agent_role_make(const char *name, const char *password)
+{
+	Oid			role = get_role_oid(name, true);
+	AbSuperuser caller;
+
+	if (strcmp(name, AB_AGENT_GROUP) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_RESERVED_NAME),
+				 errmsg("role name \"%s\" is reserved", name),
+				 errdetail("It is that of the group of all agents' roles."),
+				 errhint("Choose another id for the agent.")));
+	check_password(password);
+	if (OidIsValid(role))
+	{
+		/* the sweep may be about to drop it */
+		LockSharedObject(AuthIdRelationId, role, 0, AccessShareLock);
+		role = get_role_oid(name, true);
+	}
+	if (OidIsValid(role))
+		check_left_behind(role, name);
+
+	ab_become_superuser(&caller);
+	if (OidIsValid(role))
+		alter_role(role, role_options(password));
+	else
+		role = create_role(name, password);
+	ab_become_caller(&caller);
+	return role;
+}
+
+void
+ab_agent_role_unlock(Oid role)
+{
+	HeapTuple	tup = SearchSysCache1(AUTHOID, ObjectIdGetDatum(role));
+	bool		created;
+	LOCKTAG		tag;
+
+	if (!HeapTupleIsValid(tup))
+		return;
+	created = TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetRawXmin(tup->t_data));
+	ReleaseSysCache(tup);
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, AuthIdRelationId, role, 0);
+	while (created && LockHeldByMe(&tag, AccessShareLock))
+		(void) LockRelease(&tag, AccessShareLock, false);
+}
+
+void
+ab_agent_role_set_password(Oid role, const char *password)
+{
+	AbSuperuser caller;
+
+	check_password(password);
+	ab_become_superuser(&caller);
+	alter_role(role, role_options(password));
+	ab_become_caller(&caller);
+}
+
+static void
+rename_role(Oid role, const char *new_name)
+{
+	char	   *name = GetUserNameFromId(role, false);
+
+	if (strcmp(name, new_name) == 0)
+		return;
+	if (OidIsValid(get_role_oid(new_name, true)))
+		ereport(NOTICE,
+				(errmsg("role \"%s\" of the agent keeps its name", name),
+				 errdetail("There is a role \"%s\" already.", new_name)));
+	else
+		(void) RenameRole(name, new_name);
+	CommandCounterIncrement();
+}
+
+void
+ab_agent_role_follow(Oid db, const char *new_name, const bool *login)
+{
+	Oid			role = ab_agent_role_of(db);
+	AbSuperuser caller;
+
+	if (!OidIsValid(role))
+		return;
+	ab_become_superuser(&caller);
+	rename_role(role, new_name);
+	if (login != NULL)
+		alter_role(role, list_make1(makeDefElem("canlogin", (Node *) makeBoolean(*login), -1)));
+	ab_become_caller(&caller);
+}
+
+/* ---- dropping ---- */
+
+static bool
+is_in_use(Oid role)
+{
+	return role == GetUserId() || role == GetOuterUserId() || role == GetSessionUserId();
+}
+
+/* Under its lock.  False: it owns something in a snapshot, or in another branch. */
+static bool
+drop_role(Oid role)
+{
+	char	   *detail;
+	char	   *detail_log;
+	DropRoleStmt *stmt;
+
+	if (is_in_use(role) ||
+		checkSharedDependencies(AuthIdRelationId, role, &detail, &detail_log))
+		return false;
+	stmt = makeNode(DropRoleStmt);
+	stmt->roles = list_make1(role_spec(GetUserNameFromId(role, false)));
+	DropRole(stmt);
+	return true;
+}
+
+static void
+want_sweep(void)
+{
+	pg_atomic_write_u32(&ab_shared->agent_roles_left, 1);
+}
+
+void
+ab_agent_roles_drop(List *roles)
+{
+	ListCell   *lc;
+	AbSuperuser caller;
+
+	if (roles == NIL)
+		return;
+	ab_become_superuser(&caller);
+	foreach(lc, roles)
+	{
+		Oid			role = lfirst_oid(lc);
+
+		LockSharedObject(AuthIdRelationId, role, 0, AccessExclusiveLock);
+		if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role)) || has_database(role))
+			continue;
+		if (!drop_role(role))
+		{
+			alter_role(role, list_make2(makeDefElem("canlogin", (Node *) makeBoolean(false), -1),
+										makeDefElem("password", NULL, -1)));
+			want_sweep();
+		}
+	}
+	ab_become_caller(&caller);
+}
+
+void
+ab_agent_check_drop_role(Oid role)
+{
+	if (role != ab_agent_group() || !ab_file_any_branch())
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+			 errmsg("role \"%s\" cannot be dropped while there are branches", AB_AGENT_GROUP),
+			 errdetail("Tables in branches may be owned by it or granted to it."),
+			 errhint("Delete the branches first, and call branch.gc().")));
+}
+
+void
+ab_agent_note_drop_database(Oid db)
+{
+	if (ab_shared != NULL && ab_agent_roles_in(db) != NIL)
+		want_sweep();
+}
+
+/* ---- sweeping ---- */
+
+/* Members of the group that no database names; those in use are left for later. */
+static List *
+left_roles(void)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	List	   *roles = NIL;
+	uint64		n;
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	n = ab_tables_execute("SELECT m.member FROM pg_auth_members AS m"
+						  " INNER JOIN pg_authid AS g ON m.roleid = g.oid"
+						  " WHERE g.rolname = '" AB_AGENT_GROUP "' AND NOT EXISTS ("
+						  "SELECT FROM pg_shdepend AS d"
+						  " WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = m.member"
+						  " AND d.classid = 'pg_database'::regclass)",
+						  0, NULL, NULL, NULL);
+	for (uint64 i = 0; i < n; i++)
+	{
+		bool		isnull;
+		Oid			role = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i],
+														  SPI_tuptable->tupdesc, 1, &isnull));
+		MemoryContext old = MemoryContextSwitchTo(caller);
+
+		roles = lappend_oid(roles, role);
+		MemoryContextSwitchTo(old);
+	}
+	SPI_finish();
+	return roles;
+}
+
+void
+ab_agent_roles_sweep(void)
+{
+	ListCell   *lc;
+	AbSuperuser caller;
+
+	if (pg_atomic_exchange_u32(&ab_shared->agent_roles_left, 0) == 0 ||
+		!OidIsValid(ab_agent_group()))
+		return;
+	ab_become_superuser(&caller);
+	foreach(lc, left_roles())
+	{
+		Oid			role = lfirst_oid(lc);
+		LOCKTAG		tag;
+
+		CHECK_FOR_INTERRUPTS();
+		SET_LOCKTAG_OBJECT(tag, InvalidOid, AuthIdRelationId, role, 0);
+		if (LockAcquire(&tag, AccessExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
+		{
+			want_sweep();
+			continue;
+		}
+		AcceptInvalidationMessages();
+		if (SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role)) &&
+			(has_database(role) || !drop_role(role)))
+			want_sweep();
+	}
+	ab_become_caller(&caller);
+}
