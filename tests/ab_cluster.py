@@ -466,6 +466,20 @@ class Cluster:
         self.kill()
         return self.start()
 
+    def kill_in_recovery(self) -> None:
+        """Start, and kill everything once redo has begun (or has ended already)."""
+        position = len(self.log_text())
+        self.start(wait=False)
+        wait_for(
+            lambda: any(
+                text in self.log_text()[position:]
+                for text in ("redo starts", "redo is not required", "ready to accept")
+            ),
+            START_TIMEOUT,
+            "redo",
+        )
+        self.kill()
+
     def restart(self, mode: str = "fast") -> Cluster:
         self.stop(mode)
         return self.start()

@@ -4,7 +4,7 @@
 wanted, ``FailingDisk`` on one that loses what is not synced (root only).  ``Faults`` is a
 library for LD_PRELOAD, made with the C compiler that made the extension, that counts the calls
 which write, sync, open or make files under a given directory, in all processes of a server
-together, and lets the n-th one fail.
+together, and lets the n-th one fail, or stops the process that is about to make it.
 """
 
 from __future__ import annotations
@@ -148,6 +148,7 @@ SHIM = r"""
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -163,10 +164,12 @@ struct plan
 	long		count;			/* calls so far */
 	long		fail_at;		/* the one that fails; 0: none */
 	long		sticky;			/* and all after it */
-	long		error;			/* errno */
+	long		error;			/* errno; 0: the process stops before the call */
 	long		fired;			/* how many failed */
+	long		pid;			/* of the process that was stopped */
 	char		last[64];		/* name of the call that failed first */
 	char		needle[256];	/* only paths that contain it */
+	char		only[32];		/* only calls whose names begin so */
 };
 
 static struct plan *plan;
@@ -190,13 +193,23 @@ strike(const char *path, const char *call)
 {
 	long		n;
 
-	if (plan == NULL || plan->needle[0] == 0 || strstr(path, plan->needle) == NULL)
+	if (plan == NULL || plan->needle[0] == 0 || strstr(path, plan->needle) == NULL ||
+		strncmp(call, plan->only, strlen(plan->only)) != 0)
 		return 0;
 	n = __atomic_add_fetch(&plan->count, 1, __ATOMIC_SEQ_CST);
 	if (plan->fail_at == 0 || !(n == plan->fail_at || (plan->sticky && n > plan->fail_at)))
 		return 0;
 	if (__atomic_add_fetch(&plan->fired, 1, __ATOMIC_SEQ_CST) == 1)
 		strncpy(plan->last, call, sizeof(plan->last) - 1);
+	if (plan->error == 0)
+	{
+		int			saved = errno;
+
+		plan->pid = getpid();
+		raise(SIGSTOP);
+		errno = saved;
+		return 0;
+	}
 	errno = (int) plan->error;
 	return 1;
 }
@@ -305,7 +318,7 @@ OPEN(open, 0)
 OPEN(open64, 1)
 """
 
-PLAN = struct.Struct("=qqqqq64s256s")
+PLAN = struct.Struct("=qqqqqq64s256s32s")
 
 
 class Faults:
@@ -331,16 +344,36 @@ class Faults:
         self.memory = mmap.mmap(self.file.fileno(), PLAN.size)
         self.environment = {"LD_PRELOAD": str(library), "AB_FAULT_PLAN": str(plan)}
 
-    def arm(self, needle: str, at: int, error: int, *, sticky: bool = False) -> None:
+    def restart(self, cluster: Cluster, how: str) -> None:
+        """Stop the server, or ``kill`` it, and start it with the library."""
+        cluster.kill() if how == "kill" else cluster.stop(how)
+        with pytest.MonkeyPatch.context() as patch:
+            for key, value in self.environment.items():
+                patch.setenv(key, value)
+            cluster.start()
+
+    def arm(
+        self, needle: str, at: int, error: int, *, sticky: bool = False, only: str = ""
+    ) -> None:
         """From now on count calls on paths with this text; the ``at``-th fails (0: none).
 
-        ``sticky``: and all after it.
+        ``sticky``: and all after it.  ``only``: count calls whose names begin with that.
         """
-        self.memory[:] = PLAN.pack(0, at, sticky, error, 0, b"", needle.encode())
+        self.memory[:] = PLAN.pack(0, at, sticky, error, 0, 0, b"", needle.encode(), only.encode())
+
+    def arm_stop(self, needle: str, at: int = 1, *, only: str = "") -> None:
+        """The same, but the process stops before the ``at``-th call (see ``stopped``)."""
+        self.arm(needle, at, 0, only=only)
+
+    def stopped(self) -> int | None:
+        """Pid of the process that was stopped, once it is."""
+        pid: int = PLAN.unpack(self.memory[:])[5]
+        stat = Path(f"/proc/{pid}/stat")
+        return pid if pid and stat.read_text().rsplit(") ", 1)[1][0] in "tT" else None
 
     def disarm(self) -> tuple[int, int, str]:
         """Stop counting; (calls, calls that failed, the first of those by name)."""
-        count, _, _, _, fired, last, _ = PLAN.unpack(self.memory[:])
+        count, _, _, _, fired, _, last, _, _ = PLAN.unpack(self.memory[:])
         self.memory[:] = bytes(PLAN.size)
         return count, fired, last.rstrip(b"\0").decode()
 

@@ -12,6 +12,7 @@ from typing import Any
 import hypothesis
 import pytest
 from ab_cluster import Cluster, live_clusters, workspace
+from ab_faults import Faults
 
 LOG_LINES = 60
 
@@ -79,6 +80,16 @@ def make_cluster(cluster_base: Path) -> Iterator[Callable[..., Cluster]]:
     for made in live_clusters():
         if id(made) not in before:
             made.destroy()
+
+
+@pytest.fixture
+def faults() -> Iterator[Faults]:
+    """Calls of a server that fail or stop its processes (``faults.restart(cluster, ...)``)."""
+    place = workspace("ab-faults-")
+    made = Faults(place)
+    yield made
+    made.close()
+    shutil.rmtree(place)
 
 
 @pytest.fixture

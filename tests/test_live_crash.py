@@ -112,7 +112,7 @@ def test_kill_nine_among_snapshots(live: Cluster, seed: int, rng: random.Random)
         snapshots.join(60)
         assert snapshots.failure is None, f"round {turn}: {snapshots.failure}"
         if turn % 2:
-            kill_in_recovery(live)
+            live.kill_in_recovery()
         live.start()
         healthy(live)
         there = set(branches(live))
@@ -132,21 +132,6 @@ def test_kill_nine_among_snapshots(live: Cluster, seed: int, rng: random.Random)
     calm_log(live)
     for witness in witnesses:
         delete(live, witness.name)
-
-
-def kill_in_recovery(cluster: Cluster) -> None:
-    """Start, and kill everything again once redo has begun (or has ended already)."""
-    position = len(cluster.log_text())
-    cluster.start(wait=False)
-    cluster.wait_for(
-        lambda: (
-            "redo starts" in cluster.log_text()[position:]
-            or "ready to accept" in cluster.log_text()[position:]
-        ),
-        what="redo",
-        timeout=120,
-    )
-    cluster.kill()
 
 
 @pytest.mark.parametrize("redo", ["before", "after"])
@@ -176,7 +161,7 @@ def test_redo_pointer(live: Cluster, seed: int, redo: str, method: str) -> None:
         elif redo_pointer(live) >= snapshot:
             print(f"turn {turn}: a checkpoint came in between")
         if turn:
-            kill_in_recovery(live)
+            live.kill_in_recovery()
         live.start()
         check_all(live, witnesses, f"turn {turn}")
     usable(live, "p")

@@ -24,7 +24,7 @@ from ab_checks import (
     nothing_left,
     run,
 )
-from ab_cluster import CONF, Cluster, workspace
+from ab_cluster import CONF, Cluster
 from ab_faults import Faults, SmallDisk, small_disk
 from ab_oracle import METHOD, SETTINGS, plain_again, sqlstate
 
@@ -218,17 +218,6 @@ def test_branch_of_a_lost_branch(store: Store) -> None:
 # ---- the n-th call fails ------------------------------------------------------------------
 
 
-@pytest.fixture
-def faults() -> Iterator[Faults]:
-    place = workspace("ab-faults-")
-    made = Faults(place)
-    yield made
-    made.close()
-    for path in place.iterdir():
-        path.unlink()
-    place.rmdir()
-
-
 WORK: list[tuple[str, str]] = [
     ("p", "UPDATE t SET v = repeat('{n}', 30) WHERE id % 50 = {n} % 50"),
     ("postgres", "CHECKPOINT"),
@@ -243,7 +232,6 @@ WORK: list[tuple[str, str]] = [
 def test_every_call_fails_once(
     make_cluster: Callable[..., Cluster],
     faults: Faults,
-    monkeypatch: pytest.MonkeyPatch,
     rng: random.Random,
 ) -> None:
     """The n-th call on the store fails, with EIO or ENOSPC, n = 1 until none does, while a
@@ -253,7 +241,7 @@ def test_every_call_fails_once(
     is left out."""
     cluster = make_cluster("fault", BIG)
     create_database(cluster, "p", *TABLE)
-    restart_with(cluster, faults, monkeypatch, "fast")
+    faults.restart(cluster, "fast")
     outcomes: dict[str, int] = {}
     n = 0
     while True:
@@ -274,7 +262,7 @@ def test_every_call_fails_once(
         after = contents(cluster, "p")
         calls, fired, call = faults.disarm()
         if rng.random() < 0.2:
-            restart_with(cluster, faults, monkeypatch, rng.choice(("kill", "fast", "immediate")))
+            faults.restart(cluster, rng.choice(("kill", "fast", "immediate")))
         assert contents(cluster, "p") == after, f"call {n} ({call}): the parent lost rows"
         outcome = "refused"
         if refusal is None:
@@ -301,27 +289,14 @@ def test_every_call_fails_once(
     calm_log(cluster)
 
 
-def restart_with(
-    cluster: Cluster, faults: Faults, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
-    cluster.kill() if how == "kill" else cluster.stop(how)
-    for key, value in faults.environment.items():
-        monkeypatch.setenv(key, value)
-    try:
-        cluster.start()
-    finally:
-        for key in faults.environment:
-            monkeypatch.delenv(key)
-
-
 def test_failing_while_it_shuts_down_and_recovers(
-    make_cluster: Callable[..., Cluster], faults: Faults, monkeypatch: pytest.MonkeyPatch
+    make_cluster: Callable[..., Cluster], faults: Faults
 ) -> None:
     """Every call on the store fails from some moment on, during the shutdown checkpoint and
     during the whole of a recovery: both end well."""
     cluster = make_cluster("faultall", BIG)
     create_database(cluster, "p", *TABLE)
-    restart_with(cluster, faults, monkeypatch, "fast")
+    faults.restart(cluster, "fast")
     for turn, how in enumerate(("fast", "kill", "immediate")):
         name = create(cluster, f"all{turn}", "p")
         before = contents(cluster, "p")
@@ -330,13 +305,13 @@ def test_failing_while_it_shuts_down_and_recovers(
         if how == "kill":
             cluster.kill()
         faults.arm(STORE, 1, errno.EIO, sticky=True)
-        restart_with(cluster, faults, monkeypatch, how)
+        faults.restart(cluster, how)
         assert contents(cluster, "p") == expected
         cluster.sql("CHECKPOINT")
         faults.disarm()
         answered = answer(cluster, name)
         assert isinstance(answered, psycopg.Error) or answered == before
-        restart_with(cluster, faults, monkeypatch, "fast")
+        faults.restart(cluster, "fast")
         answered = answer(cluster, name)
         assert isinstance(answered, psycopg.Error) or answered == before
         assert contents(cluster, "p") == expected

@@ -1,12 +1,10 @@
 """Scenarios of a living parent that need a set-up of their own: relations of several
-segments, a full request queue of the checkpointer, logical replication, what a power cut
-leaves of writes that were not synced, snapshots older than the parent's commit log."""
+segments, a full request queue of the checkpointer, logical replication, snapshots older than
+the parent's commit log."""
 
 from __future__ import annotations
 
 import os
-import random
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +26,7 @@ from ab_checks import (
     run,
 )
 from ab_cluster import Cluster, wait_for
-from ab_oracle import HELPERS, METHOD, SETTINGS, Witness, check_all, image_dir, plain_again
+from ab_oracle import HELPERS, METHOD, SETTINGS, Witness, check_all, plain_again
 from ab_storm import Repeat, checkpoints, make_parent, tpcb_script
 
 before_images = pytest.mark.skipif(
@@ -323,123 +321,6 @@ def test_logical_replication(subscribed: Cluster, seed: int) -> None:
     calm_log(live)
 
 
-# ---- power cuts ---------------------------------------------------------------------------------
-
-SECTOR = 512
-GROUP = 128  # blocks of an .images file, of which the first describes the others
-HEAD = 64  # its first bytes: how much of the group is known to be on disk
-
-
-def copy_of(base: Path, stopped: Cluster, name: str) -> Cluster:
-    """A server, not started, over a copy of another's data directory."""
-    place = base / f"{name}.copy"
-    command = ["cp", "-a", "--reflink=auto", str(stopped.data), str(place)]
-    subprocess.run(command, check=True)
-    return Cluster.from_data(base, name, place, start=False)
-
-
-def sectors_of(was: bytes, now: bytes, rng: random.Random, chance: float) -> bytes:
-    """What a disk has when of what was written to a file only some sectors arrived."""
-    length = max(len(was), len(now))
-    was, now = was.ljust(length, b"\0"), now.ljust(length, b"\0")
-    return b"".join(
-        (now if rng.random() < chance else was)[at : at + SECTOR] for at in range(0, length, SECTOR)
-    )
-
-
-def with_heads_of(images: bytes, was: bytes) -> bytes:
-    """Heads of groups, and the file's header, are written after what they speak of."""
-    work = bytearray(images)
-    work[:BLOCK] = was[:BLOCK]
-    for at in range(BLOCK, len(work), GROUP * BLOCK):
-        work[at : at + HEAD] = was[at : at + HEAD].ljust(HEAD, b"\0")
-    return bytes(work)
-
-
-def spoil_caches(cluster: Cluster, place: Path, rng: random.Random) -> None:
-    """Index files are never synced, and anybody may have died while he made a file."""
-    indexes = sorted(place.glob("index.*"))
-    assert indexes
-    for path in indexes:
-        match rng.randrange(4):
-            case 0:
-                path.unlink()
-            case 1:
-                os.truncate(path, rng.randrange(path.stat().st_size + 1))
-            case 2:
-                path.write_bytes(rng.randbytes(rng.randrange(20000)))
-                Cluster.give(path)
-    for name in ("tmp.4711", f"tmp.{indexes[0].name}"):
-        (place / name).write_bytes(rng.randbytes(rng.randrange(9000)))
-        Cluster.give(place / name)
-
-
-@before_images
-def test_power_cut(make_cluster: Make, cluster_base: Path, seed: int, rng: random.Random) -> None:
-    """A power cut while images are appended, of which any sectors arrived, or while the pages
-    whose images are on disk are overwritten, of which any sectors arrived; index files are
-    gone, short or rubbish, and files half made lie about (scenarios 2 and 3)."""
-    live = make_cluster("power", STILL)
-    create_database(
-        live,
-        "p",
-        *HELPERS,
-        "CREATE TABLE t (id int PRIMARY KEY, k int, v text) WITH (fillfactor = 90)",
-        "INSERT INTO t SELECT i, i, repeat('0', 300) FROM generate_series(1, 6000) AS i",
-        "CREATE INDEX t_k ON t (k)",
-        "VACUUM (FREEZE)",
-    )
-    witnesses = []
-    for turn in range(2):
-        witnesses.append(Witness.make(live, f"w{turn}", "p"))
-        run(live, "p", f"UPDATE t SET v = repeat('{turn}', 300) WHERE id % 900 < 200", "CHECKPOINT")
-    run(live, "p", "UPDATE t SET k = k + 1, v = repeat('n', 300) WHERE id % 900 < 700",
-        "DELETE FROM t WHERE id % 13 = 0")  # fmt: skip
-    expected = contents(live, "p")
-    tables = [main_fork(live, "p", name).relative_to(live.data) for name in ("t", "t_pkey", "t_k")]
-    store = image_dir(live, "p")
-    live.stop("immediate")
-
-    # What would have been written, had the server gone on.
-    newest = max(store.glob("*.images")).relative_to(live.data)
-    twin = copy_of(cluster_base, live, "twin")
-    twin.start()
-    twin.stop()
-    old = {path: (live.data / path).read_bytes() for path in (newest, *tables)}
-    new = {path: (twin.data / path).read_bytes() for path in (newest, *tables)}
-    twin.destroy()
-    assert len(new[newest]) > len(old[newest]) + 100 * BLOCK, "the twin saved no images"
-    for turn in range(4):
-        cut = copy_of(cluster_base, live, f"cut{turn}")
-        chance = rng.choice((0.1, 0.5, 0.9, 0.99))
-        if turn % 2:
-            heads = rng.choice((old, new))[newest]
-            damaged = {newest: with_heads_of(new[newest], heads)}
-            damaged |= {p: sectors_of(old[p], new[p], rng, chance) for p in tables}
-        else:
-            torn = with_heads_of(sectors_of(old[newest], new[newest], rng, chance), old[newest])
-            torn = torn[: rng.randint(len(old[newest]), len(torn))]
-            damaged = {newest: torn + rng.randbytes(rng.choice((0, 100, 64, 5000, 20000)))}
-        for path, content in damaged.items():
-            (cut.data / path).write_bytes(content)
-        spoil_caches(cut, (cut.data / newest).parent, rng)
-        cut.start()
-        when = f"after cut {turn}, {chance} of the sectors arrived"
-        check_all(cut, witnesses, when)
-        assert contents(cut, "p") == expected, when
-        assert not list((cut.data / newest).parent.glob("tmp.*"))
-        healthy(cut)
-        witnesses.append(Witness.make(cut, "later", "p"))
-        run(cut, "p", "UPDATE t SET v = 'later'", "VACUUM t", "CHECKPOINT")
-        check_all(cut, witnesses, f"{when}, and the parent went on")
-        cut.crash()
-        check_all(cut, witnesses, f"{when}, and after another crash")
-        healthy(cut)
-        calm_log(cut)
-        witnesses.pop()
-        cut.destroy()
-
-
 # ---- snapshots older than the commit log --------------------------------------------------------
 
 LOG_SEGMENT = 32 * BLOCK * 4  # transactions of a file of pg_xact
@@ -521,5 +402,98 @@ def test_older_than_the_commit_log(make_cluster: Make) -> None:
     nothing_left(live)
     live.run("vacuumdb", "--all", "--freeze")
     assert not log_file(live, FAR - 1).exists()
+    plain_again(live, "p")
+    calm_log(live)
+
+
+# ---- multixacts ---------------------------------------------------------------------------------
+
+OFFSETS = 32 * BLOCK // 4  # multixacts of a file of pg_multixact/offsets
+MEMBERS = 32 * (BLOCK // 20) * 4  # members of one of pg_multixact/members
+FAR_MULTI, FAR_MEMBER = 3 * OFFSETS, 5 * MEMBERS
+MULTIS = 300
+
+
+def multixact_files(cluster: Cluster) -> list[Path]:
+    """Those that have the last multixacts before FAR_MULTI and their members."""
+    place = cluster.data / "pg_multixact"
+    return [
+        place / "offsets" / f"{FAR_MULTI // OFFSETS - 1:04X}",
+        place / "members" / f"{FAR_MEMBER // MEMBERS - 1:04X}",
+    ]
+
+
+def move_multixacts(cluster: Cluster) -> None:
+    """The next multixacts are the last of a file, and so are their members; the server is down."""
+    for path in multixact_files(cluster):
+        path.write_bytes(bytes(32 * BLOCK))
+        Cluster.give(path)
+    cluster.run(
+        "pg_resetwal", "-D", str(cluster.data),
+        "-m", f"{FAR_MULTI - 2 * MULTIS},1", "-O", str(FAR_MEMBER - 4 * MULTIS),
+    )  # fmt: skip
+
+
+def lock_and_update(conn: Conn, i: int, ends: str) -> None:
+    """A row gets a multixact of one who locked it and one who updated or deleted it, each of
+    whom may have committed or not."""
+    change = "DELETE FROM t" if i % 5 == 0 else "UPDATE t SET v = 'new'"
+    conn.execute(
+        f"BEGIN; SELECT FROM t WHERE i = {i} FOR KEY SHARE; SAVEPOINT s;"
+        f" {change} WHERE i = {i}; {ends}".encode()
+    )
+
+
+def test_older_than_the_multixacts(make_cluster: Make) -> None:
+    """The parent is frozen far past the files that say who the members of its snapshot's
+    multixacts are.  A branch of that snapshot, whose creation is not committed while the
+    snapshot's name goes and everything is vacuumed, can still tell rows that were updated from
+    those whose update was rolled back (scenario 22)."""
+    live = make_cluster("multixacts", {**STILL, "synchronous_commit": "off"})
+    create_database(
+        live,
+        "p",
+        "CREATE TABLE t (i int PRIMARY KEY, v text) WITH (fillfactor = 40)",
+        f"INSERT INTO t SELECT i, 'old' FROM generate_series(1, {MULTIS}) AS i",
+    )
+    run(live, "postgres", "UPDATE pg_database SET datallowconn = true WHERE datname = 'template0'")
+    live.stop()
+    move_multixacts(live)
+    live.start()
+    ends = ("RELEASE s; COMMIT", "ROLLBACK TO s; COMMIT", "RELEASE s; ROLLBACK")
+    with live.connect("p") as conn:
+        for i in range(1, MULTIS + 1):
+            lock_and_update(conn, i, ends[i % 3])
+    expected = [(i, "old" if i % 3 else "new") for i in range(1, MULTIS + 1) if i % 3 or i % 5]
+    live.sql("SELECT branch.snapshot('p', 'old')")
+    minimum = "SELECT datminmxid::text::int8 FROM pg_database WHERE datname = 'p'"
+    assert live.scalar(minimum) < FAR_MULTI - 2 * MULTIS
+    with live.connect("p") as conn:
+        for turn in range(3):
+            for i in range(1, MULTIS + 1):
+                lock_and_update(conn, i, ends[turn])
+    live.run("vacuumdb", "--all", "--freeze")
+    assert live.scalar(minimum) > FAR_MULTI
+    live.crash()
+    rows = "SELECT i, v FROM t ORDER BY i"
+    with live.connect(autocommit=False) as conn:
+        conn.execute("SELECT branch.create('b', 'p', at => 'old')")
+        live.sql("SELECT branch.drop_snapshot('old')")
+        live.sql("SELECT * FROM branch.gc()")
+        live.run("vacuumdb", "--all", "--freeze")
+        assert all(path.exists() for path in multixact_files(live))
+        conn.commit()
+    create(live, "c", "b")
+    for name in "bc":
+        assert live.sql(rows, dbname=name) == expected, name
+    run(live, "b", "VACUUM (FREEZE)", "CHECKPOINT")
+    live.crash()
+    for name in "bc":
+        assert live.sql(rows, dbname=name) == expected, name
+    healthy(live)
+    drop_all_branches(live)
+    live.sql("SELECT * FROM branch.gc()")
+    live.run("vacuumdb", "--all", "--freeze")
+    assert not any(path.exists() for path in multixact_files(live))
     plain_again(live, "p")
     calm_log(live)

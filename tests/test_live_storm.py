@@ -210,10 +210,30 @@ def test_everybody_writes_first(make_cluster: Callable[..., Cluster], seed: int)
     calm_log(live)
 
 
+def in_parallel(conn: Conn, turn: int) -> None:
+    """Pages are pruned by parallel workers as well."""
+    conn.execute(
+        "SET force_parallel_mode = on; SET min_parallel_table_scan_size = 0;"
+        " SET parallel_setup_cost = 0; SELECT count(*), max(v) FROM pruned"
+    )
+
+
+def by_cursor(conn: Conn, turn: int) -> None:
+    """Rows are locked by a cursor, page by page, and some of them updated where it is."""
+    with conn.transaction():
+        conn.execute(
+            f"DECLARE c CURSOR FOR SELECT id FROM b WHERE id % 97 = {turn % 97} FOR UPDATE"
+        )
+        for _ in range(5):
+            conn.execute("FETCH 2 FROM c")
+            conn.execute("UPDATE b SET v = 'cursor' WHERE CURRENT OF c")
+
+
 def test_writers_that_pass_no_hook(make_cluster: Callable[..., Cluster], seed: int) -> None:
     """Large objects on the fast path, nextval in PL/pgSQL, an autovacuum that never rests and
-    readers that prune, while snapshots are taken; children write at once where the readers
-    prune; kill -9: the server starts (E7) and every branch has the rows that it had."""
+    summarizes BRIN indexes, a cursor FOR UPDATE, parallel queries and readers that prune, while
+    snapshots are taken; children write at once where the readers prune; kill -9: the server
+    starts (E7) and every branch has the rows that it had."""
     live = make_cluster(
         "bypass",
         {
@@ -232,6 +252,8 @@ def test_writers_that_pass_no_hook(make_cluster: Callable[..., Cluster], seed: i
         parent,
         "CREATE TABLE pruned (id int PRIMARY KEY, v text) WITH (fillfactor = 60)",
         "INSERT INTO pruned SELECT i, repeat('p', 60) FROM generate_series(1, 3000) AS i",
+        "CREATE TABLE summed (id int, v text)",
+        "CREATE INDEX ON summed USING brin (id) WITH (pages_per_range = 1, autosummarize = on)",
         "CREATE FUNCTION numbers() RETURNS bigint LANGUAGE plpgsql AS $$ DECLARE x bigint;"
         " BEGIN FOR i IN 1..50 LOOP x := nextval('s'); END LOOP; RETURN x; END $$",
     )
@@ -244,6 +266,12 @@ def test_writers_that_pass_no_hook(make_cluster: Callable[..., Cluster], seed: i
             (f"{turn:060d}", turn % 10),
         ),
         lambda conn, turn: conn.execute("SELECT numbers()"),
+        lambda conn, turn: conn.execute(
+            "INSERT INTO summed SELECT %s, repeat('s', 300) FROM generate_series(1, 9) AS i",
+            (turn,),
+        ),
+        in_parallel,
+        by_cursor,
     ]
     clients = [Repeat(live, parent, action, done) for action in actions]
     large = threading.Thread(

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 from ab_checks import (
+    Conn,
     amcheck,
     branches,
     contents,
@@ -767,6 +768,40 @@ def test_writer_waits_and_goes_on(cluster: Cluster) -> None:
         (9001,),
     ]
     run(cluster, "main", "DELETE FROM t WHERE id >= 9000")
+
+
+def test_creation_is_nobodys_deadlock(cluster: Cluster) -> None:
+    """A creation waits for writer A, A waits for a table that B has locked, and B, who has not
+    written yet, comes to write, behind the creation.  The creation steps back: neither A nor B
+    is told of a deadlock, and the branch comes after both."""
+    run(cluster, "main", "CREATE TABLE locked (i int)")
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND pid = %s"
+
+    def commit_after(conn: Conn, statement: str) -> None:
+        conn.execute(statement.encode())
+        conn.commit()
+
+    def waits(conn: Conn) -> None:
+        pid = conn.info.backend_pid
+        cluster.wait_for(lambda: cluster.scalar(waiting, (pid,)), what=f"{pid} to wait for a lock")
+
+    with (
+        writer_in(cluster, "main") as a,
+        cluster.connect("main", autocommit=False) as b,
+        cluster.connect() as creator,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        b.execute("LOCK TABLE locked")
+        blocked = pool.submit(commit_after, a, "INSERT INTO locked VALUES (1)")
+        waits(a)
+        creator.execute("SET agent_branch.snapshot_timeout = '30s'")
+        creation = pool.submit(creator.execute, "SELECT branch.create('b')")
+        waits(creator)
+        late = pool.submit(commit_after, b, "INSERT INTO locked VALUES (2)")
+        for work in (late, blocked, creation):
+            work.result(60)
+    assert cluster.sql("SELECT i FROM locked ORDER BY i", dbname="b") == [(1,), (2,)]
+    run(cluster, "main", "DROP TABLE locked", "DELETE FROM t WHERE id >= 9000")
 
 
 def test_prepared_transaction_in_the_parent(cluster: Cluster) -> None:

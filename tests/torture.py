@@ -88,7 +88,7 @@ class Torture:
             self.cluster.restart("fast")
         elif end != "go on":
             if end == "kill-twice":
-                self.kill_in_recovery()
+                self.cluster.kill_in_recovery()
             self.cluster.start()
         self.check(number)
 
@@ -178,18 +178,6 @@ class Torture:
         self.done["deleted"] += len(gone)
 
     # ---- what must hold ----
-
-    def kill_in_recovery(self) -> None:
-        position = len(self.cluster.log_text())
-        self.cluster.start(wait=False)
-        self.cluster.wait_for(
-            lambda: (
-                "redo starts" in self.cluster.log_text()[position:]
-                or "ready to accept" in self.cluster.log_text()[position:]
-            ),
-            timeout=300,
-        )
-        self.cluster.kill()
 
     def check(self, number: int) -> None:
         when = f"round {number}"

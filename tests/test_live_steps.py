@@ -1,0 +1,261 @@
+"""Single steps of snapshots of a living parent: a process that is held up in the middle of one
+while others go on, and a server that dies at any of them."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+
+import psycopg
+import pytest
+from ab_checks import (
+    branches,
+    calm_log,
+    contents,
+    create,
+    create_database,
+    delete,
+    drop_all_branches,
+    explained,
+    healthy,
+    main_fork,
+    nothing_left,
+    run,
+)
+from ab_cluster import Cluster, wait_for
+from ab_faults import Faults
+from ab_oracle import HELPERS, METHOD, SETTINGS, Witness, plain_again
+
+pytestmark = pytest.mark.skipif(
+    METHOD != "before_image", reason=f"is about before-images, not about {METHOD}"
+)
+Make = Callable[..., Cluster]
+EVERY_CALL = "AGENT_BRANCH_EVERY_CALL" in os.environ
+
+# Nothing is written that nobody asks for.
+STILL: dict[str, object] = {
+    **SETTINGS,
+    "shared_buffers": "64MB",
+    "checkpoint_timeout": "1h",
+    "bgwriter_lru_maxpages": "0",
+    "agent_branch.sweep_interval": "0",
+}
+TABLE = [
+    "CREATE TABLE t (id int PRIMARY KEY, v text) WITH (fillfactor = 70)",
+    "INSERT INTO t SELECT i, repeat('o', 300) FROM generate_series(1, 400) AS i",
+    "CREATE TABLE gone AS SELECT generate_series(1, 300) AS i",
+]
+
+# ---- everything dies ---------------------------------------------------------------------------
+
+
+def make_and_write(cluster: Cluster, name: str, turn: int) -> None:
+    """Make a branch of "p"; then change the parent in every way that has a page saved."""
+    create(cluster, name, "p")
+    run(cluster, "p", f"UPDATE t SET v = '{turn}' WHERE id % 3 = {turn} % 3", "CHECKPOINT",
+        "DELETE FROM t WHERE id > 390", "VACUUM (TRUNCATE) t", "DROP TABLE IF EXISTS gone",
+        "CHECKPOINT")  # fmt: skip
+    delete(cluster, name)
+    cluster.sql("SELECT * FROM branch.gc()")
+
+
+def test_killed_at_each_step(make_cluster: Make, faults: Faults, rng: random.Random) -> None:
+    """The n-th call on our files is about to be made, n = 1 until none is, when every process
+    dies; recovery may begin after the snapshot, and may die as well.  The branch has what its
+    parent had, or it is not there; others are what they were; nothing is left (scenario 1).
+    AGENT_BRANCH_EVERY_CALL=1: no number is left out."""
+    live = make_cluster("steps", STILL)
+    create_database(live, "p", *TABLE)
+    create(live, "old", "p")
+    old = contents(live, "old")
+    faults.restart(live, "fast")
+    numbers: set[int] = set()
+    n = 0
+    while True:
+        n += 1 if EVERY_CALL else rng.randint(5, 35)
+        name = f"b{n}"
+        run(live, "p", f"INSERT INTO t VALUES (1000 + {n}, 'new')",
+            "CREATE TABLE IF NOT EXISTS gone AS SELECT 1 AS i")  # fmt: skip
+        before = contents(live, "p")
+        files = live.sql("SELECT pg_relation_filenode(oid)::int FROM pg_class WHERE oid >= 16384"
+                         " AND relkind IN ('r', 'i', 't')", dbname="p")  # fmt: skip
+        faults.arm_stop("agent_branch/", n)
+        with ThreadPoolExecutor(1) as pool:
+            work = pool.submit(make_and_write, live, name, n)
+            wait_for(lambda work=work: faults.stopped() or work.done(), what="a step")  # type: ignore[misc]
+            stopped = faults.stopped() is not None
+            if stopped and rng.random() < 0.3:
+                checkpoint_if_possible(live)
+            else:
+                numbers.update(number for (number,) in files)
+            live.kill()
+            died = work.exception()
+        calls, _, call = faults.disarm()
+        assert stopped == (died is not None), f"call {n}: {died}"
+        if stopped and rng.random() < 0.3:
+            live.kill_in_recovery()
+        faults.restart(live, "kill")
+        when = f"killed before call {n} ({call})"
+        print(when)
+        assert contents(live, "old") == old, when
+        if name in branches(live):
+            assert contents(live, name) == before, when
+            create(live, f"{name}_child", name)
+            assert contents(live, f"{name}_child") == before, when
+            delete(live, f"{name}_child")
+            delete(live, name)
+        healthy(live)
+        live.sql("SELECT * FROM branch.gc()")
+        nothing_left(live, when)
+        if not stopped:
+            break
+    print(f"{calls} calls")
+    assert calls > 30, "there are more steps than that"
+    drop_all_branches(live)
+    plain_again(live, "p", numbers)
+    calm_log(live)
+
+
+def checkpoint_if_possible(cluster: Cluster) -> None:
+    """Who is held up may be in the way of one.  If he has committed and removes files of what
+    he dropped, a checkpoint makes PostgreSQL forget them when he dies."""
+    with cluster.connect() as conn, suppress(psycopg.errors.QueryCanceled):
+        conn.execute("SET statement_timeout = '200ms'")
+        conn.execute("CHECKPOINT")
+
+
+# ---- one is held up ----------------------------------------------------------------------------
+
+
+class Holding:
+    """Processes that are held up, until they are let go or the test ends."""
+
+    def __init__(self, faults: Faults) -> None:
+        self.faults = faults
+        self.pids: list[int] = []
+
+    def __enter__(self) -> Holding:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid in list(self.pids):
+            self.let_go(pid)
+
+    def wait(self, work: Future[None]) -> int:
+        """Wait until a process stops; its pid."""
+        pid = wait_for(
+            lambda: self.faults.stopped() or (work.done() and -1), what="a process to stop"
+        )
+        assert pid > 0, f"nobody stopped: {work.exception()}"
+        self.faults.disarm()
+        self.pids.append(pid)
+        return pid
+
+    def let_go(self, pid: int) -> None:
+        self.pids.remove(pid)
+        os.kill(pid, signal.SIGCONT)
+
+
+def patient_create(cluster: Cluster, name: str, timeout: str) -> None:
+    run(cluster, "postgres", f"SET agent_branch.snapshot_timeout = '{timeout}'",
+        f"SELECT branch.create('{name}', 'p')")  # fmt: skip
+
+
+def gives_up(cluster: Cluster, creation: Future[None], name: str) -> None:
+    error = creation.exception(60)
+    assert isinstance(error, psycopg.errors.LockNotAvailable), repr(error)
+    explained(error)
+    assert name not in branches(cluster)
+    nothing_left(cluster, "by a creation that ran out of time")
+
+
+@pytest.fixture
+def parent(make_cluster: Make, faults: Faults) -> Cluster:
+    """Table "x" has rows that a reader prunes, and comes before "y" in shared buffers.  An
+    exclusive lock on a table takes no transaction id."""
+    live = make_cluster("held", {**STILL, "wal_level": "minimal", "max_wal_senders": "0"})
+    create_database(
+        live,
+        "p",
+        *HELPERS,
+        "CREATE EXTENSION pg_prewarm",
+        "CREATE EXTENSION pg_visibility",
+        "CREATE TABLE x (id int PRIMARY KEY, v text) WITH (fillfactor = 90)",
+        "INSERT INTO x SELECT i, repeat('x', 400) FROM generate_series(1, 60) AS i",
+        "CREATE TABLE y AS SELECT 1 AS i",
+        "CREATE TABLE big AS SELECT i, repeat('b', 300) AS v FROM generate_series(1, 3000) AS i",
+        "VACUUM",
+        "UPDATE x SET v = repeat('n', 400) WHERE id % 2 = 0",
+    )
+    create(live, "older", "p")
+    faults.restart(live, "fast")
+    run(live, "p", "SELECT pg_prewarm('x'), pg_prewarm('y')")
+    return live
+
+
+def test_writer_held_up_in_a_write(parent: Cluster, faults: Faults, seed: int) -> None:
+    """The checkpointer has asked whether a snapshot needs the page that it is going to write,
+    and is held up before it writes it.  A snapshot whose buffers are flushed already cannot
+    begin meanwhile; afterwards it can, and is right (scenario 18)."""
+    x, y = (str(main_fork(parent, "p", name).relative_to(parent.data)) for name in "xy")
+    with (
+        ThreadPoolExecutor(2) as pool,
+        Holding(faults) as held,
+        parent.connect("p") as reader,
+        parent.connect("p", autocommit=False) as writer,
+    ):
+        writer.execute("UPDATE y SET i = 2")
+        creation = pool.submit(patient_create, parent, "b", "4s")
+        wait_for(
+            lambda: parent.scalar(
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            ),
+            what="the creation to wait for the writer",
+        )
+        # Something for the last flush, in which the creation is held up itself.
+        writer.execute("UPDATE y SET i = 3")
+        faults.arm_stop(y, only="pwrite")
+        writer.commit()
+        creator = held.wait(creation)
+        reader.execute("SELECT count(*) FROM x")  # prunes
+        faults.arm_stop(x, only="pwrite")
+        checkpoint = pool.submit(run, parent, "postgres", "CHECKPOINT")
+        checkpointer = held.wait(checkpoint)
+        assert checkpointer != creator
+        held.let_go(creator)
+        gives_up(parent, creation, "b")
+        held.let_go(checkpointer)
+        checkpoint.result(60)
+    whole_and_separate(parent)
+
+
+def test_writer_held_up_in_a_truncation(parent: Cluster, faults: Faults, seed: int) -> None:
+    """The same when a session is held up before it truncates a file."""
+    path = str(main_fork(parent, "p", "big").relative_to(parent.data)) + "_vm"
+    with ThreadPoolExecutor(2) as pool, Holding(faults) as held:
+        faults.arm_stop(path, only="ftruncate")
+        query = "SELECT pg_truncate_visibility_map('big')"
+        truncation = pool.submit(run, parent, "p", query)
+        session = held.wait(truncation)
+        gives_up(parent, pool.submit(patient_create, parent, "b", "300ms"), "b")
+        held.let_go(session)
+        truncation.result(60)
+    whole_and_separate(parent)
+
+
+def whole_and_separate(cluster: Cluster) -> None:
+    """Now a branch can be made; it and the older one stay what they are."""
+    older = contents(cluster, "older")
+    witness = Witness.make(cluster, "b", "p")
+    run(cluster, "p", "UPDATE x SET v = 'later'", "DELETE FROM big WHERE i > 100",
+        "VACUUM (TRUNCATE) big", "CHECKPOINT")  # fmt: skip
+    for when in ("at once", "after a crash"):
+        witness.check(cluster, when)
+        assert contents(cluster, "older") == older, when
+        cluster.crash()
+    healthy(cluster)
+    calm_log(cluster)
