@@ -23,6 +23,7 @@
 #include "commands/vacuum.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "postmaster/autovacuum.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "storage/procarray.h"
@@ -313,11 +314,15 @@ ab_purge(Oid db)
 
 /*
  * Autovacuum freezes deleted branches like all others.  Should it fail to for so long
- * that the server itself is in a hurry, the branch goes before its time.
+ * that the server itself is in a hurry (the age of VACUUM's failsafe, computed as VACUUM
+ * does), the branch goes before its time.
  */
 static bool
 is_too_old(Form_pg_database form)
 {
+	double		xid_limit = Max(vacuum_failsafe_age, autovacuum_freeze_max_age * 1.05);
+	double		multi_limit = Max(vacuum_multixact_failsafe_age,
+								  autovacuum_multixact_freeze_max_age * 1.05);
 	int32		xids = 0;
 	int32		multis = 0;
 
@@ -325,7 +330,7 @@ is_too_old(Form_pg_database form)
 		xids = (int32) (ReadNextTransactionId() - form->datfrozenxid);
 	if (MultiXactIdIsValid(form->datminmxid))
 		multis = (int32) (ReadNextMultiXactId() - form->datminmxid);
-	return xids > vacuum_failsafe_age || multis > vacuum_multixact_failsafe_age;
+	return xids > xid_limit || multis > multi_limit;
 }
 
 /* Is the time to recover it over? */
@@ -406,7 +411,7 @@ warn_too_old(Oid db)
 	ereport(WARNING,
 			(errmsg("deleted branch \"%s\" cannot be recovered any more", ab_deleted_old_name(db)),
 			 errdetail("Its transaction ids were about to wrap around: autovacuum has not frozen them."),
-			 errhint("See why autovacuum does not come by, or is too slow.")));
+			 errhint("See why it could not: replication slots keep old transaction ids, too.")));
 }
 
 List *

@@ -28,16 +28,18 @@
 #include "utils/tuplestore.h"
 
 #include "ab_file.h"
-#include "ab_images.h"
 #include "ab_gc.h"
 #include "ab_hidden.h"
+#include "ab_images.h"
 #include "ab_manifest.h"
 #include "ab_origin.h"
+#include "ab_registry.h"
 #include "ab_request.h"
 #include "ab_settings.h"
 #include "ab_size.h"
 #include "ab_snapshot.h"
 #include "ab_snaptable.h"
+#include "ab_softdelete.h"
 #include "ab_sql.h"
 #include "ab_storagefiles.h"
 
@@ -232,6 +234,23 @@ check_files(Verify *v, const char *label, const AbOriginHeader *origin)
 	check_own_files(v, label, origin->db);
 }
 
+/* Row and registry agree whether it is deleted, recoverably. */
+static void
+check_deletion(Verify *v, const char *label, Form_pg_database row)
+{
+	bool		deleted = ab_database_is_deleted(row->oid);
+	AbRegistryRow r;
+	bool		remembered;
+
+	remembered = ab_registry_get(row->oid, &r) && !r.isnull[AB_REGISTRY_DELETED_AT];
+	if (deleted && row->datallowconn)
+		report(v, label, "it is deleted, but can be connected to");
+	if (deleted && !remembered)
+		report(v, label, "it is deleted, but nobody knows since when: it stays until branch.delete() or branch.recover() is called");
+	if (!deleted && remembered)
+		report(v, label, "branch.registry says that it is deleted");
+}
+
 /* Its row exists and its object is locked. */
 static void
 check_locked_branch(Verify *v, Form_pg_database row)
@@ -271,6 +290,7 @@ check_locked_branch(Verify *v, Form_pg_database row)
 	if (sound && origin.depth != m.depth + 1)
 		report(v, label, "its depth is %u, that of its snapshot %u", origin.depth, m.depth);
 	check_row(v, label, row, &origin, sound ? &m : NULL);
+	check_deletion(v, label, row);
 	check_files(v, label, &origin);
 }
 
