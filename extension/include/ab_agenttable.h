@@ -14,7 +14,7 @@
 
 #include "ab_types.h"
 
-/* Have all of it in a database, which the caller has locked. */
+/* Have all of it in a database, which the caller has locked; 55P03 if that cannot be. */
 extern void ab_agenttable_prepare(Oid db, const char *name, bool roles);
 
 /*

@@ -62,6 +62,7 @@ typedef struct AbSnapSlot
 								 * than its source: that was reset since, or is an
 								 * earlier state of the branch itself */
 	uint32		nbranches;		/* origin files that hang on it */
+	uint32		catalog_changes;	/* of the source then (ab_agentready.h) */
 	XLogRecPtr	clean_upto;		/* WAL up to here does not change the source's
 								 * contents after the snapshot */
 } AbSnapSlot;
@@ -80,9 +81,9 @@ typedef struct AbReadyDatabase
 	Oid			db;				/* 0: free */
 	Oid			owner;
 	bool		roles;
-	uint32		statements;
-	uint32		roles_changed;
-	XLogRecPtr	since;
+	uint32		changes;
+	uint32		role_changes;
+	uint64		age;			/* the lowest makes room */
 } AbReadyDatabase;
 
 #define AB_READY_DATABASES 256
@@ -148,10 +149,11 @@ typedef struct AbShared
 										 * or files kept for snapshots go */
 	pg_atomic_uint32 poison_generation; /* bumped when a snapshot is poisoned */
 	pg_atomic_uint32 generation[AB_GENERATIONS];
-	pg_atomic_uint32 catalog_changes[AB_GENERATIONS];	/* statements, by database as
-														 * the generations */
+	pg_atomic_uint32 catalog_changes[AB_GENERATIONS];	/* by database as the
+														 * generations */
 	pg_atomic_uint32 agent_roles_left;	/* some may be without a database */
 	AbReadyDatabase ready[AB_READY_DATABASES];	/* ready_lock */
+	uint64		ready_age;		/* ready_lock */
 
 	/* Files of relations being unlinked, by database as the guards (ab_capture.c). */
 	pg_atomic_uint32 unlinks_begun[AB_GUARDS];

@@ -10,7 +10,6 @@
 #include "ab_agentready.h"
 
 #include "access/xact.h"
-#include "access/xlog.h"
 #include "catalog/pg_class.h"
 #include "miscadmin.h"
 #include "tcop/tcopprot.h"
@@ -27,6 +26,12 @@ static pg_atomic_uint32 *
 counter(Oid db)
 {
 	return &ab_shared->catalog_changes[(db * 2654435761u) >> 20];
+}
+
+uint32
+ab_catalog_changes(Oid db)
+{
+	return pg_atomic_read_u32(counter(db));
 }
 
 void
@@ -112,18 +117,17 @@ ab_agentready_begin(AbAgentLook *look, Oid db, Oid owner, bool roles)
 	look->db = db;
 	look->owner = owner;
 	look->roles = roles;
-	look->statements = pg_atomic_read_u32(counter(db));
-	look->roles_changed = pg_atomic_read_u32(counter(InvalidOid));
+	look->changes = ab_catalog_changes(db);
+	look->role_changes = ab_catalog_changes(InvalidOid);
 	pg_memory_barrier();
 }
 
-/* The oldest of a set makes room: positions in the WAL only grow. */
+/* The oldest of a set makes room. */
 void
 ab_agentready_done(const AbAgentLook *look)
 {
 	AbReadyDatabase *set = set_of(look->db);
 	AbReadyDatabase *slot = &set[0];
-	XLogRecPtr	now = GetXLogInsertRecPtr();
 
 	LWLockAcquire(ab_shared->ready_lock, LW_EXCLUSIVE);
 	for (int i = 0; i < WAYS; i++)
@@ -133,15 +137,15 @@ ab_agentready_done(const AbAgentLook *look)
 			slot = &set[i];
 			break;
 		}
-		if (set[i].since < slot->since)
+		if (set[i].age < slot->age)
 			slot = &set[i];
 	}
 	slot->db = look->db;
 	slot->owner = look->owner;
 	slot->roles = look->roles;
-	slot->statements = look->statements;
-	slot->roles_changed = look->roles_changed;
-	slot->since = now;
+	slot->changes = look->changes;
+	slot->role_changes = look->role_changes;
+	slot->age = ++ab_shared->ready_age;
 	LWLockRelease(ab_shared->ready_lock);
 }
 
@@ -150,14 +154,13 @@ is_good(const AbReadyDatabase *slot, Oid db, Oid owner, bool roles)
 {
 	if (slot->db != db || slot->owner != owner)
 		return false;
-	if (roles && (!slot->roles ||
-				  slot->roles_changed != pg_atomic_read_u32(counter(InvalidOid))))
+	if (roles && (!slot->roles || slot->role_changes != ab_catalog_changes(InvalidOid)))
 		return false;
-	return slot->statements == pg_atomic_read_u32(counter(db));
+	return slot->changes == ab_catalog_changes(db);
 }
 
 bool
-ab_agentready(Oid db, Oid owner, bool roles, XLogRecPtr *since)
+ab_agentready(Oid db, Oid owner, bool roles, uint32 *changes)
 {
 	AbReadyDatabase *set = set_of(db);
 	bool		found = false;
@@ -166,7 +169,7 @@ ab_agentready(Oid db, Oid owner, bool roles, XLogRecPtr *since)
 	for (int i = 0; i < WAYS && !found; i++)
 	{
 		found = is_good(&set[i], db, owner, roles);
-		*since = set[i].since;
+		*changes = set[i].changes;
 	}
 	LWLockRelease(ab_shared->ready_lock);
 	return found;

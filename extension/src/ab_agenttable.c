@@ -22,9 +22,10 @@
 #include "ab_catalogrows.h"
 #include "ab_remote.h"
 #include "ab_snapshot.h"
+#include "ab_snaptable.h"
 
 /* So often may others change catalogs while we look, before we complain. */
-#define MAX_ROUNDS 8
+#define MAX_ROUNDS 20
 
 /*
  * Queries for statements that are missing, in order; search_path is pg_catalog,
@@ -128,41 +129,83 @@ GRANTED_BY("a.attacl", "c.relowner") " AS granted"
 
 /* ---- looking ---- */
 
-static List *
+typedef struct Looker
+{
+	Oid			db;
+	const char *name;
+	bool		roles;
+	bool		turn;			/* the lock is held */
+	AbRemote   *session;		/* NULL: not opened yet */
+} Looker;
+
+static void
+set_turn_tag(LOCKTAG *tag, Oid db)
+{
+	SET_LOCKTAG_OBJECT(*tag, InvalidOid, DatabaseRelationId, db, 2);
+}
+
+static void
+begin_turn(Looker *l)
+{
+	LOCKTAG		tag;
+
+	if (l->turn)
+		return;
+	set_turn_tag(&tag, l->db);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	l->turn = true;
+}
+
+static void
+end_turn(Looker *l)
+{
+	LOCKTAG		tag;
+
+	if (l->session != NULL)
+		ab_remote_close(l->session);
+	l->session = NULL;
+	if (!l->turn)
+		return;
+	set_turn_tag(&tag, l->db);
+	(void) LockRelease(&tag, ExclusiveLock, false);
+	l->turn = false;
+}
+
+/* All that is missing, as one string, which is one transaction; NULL: nothing. */
+static char *
 read_statements(AbRemote *session)
 {
-	List	   *statements = NIL;
+	StringInfoData all;
 	AbRemoteEvent event;
 
+	initStringInfo(&all);
 	while ((event = ab_remote_next(session)) != AB_REMOTE_READY)
 	{
 		if (event == AB_REMOTE_ROW)
 		{
 			const int  *lengths;
-			char	  **values = ab_remote_values(session, &lengths);
 
-			statements = lappend(statements, pstrdup(values[0]));
+			appendStringInfo(&all, "%s;\n", ab_remote_values(session, &lengths)[0]);
 		}
 	}
-	return statements;
+	return all.len > 0 ? all.data : NULL;
 }
 
 /* True: it had everything. */
 static bool
-look_into(Oid db, bool roles)
+look_into(Looker *l)
 {
-	AbRemoteOptions options = {.access = AB_REMOTE_READ_WRITE,.isolation = XACT_READ_COMMITTED};
-	AbRemote   *session = ab_remote_open(db, &options);
-	List	   *statements;
-	ListCell   *lc;
+	AbRemoteOptions options = {.access = AB_REMOTE_READ_WRITE,.isolation = XACT_READ_COMMITTED,
+	.autocommit = true};
+	char	   *missing;
 
-	ab_remote_send(session, roles ? look_for_rights : look_for_table, 0);
-	statements = read_statements(session);
-	foreach(lc, statements)
-		ab_remote_run(session, lfirst(lc));
-	ab_remote_commit(session);
-	ab_remote_close(session);
-	return statements == NIL;
+	if (l->session == NULL)
+		l->session = ab_remote_open(l->db, &options);
+	ab_remote_send(l->session, l->roles ? look_for_rights : look_for_table, 0);
+	missing = read_statements(l->session);
+	if (missing != NULL)
+		ab_remote_run(l->session, missing);
+	return missing == NULL;
 }
 
 /*
@@ -172,15 +215,15 @@ look_into(Oid db, bool roles)
  * anything that somebody has put into the database.
  */
 static bool
-look(Oid db, bool roles)
+look(Looker *l)
 {
 	AbSuperuser caller;
 	bool		complete;
 
-	if (!roles)
-		return look_into(db, false);
+	if (!l->roles)
+		return look_into(l);
 	ab_become_superuser(&caller);
-	complete = look_into(db, true);
+	complete = look_into(l);
 	ab_become_caller(&caller);
 	return complete;
 }
@@ -219,53 +262,68 @@ raise_busy(const char *name)
 			 errhint("Try again.")));
 }
 
-void
-ab_agenttable_prepare(Oid db, const char *name, bool roles)
+/* Returns the count of changes for which it is true; the turn may be held then. */
+static uint32
+prepare(Looker *l)
 {
-	Oid			owner = ab_database_owner(db);
-	XLogRecPtr	since;
-	LOCKTAG		tag;
+	Oid			owner = ab_database_owner(l->db);
+	uint32		changes;
 
-	if (ab_agentready(db, owner, roles, &since))
-		return;
-	if (roles)
+	if (ab_agentready(l->db, owner, l->roles, &changes))
+		return changes;
+	if (l->roles)
 		make_group();
-	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, db, 2);
-	(void) LockAcquire(&tag, ExclusiveLock, false, false);
-	for (int round = 0; !ab_agentready(db, owner, roles, &since); round++)
+	begin_turn(l);
+	for (int round = 0; !ab_agentready(l->db, owner, l->roles, &changes); round++)
 	{
 		AbAgentLook begun;
 
 		if (round == MAX_ROUNDS)
-			raise_busy(name);
-		ab_agentready_begin(&begun, db, owner, roles);
-		if (look(db, roles))
+			raise_busy(l->name);
+		ab_agentready_begin(&begun, l->db, owner, l->roles);
+		if (look(l))
+		{
 			ab_agentready_done(&begun);
+			return begun.changes;
+		}
 	}
-	(void) LockRelease(&tag, ExclusiveLock, false);
+	return changes;
+}
+
+void
+ab_agenttable_prepare(Oid db, const char *name, bool roles)
+{
+	Looker		l = {.db = db,.name = name,.roles = roles};
+
+	(void) prepare(&l);
+	end_turn(&l);
 }
 
 /*
- * A snapshot that is not newer than what was seen may lack it: it was taken before, by
- * this transaction or another one, and something has been made since.
+ * A snapshot is good if it is of the count for which the look is true.  One that is not
+ * was taken before, or somebody has changed catalogs since: then others wait while it is
+ * tried again, with a session that is there already.
  */
 AbSnapId
 ab_agenttable_snapshot(Oid parent, const char *name, bool roles)
 {
+	Looker		l = {.db = parent,.name = name,.roles = roles};
+
 	for (int round = 0; round < MAX_ROUNDS; round++)
 	{
-		Oid			owner = ab_database_owner(parent);
-		XLogRecPtr	since;
+		uint32		changes = prepare(&l);
 		AbSnapId	id;
+		AbSnapSlot	slot;
 
-		ab_agenttable_prepare(parent, name, roles);
-		id = ab_parent_snapshot(parent);
-		if (!ab_agentready(parent, owner, roles, &since))
-			continue;
-		if (id.lsn < since)
-			id = ab_snapshot_get(parent, true);
-		if (ab_agentready(parent, owner, roles, &since) && id.lsn >= since)
+		if (round == 0)
+			end_turn(&l);
+		id = round == 0 ? ab_parent_snapshot(parent) : ab_snapshot_get(parent, true);
+		if (ab_snaptable_get(id, &slot) && slot.catalog_changes == changes)
+		{
+			end_turn(&l);
 			return id;
+		}
+		begin_turn(&l);
 	}
 	raise_busy(name);
 	return (AbSnapId) {0};		/* not reached */

@@ -20,6 +20,7 @@
 #include "storage/fd.h"
 #include "utils/memutils.h"
 
+#include "ab_agentready.h"
 #include "ab_file.h"
 #include "ab_images.h"
 #include "ab_manifest.h"
@@ -53,6 +54,7 @@ fill_slot(AbSnapSlot *slot, AbSnapId id, Oid source_db, bool confirmed, bool liv
 	slot->source_db = source_db;
 	slot->confirmed = confirmed;
 	slot->clean_upto = id.lsn;
+	slot->catalog_changes = AB_CHANGES_UNKNOWN;
 	slot->id = id;
 }
 
@@ -203,7 +205,13 @@ ab_snaptable_add(AbSnapId id, Oid source_db, bool confirmed, bool live)
 		AbSnapSlot *slot = free_slot();
 
 		if (slot)
+		{
 			fill_slot(slot, id, source_db, confirmed, live);
+
+			/* whoever takes one has the gate closed: all that committed has counted */
+			if (!AmStartupProcess())
+				slot->catalog_changes = ab_catalog_changes(source_db);
+		}
 		else
 			added = false;
 	}
