@@ -1,0 +1,185 @@
+"""The order in which a merge is written into its target: passes over the tables' actions.
+
+A *pass* writes one kind of change of one table, in batches.  Actions are read once for each
+pass, so they can be kept on disk:
+
+    vacate          rows that must give up a unique value before another takes it (claims.py)
+    delete          of tables that no foreign key points to
+    insert, update  tables in order (tableorder.py), those that others point to first; columns
+                    that must be written late get NULL
+    fill, update    the late columns of inserted rows, then updates that set such columns
+    empty           NULL into the late columns of rows that are to be deleted
+    guard, delete   of tables that foreign keys point to, in the other order
+
+A *guard* is a query for rows that a deletion would change or delete by ON DELETE CASCADE, SET
+NULL or SET DEFAULT, though the merge knows nothing of them: rows that only the target has.  It
+runs right before the deletion, and its answer is for the executor to judge.
+
+``DEFER`` comes before the passes, ``CHECK`` after them.  What the target's constraints refuse
+then, the server reports with the name of the constraint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from agent_branch.claims import Claims
+from agent_branch.merge import Action
+from agent_branch.sqltext import Limits, Row, Statement, size_of, together
+from agent_branch.tableorder import Group, TableId, order_tables, pointed_to
+from agent_branch.tableshape import CASCADING, TableShape
+from agent_branch.writes import (
+    DeletePart,
+    EmptyPart,
+    FillPart,
+    GuardPart,
+    InsertPart,
+    Part,
+    RecountPart,
+    UpdatePart,
+    VacatePart,
+)
+
+Kind = Literal["vacate", "delete", "insert", "update", "fill", "empty", "guard"]
+
+DEFER = Statement("SET CONSTRAINTS ALL DEFERRED")
+CHECK = Statement("SET CONSTRAINTS ALL IMMEDIATE")
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """``at_once``: all rows of all parts in one statement."""
+
+    kind: Kind
+    parts: tuple[Part, ...]
+    at_once: bool = False
+
+
+def plan_passes(
+    tables: Sequence[TableShape],
+    schema: Sequence[TableShape],
+    claims: Mapping[TableId, Sequence[Claims]] | None = None,
+) -> list[Pass]:
+    """Passes for tables that have actions.
+
+    ``schema``: all tables of the target, whose foreign keys count; ``claims``: what was fed
+    with the actions of each table (``claims_of``).
+    """
+    groups = order_tables(tables)
+    referenced = pointed_to(schema)
+    passes = [
+        Pass("vacate", (VacatePart(table, tuple(needed)),))
+        for table in tables
+        if (needed := [one for one in (claims or {}).get(table.id, ()) if one.needed])
+    ]
+    passes += [Pass("delete", (_delete(table),)) for table in tables if table.id not in referenced]
+    for group in groups:
+        passes += _writes(group)
+    for group in groups:
+        passes += _late_writes(group)
+    for group in groups:
+        passes += [
+            Pass("empty", (EmptyPart(table, group.late[table.id]),))
+            for table in group.tables
+            if table.id in group.late and table.id in referenced
+        ]
+    for group in reversed(groups):
+        last = [table for table in group.tables if table.id in referenced]
+        passes += _guards(group, last, schema)
+        passes += _split("delete", [_delete(table) for table in last], group.at_once)
+    return passes
+
+
+def _split(kind: Kind, parts: Sequence[Part], at_once: bool) -> list[Pass]:
+    if at_once:
+        return [Pass(kind, tuple(parts), at_once=True)] if parts else []
+    return [Pass(kind, (part,)) for part in parts]
+
+
+def _delete(table: TableShape) -> Part:
+    return DeletePart(table) if table.key else RecountPart(table, removes=True)
+
+
+def _writes(group: Group) -> list[Pass]:
+    inserts: list[Part] = [
+        InsertPart(table, group.late.get(table.id, 0))
+        if table.key
+        else RecountPart(table, removes=False)
+        for table in group.tables
+    ]
+    updates = [
+        UpdatePart(table, group.late.get(table.id, 0)) for table in group.tables if table.key
+    ]
+    return _split("insert", inserts, group.at_once) + _split("update", updates, False)
+
+
+def _late_writes(group: Group) -> list[Pass]:
+    passes: list[Pass] = []
+    for table in group.tables:
+        late = group.late.get(table.id, 0)
+        if late:
+            passes.append(Pass("fill", (FillPart(table, late),)))
+            passes.append(Pass("update", (UpdatePart(table, late, takes_late=True),)))
+    return passes
+
+
+def _guards(group: Group, tables: Sequence[TableShape], schema: Sequence[TableShape]) -> list[Pass]:
+    """Of tables that are deleted from in one statement, only rows outside can be asked for."""
+    together_with = {table.id for table in group.tables} if group.at_once else set()
+    return [
+        Pass("guard", (GuardPart(table, child, key),), group.at_once)
+        for table in tables
+        for child in schema
+        for key in child.foreign_keys
+        if key.target == table.id
+        and key.on_delete in CASCADING
+        and (child.id == table.id or child.id not in together_with)
+    ]
+
+
+# ---- statements ----------------------------------------------------------------
+
+Actions = Callable[[TableId], Iterable[Action]]
+
+
+def statements(
+    one: Pass, actions: Actions, limits: Limits | None = None
+) -> Iterator[tuple[Part, Statement]]:
+    """Statements of a pass, with the part each is of (the first, if all are in one statement).
+
+    ``actions``: those of a table, every time anew.  Memory for one batch of rows, but for all
+    rows where they must go into one statement.
+    """
+    if not one.at_once:
+        for part in one.parts:
+            for statement in _batched(part, actions(part.shape.id), limits or Limits()):
+                yield part, statement
+        return
+    endless = Limits(rows=1 << 62, bytes=1 << 62)
+    found = [s for part in one.parts for s in _batched(part, actions(part.shape.id), endless)]
+    if found:
+        yield one.parts[0], together(found)
+
+
+def _batched(part: Part, actions: Iterable[Action], limits: Limits) -> Iterator[Statement]:
+    waiting: dict[int, list[Row]] = {}
+    rows = length = 0
+    for action in actions:
+        taken = part.take(action)
+        if taken is None:
+            continue
+        number, row = taken
+        size = size_of(row)
+        if rows and (rows >= limits.rows or length + size > limits.bytes):
+            yield from _all(part, waiting)
+            waiting, rows, length = {}, 0, 0
+        waiting.setdefault(number, []).append(row)
+        rows += 1
+        length += size
+    yield from _all(part, waiting)
+
+
+def _all(part: Part, waiting: Mapping[int, Sequence[Row]]) -> Iterator[Statement]:
+    return (part.statement(number, rows) for number, rows in waiting.items())

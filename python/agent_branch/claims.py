@@ -1,0 +1,173 @@
+"""Unique values that change hands within one merge (a <-> b, or delete one and insert another).
+
+The server checks a unique index row by row.  A row that gives a value up must therefore do so
+before another takes it.  Where it cannot simply be written first (two rows that swap, a chain, a
+deleted row that others still point to), it is *vacated*: one of its columns in the index gets
+NULL for a moment, or a value that nobody has.  Constraints that can be deferred need none of it.
+
+Values are compared here by their text, which only says where care is needed: what it misses
+(citext a and A), the server reports, as it does a value that a third row has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from agent_branch.merge import Action, Delete, Insert, Update
+from agent_branch.sqltext import Row
+from agent_branch.tableshape import TableShape, Unique, mask_of
+
+# So many values are remembered; beyond, every row that could be in the way is vacated.
+MAX_VALUES = 200_000
+
+Method = Literal["null", "value"]
+
+# Type -> a value that no row has.  {column}, {table}, and {n}: number of the row from 1.
+TEMPORARY: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            *("smallint", "integer", "bigint", "numeric", "real", "double precision"),
+            "pg_catalog.date",
+        ),
+        "(SELECT COALESCE(pg_catalog.min(f.{column}), {zero}) FROM {table} AS f)"
+        " OPERATOR(pg_catalog.-) {n}::pg_catalog.int4",
+    ),
+    "pg_catalog.text": "pg_catalog.gen_random_uuid()::pg_catalog.text",
+    "character varying": "pg_catalog.gen_random_uuid()::pg_catalog.text",
+    "pg_catalog.uuid": "pg_catalog.gen_random_uuid()",
+}
+
+
+def temporary(shape: TableShape, position: int, n: str) -> str | None:
+    """SQL for a value of a column that no row has; None if none is known for its type."""
+    column = shape.columns[position]
+    template = TEMPORARY.get(column.type_name)
+    if template is None:
+        return None
+    zero = "'2000-01-01'::pg_catalog.date" if column.type_name == "pg_catalog.date" else "0"
+    value = template.format(column=column.sql, table=shape.only, zero=zero, n=n)
+    return column.cast(f"({value})")
+
+
+def vacating(
+    shape: TableShape, unique: Unique, mask: int, referenced: int
+) -> tuple[int, Method] | None:
+    """(position of the column that makes a row give up its place, how); None: there is none.
+
+    ``mask``: columns that may be touched; ``referenced``: those that foreign keys point to,
+    which may not.
+    """
+    able = [
+        i
+        for i in unique.columns
+        if mask >> i & 1 and not referenced >> i & 1 and shape.updatable >> i & 1
+    ]
+    full = {i for key in shape.foreign_keys if key.match_full for i in key.columns}
+    if unique.nulls_distinct:
+        for i in able:
+            if not shape.columns[i].not_null and i not in full:
+                return i, "null"
+    pointing = {i for key in shape.foreign_keys for i in key.columns}
+    for i in able:
+        if i not in pointing and temporary(shape, i, "1") is not None:
+            return i, "value"
+    return None
+
+
+@dataclass(slots=True)
+class Claims:
+    """Follows who gives up and who takes values of one unique index.  Fed with all actions.
+
+    ``delete_late``: deleted rows stay until others are in.
+    """
+
+    shape: TableShape
+    unique: Unique
+    referenced: int = 0
+    delete_late: bool = False
+    limit: int = MAX_VALUES
+    _given: set[int] = field(default_factory=set)
+    _taken: set[int] = field(default_factory=set)
+    _any_given: int = 0
+    _any_taken: int = 0
+
+    def feed(self, action: Action) -> None:
+        old, new = self._old(action), self._new(action)
+        if old is not None:
+            self._any_given += 1
+            self._remember(self._given, old)
+        if new is not None:
+            self._any_taken += 1
+            self._remember(self._taken, new)
+
+    def vacate(self, action: Action) -> tuple[int, Method] | None:
+        """How a row gives up its place beforehand; None: it need not, or cannot."""
+        old = self._old(action)
+        if old is None or not self._contested(old):
+            return None
+        mask = action.columns if isinstance(action, Update) else self.shape.compared
+        return vacating(self.shape, self.unique, mask, self.referenced)
+
+    @property
+    def needed(self) -> bool:
+        """Can any row have to give up its place?"""
+        if not self.unique.exact or self._crowded:
+            return self._any_given > 0 and self._any_taken > 0
+        return not self._given.isdisjoint(self._taken)
+
+    @property
+    def _crowded(self) -> bool:
+        return len(self._given) >= self.limit or len(self._taken) >= self.limit
+
+    def _remember(self, values: set[int], value: Row) -> None:
+        if self.unique.exact and len(values) < self.limit:
+            values.add(hash(value))
+
+    def _contested(self, value: Row) -> bool:
+        if not self.unique.exact or self._crowded:
+            return self._any_taken > 0
+        return hash(value) in self._taken
+
+    def _old(self, action: Action) -> Row | None:
+        if isinstance(action, Update) and action.columns & mask_of(self.unique.columns):
+            return self._values(action.before)
+        if isinstance(action, Delete) and self.delete_late:
+            return self._values(action.before)
+        return None
+
+    def _new(self, action: Action) -> Row | None:
+        if isinstance(action, Update) and action.columns & mask_of(self.unique.columns):
+            return self._values(action.after)
+        if isinstance(action, Insert):
+            return self._values(action.row)
+        return None
+
+    def _values(self, row: Row) -> Row | None:
+        values = tuple(row[i] for i in self.unique.columns)
+        if None in values and self.unique.exact and self.unique.nulls_distinct:
+            return None
+        return values
+
+
+def referenced_columns(shape: TableShape, tables: Sequence[TableShape]) -> int:
+    """Mask of the columns of a table that foreign keys of any of these tables point to."""
+    return mask_of(
+        shape.position(name)
+        for table in tables
+        for key in table.foreign_keys
+        if key.target == shape.id
+        for name in key.target_columns
+    )
+
+
+def claims_of(shape: TableShape, tables: Sequence[TableShape]) -> list[Claims]:
+    """What to follow in a table: its unique indexes that are checked row by row."""
+    referenced = referenced_columns(shape, tables)
+    late = any(key.target == shape.id for table in tables for key in table.foreign_keys)
+    return [
+        Claims(shape, unique, referenced, delete_late=late)
+        for unique in shape.uniques
+        if not unique.deferrable and shape.key
+    ]

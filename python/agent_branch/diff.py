@@ -1,0 +1,302 @@
+"""What differs between two versions of a table, at a cost that follows what changed.
+
+The files of a branch start as those of its parent, so a row in a page that neither side has
+changed is the same row on both sides.  Hence: read the rows in the changed pages of one side
+and look them up by key on the other; then the rows in the same pages of the other side, which
+finds what is only there.  A row that moved to another page is found by its key and is not a
+difference.  Where a side's files were rewritten, or cannot tell, both are read whole.
+
+Nothing here talks to a server: functions make statements, and read rows from ``Session``s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from agent_branch.blocks import ALL, Blocks, block_of
+from agent_branch.sqltext import (
+    Limits,
+    Row,
+    Session,
+    Statement,
+    Value,
+    batches,
+    columns_of,
+    parse_array,
+    size_of,
+    unnest,
+)
+from agent_branch.tableshape import Column, TableShape, common_key, mask_of
+
+ChangeKind = Literal["added", "modified", "removed"]
+
+
+@dataclass(frozen=True, slots=True)
+class TableState:
+    """One side of a comparison.
+
+    ``lineage``: same for two sides if they have the same file, or copies of one file that
+    differ in the changed pages only.  ``changed``: pages changed since the two parted; None
+    if that cannot be told.  ``pages``: size, in blocks.
+    """
+
+    shape: TableShape
+    lineage: object = None
+    changed: Blocks | None = None
+    pages: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RowChange:
+    """A row that differs: ``before`` in the version compared from, ``after`` in the other.
+
+    Rows have the columns of the plan.  ``changed``: mask of the columns that differ, for
+    modified rows.  ``copies``: of a row without a key, how many there are more or less.
+    """
+
+    kind: ChangeKind
+    key: Row
+    before: Row | None
+    after: Row | None
+    changed: int = 0
+    copies: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TableDiff:
+    """How two versions of a table are compared.
+
+    ``shape``: what is compared, which is the columns that both have, under the names of both;
+    its key is what rows are matched by, empty if they can only be counted.  ``blocks``: what is
+    read on either side.  ``reason``: why they are read whole, empty if they are not.
+    """
+
+    shape: TableShape
+    blocks: Blocks
+    reason: str
+    pages_read: int
+
+    @property
+    def counted(self) -> bool:
+        return not self.shape.key
+
+
+def plan_diff(before: TableState, after: TableState, shape: TableShape | None = None) -> TableDiff:
+    """Plan the comparison of two versions of a table.
+
+    Columns are matched by name; one whose type differs is compared by its text.  ``shape``:
+    to be compared by this one, the columns and the key of which both have.
+    """
+    blocks, reason = _blocks_to_read(before, after)
+    return TableDiff(
+        shape or common_shape(before.shape, after.shape),
+        blocks,
+        reason,
+        blocks.count(before.pages) + blocks.count(after.pages),
+    )
+
+
+def _blocks_to_read(before: TableState, after: TableState) -> tuple[Blocks, str]:
+    if before.changed is None or after.changed is None:
+        return ALL, "it is not known which pages changed"
+    if before.lineage is None or before.lineage != after.lineage:
+        return ALL, "the table was rewritten"
+    # Beyond the end of the shorter one, whatever the list of changed pages says.
+    low, high = sorted((before.pages, after.pages))
+    return before.changed | after.changed | Blocks.of([(low, high)]), ""
+
+
+def common_shape(before: TableShape, after: TableShape) -> TableShape:
+    """The columns that two versions of a table share, in the order of ``after``."""
+    theirs = {column.name: column for column in before.columns}
+    columns = tuple(
+        _common_column(theirs[column.name], column)
+        for column in after.columns
+        if column.name in theirs
+    )
+    shape = TableShape(after.schema, after.name, columns)
+    key = tuple(shape.position(name) for name in common_key([after, before]))
+    return TableShape(after.schema, after.name, columns, key)
+
+
+def _common_column(one: Column, other: Column) -> Column:
+    same_type = one.type_name == other.type_name
+    return Column(
+        other.name,
+        other.type_name if same_type else "pg_catalog.text",
+        other.equals if same_type else None,
+        not_null=one.not_null and other.not_null,
+        generated=one.generated or other.generated,
+        identity=other.identity,
+    )
+
+
+# ---- statements ----------------------------------------------------------------
+
+
+def scan(shape: TableShape, blocks: Blocks, extra: Sequence[str] = ()) -> Statement:
+    """Rows of a table in some of its blocks: the columns of ``shape``, then ``extra``.
+
+    ``extra``: SQL expressions over the row ``t``.  Reads just these blocks (TID range scans).
+    """
+    columns = ", ".join([*(f"t.{column.sql}" for column in shape.columns), *extra])
+    if blocks.ranges is None:
+        return Statement(f"SELECT {columns} FROM {shape.only} AS t")
+    # OFFSET 0 keeps the subquery apart, so that the bounds are constants to its plan.
+    return Statement(
+        f"SELECT {columns} FROM {unnest(1, 2)} AS b (low, high),"
+        f" LATERAL (SELECT t.* FROM {shape.only} AS t"
+        " WHERE t.ctid OPERATOR(pg_catalog.>=) b.low::pg_catalog.tid"
+        " AND t.ctid OPERATOR(pg_catalog.<) b.high::pg_catalog.tid OFFSET 0) AS t",
+        (
+            [f"({start},0)" for start, _ in blocks.ranges],
+            [f"({end},0)" for _, end in blocks.ranges],
+        ),
+        0,
+    )
+
+
+def match(
+    shape: TableShape,
+    keys: Sequence[Row],
+    versions: Sequence[Sequence[Row | None]],
+    *,
+    only_different: bool = False,
+    extra: Sequence[str] = (),
+) -> Statement:
+    """Look rows up by key and compare them with versions of them.
+
+    ``versions[v][n]``: version ``v`` of the row with ``keys[n]``, or None.  Rows of the answer:
+    n (from 0) / ctid, NULL if there is no such row / its columns / for each version an array,
+    for each column true if the row differs from the version in it (means nothing if either is
+    missing) / ``extra``, expressions over the row ``t``.
+
+    ``only_different``: leave out rows that equal the first version.
+    """
+    width = len(shape.columns)
+    key_columns = [shape.columns[i] for i in shape.key]
+    names = [f"k{i}" for i in range(len(shape.key))]
+    casts = [
+        c.cast(f"u.{name}") + f" AS {name}" for c, name in zip(key_columns, names, strict=True)
+    ]
+    parameters = list(columns_of(keys, len(shape.key)))
+    masks: list[str] = []
+    for v, version in enumerate(versions):
+        for i, column in enumerate(shape.columns):
+            if i in shape.key or column.generated:
+                continue
+            names.append(f"v{v}_{i}")
+            casts.append(column.cast(f"u.{names[-1]}") + f" AS {names[-1]}")
+            parameters.append([None if row is None else row[i] for row in version])
+        masks.append(_differences(shape, v, width))
+    joined = key_condition(shape, "t", "r")
+    answer = ["r.n", "t.ctid", *(f"t.{c.sql}" for c in shape.columns), *masks, *extra]
+    filtered = f" WHERE t.ctid IS NULL OR {_any_difference(shape)}" if only_different else ""
+    return Statement(
+        f"SELECT {', '.join(answer)} FROM (SELECT u.n OPERATOR(pg_catalog.-) 1 AS n,"
+        f" {', '.join(casts)} FROM {unnest(1, len(parameters))} WITH ORDINALITY"
+        f" AS u ({', '.join(names)}, n)) AS r LEFT JOIN {shape.only} AS t ON {joined}{filtered}",
+        tuple(parameters),
+        len(keys),
+    )
+
+
+def key_condition(shape: TableShape, table: str, keys: str) -> str:
+    """Condition: a row has a key, the columns of which are k0, k1...; an index can answer it."""
+    conditions = []
+    for n, i in enumerate(shape.key):
+        column = shape.columns[i]
+        left, right = f"{table}.{column.sql}", f"{keys}.k{n}"
+        if column.equals is None:
+            left, right = f"{left}::pg_catalog.text", f"{right}::pg_catalog.text"
+        conditions.append(f"{left} {column.equals or 'OPERATOR(pg_catalog.=)'} {right}")
+    return " AND ".join(conditions)
+
+
+def _difference(column: Column, version: int, position: int) -> str:
+    return f"NOT {column.same(f't.{column.sql}', f'r.v{version}_{position}')}"
+
+
+def _differences(shape: TableShape, version: int, width: int) -> str:
+    compared = shape.compared
+    flags = (
+        _difference(shape.columns[i], version, i) if compared >> i & 1 else "false"
+        for i in range(width)
+    )
+    return f"ARRAY[{', '.join(flags)}]"
+
+
+def _any_difference(shape: TableShape) -> str:
+    compared = shape.compared
+    flags = [
+        _difference(column, 0, i) for i, column in enumerate(shape.columns) if compared >> i & 1
+    ]
+    return " OR ".join(flags) or "false"
+
+
+def mask_from(text: Value) -> int:
+    """Mask from the text of an array of booleans that ``match`` answered."""
+    return mask_of(i for i, flag in enumerate(parse_array(text or "{}")) if flag == "t")
+
+
+# ---- rows with a key ----------------------------------------------------------------
+
+
+def diff_rows(
+    plan: TableDiff, before: Session, after: Session, limits: Limits | None = None
+) -> Iterator[RowChange]:
+    """The rows that differ, in no certain order; memory for a batch of rows.
+
+    ``plan`` has a key.  Each session must see one moment of its database to the end.
+    """
+    limits = limits or Limits()
+    for batch in batches(after.rows(scan(plan.shape, plan.blocks)), limits, size_of):
+        for n, _, other, changed in _different(plan.shape, before, batch):
+            key = plan.shape.key_of(batch[n])
+            if other is None:
+                yield RowChange("added", key, None, batch[n])
+            else:
+                yield RowChange("modified", key, other, batch[n], changed)
+    # What differs is known already where the other row lies in a page that was read.
+    for batch in batches(before.rows(scan(plan.shape, plan.blocks)), limits, size_of):
+        for n, block, other, changed in _different(plan.shape, after, batch):
+            key = plan.shape.key_of(batch[n])
+            if other is None:
+                yield RowChange("removed", key, batch[n], None)
+            elif block not in plan.blocks:
+                yield RowChange("modified", key, batch[n], other, changed)
+
+
+def _different(
+    shape: TableShape, session: Session, batch: Sequence[Row]
+) -> Iterator[tuple[int, int, Row | None, int]]:
+    """(n, block, row of the session, mask) for rows of the batch that it has not, or others."""
+    width = len(shape.columns)
+    statement = match(shape, [shape.key_of(row) for row in batch], [batch], only_different=True)
+    for answer in session.rows(statement):
+        number, ctid = answer[0], answer[1]
+        assert number is not None
+        if ctid is None:
+            yield int(number), -1, None, 0
+        else:
+            yield int(number), block_of(ctid), answer[2 : 2 + width], mask_from(answer[2 + width])
+
+
+def json_rows(shape: TableShape, rows: Iterable[Row]) -> Statement:
+    """Rows as jsonb, in their order: n (from 0) / jsonb.  To run where the table's types are."""
+    listed = list(rows)
+    width = len(shape.columns)
+    names = [f"c{i}" for i in range(width)]
+    fields = ", ".join(
+        f"{column.cast(f'u.{name}')} AS {column.sql}"
+        for column, name in zip(shape.columns, names, strict=True)
+    )
+    return Statement(
+        "SELECT u.n OPERATOR(pg_catalog.-) 1,"
+        f" (SELECT pg_catalog.to_jsonb(x.*) FROM (SELECT {fields}) AS x)"
+        f" FROM {unnest(1, width)} WITH ORDINALITY AS u ({', '.join(names)}, n) ORDER BY u.n",
+        columns_of(listed, width),
+        len(listed),
+    )

@@ -1,0 +1,280 @@
+"""What a merge does with one row: the three-way rule, row by row and column by column.
+
+*base*: the common ancestor; *ours*: the target, which is changed; *theirs*: the source, whose
+changes since the base are brought in.  What only one side changed is taken from that side; what
+both changed alike is as it is; what both changed differently is a conflict:
+
+===============  =======================  ==============================================
+kind             base / ours / theirs     decided for theirs
+===============  =======================  ==============================================
+insert_insert    - / row / other row      ours is updated to theirs, in what differs
+update_update    row / other / yet other  their values in the columns in conflict
+update_delete    row / other / -          ours is deleted
+delete_update    row / - / other          theirs is inserted
+===============  =======================  ==============================================
+
+Decided for ours, the target keeps what it has in the columns in conflict.  Columns of the row
+that only theirs changed are merged either way.
+
+Rows of a table without a key can only be counted (bags.py) and have no conflicts.
+
+Everything here is a plain value; versions of a row come matched and compared (``Versions``),
+because only the database knows what is equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from agent_branch.diff import RowChange, mask_from, match
+from agent_branch.sqltext import Limits, Row, Session, Value, batches, size_of
+from agent_branch.tableshape import TableShape
+
+Side = Literal["ours", "theirs"]
+Strategy = Literal["manual", "ours", "theirs"]
+ConflictKind = Literal["insert_insert", "update_update", "update_delete", "delete_update"]
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """The three versions of the row with one key; None where there is none.
+
+    Masks of columns: ``theirs_changed``, theirs against base; ``ours_changed``, ours against
+    base; ``apart``, ours against theirs.  Each means something only if both rows are there.
+    """
+
+    key: Row
+    base: Row | None
+    ours: Row | None
+    theirs: Row | None
+    theirs_changed: int = 0
+    ours_changed: int = 0
+    apart: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Insert:
+    key: Row
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """``columns``: mask of what is set, from ``before`` to ``after``."""
+
+    key: Row
+    columns: int
+    before: Row
+    after: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    key: Row
+    before: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Recount:
+    """Of a row without a key: how many ``copies`` are added, or removed if negative."""
+
+    key: Row
+    copies: int
+
+
+Action = Insert | Update | Delete | Recount
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A row that both sides changed differently.
+
+    Masks of columns: ``columns``, in conflict; ``merged``, changed by theirs alone.
+    """
+
+    kind: ConflictKind
+    key: Row
+    base: Row | None
+    ours: Row | None
+    theirs: Row | None
+    columns: int = 0
+    merged: int = 0
+
+
+def decide(versions: Versions) -> Action | Conflict | None:
+    """What becomes of a row of the target; None: it stays as it is."""
+    v = versions
+    if v.base is None:
+        return _both_inserted(v)
+    if v.theirs is None:
+        if v.ours is None:
+            return None
+        if v.ours_changed:
+            return Conflict("update_delete", v.key, v.base, v.ours, None)
+        return Delete(v.key, v.ours)
+    if not v.theirs_changed:
+        return None
+    if v.ours is None:
+        return Conflict("delete_update", v.key, v.base, None, v.theirs)
+    conflict = v.theirs_changed & v.ours_changed & v.apart
+    merged = v.theirs_changed & ~v.ours_changed
+    if conflict:
+        return Conflict("update_update", v.key, v.base, v.ours, v.theirs, conflict, merged)
+    return _update(v.key, v.ours, v.theirs, merged)
+
+
+def _both_inserted(v: Versions) -> Action | Conflict | None:
+    if v.theirs is None:
+        return None
+    if v.ours is None:
+        return Insert(v.key, v.theirs)
+    if not v.apart:
+        return None
+    return Conflict("insert_insert", v.key, None, v.ours, v.theirs, v.apart)
+
+
+def _update(key: Row, ours: Row, theirs: Row, columns: int) -> Update | None:
+    if not columns:
+        return None
+    after = tuple(
+        new if columns >> i & 1 else old
+        for i, (old, new) in enumerate(zip(ours, theirs, strict=True))
+    )
+    return Update(key, columns, ours, after)
+
+
+def resolve(conflict: Conflict, side: Side) -> Action | None:
+    """What becomes of a row in conflict once it is decided for a side."""
+    c = conflict
+    if c.ours is None:
+        assert c.theirs is not None
+        return Insert(c.key, c.theirs) if side == "theirs" else None
+    if c.theirs is None:
+        return Delete(c.key, c.ours) if side == "theirs" else None
+    columns = c.merged | (c.columns if side == "theirs" else 0)
+    return _update(c.key, c.ours, c.theirs, columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What somebody decided for a row in conflict, and the versions that they saw."""
+
+    side: Side
+    base: Row | None
+    ours: Row | None
+    theirs: Row | None
+
+
+@dataclass(slots=True)
+class TableMerge:
+    """Merges the rows of one table, fed one by one, and counts.
+
+    ``decisions``, by key, hold only for conflicts between the very versions that were decided
+    on; all others go by ``strategy``.
+    """
+
+    shape: TableShape
+    strategy: Strategy = "manual"
+    decisions: Mapping[Row, Decision] = field(default_factory=dict)
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    conflicts: int = 0
+    unresolved: int = 0
+
+    def feed(self, versions: Versions) -> tuple[Action | None, Conflict | None]:
+        """(what to do, the conflict if the row is in one).
+
+        A conflict that nobody decided comes without an action: under the strategy manual,
+        which applies nothing while there are any.
+        """
+        outcome = decide(versions)
+        if not isinstance(outcome, Conflict):
+            self.count(outcome)
+            return outcome, None
+        self.conflicts += 1
+        side = self._side(outcome)
+        if side is None:
+            self.unresolved += 1
+            return None, outcome
+        action = resolve(outcome, side)
+        self.count(action)
+        return action, outcome
+
+    def _side(self, conflict: Conflict) -> Side | None:
+        decision = self.decisions.get(conflict.key)
+        seen = (conflict.base, conflict.ours, conflict.theirs)
+        if decision is not None and (decision.base, decision.ours, decision.theirs) == seen:
+            return decision.side
+        return None if self.strategy == "manual" else self.strategy
+
+    def count(self, action: Action | None) -> None:
+        """Count an action that was decided on; ``feed`` does so itself."""
+        match action:
+            case Insert():
+                self.inserted += 1
+            case Update():
+                self.updated += 1
+            case Delete():
+                self.deleted += 1
+            case Recount(copies=copies) if copies > 0:
+                self.inserted += copies
+            case Recount(copies=copies):
+                self.deleted -= copies
+
+    @property
+    def rows(self) -> int:
+        """How many rows the target changes by."""
+        return self.inserted + self.updated + self.deleted
+
+
+# ---- reading the versions ----------------------------------------------------------------
+
+
+def versions_of(
+    shape: TableShape, changes: Iterable[RowChange], ours: Session, limits: Limits | None = None
+) -> Iterator[Versions]:
+    """Changes from base to theirs, with the target's rows looked up and compared.
+
+    ``shape`` has a key, and the columns of the changes.  Memory for a batch of rows.
+    """
+    width = len(shape.columns)
+    writable = shape.updatable
+    for batch in batches(changes, limits or Limits(), _size_of_change):
+        found = dict(_look_up(shape, ours, batch, width))
+        for n, change in enumerate(batch):
+            row, ours_changed, apart = found.get(n, (None, 0, 0))
+            yield Versions(
+                change.key,
+                change.before,
+                row,
+                change.after,
+                change.changed & writable,
+                ours_changed,
+                apart & writable,
+            )
+
+
+def _look_up(
+    shape: TableShape, ours: Session, batch: Sequence[RowChange], width: int
+) -> Iterator[tuple[int, tuple[Row, int, int]]]:
+    statement = match(
+        shape,
+        [change.key for change in batch],
+        [[change.before for change in batch], [change.after for change in batch]],
+    )
+    for answer in ours.rows(statement):
+        if answer[1] is not None:
+            number, row = answer[0], answer[2 : 2 + width]
+            assert number is not None
+            yield int(number), (row, *_masks(answer[2 + width :]))
+
+
+def _masks(texts: Sequence[Value]) -> tuple[int, int]:
+    return mask_from(texts[0]), mask_from(texts[1])
+
+
+def _size_of_change(change: RowChange) -> int:
+    return sum(size_of(row) for row in (change.key, change.before, change.after) if row)

@@ -1,0 +1,123 @@
+"""What a merge does with each table, before any row is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from agent_branch.diff import TableDiff, TableState, plan_diff
+from agent_branch.tableshape import TableShape, Unique, common_key, same_rows
+
+# nothing: the source has nothing to bring into it; rows: matched by key; counts: rows without a
+# key; create: only the source has it; conflict: the three are not the same kind of table.
+Course = Literal["nothing", "rows", "counts", "create", "conflict"]
+
+
+@dataclass(frozen=True, slots=True)
+class TablePlan:
+    """``shape``: the target's table with the key that rows are matched by.
+
+    ``theirs``: how the source is compared with the base; for the course "counts", its blocks are
+    what is read of all three.  ``reason``: in a conflict, what differs; else why more is read
+    than what changed, empty if not so.
+    """
+
+    course: Course
+    shape: TableShape | None = None
+    theirs: TableDiff | None = None
+    reason: str = ""
+
+    @property
+    def pages_read(self) -> int:
+        return self.theirs.pages_read if self.theirs else 0
+
+
+def plan_table(
+    base: TableState | None, ours: TableState | None, theirs: TableState | None
+) -> TablePlan:
+    """Plan the merge of one table, given its three versions; None where it does not exist.
+
+    ``changed`` of ours and theirs counts from the base, whose own is empty.
+    """
+    if theirs is None:
+        if base is None or ours is None:
+            return TablePlan("nothing")
+        return TablePlan("conflict", ours.shape, reason="the source has dropped the table")
+    if base is None:
+        if ours is None:
+            return TablePlan("create", theirs.shape)
+        return TablePlan("conflict", ours.shape, reason="both have made a table of this name")
+    if untouched(base, theirs):
+        return TablePlan("nothing")
+    if ours is None:
+        return TablePlan("conflict", theirs.shape, reason="the target has dropped the table")
+    different = _different_columns(base, ours, theirs)
+    if different:
+        return TablePlan("conflict", ours.shape, reason=different)
+    return _plan_rows(base, ours, theirs)
+
+
+def _plan_rows(base: TableState, ours: TableState, theirs: TableState) -> TablePlan:
+    shape = _with_key(ours.shape, common_key([ours.shape, theirs.shape, base.shape]))
+    diff = plan_diff(base, theirs, shape)
+    if shape.key:
+        return TablePlan("rows", shape, diff, reason=diff.reason)
+    other = plan_diff(base, ours, shape)
+    blocks = diff.blocks | other.blocks
+    pages = sum(blocks.count(side.pages) for side in (base, ours, theirs))
+    reason = diff.reason or other.reason
+    if ours.shape.key or theirs.shape.key:
+        reason = "the key was changed: rows are counted"
+    return TablePlan("counts", shape, TableDiff(shape, blocks, reason, pages), reason)
+
+
+def untouched(base: TableState, version: TableState) -> bool:
+    """Is a version surely the same as its base, without reading it?"""
+    return (
+        version.changed is not None
+        and not version.changed
+        and version.lineage is not None
+        and version.lineage == base.lineage
+        and version.pages == base.pages
+        and same_rows(version.shape, base.shape)
+    )
+
+
+def is_fast_forward(pairs: Iterable[tuple[TableState | None, TableState | None]]) -> bool:
+    """Has the target nothing of its own, given each table's base and ours?
+
+    The source then only has to be taken over.  False also where that cannot be told without
+    reading rows; the result of a merge does not depend on it.
+    """
+    return all(
+        base is ours or (base is not None and ours is not None and untouched(base, ours))
+        for base, ours in pairs
+    )
+
+
+def _different_columns(base: TableState, ours: TableState, theirs: TableState) -> str:
+    sides = (("base", base.shape), ("target", ours.shape), ("source", theirs.shape))
+    kinds = {
+        side: {c.name: (c.type_name, c.generated) for c in shape.columns} for side, shape in sides
+    }
+    every = dict.fromkeys(name for columns in kinds.values() for name in columns)
+    for name in every:
+        if len({columns.get(name) for columns in kinds.values()}) > 1:
+            facts = ", ".join(
+                f"{side}: {columns[name][0] if name in columns else 'missing'}"
+                for side, columns in kinds.items()
+            )
+            return f'column "{name}" differs ({facts})'
+    return ""
+
+
+def _with_key(shape: TableShape, names: tuple[str, ...]) -> TableShape:
+    """A table whose rows are matched by other columns than its own key."""
+    key = tuple(shape.position(name) for name in names)
+    if key == shape.key:
+        return shape
+    uniques = tuple(one for one in shape.uniques if not one.exact or set(one.columns) != set(key))
+    if shape.key:
+        uniques += (Unique("the key", shape.key),)
+    return replace(shape, key=key, uniques=uniques)

@@ -1,0 +1,79 @@
+"""Taking a merge back: the inverse of what it did, merged three-way like anything else.
+
+What a merge did to a row is a pair of rows, before and after.  To take it back is to merge the
+change from *after* to *before* into what the target has now: what nobody touched since goes back,
+and what somebody did is a conflict, by the rules of merge.py.  Sequences do not go back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from agent_branch.diff import RowChange
+from agent_branch.merge import Action, Delete, Insert, Recount, Update
+from agent_branch.sqltext import Row
+
+
+def inverse(action: Action) -> RowChange:
+    """The change, from the version that the merge made to the one before it.
+
+    Its rows are to be fed to ``merge.versions_of``; for ``Recount`` see ``inverse_counts``.
+    """
+    match action:
+        case Insert(key, row):
+            return RowChange("removed", key, row, None)
+        case Delete(key, before):
+            return RowChange("added", key, None, before)
+        case Update(key, columns, before, after):
+            return RowChange("modified", key, after, before, columns)
+        case Recount(row, copies) if copies > 0:
+            return RowChange("removed", row, row, None, copies=copies)
+        case Recount(row, copies):
+            return RowChange("added", row, None, row, copies=-copies)
+
+
+def inverse_counts(actions: Iterable[Recount]) -> Iterator[Recount]:
+    """Copies that the merge added go, those that it removed come back.
+
+    Of a row that there are fewer of by now, as many go as there are.
+    """
+    return (Recount(action.key, -action.copies) for action in actions)
+
+
+# ---- keeping what a merge did ----------------------------------------------------------------
+
+
+def to_json(action: Action) -> str:
+    """An action as a line of JSON, for a table or a file."""
+    match action:
+        case Insert(key, row):
+            fields: list[Any] = ["insert", key, row]
+        case Delete(key, before):
+            fields = ["delete", key, before]
+        case Update(key, columns, before, after):
+            fields = ["update", key, columns, before, after]
+        case Recount(row, copies):
+            fields = ["recount", row, copies]
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+
+
+def from_json(text: str) -> Action:
+    """The action that ``to_json`` made text of.  Raises ``ValueError`` for another text."""
+    match json.loads(text):
+        case ["insert", key, row]:
+            return Insert(_row(key), _row(row))
+        case ["delete", key, before]:
+            return Delete(_row(key), _row(before))
+        case ["update", key, int(columns), before, after]:
+            return Update(_row(key), columns, _row(before), _row(after))
+        case ["recount", row, int(copies)]:
+            return Recount(_row(row), copies)
+    raise ValueError(f"not an action: {text!r}")
+
+
+def _row(values: object) -> Row:
+    if not isinstance(values, list) or any(not isinstance(v, str | None) for v in values):
+        raise ValueError(f"not a row: {values!r}")
+    return tuple(values)

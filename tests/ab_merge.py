@@ -1,0 +1,134 @@
+"""Sessions for the package's diff and merge over psycopg, and a merge from end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import psycopg
+from agent_branch.blocks import Blocks
+from agent_branch.catalog import TABLES, Table, table_from
+from agent_branch.diff import TableState
+from agent_branch.merge import Conflict, Strategy
+from agent_branch.mergeplan import plan_table
+from agent_branch.mergerun import Endangered, MergeRun, Written
+from agent_branch.sqltext import (
+    Limits,
+    Row,
+    Statement,
+    array_text,
+    restore_statements,
+    settings_statement,
+)
+from agent_branch.tableorder import TableId
+from psycopg import pq
+
+
+class PgSession:
+    """A ``Session`` over a connection.  ``inline``: parameters are put into the text."""
+
+    def __init__(self, connection: psycopg.Connection[tuple[object, ...]]) -> None:
+        self.connection = connection
+        self.inline = False
+        self.log: list[str] = []
+        self.known: dict[TableId, Table] | None = None
+        self.sql("SET jit = off")
+
+    def _run(self, statement: Statement) -> pq.abc.PGresult:
+        pgconn = self.connection.pgconn
+        if self.inline:
+            text = statement.inline()
+            result = pgconn.exec_(text.encode())
+        else:
+            text = statement.sql
+            values = [array_text(values).encode() for values in statement.parameters]
+            result = pgconn.exec_params(text.encode(), values or None)
+        self.log.append(text)
+        if result.status not in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK):
+            raise psycopg.errors.error_from_result(result, encoding="utf-8")
+        return result
+
+    def rows(self, statement: Statement) -> Iterator[Row]:
+        result = self._run(statement)
+        for i in range(result.ntuples):
+            yield tuple(
+                None if value is None else value.decode()
+                for value in (result.get_value(i, j) for j in range(result.nfields))
+            )
+
+    def execute(self, statement: Statement) -> int:
+        return self._run(statement).command_tuples or 0
+
+    def sql(self, text: str) -> list[Row]:
+        """Any one statement; its rows."""
+        return list(self.rows(Statement(text)))
+
+    def script(self, text: str) -> None:
+        """Statements, outside of a transaction of their own if one is open."""
+        result = self.connection.pgconn.exec_(text.encode())
+        if result.status not in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK):
+            raise psycopg.errors.error_from_result(result, encoding="utf-8")
+
+    def tables(self) -> dict[TableId, Table]:
+        if self.known is not None:
+            return self.known
+        list(self.rows(settings_statement()))
+        found = [table_from(row) for row in self.rows(TABLES)]
+        return {table.shape.id: table for table in found}
+
+
+def state(table: Table, changed: Blocks | None = None) -> TableState:
+    return TableState(table.shape, table.filenode, changed, table.pages)
+
+
+class Merged:
+    """What a merge did."""
+
+    def __init__(self, run: MergeRun) -> None:
+        self.run = run
+        self.conflicts: list[tuple[TableId, Conflict]] = []
+        self.written: list[Written] = []
+        self.endangered: list[Endangered] = []
+
+    @property
+    def rows(self) -> int:
+        return self.run.rows
+
+
+def merge(
+    base: PgSession,
+    ours: PgSession,
+    theirs: PgSession,
+    strategy: Strategy = "manual",
+    changed: tuple[dict[TableId, Blocks], dict[TableId, Blocks]] | None = None,
+    limits: Limits | None = None,
+) -> Merged:
+    """Merge all tables, in transactions that are open in the three sessions.
+
+    ``changed``: changed blocks of ours and of theirs; None: tables are read whole.
+    """
+    for session in (base, ours, theirs):
+        list(session.rows(settings_statement()))
+    versions = [session.tables() for session in (base, ours, theirs)]
+    schema = [table.shape for table in versions[1].values()]
+    run = MergeRun(ours, schema, strategy, limits=limits or Limits())
+    merged = Merged(run)
+    blocks: Sequence[dict[TableId, Blocks] | None] = (
+        (dict.fromkeys(versions[0], Blocks(())), *changed) if changed else (None, None, None)
+    )
+    for name in sorted({name for tables in versions for name in tables}):
+        states = [
+            state(tables[name], None if known is None else known[name]) if name in tables else None
+            for tables, known in zip(versions, blocks, strict=True)
+        ]
+        plan = plan_table(*states)
+        merged.conflicts.extend(run.collect(plan, base, theirs))
+    for session in (base, ours, theirs):
+        for statement in restore_statements():
+            session.execute(statement)
+    if not run.unresolved:
+        for step in run.write():
+            if isinstance(step, Written):
+                merged.written.append(step)
+            else:
+                merged.endangered.append(step)
+    return merged
