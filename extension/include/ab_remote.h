@@ -44,6 +44,8 @@ typedef struct AbRemoteOptions
 	 * Each ab_remote_send() is a transaction of its own, as a simple query is: several
 	 * statements in one string are one transaction, one alone may be VACUUM or the
 	 * like.  Otherwise all are one transaction, which ab_remote_commit() commits.
+	 * Meant for passing visits to many databases: the file that the first connection
+	 * to a database leaves there (relation cache, 160 kB) is removed again.
 	 */
 	bool		autocommit;
 } AbRemoteOptions;

@@ -20,6 +20,7 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_database.h"
+#include "common/relpath.h"
 #include "libpq/pqformat.h"
 #include "libpq/pqmq.h"
 #include "mb/pg_wchar.h"
@@ -36,8 +37,10 @@
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
+#include "utils/relcache.h"
 #include "utils/syscache.h"
 
+#include "ab_file.h"
 #include "ab_registry.h"
 
 static AbRemote *open_sessions = NULL;
@@ -65,6 +68,7 @@ void
 ab_remote_close(AbRemote *session)
 {
 	let_go(session);
+	MemoryContextSetParent(session->context, CurTransactionContext);
 
 	/* it holds locks and a connection until it is gone */
 	(void) WaitForBackgroundWorkerShutdown(session->handle);
@@ -169,9 +173,22 @@ refuse_closed(Oid db, const char *name)
 			 errmsg("database \"%s\" is not currently accepting connections", name)));
 }
 
+/* Has somebody been connected to it since it was made, or changed its catalogs? */
+static bool
+has_cache_file(Oid db, Oid tablespace)
+{
+	char	   *directory = GetDatabasePath(db, tablespace);
+	char	   *path = psprintf("%s/%s", directory, RELCACHE_INIT_FILENAME);
+	bool		found = ab_file_exists(path);
+
+	pfree(path);
+	pfree(directory);
+	return found;
+}
+
 /* Returns the database's name. */
 static char *
-check_database(Oid db)
+check_database(Oid db, bool *has_cache)
 {
 	HeapTuple	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
 	Form_pg_database form;
@@ -197,13 +214,14 @@ check_database(Oid db)
 				 errmsg("database \"%s\" cannot be reached by the transaction that has created or changed it",
 						name),
 				 errhint("Commit first.")));
+	*has_cache = has_cache_file(db, form->dattablespace);
 	ReleaseSysCache(tup);
 	return name;
 }
 
 /* A read-only transaction does not write elsewhere either. */
 static void
-make_segment(AbRemote *session, Oid db, const AbRemoteOptions *options)
+make_segment(AbRemote *session, Oid db, const AbRemoteOptions *options, bool has_cache)
 {
 	AbRemoteTask *task;
 
@@ -215,6 +233,7 @@ make_segment(AbRemote *session, Oid db, const AbRemoteOptions *options)
 	task->role = GetUserId();
 	task->role_is_superuser = superuser();
 	task->encoding = GetDatabaseEncoding();
+	task->leave_no_cache = options->autocommit && !has_cache;
 	task->options = *options;
 	if (XactReadOnly)
 		task->options.access = AB_REMOTE_READ_ONLY;
@@ -261,13 +280,14 @@ ab_remote_try_open(Oid db, const AbRemoteOptions *options)
 	MemoryContext context;
 	MemoryContext old;
 	AbRemote   *session;
+	bool		has_cache;
 	bool		started;
 
 	if (InSecurityRestrictedOperation())
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("cannot reach another database within security-restricted operation")));
-	name = check_database(db);
+	name = check_database(db, &has_cache);
 	register_callbacks();
 
 	context = AllocSetContextCreate(CurTransactionContext, "agent_branch remote session",
@@ -283,7 +303,7 @@ ab_remote_try_open(Oid db, const AbRemoteOptions *options)
 	session->columns_context = AllocSetContextCreate(context, "columns",
 													 ALLOCSET_SMALL_SIZES);
 	initStringInfo(&session->message);
-	make_segment(session, db, options);
+	make_segment(session, db, options, has_cache);
 	started = start_worker(session);
 	if (started)
 	{

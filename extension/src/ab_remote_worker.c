@@ -10,6 +10,8 @@
  */
 #include "ab_remote_wire.h"
 
+#include <unistd.h>
+
 #include "access/htup_details.h"
 #include "access/parallel.h"
 #include "access/printtup.h"
@@ -24,6 +26,7 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "storage/dsm.h"
+#include "storage/ipc.h"
 #include "storage/proc.h"
 #include "storage/procarray.h"
 #include "tcop/pquery.h"
@@ -33,6 +36,7 @@
 #include "utils/memutils.h"
 #include "utils/portal.h"
 #include "utils/ps_status.h"
+#include "utils/relcache.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timeout.h"
@@ -437,6 +441,18 @@ serve(const AbRemoteTask *task, shm_mq_handle *requests)
 
 /* ---- life of the worker ---- */
 
+/* Nobody needs that file; whoever connects next makes it again. */
+static void
+remove_cache_file(int code, Datum arg)
+{
+	char		path[MAXPGPATH];
+
+	if (DatabasePath == NULL)
+		return;
+	snprintf(path, sizeof(path), "%s/%s", DatabasePath, RELCACHE_INIT_FILENAME);
+	(void) unlink(path);
+}
+
 static void
 send_pid(void)
 {
@@ -475,6 +491,9 @@ ab_remote_main(Datum arg)
 	/* from here on every message, also of a failing connection, goes there */
 	pq_redirect_to_shm_mq(seg, shm_mq_attach(ab_remote_answers(task), seg, NULL));
 	send_pid();
+
+	if (task->leave_no_cache)
+		before_shmem_exit(remove_cache_file, 0);
 
 	/* connecting waits for a lock, too */
 	set_for_session("lock_timeout", LOCK_TIMEOUT_DEFAULT);
