@@ -24,6 +24,9 @@ extern void ab_lock_branch_name(const char *name);
 /* The parent's OID, not locked yet: 3D000, 42809 for a snapshot's hidden row. */
 extern Oid	ab_find_parent(const char *name);
 
+/* Is this user a superuser, or does it have CREATEDB?  (The server's own is not exported by all.) */
+extern bool ab_have_createdb(void);
+
 /* May this user branch that database?  42501 if not. */
 extern void ab_check_parent_rights(Oid parent, const char *name);
 

@@ -131,12 +131,14 @@ ab_find_parent(const char *name)
 	return parent;
 }
 
-static bool
-have_createdb(void)
+bool
+ab_have_createdb(void)
 {
 	HeapTuple	tup;
 	bool		result = false;
 
+	if (superuser())
+		return true;
 	tup = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
 	if (HeapTupleIsValid(tup))
 	{
@@ -158,7 +160,7 @@ ab_check_parent_rights(Oid parent, const char *name)
 				 errdetail("Role \"%s\" does not own the database.",
 						   GetUserNameFromId(GetUserId(), false)),
 				 errhint("Superusers can branch any database, other roles with CREATEDB those they own.")));
-	if (!have_createdb())
+	if (!ab_have_createdb())
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied to branch database \"%s\"", name),

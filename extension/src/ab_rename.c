@@ -63,7 +63,7 @@ ab_change_database(Oid db, const char *name, const bool *allow_connections)
 void
 ab_check_may_name(const char *what, const char *name)
 {
-	if (!have_createdb_privilege())
+	if (!ab_have_createdb())
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied to %s branch \"%s\"", what, name),
