@@ -38,6 +38,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
@@ -230,6 +231,9 @@ write_pending(void)
 	rel = table_open(ab_events_table(), RowExclusiveLock);
 	check_layout(rel);
 	sequence = ab_events_sequence();
+
+	/* the statements' own are gone, and a wide row is put into a TOAST table */
+	PushActiveSnapshot(GetTransactionSnapshot());
 	dlist_foreach(it, &pending)
 	{
 		slots[n++] = make_row(rel, dlist_container(AbEvent, node, it.cur),
@@ -243,6 +247,7 @@ write_pending(void)
 	}
 	if (n > 0)
 		write_rows(rel, slots, n);
+	PopActiveSnapshot();
 	table_close(rel, NoLock);
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(work);
