@@ -50,6 +50,12 @@ static MemoryContext request_context = NULL;
 
 /* ---- connecting ---- */
 
+static void
+set_for_session(const char *name, const char *value)
+{
+	SetConfigOption(name, value, PGC_USERSET, PGC_S_SESSION);
+}
+
 /*
  * The role is the caller's current one, not one that logs in: it needs CONNECT, which
  * is checked, and not LOGIN, hence the way in that parallel workers have.  There is no
@@ -65,6 +71,9 @@ connect_as_caller(const AbRemoteTask *task)
 	SetAuthenticatedUserId(task->role, task->role_is_superuser);
 	SetSessionAuthorization(task->role, task->role_is_superuser);
 	SetCurrentRoleId(InvalidOid, false);
+
+	/* connecting waits for a lock, too */
+	set_for_session("lock_timeout", LOCK_TIMEOUT_DEFAULT);
 	BackgroundWorkerInitializeConnectionByOid(task->db, task->role, 0);
 	InitializingParallelWorker = false;
 
@@ -99,12 +108,6 @@ check_connection_limit(Oid db)
 						NameStr(form->datname))));
 	ReleaseSysCache(tup);
 	CommitTransactionCommand();
-}
-
-static void
-set_for_session(const char *name, const char *value)
-{
-	SetConfigOption(name, value, PGC_USERSET, PGC_S_SESSION);
 }
 
 /*
@@ -421,7 +424,8 @@ serve(const AbRemoteTask *task, shm_mq_handle *requests)
 		void	   *data;
 		const char *request;
 
-		pgstat_report_stat(false);
+		if (task->options.autocommit)
+			pgstat_report_stat(false);
 		pgstat_report_activity(task->options.autocommit ? STATE_IDLE :
 							   STATE_IDLEINTRANSACTION, NULL);
 		if (shm_mq_receive(requests, &size, &data, false) != SHM_MQ_SUCCESS)
@@ -495,13 +499,10 @@ ab_remote_main(Datum arg)
 	if (task->leave_no_cache)
 		before_shmem_exit(remove_cache_file, 0);
 
-	/* connecting waits for a lock, too */
-	set_for_session("lock_timeout", LOCK_TIMEOUT_DEFAULT);
 	connect_as_caller(task);
 	check_connection_limit(task->db);
 	process_session_preload_libraries();
 	apply_settings(&task->options);
 	set_client_encoding(task->encoding);
 	serve(task, requests);
-	pgstat_report_stat(true);
 }
