@@ -34,6 +34,9 @@ extern void ab_check_database_statement(Node *stmt);
  */
 extern void ab_check_drop_database(Oid db, bool files_go);
 
+/* May databases change hands by this statement? */
+extern bool ab_changes_owners(Node *stmt);
+
 /* The event of a branch that DROP DATABASE is about to drop; none for others. */
 extern void ab_report_drop_database(Oid db);
 

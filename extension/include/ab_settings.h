@@ -25,6 +25,8 @@ extern int	ab_sweep_interval;	/* agent_branch.sweep_interval, s, sighup */
 extern int	ab_event_retention;	/* agent_branch.event_retention, s, sighup */
 extern int	ab_session_grace;	/* agent_branch.session_grace, ms, user */
 extern int	ab_recovery_window; /* agent_branch.recovery_window, s, sighup */
+extern int	ab_max_branches;	/* agent_branch.max_branches, sighup; 0: any number */
+extern int	ab_max_quotas;		/* agent_branch.max_quotas, postmaster */
 extern char *ab_connection_template;	/* agent_branch.connection_template */
 extern bool ab_agent_roles;		/* agent_branch.agent_roles, superuser */
 

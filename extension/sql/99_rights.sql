@@ -58,3 +58,7 @@ GRANT EXECUTE ON FUNCTION branch.side_effects(text) TO public;
 GRANT EXECUTE ON FUNCTION branch._deleted_name(oid) TO public;
 GRANT EXECUTE ON FUNCTION branch.recover(text, text) TO public;
 GRANT EXECUTE ON FUNCTION branch.rename(text, text, boolean) TO public;
+
+-- Quotas.  branch.set_quota is for superusers and those they grant it to.
+GRANT SELECT ON TABLE branch.quotas TO public;
+GRANT EXECUTE ON FUNCTION branch._quota_use(oid, oid) TO public;

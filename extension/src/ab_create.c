@@ -36,6 +36,7 @@
 #include "ab_default.h"
 #include "ab_events.h"
 #include "ab_manifest.h"
+#include "ab_quota.h"
 #include "ab_settings.h"
 #include "ab_snapshot.h"
 #include "ab_softdelete.h"
@@ -429,6 +430,8 @@ ab_create_branch(const AbCreateOptions *opt)
 	check_name_is_free(opt->name);
 	if (parent_name)
 		ab_lock_parent(nb.parent, parent_name);
+
+	ab_quota_check_create(nb.owner, nb.parent, 1);
 
 	/* before this transaction writes anything: it may be in the parent itself */
 	nb.snapshot = opt->at;

@@ -35,6 +35,7 @@
 #include "ab_events.h"
 #include "ab_file.h"
 #include "ab_origin.h"
+#include "ab_quota.h"
 #include "ab_registry.h"
 #include "ab_request.h"
 #include "ab_sessions.h"
@@ -320,6 +321,7 @@ ab_report_deleted(Oid db, const char *name)
 		ab_report_purged(db);
 		return;
 	}
+	ab_quota_gone(db);
 	if (ab_storage_read_origin(db, &header))
 		parent = ab_database_name(header.parent_db);
 	ab_event("deleted", db, name, parent, "{\"hard\": true}");

@@ -25,6 +25,7 @@
 #include "ab_agentrole.h"
 #include "ab_gate.h"
 #include "ab_hooks.h"
+#include "ab_quota.h"
 #include "ab_storagefiles.h"
 
 static ProcessUtility_hook_type prev_utility = NULL;
@@ -237,6 +238,8 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 		run_dropdb(&call);
 	else
 		run_writer(&call, ab_utility_kind(stmt));
+	if (ab_changes_owners(stmt))
+		ab_quota_owners_changed();
 }
 
 /* ---- installing ---- */

@@ -214,6 +214,14 @@ check_rename(const RenameStmt *stmt)
 		refuse_reserved(stmt->newname);
 }
 
+bool
+ab_changes_owners(Node *stmt)
+{
+	return IsA(stmt, ReassignOwnedStmt) ||
+		(IsA(stmt, AlterOwnerStmt) &&
+		 ((AlterOwnerStmt *) stmt)->objectType == OBJECT_DATABASE);
+}
+
 void
 ab_check_database_statement(Node *stmt)
 {

@@ -29,6 +29,7 @@
 #include "ab_hidden.h"
 #include "ab_originsync.h"
 #include "ab_registry.h"
+#include "ab_quotaload.h"
 #include "ab_settings.h"
 #include "ab_shmem.h"
 #include "ab_snapshot.h"
@@ -37,6 +38,7 @@
 
 #define KEEPER_RESTART_S	5
 #define SWEEP_MIN_DELAY_MS	10000
+#define QUOTA_RETRY_MS		200
 
 PGDLLEXPORT void ab_keeper_main(Datum arg);
 
@@ -367,6 +369,8 @@ ab_keeper_main(Datum arg)
 		}
 		serve_requests();
 		retry = ab_eventsync_tend();
+		if (!ab_quotaload_first())
+			retry = QUOTA_RETRY_MS;
 		ab_originsync_tend();
 		tend = ab_witness_tend();
 		check_sweeper();

@@ -25,6 +25,7 @@
 #include "ab_catalogrows.h"
 #include "ab_events.h"
 #include "ab_origin.h"
+#include "ab_quota.h"
 #include "ab_registry.h"
 #include "ab_sessions.h"
 #include "ab_snapshot.h"
@@ -220,6 +221,17 @@ report_reset(const AbResetOptions *opt, Oid old, Oid new, const AbNewBranch *nb)
 			 ab_database_name(nb->parent), detail.data);
 }
 
+/* With what is preserved there is one branch more. */
+static void
+check_quota(const AbResetOptions *opt, Oid old)
+{
+	char	   *name;
+
+	if (opt->preserve_under_name)
+		ab_quota_check_create(ab_database_owner(old),
+							  opt->at_own ? old : parent_of(old, opt->name, &name), 1);
+}
+
 Oid
 ab_reset_branch(const AbResetOptions *opt)
 {
@@ -235,6 +247,7 @@ ab_reset_branch(const AbResetOptions *opt)
 	lock_names(opt);
 	old = find_branch(opt);
 	check_source_rights(opt, old);
+	check_quota(opt, old);
 	nb.name = opt->name;
 	choose_snapshot(opt, old, &nb);
 

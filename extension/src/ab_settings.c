@@ -12,6 +12,7 @@
 #include "utils/guc.h"
 #include "utils/guc_tables.h"
 
+#include "ab_diskspace.h"
 #include "ab_file.h"
 #include "ab_shmem.h"
 
@@ -22,10 +23,14 @@ int			ab_snapshot_method = AB_METHOD_AUTO;
 int			ab_max_snapshots = 1024;
 int			ab_sweep_interval = 60;
 int			ab_event_retention = 30 * 24 * 3600;
+int			ab_max_branches = 0;
+int			ab_max_quotas = 1000;
 int			ab_session_grace = 5000;
 int			ab_recovery_window = 7 * 24 * 3600;
 char	   *ab_connection_template;
 bool		ab_agent_roles = false;
+
+static char *min_free_disk;		/* ab_diskspace.c has what it means */
 
 static const struct config_enum_entry method_options[] = {
 	{"auto", AB_METHOD_AUTO, false},
@@ -68,6 +73,22 @@ ab_settings_define(void)
 							"Zero leaves it to branch.gc().",
 							&ab_sweep_interval, 60, 0, INT_MAX / 1000,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("agent_branch.max_branches",
+							"Most branches that can exist at once in the cluster.",
+							"Zero sets no limit. Deleted branches that can be recovered do not count.",
+							&ab_max_branches, 0, 0, INT_MAX,
+							PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("agent_branch.max_quotas",
+							"Most quotas of roles and parents.",
+							"Each takes about 150 bytes of shared memory.",
+							&ab_max_quotas, 1000, 0, 1000000,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("agent_branch.min_free_disk",
+							   "Free space in the data directory below which no branch is created.",
+							   "A percentage of the filesystem, or bytes with a unit. Zero sets no limit.",
+							   &min_free_disk, "0",
+							   PGC_SIGHUP, 0, ab_diskspace_check_setting,
+							   ab_diskspace_assign_setting, NULL);
 	DefineCustomIntVariable("agent_branch.event_retention",
 							"How long events are kept.",
 							"Zero keeps them for ever. How a living branch came to be is kept as long as it lives.",

@@ -14,11 +14,13 @@
 #include "storage/spin.h"
 
 #include "ab_format.h"
+#include "ab_quotatable.h"
 #include "ab_settings.h"
 
 #define TRANCHE "agent_branch"
 #define SPARE_SLOTS 16			/* beside those that are taken at start */
-#define OTHER_LOCKS (3 * AB_GUARDS + 6)
+#define OTHER_LOCKS (3 * AB_GUARDS + 7)
+#define QUOTA_LOCK (AB_ORIGIN_LOCKS + OTHER_LOCKS - 1)
 
 AbShared   *ab_shared = NULL;
 
@@ -63,7 +65,7 @@ request_shmem(void)
 	if (prev_shmem_request)
 		prev_shmem_request();
 	nslots = count_slots();
-	RequestAddinShmemSpace(shared_size());
+	RequestAddinShmemSpace(add_size(shared_size(), ab_quotatable_size()));
 	RequestNamedLWLockTranche(TRANCHE, AB_ORIGIN_LOCKS + OTHER_LOCKS);
 }
 
@@ -124,6 +126,7 @@ startup_shmem(void)
 	ab_shared = ShmemInitStruct("agent_branch", shared_size(), &found);
 	if (!found)
 		init_shared();
+	ab_quotatable_init(&GetNamedLWLockTranche(TRANCHE)[QUOTA_LOCK].lock);
 	LWLockRelease(AddinShmemInitLock);
 }
 

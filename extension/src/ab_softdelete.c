@@ -37,6 +37,7 @@
 
 #include "ab_catalogrows.h"
 #include "ab_events.h"
+#include "ab_quota.h"
 #include "ab_registry.h"
 #include "ab_rename.h"
 #include "ab_settings.h"
@@ -140,6 +141,7 @@ ab_soft_delete(Oid db, const char *name)
 	bool		allowconn;
 
 	report("deleted", db, name, "{\"hard\": false}");
+	ab_quota_gone(db);
 	allowconn = ab_change_database(db, deleted_name(db), &closed);
 	remember_deletion(db, name, allowconn);
 }
@@ -260,6 +262,16 @@ report_recovered(Oid db, const char *old_name, const char *name)
 	report("recovered", db, name, detail.data);
 }
 
+/* What is recovered counts again. */
+static void
+check_quota(Oid db)
+{
+	AbOriginHeader header;
+
+	if (ab_storage_read_origin(db, &header))
+		ab_quota_check_create(ab_database_owner(db), header.parent_db, 1);
+}
+
 /* Rights come first: who has none must not be able to hold a name. */
 Oid
 ab_recover_branch(const char *name, const char *new_name)
@@ -289,6 +301,7 @@ ab_recover_branch(const char *name, const char *new_name)
 				(errcode(ERRCODE_DUPLICATE_DATABASE),
 				 errmsg("database \"%s\" already exists", target),
 				 errhint("Recover the branch under another name, with argument new_name.")));
+	check_quota(db);
 	old_name = ab_deleted_old_name(db);
 	allowconn = forget_deletion(db);
 	(void) ab_change_database(db, target, &allowconn);

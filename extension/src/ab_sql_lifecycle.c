@@ -30,6 +30,7 @@
 #include "ab_softdelete.h"
 #include "ab_sql.h"
 #include "ab_sql_at.h"
+#include "ab_sql_quota.h"
 #include "ab_sql_registry.h"
 #include "ab_storagefiles.h"
 #include "ab_tables.h"
@@ -90,6 +91,7 @@ remember_reset(Oid new_db, Oid old_db, TimestampTz old_created_at, bool preserve
 	execute_for("UPDATE branch.schedules SET parent_id = $1 WHERE parent_id = $2",
 				new_db, old_db);
 	SPI_finish();
+	ab_sql_move_quotas(old_db, new_db);
 }
 
 static Oid

@@ -39,6 +39,7 @@
 #include "ab_snapshot.h"
 #include "ab_softdelete.h"
 #include "ab_sql.h"
+#include "ab_sql_quota.h"
 #include "ab_sql_snapshot.h"
 #include "ab_tables.h"
 
@@ -135,6 +136,7 @@ ab_sql_name_snapshot(const char *name, AbSnapId id, Oid source, const char *sour
 	char		text[AB_SNAPID_TEXT_LEN + 1];
 	uint64		n;
 
+	ab_sql_check_snapshot_quota(source);
 	ab_snapid_format(id, text);
 	values[0] = CStringGetTextDatum(name);
 	values[1] = CStringGetTextDatum(text);
