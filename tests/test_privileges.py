@@ -111,6 +111,9 @@ CASES: dict[str, Case] = {
     "branch._pinned": everybody("SELECT branch._pinned()"),
     "branch._pinned_bytes": everybody(f"SELECT branch._pinned_bytes({BRANCH})"),
     "branch.events_after": everybody("SELECT * FROM branch.events_after(0)"),
+    # quotas
+    "branch.set_quota": superusers("SELECT branch.set_quota('vault', max_branches => 9)"),
+    "branch._quota_use": everybody(f"SELECT branch._quota_use(0, {VAULT})"),
     # other databases
     "branch.run_on_all": everybody("SELECT * FROM branch.run_on_all('TABLE public.secrets')"),
     "branch.side_effects": owners("SELECT * FROM branch.side_effects('vault_branch')"),
@@ -137,6 +140,8 @@ RELATIONS: dict[str, tuple[str, ...]] = {
     "branch.pinned": ROLES,
     "branch.snapshot_schedules": ROLES,
     "branch.events": ROLES,
+    "branch.quotas": ROLES,
+    "branch.quota_list": (SUPERUSER,),
     "branch._databases": (SUPERUSER,),
     "branch.named_snapshots": (SUPERUSER,),
     "branch.schedules": (SUPERUSER,),
