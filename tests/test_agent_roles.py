@@ -141,6 +141,16 @@ def test_agents_survive_a_crash(platform: Cluster) -> None:
     assert platform.scalar("SELECT count(*) FROM agent_data", dbname="agent_later") == 0
 
 
+def test_agents_on_a_standby(platform: Cluster) -> None:
+    """The same there: to their branch, and nowhere else."""
+    make(platform, "s")
+    standby = platform.standby("roles_standby")
+    platform.wait_caught_up(standby)
+    log_in(standby, "s", "agent_s")
+    shut_out(standby, "s", "app")
+    standby.destroy()
+
+
 # ---- passwords -----------------------------------------------------------------------
 
 
