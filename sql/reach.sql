@@ -61,6 +61,10 @@ SELECT * FROM branch._remote_rows('r1', ' -- nothing');
 \echo :LAST_ERROR_SQLSTATE
 SELECT * FROM branch._remote_rows('r1', NULL);
 \echo :LAST_ERROR_SQLSTATE
+SELECT * FROM branch._remote_rows('r1', 'SET client_encoding = ''LATIN1''; SELECT ''ä''');
+\echo :LAST_ERROR_SQLSTATE
+SELECT * FROM branch._remote_rows('r1', 'SET client_encoding = ''LATIN1''; SELECT ''ä''::int');
+\echo :LAST_ERROR_SQLSTATE
 SELECT * FROM branch._remote_rows('r1', 'VACUUM');
 \echo :LAST_ERROR_SQLSTATE
 
@@ -119,6 +123,15 @@ SELECT branch._remote_run(:s, 'SELECT 1');
 \echo :LAST_ERROR_SQLSTATE
 ROLLBACK; -- it stays there
 SELECT * FROM branch._remote_rows('r1', 'SELECT * FROM public.t ORDER BY i');
+
+-- What is deferred to the commit fails there.
+BEGIN;
+SELECT branch._remote_open('r1') AS s
+\gset
+SELECT branch._remote_run(:s, 'CREATE TABLE public.d (i int REFERENCES public.t INITIALLY DEFERRED); INSERT INTO public.d VALUES (99)');
+SELECT branch._remote_commit(:s);
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK;
 
 -- What is not committed there is rolled back there: by closing, by an error, at the end here.
 BEGIN;

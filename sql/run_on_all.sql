@@ -34,6 +34,10 @@ SELECT name, result FROM branch.run_on_all('SELECT to_regclass(''public.made'') 
 SELECT name, ok, sqlstate, message, detail, hint
 FROM branch.run_on_all('DO $$ BEGIN RAISE EXCEPTION ''e'' USING DETAIL = ''d'', HINT = ''h'', ERRCODE = ''AB123''; END $$', '{"tier": 1}');
 
+SELECT name, ok, sqlstate, message, hint FROM branch.run_on_all('SET client_encoding = ''LATIN1''; SELECT ''ä''', '{"tier": 1}');
+SELECT name, ok, sqlstate, message
+FROM branch.run_on_all('CREATE TABLE public.d (i int REFERENCES public.t INITIALLY DEFERRED); INSERT INTO public.d VALUES (99)', '{"tier": 1}');
+
 -- What cannot be in a transaction block has to be alone.
 SELECT name, ok, command, sqlstate, message FROM branch.run_on_all('VACUUM (ANALYZE) public.ledger') ORDER BY name;
 SELECT ok, command FROM branch.run_on_all('CREATE INDEX CONCURRENTLY ON public.ledger (note)', '{"tier": 1}');

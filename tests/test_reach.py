@@ -251,6 +251,20 @@ def test_nobody_there_gets_behind_the_role(reach: Cluster) -> None:
     reach.sql("SELECT branch.delete('trapped', hard => true)")
 
 
+def test_an_agent_reaches_what_it_can_log_into(reach: Cluster) -> None:
+    """Databases that are open to PUBLIC are closed to agents' roles, whoever acts as one."""
+    with reach.connect() as conn:
+        conn.execute("SET agent_branch.agent_roles = on")
+        conn.execute("SELECT create_agent_branch('walker', 'main')")
+        conn.execute("SET ROLE agent_walker")
+        query = "SELECT branch._remote_rows(%s, 'SELECT current_user')"
+        assert conn.execute(query, ("agent_walker",)).fetchall() == [(["agent_walker"],)]
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            conn.execute(query, ("main",))
+        conn.execute("RESET ROLE")
+        conn.execute("SELECT delete_agent_branch('walker')")
+
+
 def test_libraries_of_the_session_are_loaded(reach: Cluster) -> None:
     reach.sql("ALTER DATABASE b3 SET session_preload_libraries = 'auto_explain'")
     rows = reach.sql("SELECT branch._remote_rows('b3', 'SHOW auto_explain.log_nested_statements')")

@@ -39,6 +39,7 @@ struct AbRemote
 	shm_mq_handle *answers;
 	shm_mq_handle *requests;
 	int			pid;			/* 0: not known yet */
+	bool		binary;			/* values of the request's rows are */
 	bool		survives;		/* an error of the request does not end the session */
 	bool		suspected;		/* looked deadlocked when that was checked last */
 	bool		failed;

@@ -40,6 +40,7 @@
 #include "utils/relcache.h"
 #include "utils/syscache.h"
 
+#include "ab_agentrole.h"
 #include "ab_file.h"
 #include "ab_registry.h"
 
@@ -186,6 +187,22 @@ has_cache_file(Oid db, Oid tablespace)
 	return found;
 }
 
+/* An agent's role gets in where it may log in, and nowhere else (ab_agentlogin.c). */
+static bool
+is_let_in(HeapTuple tup, Oid db)
+{
+	Oid			role = GetUserId();
+	Datum		acl;
+	bool		isnull;
+
+	if (pg_database_aclcheck(db, role, ACL_CONNECT) != ACLCHECK_OK)
+		return false;
+	if (superuser() || !ab_agent_is_role(role))
+		return true;
+	acl = SysCacheGetAttr(DATABASEOID, tup, Anum_pg_database_datacl, &isnull);
+	return ab_agent_may_connect(role, isnull ? NULL : DatumGetAclP(acl));
+}
+
 /* Returns the database's name. */
 static char *
 check_database(Oid db, bool *has_cache)
@@ -200,11 +217,11 @@ check_database(Oid db, bool *has_cache)
 				 errmsg("database with OID %u does not exist", db)));
 	form = (Form_pg_database) GETSTRUCT(tup);
 	name = pstrdup(NameStr(form->datname));
-	if (pg_database_aclcheck(db, GetUserId(), ACL_CONNECT) != ACLCHECK_OK)
+	if (!is_let_in(tup, db))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied for database \"%s\"", name),
-				 errdetail("Role \"%s\" does not have the privilege CONNECT.",
+				 errdetail("Role \"%s\" may not connect to it.",
 						   GetUserNameFromId(GetUserId(), true))));
 	if (!form->datallowconn)
 		refuse_closed(db, name);
@@ -403,6 +420,7 @@ ab_remote_send(AbRemote *session, const char *sql, int flags)
 	appendStringInfoChar(&request, AB_REMOTE_QUERY);
 	appendStringInfoChar(&request, (char) flags);
 	appendBinaryStringInfo(&request, sql, strlen(sql) + 1);
+	session->binary = (flags & AB_REMOTE_BINARY) != 0;
 	session->survives = (flags & AB_REMOTE_SAVEPOINT) != 0;
 	send_request(session, &request);
 	pfree(request.data);

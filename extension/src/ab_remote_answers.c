@@ -11,7 +11,10 @@
 
 #include "libpq/pqformat.h"
 #include "libpq/pqmq.h"
+#include "mb/pg_wchar.h"
 #include "utils/memutils.h"
+
+#define MAYBE_COMMITTED "It is not known whether the transaction was committed."
 
 static void
 fail(AbRemote *session, const ErrorData *error)
@@ -47,8 +50,23 @@ fail_detached(AbRemote *session)
 				   unknown ? ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN : ERRCODE_CONNECTION_FAILURE,
 				   psprintf("session in database \"%s\" ended before its transaction was over",
 							session->database),
-				   unknown ? "It is not known whether the transaction was committed." : NULL,
+				   unknown ? MAYBE_COMMITTED : NULL,
 				   "The server log has the reason.");
+}
+
+/*
+ * Statements can change the encoding of what is sent here.  Data of another one is an
+ * error; of messages the rest is worth having.
+ */
+static char *
+readable(char *text)
+{
+	if (text == NULL || pg_verifymbstr(text, strlen(text), true))
+		return text;
+	for (char *c = text; *c != '\0'; c++)
+		if (IS_HIGHBIT_SET(*c))
+			*c = '?';
+	return text;
 }
 
 /* Remember what was raised there; weaker messages are passed on. */
@@ -60,6 +78,11 @@ take_error_or_notice(AbRemote *session, StringInfo msg)
 	char	   *where = psprintf("session in database \"%s\"", session->database);
 
 	pq_parse_errornotice(msg, &error);
+	error.message = readable(error.message);
+	error.detail = readable(error.detail);
+	error.hint = readable(error.hint);
+	error.context = readable(error.context);
+	error.internalquery = readable(error.internalquery);
 	error.context = error.context ? psprintf("%s\n%s", error.context, where) : where;
 	MemoryContextSwitchTo(old);
 	if (error.elevel < ERROR)
@@ -89,7 +112,7 @@ take_columns(AbRemote *session, StringInfo msg)
 	session->lengths = palloc0(sizeof(int) * Max(n, 1));
 	for (int i = 0; i < n; i++)
 	{
-		session->columns[i].name = pstrdup(pq_getmsgrawstring(msg));
+		session->columns[i].name = readable(pstrdup(pq_getmsgrawstring(msg)));
 		(void) pq_getmsgint(msg, 4);	/* table */
 		(void) pq_getmsgint(msg, 2);	/* its column */
 		session->columns[i].type = pq_getmsgint(msg, 4);
@@ -101,7 +124,7 @@ take_columns(AbRemote *session, StringInfo msg)
 }
 
 /* The values stay where they are in the message, each with a NUL after it. */
-static void
+static AbRemoteEvent
 take_row(AbRemote *session, StringInfo msg)
 {
 	int			n = pq_getmsgint(msg, 2);
@@ -121,10 +144,21 @@ take_row(AbRemote *session, StringInfo msg)
 		if (len < 0)
 			continue;
 		session->values[i] = unconstify(char *, pq_getmsgbytes(msg, len));
+		if (!session->binary && !pg_verifymbstr(session->values[i], len, true))
+		{
+			TerminateBackgroundWorker(session->handle);
+			ab_remote_fail(session, ERRCODE_CHARACTER_NOT_IN_REPERTOIRE,
+						   psprintf("session in database \"%s\" has sent text that is not in encoding %s",
+									session->database, GetDatabaseEncodingName()),
+						   session->autocommit ? MAYBE_COMMITTED : NULL,
+						   "Leave client_encoding there as it is.");
+			return AB_REMOTE_FAILED;
+		}
 		end = session->values[i] + len;
 	}
 	if (end != NULL)
 		*end = '\0';
+	return AB_REMOTE_ROW;
 }
 
 /* What a request comes to when it is done. */
@@ -151,8 +185,7 @@ take_message(AbRemote *session, const void *data, Size size)
 			take_columns(session, msg);
 			return AB_REMOTE_COLUMNS;
 		case 'D':
-			take_row(session, msg);
-			return AB_REMOTE_ROW;
+			return take_row(session, msg);
 		case 'C':
 			strlcpy(session->tag, pq_getmsgrawstring(msg), sizeof(session->tag));
 			return AB_REMOTE_COMPLETE;
