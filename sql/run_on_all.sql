@@ -68,6 +68,11 @@ SELECT name FROM branch.create('a5', 'main');
 SELECT name, ok, sqlstate, message, hint FROM branch.run_on_all('SELECT 1') WHERE NOT ok;
 ROLLBACK;
 
+-- Deleted branches are left alone.
+SELECT branch.delete('a4');
+SELECT name FROM branch.run_on_all('SELECT 1', dry_run => true);
+SELECT name FROM branch.run_on_all('SELECT 1') ORDER BY name;
+
 -- What is wrong with the call is an error before any branch is reached.
 SELECT * FROM branch.run_on_all('SELEC 1');
 \echo :LAST_ERROR_SQLSTATE

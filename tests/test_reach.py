@@ -381,7 +381,9 @@ def test_locks_of_others_are_not_waited_for_long(reach: Cluster) -> None:
 
 def test_no_free_workers(make_cluster: Callable[..., Cluster]) -> None:
     """All slots taken: an error that says which setting; one slot: one branch after the other."""
-    cluster = make_cluster("slots", {"max_worker_processes": "6"})
+    cluster = make_cluster(
+        "slots", {"max_worker_processes": "6", "agent_branch.sweep_interval": "0"}
+    )
     cluster.sql("SELECT branch.create_many(ARRAY['s1', 's2', 's3'], 'main')")
     run = "SELECT name, ok FROM branch.run_on_all('SELECT 1', parallel => 4) ORDER BY name"
     with cluster.connect(autocommit=False) as holder, cluster.connect() as other:

@@ -9,9 +9,7 @@
  * parents among them.  To close all of these to PUBLIC would lock out others.
  *
  * Sessions never change their database, so this is the only place.  Background workers
- * do not come by here; those of this library check CONNECT for the role that has
- * started them, which is an agent's only in the control database, where agents do not
- * get.
+ * do not come by here; ab_remote.c asks the same of those that it starts.
  */
 #include "ab_agentrole.h"
 
