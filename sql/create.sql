@@ -92,6 +92,9 @@ SELECT name FROM branch.unprotect('c8');
 SELECT count(branch.delete(name, hard => true)) AS deleted FROM unnest(ARRAY['c8', 'c9', 'm8', 'm9']) AS name;
 SELECT count(*) >= 0 AS done FROM branch.gc();
 SELECT count(*) AS remembered FROM branch.registry;
+-- The control database as the parent: it is not written before all branches are there.
+SELECT name, labels FROM branch.create_many(ARRAY['m8', 'm9'], 'postgres', labels => '{"of": "control"}');
+SELECT count(branch.delete(name, hard => true)) AS deleted FROM unnest(ARRAY['m8', 'm9']) AS name;
 SELECT branch.create('c9', 'main', expires_in => '0');
 \echo :LAST_ERROR_SQLSTATE
 SELECT branch.create('c9', 'main', expires_in => '-1 day');

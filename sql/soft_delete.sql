@@ -16,6 +16,7 @@ SELECT branch.delete('s1');
 SELECT name, current_state, deleted_at > created_at AS deleted, deleted_by, is_default, labels
 FROM branch.branches WHERE id = :first;
 SELECT branch.tree();
+SELECT * FROM branch.verify('s1');
 SELECT datname = 'agent_branch_deleted_' || oid AS hidden, datallowconn FROM pg_database WHERE oid = :first;
 SELECT name, current_state FROM branch.create('s1', 'main', labels => '{"second": true}');
 SELECT branch.delete('s1');

@@ -184,13 +184,19 @@ typedef struct NewBranch
 	uint32		fields;			/* of row: to be remembered */
 } NewBranch;
 
+static void
+remember_new(Oid db, const NewBranch *new)
+{
+	if (new->fields != 0)
+		ab_registry_put(db, &new->row, new->fields);
+}
+
 static Oid
 create_new(const NewBranch *new)
 {
 	Oid			db = ab_create_branch(&new->opt);
 
-	if (new->fields != 0)
-		ab_registry_put(db, &new->row, new->fields);
+	remember_new(db, new);
 	return db;
 }
 
@@ -287,12 +293,17 @@ put_branch_row(ReturnSetInfo *rsinfo, Oid db, const char *name)
 	tuplestore_puttuple(rsinfo->setResult, &tuple);
 }
 
+/*
+ * All are created before anything is remembered: the control database may be the
+ * parent, and must not be written before.
+ */
 Datum
 ab_sql_create_many(PG_FUNCTION_ARGS)
 {
 	NewBranch	new = {.opt = {.connection_limit = -1, .allow_connections = true}};
 	Datum	   *names;
 	bool	   *nulls;
+	Oid		   *dbs;
 	int			n;
 
 	ab_require_control_database();
@@ -313,12 +324,19 @@ ab_sql_create_many(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("argument \"names\" must not contain nulls")));
 	}
+	dbs = palloc(Max(n, 1) * sizeof(Oid));
 	for (int i = 0; i < n; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
 		new.opt.name = TextDatumGetCString(names[i]);
-		put_branch_row((ReturnSetInfo *) fcinfo->resultinfo,
-					   create_new(&new), new.opt.name);
+		dbs[i] = ab_create_branch(&new.opt);
+	}
+	for (int i = 0; i < n; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		remember_new(dbs[i], &new);
+		put_branch_row((ReturnSetInfo *) fcinfo->resultinfo, dbs[i],
+					   TextDatumGetCString(names[i]));
 	}
 	return (Datum) 0;
 }

@@ -516,6 +516,8 @@ ab_sql_verify(PG_FUNCTION_ARGS)
 	}
 	db = get_database_oid(name, true);
 	if (!OidIsValid(db))
+		db = ab_find_deleted(name, false);
+	if (!OidIsValid(db))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_DATABASE),
 				 errmsg("branch \"%s\" does not exist", name),
