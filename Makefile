@@ -143,8 +143,8 @@ bench: venv
 lint: venv $(INSTALL_SQL)
 	$(VENV_PYTHON) tools/check_layers.py
 	$(VENV_PYTHON) tools/check_version.py
-	$(VENV)/bin/ruff check python tests tools bench
-	$(VENV)/bin/ruff format --check python tests tools bench
+	$(VENV)/bin/ruff check python tests tools bench examples
+	$(VENV)/bin/ruff format --check python tests tools bench examples
 	$(VENV)/bin/mypy
 	$(VENV)/bin/sqlfluff lint -q sql $(SQL_PARTS) $(DATA)
 	$(VENV)/bin/pgspot --ignore-lang plpython3u $(INSTALL_SQL)
