@@ -311,6 +311,30 @@ def test_agents_cannot_even_connect(vault: Cluster) -> None:
         assert conn.execute("SELECT secret FROM secrets").fetchall() == [(ROW,)]
 
 
+def test_no_way_to_another_platforms_agent(vault: Cluster) -> None:
+    """Whoever owns a database can name any role in its grants.  That does not make the agent of
+    somebody else its own: not to rename, to give a password, or to drop."""
+    vault.sql("ALTER ROLE stranger SET agent_branch.agent_roles = on")
+    password = "SELECT rolpassword FROM pg_authid WHERE rolname = 'agent_1'"
+    before = vault.sql(password)
+    # Its owner gives the branch another name behind the extension's back: agent_1 is free then.
+    vault.sql("ALTER DATABASE agent_1 RENAME TO agent_one")
+    with vault.connect(user=STRANGER) as conn:
+        for name in ("trap", "agent_1"):
+            conn.execute("SELECT branch.create(%s, 'strangers')", (name,))
+            conn.execute(f"GRANT CONNECT ON DATABASE {name} TO agent_1")
+        with pytest.raises(psycopg.errors.DuplicateObject):
+            conn.execute("SELECT create_agent_branch('1', 'strangers', 'mine')")
+        conn.execute("SELECT branch.rename('trap', 'sprung')")
+        conn.execute("SELECT branch.delete('sprung', hard => true)")
+        conn.execute("SELECT branch.delete('agent_1')")
+        conn.execute("SELECT branch.delete('agent_1', hard => true)")
+    vault.sql("ALTER DATABASE agent_one RENAME TO agent_1")
+    assert vault.sql(password) == before
+    with vault.connect("agent_1", AGENT) as conn:
+        assert conn.execute("SELECT secret FROM secrets").fetchall() == [(ROW,)]
+
+
 def test_no_way_to_another_role(vault: Cluster) -> None:
     """Who may create agents cannot make a role of it that is anything else: not by a name, a
     password, or a setting; nor take the roles and agents of others."""

@@ -15,8 +15,9 @@
  * 100,000 of these.  Rights granted in each branch would have to be written after the
  * commit that makes it visible, relation by relation.
  *
- * The catalogs are the only place where all of this is written, so that it is copied by
- * pg_dumpall, moves with a reset, and has nothing to be mended after a crash.
+ * Who gets in is written in pg_database, so that it moves with a reset, can be seen and
+ * changed by whom it concerns, and has nothing to be mended after a crash.  Whose role it
+ * is stands in branch.registry, where nobody can write.
  */
 #ifndef AB_AGENTROLE_H
 #define AB_AGENTROLE_H
@@ -48,18 +49,6 @@ extern bool ab_agent_group_is_sound(void);
 
 extern bool ab_agent_is_role(Oid role);
 
-/* Do the grants of a database (NULL: the default) name the role with CONNECT? */
-extern bool ab_agent_may_connect(Oid role, const Acl *acl);
-
-/*
- * Grants of a new branch: what it inherits (NULL: the default), but of other agents'
- * roles.  With a role, that one and not PUBLIC may connect.  The argument is not changed.
- */
-extern Acl *ab_agent_acl(const Acl *acl, Oid owner, Oid role);
-
-/* Change the grants of a database that is there in that way. */
-extern void ab_agent_give_database(Oid db, Oid role);
-
 /*
  * A login role of that name for an agent, on behalf of who may create the branch.
  * password: clear text, a SCRAM verifier, or NULL.  One that a deleted branch has left
@@ -75,10 +64,7 @@ extern void ab_agent_role_unlock(Oid role);
 
 extern void ab_agent_role_set_password(Oid role, const char *password);
 
-/*
- * The agent's role of a database: the one among its grants that has its name, or the only
- * one; InvalidOid: it has none.
- */
+/* The role of its agent's own that a branch has; InvalidOid: none.  Control database only. */
 extern Oid	ab_agent_role_of(Oid db);
 
 /*
@@ -87,17 +73,11 @@ extern Oid	ab_agent_role_of(Oid db);
  */
 extern void ab_agent_role_follow(Oid db, const char *new_name, const bool *login);
 
-/* Roles of agents in the grants of a database, to be dropped when that is gone. */
-extern List *ab_agent_roles_in(Oid db);
-
 /*
- * Drop them, unless another database's grants name them.  One that owns something in
- * a snapshot or in a branch of that branch cannot be dropped: it cannot log in any more.
+ * The agent of a role is gone.  If the role owns something in a snapshot or in a branch
+ * of the agent's branch it cannot be dropped, but nobody can log in as it any more.
  */
-extern void ab_agent_roles_drop(List *roles);
-
-/* copyTemplateDependencies(), but for those on the group. */
-extern void ab_agent_copy_dependencies(Oid from, Oid to);
+extern void ab_agent_role_drop(Oid role);
 
 /* Somebody drops a role: 2BP01 for the group while there are branches. */
 extern void ab_agent_check_drop_role(Oid role);
@@ -108,7 +88,32 @@ extern void ab_agent_note_drop_database(Oid db);
 /* Drop roles that nothing is left of.  Needs a transaction and a snapshot. */
 extern void ab_agent_roles_sweep(void);
 
-/* ab_agentlogin.c: the check at login. */
+/* ---- ab_agentgrants.c ---- */
+
+/* Do the grants of a database (NULL: the default) name the role with CONNECT? */
+extern bool ab_agent_may_connect(Oid role, const Acl *acl);
+
+/*
+ * Grants of a new branch: what it inherits (NULL: the default), but of other agents'
+ * roles.  With a role, that one and not PUBLIC may connect.  The argument is not changed.
+ */
+extern Acl *ab_agent_acl(const Acl *acl, Oid owner, Oid role);
+
+/* Change the grants of a database that is there in that way. */
+extern void ab_agent_give_database(Oid db, Oid role);
+
+/* Take the role out of the grants of all databases. */
+extern void ab_agent_revoke_databases(Oid role);
+
+/* Do its grants name the role of any agent? */
+extern bool ab_agent_is_named(Oid db);
+
+/* copyTemplateDependencies(), but for those on the group. */
+extern void ab_agent_copy_dependencies(Oid from, Oid to);
+
+/* ---- ab_agentlogin.c ---- */
+
+/* Install the check at login. */
 extern void ab_agent_login_install(void);
 
 #endif							/* AB_AGENTROLE_H */

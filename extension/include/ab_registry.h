@@ -23,6 +23,7 @@ typedef enum AbRegistryField
 	AB_REGISTRY_SUSPEND_TIMEOUT,	/* interval */
 	AB_REGISTRY_LABELS,			/* jsonb, never null */
 	AB_REGISTRY_AGENT_ID,		/* text */
+	AB_REGISTRY_AGENT_ROLE,		/* oid */
 	AB_REGISTRY_DELETED_AT,		/* timestamptz */
 	AB_REGISTRY_DELETED_BY,		/* text */
 	AB_REGISTRY_DELETED_NAME,	/* text */
@@ -75,8 +76,12 @@ extern void ab_registry_check_protection(Oid db, const char *name, const char *v
 extern void ab_registry_raise_protected(const char *name, const char *verb,
 										TimestampTz until) pg_attribute_noreturn();
 
-/* Branches that this transaction has created are those of agents. */
-extern void ab_registry_put_agents(int n, const Oid *dbs, char *const *agent_ids);
+/*
+ * Branches that this transaction has created are those of agents, with roles of their
+ * own or without (InvalidOid).
+ */
+extern void ab_registry_put_agents(int n, const Oid *dbs, char *const *agent_ids,
+								   const Oid *roles);
 
 /*
  * A branch was reset: old_db, whose origin file said old_origin_at, has become

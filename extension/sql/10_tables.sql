@@ -66,6 +66,7 @@ CREATE TABLE branch.registry (
     suspend_timeout interval,
     labels jsonb NOT NULL DEFAULT '{}',
     agent_id text,
+    agent_role oid,
     deleted_at timestamptz,
     deleted_by text,
     deleted_name text,
@@ -87,6 +88,7 @@ COMMENT ON COLUMN branch.registry.protected_until IS 'when its protection ends; 
 COMMENT ON COLUMN branch.registry.suspend_timeout IS 'idle time after which it is suspended; null: the default';
 COMMENT ON COLUMN branch.registry.labels IS 'its labels, a JSON object';
 COMMENT ON COLUMN branch.registry.agent_id IS 'agent it was made for; null: none';
+COMMENT ON COLUMN branch.registry.agent_role IS 'OID of that agent''s own login role; null: it has none';
 COMMENT ON COLUMN branch.registry.deleted_at IS 'when it was deleted, recoverably; null: it is not';
 COMMENT ON COLUMN branch.registry.deleted_by IS 'role that did that';
 COMMENT ON COLUMN branch.registry.deleted_name IS 'name that it had until then';

@@ -13,30 +13,23 @@
  */
 #include "ab_agentrole.h"
 
-#include "access/genam.h"
 #include "access/htup_details.h"
-#include "access/table.h"
 #include "access/xact.h"
 #include "catalog/dependency.h"
-#include "catalog/indexing.h"
-#include "catalog/pg_auth_members.h"
 #include "catalog/pg_authid.h"
-#include "catalog/pg_database.h"
-#include "catalog/pg_shdepend.h"
+#include "catalog/pg_type.h"
 #include "commands/user.h"
 #include "executor/spi.h"
 #include "libpq/crypt.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "storage/lmgr.h"
-#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
-#include "utils/rel.h"
 #include "utils/syscache.h"
 
-#include "ab_catalogrows.h"
 #include "ab_file.h"
+#include "ab_registry.h"
 #include "ab_shmem.h"
 #include "ab_tables.h"
 
@@ -109,227 +102,21 @@ ab_agent_is_role(Oid role)
 							  ObjectIdGetDatum(group));
 }
 
-/* ---- grants of databases ---- */
-
-/* NULL: the default, which names nobody. */
-static Acl *
-read_acl(Oid db)
-{
-	HeapTuple	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
-	bool		isnull = true;
-	Datum		datum = (Datum) 0;
-	Acl		   *acl;
-
-	if (!HeapTupleIsValid(tup))
-		return NULL;
-	datum = SysCacheGetAttr(DATABASEOID, tup, Anum_pg_database_datacl, &isnull);
-	acl = isnull ? NULL : DatumGetAclPCopy(datum);
-	ReleaseSysCache(tup);
-	return acl;
-}
-
-bool
-ab_agent_may_connect(Oid role, const Acl *acl)
-{
-	if (acl == NULL)
-		return false;
-	for (int i = 0; i < ACL_NUM(acl); i++)
-	{
-		const AclItem *item = &ACL_DAT(acl)[i];
-
-		if (item->ai_grantee == role && (ACLITEM_GET_PRIVS(*item) & ACL_CONNECT))
-			return true;
-	}
-	return false;
-}
-
-static Acl *
-change_acl(Acl *acl, Oid grantee, Oid grantor, AclMode privs, int how, Oid owner)
-{
-	AclItem		item;
-
-	item.ai_grantee = grantee;
-	item.ai_grantor = grantor;
-	ACLITEM_SET_PRIVS_GOPTIONS(item, privs,
-							   how == ACL_MODECHG_DEL && grantee != ACL_ID_PUBLIC ?
-							   privs : ACL_NO_RIGHTS);
-	return aclupdate(acl, &item, how, owner, DROP_CASCADE);
-}
-
-/* All entries change at once what others hang on: begin anew after each. */
-static Acl *
-without_agents(Acl *acl, Oid owner)
-{
-	for (int i = 0; acl != NULL && i < ACL_NUM(acl);)
-	{
-		AclItem		item = ACL_DAT(acl)[i];
-
-		if (!ab_agent_is_role(item.ai_grantee))
-		{
-			i++;
-			continue;
-		}
-		acl = change_acl(acl, item.ai_grantee, item.ai_grantor,
-						 ACL_ALL_RIGHTS_DATABASE, ACL_MODECHG_DEL, owner);
-		i = 0;
-	}
-	return acl;
-}
-
-static Acl *
-closed_to_public(Acl *acl, Oid owner)
-{
-	for (int i = 0; i < ACL_NUM(acl);)
-	{
-		AclItem		item = ACL_DAT(acl)[i];
-
-		if (item.ai_grantee != ACL_ID_PUBLIC ||
-			(ACLITEM_GET_PRIVS(item) & ACL_CONNECT) == 0)
-		{
-			i++;
-			continue;
-		}
-		acl = change_acl(acl, ACL_ID_PUBLIC, item.ai_grantor, ACL_CONNECT,
-						 ACL_MODECHG_DEL, owner);
-		i = 0;
-	}
-	return acl;
-}
-
-Acl *
-ab_agent_acl(const Acl *old, Oid owner, Oid role)
-{
-	Acl		   *acl = unconstify(Acl *, old);
-
-	if (OidIsValid(ab_agent_group()))
-		acl = without_agents(acl, owner);
-	if (!OidIsValid(role))
-		return acl;
-	if (acl == NULL)
-		acl = acldefault(OBJECT_DATABASE, owner);
-	acl = closed_to_public(acl, owner);
-	return change_acl(acl, role, owner, ACL_CONNECT | ACL_CREATE_TEMP,
-					  ACL_MODECHG_ADD, owner);
-}
-
-void
-ab_agent_give_database(Oid db, Oid role)
-{
-	Relation	rel = table_open(DatabaseRelationId, RowExclusiveLock);
-	HeapTuple	tup = SearchSysCacheLockedCopy1(DATABASEOID, ObjectIdGetDatum(db));
-	ItemPointerData tid;
-	Acl		   *old;
-	Datum		values[Natts_pg_database] = {0};
-	bool		nulls[Natts_pg_database] = {0};
-	bool		replaces[Natts_pg_database] = {0};
-	Oid		   *old_members;
-	Oid		   *new_members;
-	int			nold = 0;
-	int			nnew;
-	Oid			owner;
-	Acl		   *acl;
-
-	if (!HeapTupleIsValid(tup))
-		elog(ERROR, "cache lookup failed for database %u", db);
-	tid = tup->t_self;
-	owner = ((Form_pg_database) GETSTRUCT(tup))->datdba;
-	old = read_acl(db);
-	acl = ab_agent_acl(old, owner, role);
-	if (acl != old)
-	{
-		values[Anum_pg_database_datacl - 1] = PointerGetDatum(acl);
-		replaces[Anum_pg_database_datacl - 1] = true;
-		tup = heap_modify_tuple(tup, RelationGetDescr(rel), values, nulls, replaces);
-		CatalogTupleUpdate(rel, &tid, tup);
-		if (old != NULL)
-			nold = aclmembers(old, &old_members);
-		nnew = aclmembers(acl, &new_members);
-		updateAclDependencies(DatabaseRelationId, db, 0, owner,
-							  nold, nold > 0 ? old_members : NULL, nnew, new_members);
-	}
-
-	/* VACUUM changes frozen ids in place */
-	UnlockTuple(rel, &tid, InplaceUpdateTupleLock);
-	table_close(rel, NoLock);
-	CommandCounterIncrement();
-}
-
-List *
-ab_agent_roles_in(Oid db)
-{
-	Acl		   *acl = OidIsValid(ab_agent_group()) ? read_acl(db) : NULL;
-	List	   *roles = NIL;
-
-	for (int i = 0; acl != NULL && i < ACL_NUM(acl); i++)
-	{
-		Oid			role = ACL_DAT(acl)[i].ai_grantee;
-
-		if (ab_agent_is_role(role))
-			roles = list_append_unique_oid(roles, role);
-	}
-	return roles;
-}
-
+/*
+ * Its grants do not say whose it is: the owner of any database can name any role in them,
+ * and must not get at other agents' roles in that way.
+ */
 Oid
 ab_agent_role_of(Oid db)
 {
-	List	   *roles = ab_agent_roles_in(db);
-	char	   *name = ab_database_name(db);
-	Acl		   *acl = read_acl(db);
-	ListCell   *lc;
+	AbRegistryRow row;
+	Oid			role;
 
-	foreach(lc, roles)
-	{
-		Oid			role = lfirst_oid(lc);
-
-		if (name != NULL && ab_agent_may_connect(role, acl) &&
-			(list_length(roles) == 1 ||
-			 strcmp(GetUserNameFromId(role, false), name) == 0))
-			return role;
-	}
-	return InvalidOid;
-}
-
-/* ---- dependencies ---- */
-
-/*
- * In a database whose tables are granted to the group there is a row for each of them.
- * A branch does not need these: the group cannot be dropped while there are branches.
- */
-void
-ab_agent_copy_dependencies(Oid from, Oid to)
-{
-	Oid			group = ab_agent_group();
-	Relation	rel;
-	CatalogIndexState indexes;
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tup;
-
-	if (!OidIsValid(group))
-	{
-		copyTemplateDependencies(from, to);
-		return;
-	}
-	rel = table_open(SharedDependRelationId, RowExclusiveLock);
-	indexes = CatalogOpenIndexes(rel);
-	ScanKeyInit(&key, Anum_pg_shdepend_dbid,
-				BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(from));
-	scan = systable_beginscan(rel, SharedDependDependerIndexId, true, NULL, 1, &key);
-	while (HeapTupleIsValid(tup = systable_getnext(scan)))
-	{
-		Form_pg_shdepend form = (Form_pg_shdepend) GETSTRUCT(tup);
-
-		if (form->refclassid == AuthIdRelationId && form->refobjid == group)
-			continue;
-		tup = heap_copytuple(tup);
-		((Form_pg_shdepend) GETSTRUCT(tup))->dbid = to;
-		CatalogTupleInsertWithInfo(rel, tup, indexes);
-		heap_freetuple(tup);
-	}
-	systable_endscan(scan);
-	CatalogCloseIndexes(indexes);
-	table_close(rel, RowExclusiveLock);
+	if (!OidIsValid(ab_agent_group()) || !ab_registry_get(db, &row) ||
+		row.isnull[AB_REGISTRY_AGENT_ROLE])
+		return InvalidOid;
+	role = DatumGetObjectId(row.value[AB_REGISTRY_AGENT_ROLE]);
+	return ab_agent_is_role(role) ? role : InvalidOid;
 }
 
 /* ---- making ---- */
@@ -399,26 +186,22 @@ create_role(const char *name, const char *password)
 	return CreateRole(NULL, stmt);
 }
 
-/* Does any database's row name the role?  Its owner has to, too. */
+/* Is it the role of an agent whose branch is there, living or deleted recoverably? */
 static bool
-has_database(Oid role)
+is_taken(Oid role)
 {
-	Relation	rel = table_open(SharedDependRelationId, AccessShareLock);
-	ScanKeyData key[2];
-	SysScanDesc scan;
-	HeapTuple	tup;
-	bool		found = false;
+	Oid			types[1] = {OIDOID};
+	Datum		values[1] = {ObjectIdGetDatum(role)};
+	bool		taken;
 
-	ScanKeyInit(&key[0], Anum_pg_shdepend_refclassid,
-				BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(AuthIdRelationId));
-	ScanKeyInit(&key[1], Anum_pg_shdepend_refobjid,
-				BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(role));
-	scan = systable_beginscan(rel, SharedDependReferenceIndexId, true, NULL, 2, key);
-	while (!found && HeapTupleIsValid(tup = systable_getnext(scan)))
-		found = ((Form_pg_shdepend) GETSTRUCT(tup))->classid == DatabaseRelationId;
-	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
-	return found;
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	taken = ab_tables_execute("SELECT FROM branch.registry AS r"
+							  " INNER JOIN pg_database AS d ON r.db = d.oid"
+							  " WHERE r.agent_role = $1",
+							  1, types, values, NULL) > 0;
+	SPI_finish();
+	return taken;
 }
 
 static void
@@ -426,7 +209,7 @@ check_left_behind(Oid role, const char *name)
 {
 	bool		others = !ab_agent_is_role(role);
 
-	if (!others && !has_database(role))
+	if (!others && !is_taken(role))
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_DUPLICATE_OBJECT),
@@ -556,29 +339,35 @@ want_sweep(void)
 	pg_atomic_write_u32(&ab_shared->agent_roles_left, 1);
 }
 
-void
-ab_agent_roles_drop(List *roles)
+/*
+ * Its grants on databases go, whoever has made them.  False: it owns something in a
+ * snapshot, or in another branch; so it cannot be dropped, only kept from logging in.
+ */
+static bool
+put_away(Oid role)
 {
-	ListCell   *lc;
+	ab_agent_revoke_databases(role);
+	if (drop_role(role))
+		return true;
+	alter_role(role, list_make2(makeDefElem("canlogin", (Node *) makeBoolean(false), -1),
+								makeDefElem("password", NULL, -1)));
+	CommandCounterIncrement();
+	want_sweep();
+	return false;
+}
+
+void
+ab_agent_role_drop(Oid role)
+{
 	AbSuperuser caller;
 
-	if (roles == NIL)
+	if (!OidIsValid(role))
+		return;
+	LockSharedObject(AuthIdRelationId, role, 0, AccessExclusiveLock);
+	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role)))
 		return;
 	ab_become_superuser(&caller);
-	foreach(lc, roles)
-	{
-		Oid			role = lfirst_oid(lc);
-
-		LockSharedObject(AuthIdRelationId, role, 0, AccessExclusiveLock);
-		if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role)) || has_database(role))
-			continue;
-		if (!drop_role(role))
-		{
-			alter_role(role, list_make2(makeDefElem("canlogin", (Node *) makeBoolean(false), -1),
-										makeDefElem("password", NULL, -1)));
-			want_sweep();
-		}
-	}
+	(void) put_away(role);
 	ab_become_caller(&caller);
 }
 
@@ -597,13 +386,13 @@ ab_agent_check_drop_role(Oid role)
 void
 ab_agent_note_drop_database(Oid db)
 {
-	if (ab_shared != NULL && ab_agent_roles_in(db) != NIL)
+	if (ab_shared != NULL && ab_agent_is_named(db))
 		want_sweep();
 }
 
 /* ---- sweeping ---- */
 
-/* Members of the group that no database names; those in use are left for later. */
+/* Members of the group that are no branch's. */
 static List *
 left_roles(void)
 {
@@ -616,9 +405,9 @@ left_roles(void)
 	n = ab_tables_execute("SELECT m.member FROM pg_auth_members AS m"
 						  " INNER JOIN pg_authid AS g ON m.roleid = g.oid"
 						  " WHERE g.rolname = '" AB_AGENT_GROUP "' AND NOT EXISTS ("
-						  "SELECT FROM pg_shdepend AS d"
-						  " WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = m.member"
-						  " AND d.classid = 'pg_database'::regclass)",
+						  "SELECT FROM branch.registry AS r"
+						  " INNER JOIN pg_database AS d ON r.db = d.oid"
+						  " WHERE r.agent_role = m.member)",
 						  0, NULL, NULL, NULL);
 	for (uint64 i = 0; i < n; i++)
 	{
@@ -634,6 +423,7 @@ left_roles(void)
 	return roles;
 }
 
+/* Those that somebody uses just now are left for later. */
 void
 ab_agent_roles_sweep(void)
 {
@@ -641,7 +431,7 @@ ab_agent_roles_sweep(void)
 	AbSuperuser caller;
 
 	if (pg_atomic_exchange_u32(&ab_shared->agent_roles_left, 0) == 0 ||
-		!OidIsValid(ab_agent_group()))
+		!OidIsValid(ab_agent_group()) || !ab_tables_installed())
 		return;
 	ab_become_superuser(&caller);
 	foreach(lc, left_roles())
@@ -657,9 +447,8 @@ ab_agent_roles_sweep(void)
 			continue;
 		}
 		AcceptInvalidationMessages();
-		if (SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role)) &&
-			(has_database(role) || !drop_role(role)))
-			want_sweep();
+		if (SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role)) && !is_taken(role))
+			(void) put_away(role);
 	}
 	ab_become_caller(&caller);
 }

@@ -171,7 +171,7 @@ end_turn(Looker *l)
 	l->turn = false;
 }
 
-/* All that is missing, as one string, which is one transaction; NULL: nothing. */
+/* All that is missing, as one string; NULL: nothing. */
 static char *
 read_statements(AbRemote *session)
 {
@@ -191,12 +191,43 @@ read_statements(AbRemote *session)
 	return all.len > 0 ? all.data : NULL;
 }
 
-/* True: it had everything. */
 static bool
-look_into(Looker *l)
+run(AbRemote *session, const char *statements)
 {
-	AbRemoteOptions options = {.access = AB_REMOTE_READ_WRITE,.isolation = XACT_READ_COMMITTED,
-	.autocommit = true};
+	AbRemoteEvent event;
+
+	ab_remote_send(session, statements, AB_REMOTE_SAVEPOINT);
+	while ((event = ab_remote_poll(session)) != AB_REMOTE_READY && event != AB_REMOTE_FAILED)
+	{
+		if (event == AB_REMOTE_WAIT)
+			ab_remote_wait();
+	}
+	return event == AB_REMOTE_READY;
+}
+
+/*
+ * Make what is missing.  What fails because somebody has changed the same thing since we
+ * looked is looked at again.
+ */
+static void
+make_missing(Looker *l, const char *statements, const AbAgentLook *begun)
+{
+	if (run(l->session, statements))
+		ab_remote_commit(l->session);
+	else if (ab_catalog_changes(l->db) == begun->changes)
+		ThrowErrorData(unconstify(ErrorData *, ab_remote_error(l->session)));
+	ab_remote_close(l->session);
+	l->session = NULL;
+}
+
+/*
+ * True: it had everything.  The session's transaction has written nothing then, and can
+ * look again.
+ */
+static bool
+look_into(Looker *l, const AbAgentLook *begun)
+{
+	AbRemoteOptions options = {.access = AB_REMOTE_READ_WRITE,.isolation = XACT_READ_COMMITTED};
 	char	   *missing;
 
 	if (l->session == NULL)
@@ -204,7 +235,7 @@ look_into(Looker *l)
 	ab_remote_send(l->session, l->roles ? look_for_rights : look_for_table, 0);
 	missing = read_statements(l->session);
 	if (missing != NULL)
-		ab_remote_run(l->session, missing);
+		make_missing(l, missing, begun);
 	return missing == NULL;
 }
 
@@ -215,15 +246,15 @@ look_into(Looker *l)
  * anything that somebody has put into the database.
  */
 static bool
-look(Looker *l)
+look(Looker *l, const AbAgentLook *begun)
 {
 	AbSuperuser caller;
 	bool		complete;
 
 	if (!l->roles)
-		return look_into(l);
+		return look_into(l, begun);
 	ab_become_superuser(&caller);
-	complete = look_into(l);
+	complete = look_into(l, begun);
 	ab_become_caller(&caller);
 	return complete;
 }
@@ -281,7 +312,7 @@ prepare(Looker *l)
 		if (round == MAX_ROUNDS)
 			raise_busy(l->name);
 		ab_agentready_begin(&begun, l->db, owner, l->roles);
-		if (look(l))
+		if (look(l, &begun))
 		{
 			ab_agentready_done(&begun);
 			return begun.changes;

@@ -302,10 +302,10 @@ ab_delete_rows(Oid db)
 void
 ab_delete_for_good(Oid db)
 {
-	List	   *roles = ab_agent_roles_in(db);
+	Oid			role = ab_agent_role_of(db);
 
 	ab_delete_rows(db);
-	ab_agent_roles_drop(roles);
+	ab_agent_role_drop(role);
 }
 
 /* ---- delete ---- */

@@ -47,6 +47,7 @@ static const struct
 	{"suspend_timeout", INTERVALOID},
 	{"labels", JSONBOID},
 	{"agent_id", TEXTOID},
+	{"agent_role", OIDOID},
 	{"deleted_at", TIMESTAMPTZOID},
 	{"deleted_by", TEXTOID},
 	{"deleted_name", TEXTOID},
@@ -270,30 +271,34 @@ ab_registry_put_field(Oid db, AbRegistryField field, Datum value, bool isnull)
 
 /* Two statements for any number: whatever is there under a new OID is stale. */
 void
-ab_registry_put_agents(int n, const Oid *dbs, char *const *agent_ids)
+ab_registry_put_agents(int n, const Oid *dbs, char *const *agent_ids, const Oid *roles)
 {
-	Oid			types[3] = {OIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID};
-	Datum		values[3];
+	Oid			types[4] = {OIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID, OIDARRAYOID};
+	Datum		values[4];
 	Datum	   *oids = palloc(n * sizeof(Datum));
 	Datum	   *origins = palloc(n * sizeof(Datum));
 	Datum	   *ids = palloc(n * sizeof(Datum));
+	Datum	   *own = palloc(n * sizeof(Datum));
 
 	for (int i = 0; i < n; i++)
 	{
 		oids[i] = ObjectIdGetDatum(dbs[i]);
 		origins[i] = TimestampTzGetDatum(origin_of(dbs[i]));
 		ids[i] = CStringGetTextDatum(agent_ids[i]);
+		own[i] = ObjectIdGetDatum(roles[i]);
 	}
 	values[0] = PointerGetDatum(construct_array(oids, n, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
 	values[1] = PointerGetDatum(construct_array(origins, n, TIMESTAMPTZOID, 8,
 												FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 	values[2] = PointerGetDatum(construct_array(ids, n, TEXTOID, -1, false, TYPALIGN_INT));
+	values[3] = PointerGetDatum(construct_array(own, n, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
 	connect();
 	(void) ab_tables_execute("DELETE FROM branch.registry WHERE db = ANY ($1)",
 							 1, types, values, NULL);
-	(void) ab_tables_execute("INSERT INTO branch.registry (db, origin_at, agent_id)"
-							 " SELECT * FROM unnest($1, $2, $3)",
-							 3, types, values, NULL);
+	(void) ab_tables_execute("INSERT INTO branch.registry (db, origin_at, agent_id, agent_role)"
+							 " SELECT u.db, u.origin_at, u.agent_id, nullif(u.agent_role, 0)"
+							 " FROM unnest($1, $2, $3, $4) AS u (db, origin_at, agent_id, agent_role)",
+							 4, types, values, NULL);
 	SPI_finish();
 	CommandCounterIncrement();
 }
@@ -318,7 +323,11 @@ ab_registry_move(Oid old_db, TimestampTz old_origin_at, Oid new_db, bool preserv
 	if (known && !preserved)
 		delete_row(old_db, old_origin_at);
 	else if (known && !row.isnull[AB_REGISTRY_AGENT_ID])
-		ab_registry_put_field(old_db, AB_REGISTRY_AGENT_ID, (Datum) 0, true);
+	{
+		row.isnull[AB_REGISTRY_AGENT_ID] = row.isnull[AB_REGISTRY_AGENT_ROLE] = true;
+		ab_registry_put(old_db, &row, AB_REGISTRY_BIT(AB_REGISTRY_AGENT_ID) |
+						AB_REGISTRY_BIT(AB_REGISTRY_AGENT_ROLE));
+	}
 }
 
 /* ---- forgetting ---- */

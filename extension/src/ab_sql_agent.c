@@ -237,6 +237,7 @@ remember_made(const Batch *batch, int n)
 {
 	Oid		   *dbs = palloc(n * sizeof(Oid));
 	char	  **ids = palloc(n * sizeof(char *));
+	Oid		   *roles = palloc(n * sizeof(Oid));
 	int			k = 0;
 
 	for (int i = 0; i < batch->n && k < n; i++)
@@ -244,9 +245,10 @@ remember_made(const Batch *batch, int n)
 		if (!batch->agents[i].made)
 			continue;
 		dbs[k] = batch->agents[i].db;
+		roles[k] = batch->agents[i].role;
 		ids[k++] = batch->agents[i].id;
 	}
-	ab_registry_put_agents(k, dbs, ids);
+	ab_registry_put_agents(k, dbs, ids, roles);
 }
 
 /*
@@ -318,6 +320,7 @@ complete_living(Agent *a)
 		return;
 	a->role = ab_agent_role_make(a->name, a->password);
 	ab_agent_give_database(a->db, a->role);
+	ab_registry_put_field(a->db, AB_REGISTRY_AGENT_ROLE, ObjectIdGetDatum(a->role), false);
 }
 
 static ArrayType *
