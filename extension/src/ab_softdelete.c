@@ -180,8 +180,10 @@ find_by_old_name(const char *name, List **owned, bool *others)
 		AbRegistryRow row;
 		MemoryContext old = MemoryContextSwitchTo(caller);
 
-		/* the row may be about a database that had the OID */
-		if (ab_database_is_deleted(db) && ab_registry_get(db, &row))
+		/* what is true now: the statement's snapshot may be older */
+		if (ab_database_is_deleted(db) && ab_registry_get(db, &row) &&
+			!row.isnull[AB_REGISTRY_DELETED_NAME] &&
+			strcmp(TextDatumGetCString(row.value[AB_REGISTRY_DELETED_NAME]), name) == 0)
 			add_owned(owned, others, db);
 		MemoryContextSwitchTo(old);
 	}
