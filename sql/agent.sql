@@ -48,6 +48,14 @@ SELECT * FROM create_agent_branch('11', 'nowhere');
 \echo :LAST_ERROR_SQLSTATE
 SELECT count(*) AS left_of_it FROM pg_database WHERE datname = 'agent_11';
 
+-- A quota is looked at for the whole batch, before anything is made.
+SELECT branch.set_quota('main', max_branches => 8);
+SELECT branch_name FROM create_agent_branches(ARRAY['q1', 'q2', 'q3', 'q4']);
+\echo :LAST_ERROR_SQLSTATE
+SELECT branch_name FROM create_agent_branches(ARRAY['q1', '7']);
+SELECT branch.delete('agent_q1', hard => true);
+SELECT branch.set_quota('main');
+
 -- ROLLBACK leaves nothing.
 BEGIN;
 SELECT branch_name FROM create_agent_branch('12');

@@ -20,6 +20,7 @@ typedef struct AbCreateOptions
 	bool		allow_connections;
 	bool		is_template;
 	bool		without_settings;	/* no grants and settings of the parent's */
+	bool		has_place;		/* ab_quota_check_create() has been called for it */
 	Oid			agent_role;		/* who connects to it, of all agents; may be invalid */
 } AbCreateOptions;
 

@@ -431,7 +431,8 @@ ab_create_branch(const AbCreateOptions *opt)
 	if (parent_name)
 		ab_lock_parent(nb.parent, parent_name);
 
-	ab_quota_check_create(nb.owner, nb.parent, 1);
+	if (!opt->has_place)
+		ab_quota_check_create(nb.owner, nb.parent, 1);
 
 	/* before this transaction writes anything: it may be in the parent itself */
 	nb.snapshot = opt->at;

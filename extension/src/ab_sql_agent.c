@@ -21,6 +21,7 @@
 #include "ab_agenttable.h"
 #include "ab_catalogrows.h"
 #include "ab_lifecycle.h"
+#include "ab_quota.h"
 #include "ab_registry.h"
 #include "ab_settings.h"
 #include "ab_sql.h"
@@ -212,6 +213,7 @@ create_missing(Batch *batch, AbSnapId snapshot, Oid parent, int missing)
 	opt.parent = batch->parent;
 	opt.at = snapshot;
 	opt.at_parent = parent;
+	opt.has_place = true;
 	for (int i = 0; i < batch->n; i++)
 	{
 		Agent	   *a = &batch->agents[i];
@@ -268,6 +270,7 @@ make_missing(Batch *batch)
 	if (missing == 0)
 		return;
 	ab_lock_parent(parent, batch->parent);
+	ab_quota_check_create(GetUserId(), parent, missing);
 	snapshot = ab_agenttable_snapshot(parent, batch->parent, ab_agent_roles);
 	create_missing(batch, snapshot, parent, missing);
 	remember_made(batch, missing);
