@@ -164,7 +164,7 @@ struct plan
 	long		count;			/* calls so far */
 	long		fail_at;		/* the one that fails; 0: none */
 	long		sticky;			/* and all after it */
-	long		error;			/* errno; 0: the process stops before the call */
+	long		error;			/* errno; 0: the process stops before the call; < 0: dies */
 	long		fired;			/* how many failed */
 	long		pid;			/* of the process that was stopped */
 	char		last[64];		/* name of the call that failed first */
@@ -210,6 +210,8 @@ strike(const char *path, const char *call)
 		errno = saved;
 		return 0;
 	}
+	if (plan->error < 0)
+		kill(getpid(), SIGKILL);
 	errno = (int) plan->error;
 	return 1;
 }
@@ -320,6 +322,9 @@ OPEN(open64, 1)
 
 PLAN = struct.Struct("=qqqqqq64s256s32s")
 
+# In place of an error: the process that makes the call is killed, with signal 9.
+KILL = -1
+
 
 class Faults:
     """The library, and the plan it follows; ``environment`` makes a server use it."""
@@ -355,7 +360,8 @@ class Faults:
     def arm(
         self, needle: str, at: int, error: int, *, sticky: bool = False, only: str = ""
     ) -> None:
-        """From now on count calls on paths with this text; the ``at``-th fails (0: none).
+        """From now on count calls on paths with this text; the ``at``-th fails (0: none) with
+        this errno, or is its process's last (``KILL``).
 
         ``sticky``: and all after it.  ``only``: count calls whose names begin with that.
         """

@@ -34,8 +34,14 @@ typedef struct AbFork
  */
 extern AbBranch *ab_branch_lookup(Oid db);
 
-/* After ab_branch_lookup() said NULL: because the branch is damaged? */
+/*
+ * After ab_branch_lookup() said NULL: because the branch is damaged, so that what there is
+ * for it goes nowhere?
+ */
 extern bool ab_branch_is_broken(Oid db);
+
+/* Because it will have been deleted or detached when recovery is consistent? */
+extern bool ab_branch_passes_for_plain(Oid db);
 
 /*
  * Before a change of a damaged branch is dropped: make it known for good, durably.

@@ -21,6 +21,18 @@ extern bool ab_overlay_exists(AbBranch *b, AbFork *f, SMgrRelation reln);
  */
 extern void ab_overlay_create(AbBranch *b, AbFork *f, SMgrRelation reln);
 
+/*
+ * The same, whether or not there is one of the right length already.  Without sync the
+ * caller syncs the directory before anything is written into the file.
+ */
+extern void ab_overlay_make(AbBranch *b, AbFork *f, SMgrRelation reln, bool sync);
+
+/*
+ * In recovery, of a branch that passes for a plain database: what is there of a file may
+ * be no more than the branch owned.  Make it at least so long.
+ */
+extern void ab_overlay_lengthen(RelFileNode rnode, ForkNumber fork, BlockNumber nblocks);
+
 /* Read the own page; false if there is none (no file, too short, all zero). */
 extern bool ab_overlay_read(AbBranch *b, AbFork *f, SMgrRelation reln,
 							BlockNumber block, char *page);

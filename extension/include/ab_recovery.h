@@ -19,4 +19,26 @@ extern bool ab_recovery_from_backup(const ControlFileData *control, XLogRecPtr *
 /* In the startup process: is such a backup being replayed, and not to its end yet? */
 extern bool ab_recovery_in_backup(void);
 
+/*
+ * Said by the postmaster, before recovery, if there is any: files may be from a later time
+ * than replay has come to (ahead), and, if they are a base backup of a primary, from
+ * different times (mixed).
+ */
+extern void ab_recovery_begin(bool ahead, bool mixed);
+
+/* The startup process, before each record and when replay is over: is that still so? */
+extern void ab_recovery_check(bool replay_is_over);
+
+/* Asked by any process; sessions always find the files in order. */
+extern bool ab_recovery_files_are_ahead(void);
+extern bool ab_recovery_files_are_mixed(void);
+
+/*
+ * Note that a page that a branch inherits is gone, so that zeros had to do; true: that is
+ * news in this process.  And ask it (when there are many, the answer may be yes for one
+ * more).
+ */
+extern bool ab_recovery_note_gap(Oid db);
+extern bool ab_recovery_has_gap(Oid db);
+
 #endif							/* AB_RECOVERY_H */

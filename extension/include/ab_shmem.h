@@ -163,6 +163,10 @@ typedef struct AbShared
 
 	uint32		journal_next;	/* journal_lock */
 
+	/* Kind of the files that recovery works on, until it is consistent (ab_recovery.h). */
+	bool		files_ahead;
+	bool		mixed_files;
+
 	/* Set once by the startup process before anybody can write (ab_image.h). */
 	XLogRecPtr	unadopted_from;
 	XLogRecPtr	unadopted_to;

@@ -27,6 +27,7 @@
 #define XLOG_AB_IMAGE			0x50
 #define XLOG_AB_BEFORE_IMAGE	0x60
 #define XLOG_AB_WITNESS			0x70
+#define XLOG_AB_BRANCH_DETACH	0x80
 
 /* The incarnation is (tli, end of this record). */
 typedef struct xl_ab_branch_create
@@ -48,6 +49,18 @@ typedef struct xl_ab_branch_drop
 	Oid			db;
 	uint32		pad;
 } xl_ab_branch_drop;
+
+/*
+ * That incarnation is a plain database from now on: what it inherited is in WAL before
+ * this record, as images and file creations.  Followed by AB_RELMAP_SIZE bytes of
+ * relation map.
+ */
+typedef struct xl_ab_branch_detach
+{
+	AbSnapId	incarnation;
+	Oid			db;
+	Oid			spc;
+} xl_ab_branch_detach;
 
 /*
  * Followed by nforks AbForkEntry, nlayers AbLayerRef, nruns AbRun and AB_RELMAP_SIZE
@@ -123,6 +136,9 @@ extern void ab_wal_register(void);	/* RegisterCustomRmgr, from _PG_init */
 /* Each returns the end of the record; nothing is flushed. */
 extern XLogRecPtr ab_wal_branch_create(xl_ab_branch_create *rec);
 extern XLogRecPtr ab_wal_branch_drop(AbSnapId incarnation, Oid db);
+
+extern XLogRecPtr ab_wal_branch_detach(const xl_ab_branch_detach *rec,
+									   const char *relmap);
 
 /* As many of each as the record says. */
 extern XLogRecPtr ab_wal_snapshot(xl_ab_snapshot *rec, const AbForkEntry *forks,

@@ -21,6 +21,7 @@ GRANT EXECUTE ON FUNCTION branch.create_many(text[], text, interval, boolean, in
 GRANT EXECUTE ON FUNCTION branch.delete(text, boolean, text, boolean, boolean) TO public;
 GRANT EXECUTE ON FUNCTION branch.reset(text, text, boolean) TO public;
 GRANT EXECUTE ON FUNCTION branch.restore(text, text, text, boolean) TO public;
+GRANT EXECUTE ON FUNCTION branch.detach(text, boolean) TO public;
 GRANT EXECUTE ON FUNCTION branch.snapshot(text, text, interval) TO public;
 GRANT EXECUTE ON FUNCTION branch.drop_snapshot(text, boolean) TO public;
 GRANT EXECUTE ON FUNCTION branch.schedule_snapshots(text, interval, interval, text) TO public;

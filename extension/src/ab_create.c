@@ -34,6 +34,7 @@
 #include "ab_attachments.h"
 #include "ab_catalogrows.h"
 #include "ab_default.h"
+#include "ab_detach.h"
 #include "ab_events.h"
 #include "ab_manifest.h"
 #include "ab_quota.h"
@@ -198,6 +199,13 @@ ab_lock_parent(Oid parent, const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot branch database \"%s\" in the transaction that created it", name),
+				 errhint("Commit first.")));
+
+	/* the snapshot would lean on one that is about to go */
+	if (ab_detach_is_pending(parent))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot branch database \"%s\" in the transaction that detaches it", name),
 				 errhint("Commit first.")));
 
 	/* it may have been given to somebody else while we waited */

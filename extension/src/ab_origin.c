@@ -14,6 +14,13 @@
  * a backend of another database that needs the buffer) it is no branch but broken:
  * they must go on (B2), so what they have for it is dropped.  The first time, a durable
  * mark says so: should the damage be mended, the branch must not pass for sound.
+ *
+ * In recovery, though, the files may be from a later time than replay has come to: a
+ * branch may lack its snapshot because it is deleted or detached further on in WAL.  Until
+ * recovery is consistent its changes are replayed as those of a plain database, which
+ * they can be (I4); if it is detached, that is all there will be of it.  If it has its
+ * snapshot, but a page it inherits is gone, that page is zeros until then.  Both give it
+ * the mark, which is looked at when recovery is consistent.
  */
 #include "ab_origin.h"
 
@@ -22,8 +29,11 @@
 #include "utils/memutils.h"
 
 #include "ab_epoch.h"
+#include "ab_file.h"
 #include "ab_originfile.h"
+#include "ab_recovery.h"
 #include "ab_shmem.h"
+#include "ab_snaptable.h"
 
 /* More branches than this in one process (checkpointer): start over. */
 #define MAX_CACHED_BRANCHES 1024
@@ -34,8 +44,10 @@ struct AbBranch
 	uint32		generation;
 	bool		is_branch;
 	bool		broken;			/* it is one, but its files are damaged */
+	bool		as_plain;		/* and for the time being it passes for none */
 	bool		given_up;		/* and its mark of lost changes is there */
 	AbSnapId	broken_incarnation; /* if it could be read */
+	AbSnapId	broken_snapshot;
 	/* the rest only if is_branch */
 	AbOriginHeader header;
 	AbManifest *manifest;
@@ -141,13 +153,16 @@ load_files(AbBranch *b)
 	AbOriginImage image;
 
 	memset(&b->broken_incarnation, 0, sizeof(AbSnapId));
+	memset(&b->broken_snapshot, 0, sizeof(AbSnapId));
 	if (!ab_originfile_load(b->db, &image))
 	{
 		forget(b);
 		return;
 	}
 	b->broken_incarnation = image.header.incarnation;
-	if (ab_originfile_is_lost(b->db, image.header.incarnation))
+	b->broken_snapshot = image.header.snapshot;
+	if (!ab_recovery_files_are_ahead() &&
+		ab_originfile_is_lost(b->db, image.header.incarnation))
 	{
 		b->given_up = true;
 		ereport(ERROR,
@@ -179,6 +194,48 @@ load_files(AbBranch *b)
 	refresh_forks(b);
 }
 
+/* Has a snapshot, or one of those whose layers it names, been removed? */
+static bool
+snapshot_is_gone(AbSnapId id)
+{
+	char	   *path = ab_snapshot_path(id, ".manifest");
+	size_t		len;
+	char	   *image = ab_file_read(path, &len);
+	AbManifest	m;
+	bool		gone = image == NULL;
+
+	if (image != NULL && ab_manifest_layout(image, len, &m))
+	{
+		for (uint32 i = 0; i < m.h->nlayers && !gone; i++)
+		{
+			AbSnapSlot	slot;
+
+			if (OidIsValid(m.layers[i].live_db))
+				gone = !ab_snaptable_get(m.layers[i].id, &slot);
+			else
+			{
+				pfree(path);
+				path = ab_snapshot_path(m.layers[i].id, ".pages");
+				gone = !ab_file_exists(path);
+			}
+		}
+	}
+	if (image != NULL)
+		pfree(image);
+	pfree(path);
+	return gone;
+}
+
+/* Is it a branch that will have been deleted or detached when recovery is consistent? */
+static bool
+passes_for_plain(const AbBranch *b)
+{
+	if (ab_recovery_files_are_mixed())
+		return true;
+	return ab_recovery_files_are_ahead() && AbSnapIdIsValid(b->broken_snapshot) &&
+		snapshot_is_gone(b->broken_snapshot);
+}
+
 /* For a process that is not a session of the branch: note the damage, go on. */
 static void
 load_or_tolerate(AbBranch *b)
@@ -206,7 +263,8 @@ load_or_tolerate(AbBranch *b)
 		InterruptHoldoffCount = holdoff;	/* ereport has zeroed it */
 		forget(b);
 		b->broken = true;
-		ereport(LOG,
+		b->as_plain = passes_for_plain(b);
+		ereport(b->as_plain ? DEBUG1 : LOG,
 				(errcode(e->sqlerrcode),
 				 errmsg("branch database %u cannot be used: %s", b->db, e->message)));
 	}
@@ -297,7 +355,17 @@ broken_entry(Oid db)
 bool
 ab_branch_is_broken(Oid db)
 {
-	return broken_entry(db) != NULL;
+	AbBranch   *b = broken_entry(db);
+
+	return b != NULL && !b->as_plain;
+}
+
+bool
+ab_branch_passes_for_plain(Oid db)
+{
+	AbBranch   *b = broken_entry(db);
+
+	return b != NULL && b->as_plain;
 }
 
 void

@@ -22,6 +22,7 @@
 
 #include "ab_file.h"
 #include "ab_origin.h"
+#include "ab_recovery.h"
 #include "ab_shmem.h"
 
 /* The descriptor this process keeps for writing slots. */
@@ -251,7 +252,7 @@ ab_originfile_mark_lost(Oid db, AbSnapId incarnation)
 
 	ab_file_write_durably(path, &incarnation, sizeof(incarnation));
 	ab_generation_bump(db);
-	ereport(LOG,
+	ereport(ab_recovery_files_are_ahead() ? DEBUG1 : LOG,
 			(errmsg("changes of damaged branch database %u are dropped from now on", db),
 			 errhint("Delete the branch, or reset it to its parent.")));
 	pfree(path);

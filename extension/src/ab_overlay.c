@@ -157,7 +157,6 @@ sync_names(Oid db, const char *path)
 static void
 make_file(RelFileNode rnode, ForkNumber fork, BlockNumber limit)
 {
-	char		path[MAXPGPATH];
 	BlockNumber segno = last_segment(limit);
 
 	/* last segment first: a missing one would shorten the relation */
@@ -167,18 +166,22 @@ make_file(RelFileNode rnode, ForkNumber fork, BlockNumber limit)
 		if (segno == 0)
 			break;
 	}
-	ab_relation_path(path, rnode, fork, 0);
-	sync_names(rnode.dbNode, path);
 }
 
 void
-ab_overlay_create(AbBranch *b, AbFork *f, SMgrRelation reln)
+ab_overlay_lengthen(RelFileNode rnode, ForkNumber fork, BlockNumber nblocks)
+{
+	TablespaceCreateDbspace(rnode.spcNode, rnode.dbNode, true);
+	make_file(rnode, fork, nblocks);
+}
+
+void
+ab_overlay_make(AbBranch *b, AbFork *f, SMgrRelation reln, bool sync)
 {
 	RelFileNode rnode = reln->smgr_rnode.node;
 	ForkNumber	fork = f->key.fork;
+	char		path[MAXPGPATH];
 
-	if (f->own_known && f->own_exists)
-		return;
 	TablespaceCreateDbspace(rnode.spcNode, rnode.dbNode, RecoveryInProgress());
 	for (;;)
 	{
@@ -196,10 +199,22 @@ ab_overlay_create(AbBranch *b, AbFork *f, SMgrRelation reln)
 		f = ab_fork_lookup(b, rnode, fork);
 	}
 	make_file(rnode, fork, f->limit);
+	if (sync)
+	{
+		ab_relation_path(path, rnode, fork, 0);
+		sync_names(rnode.dbNode, path);
+	}
 	f->own_known = true;
 	f->own_exists = true;
 	ab_generation_bump(rnode.dbNode);
 	LWLockRelease(ab_origin_lock(rnode.dbNode));
+}
+
+void
+ab_overlay_create(AbBranch *b, AbFork *f, SMgrRelation reln)
+{
+	if (!f->own_known || !f->own_exists)
+		ab_overlay_make(b, f, reln, true);
 }
 
 bool

@@ -11,8 +11,10 @@
 #include "access/xlogrecovery.h"
 #include "access/xlogutils.h"
 #include "common/controldata_utils.h"
+#include "miscadmin.h"
 
 #include "ab_file.h"
+#include "ab_shmem.h"
 
 static bool
 control_is_in_backup(const ControlFileData *control)
@@ -57,4 +59,61 @@ ab_recovery_in_backup(void)
 		pfree(control);
 	}
 	return began_so;
+}
+
+void
+ab_recovery_begin(bool ahead, bool mixed)
+{
+	ab_shared->files_ahead = ahead || mixed;
+	ab_shared->mixed_files = mixed;
+}
+
+void
+ab_recovery_check(bool replay_is_over)
+{
+	if (likely(!ab_shared->files_ahead) || !(reachedConsistency || replay_is_over))
+		return;
+	ab_shared->files_ahead = false;
+	ab_shared->mixed_files = false;
+
+	/* what was tolerated so far is looked at again */
+	for (int i = 0; i < AB_GENERATIONS; i++)
+		pg_atomic_fetch_add_u32(&ab_shared->generation[i], 1);
+}
+
+bool
+ab_recovery_files_are_ahead(void)
+{
+	if (likely(!ab_shared->files_ahead) || !RecoveryInProgress())
+		return false;
+	return AmStartupProcess() ? !reachedConsistency : !OidIsValid(MyDatabaseId);
+}
+
+bool
+ab_recovery_files_are_mixed(void)
+{
+	return ab_shared->mixed_files && ab_recovery_files_are_ahead();
+}
+
+static Oid	gaps[64];
+static int	ngaps = 0;
+
+bool
+ab_recovery_note_gap(Oid db)
+{
+	for (int i = 0; i < ngaps; i++)
+		if (gaps[i] == db)
+			return false;
+	if (ngaps < lengthof(gaps))
+		gaps[ngaps++] = db;
+	return true;
+}
+
+bool
+ab_recovery_has_gap(Oid db)
+{
+	for (int i = 0; i < ngaps; i++)
+		if (gaps[i] == db)
+			return true;
+	return ngaps == lengthof(gaps);
 }

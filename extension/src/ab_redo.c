@@ -12,13 +12,16 @@
 #include "access/rmgr.h"
 #include "access/xlog.h"
 #include "access/xlog_internal.h"
+#include "access/xlogutils.h"
 #include "catalog/pg_control.h"
 #include "catalog/storage_xlog.h"
 #include "commands/dbcommands_xlog.h"
 
 #include "ab_capture.h"
+#include "ab_complete.h"
 #include "ab_image.h"
 #include "ab_origin.h"
+#include "ab_recovery.h"
 #include "ab_snapshot.h"
 #include "ab_storage.h"
 #include "ab_storagefiles.h"
@@ -52,6 +55,19 @@ redo_branch_drop(XLogReaderState *record)
 	ab_storage_remove_redo(&rec);
 }
 
+static void
+redo_branch_detach(XLogReaderState *record)
+{
+	const char *data = XLogRecGetData(record);
+	xl_ab_branch_detach rec;
+
+	memcpy(&rec, data, sizeof(rec));
+
+	/* the origin goes for good: as above */
+	XLogFlush(record->EndRecPtr);
+	ab_complete_detach_redo(&rec, data + sizeof(rec));
+}
+
 /* The database whose pages a record changes; InvalidOid: none. */
 static Oid
 changed_database(XLogReaderState *record)
@@ -78,9 +94,11 @@ concerns_broken_branch(XLogReaderState *record)
 {
 	Oid			db = changed_database(record);
 
-	if (db == InvalidOid || ab_branch_lookup(db) != NULL || !ab_branch_is_broken(db))
+	if (db == InvalidOid || ab_branch_lookup(db) != NULL)
 		return false;
 	ab_branch_give_up(db);
+	if (!ab_branch_is_broken(db))
+		return false;
 	/* nor is the result to be compared with what the primary had */
 	record->record->header.xl_info &= ~XLR_CHECK_CONSISTENCY;
 	return true;
@@ -91,6 +109,7 @@ ab_rm_redo(XLogReaderState *record)
 {
 	uint8		info = XLogRecGetInfo(record) & ~XLR_INFO_MASK;
 
+	ab_recovery_check(false);
 	switch (info)
 	{
 		case XLOG_AB_BRANCH_CREATE:
@@ -98,6 +117,9 @@ ab_rm_redo(XLogReaderState *record)
 			break;
 		case XLOG_AB_BRANCH_DROP:
 			redo_branch_drop(record);
+			break;
+		case XLOG_AB_BRANCH_DETACH:
+			redo_branch_detach(record);
 			break;
 		case XLOG_AB_SNAPSHOT:
 			ab_snapshot_redo(record);
@@ -137,6 +159,7 @@ ab_rm_startup(void)
 void
 ab_rm_cleanup(void)
 {
+	ab_recovery_check(true);
 	ab_snapshot_remove_pending();
 	if (ArchiveRecoveryRequested)
 		ab_image_note_promotion();
@@ -163,14 +186,36 @@ replay_dbase(XLogReaderState *record)
 }
 
 /*
+ * Of a branch that lacks its snapshot, or pages of that, some are missing for which there is
+ * no image, because the record changes nothing that WAL protects (heap2 VISIBLE): no harm, if
+ * the branch is deleted or detached before recovery is consistent; and if not it is lost.
+ */
+static void
+forget_missing_pages(XLogReaderState *record)
+{
+	Oid			db = changed_database(record);
+
+	if (db == InvalidOid ||
+		(ab_branch_lookup(db) != NULL ? !ab_recovery_has_gap(db) :
+		 !ab_branch_passes_for_plain(db)))
+		return;
+	XLogDropDatabase(db);
+	record->record->header.xl_info &= ~XLR_CHECK_CONSISTENCY;
+}
+
+/*
  * A damaged branch has lost the pages that its records are to be applied to.  They
  * are passed over, so that everything else recovers (B2).
  */
 static void
 replay_unless_broken(XLogReaderState *record)
 {
-	if (!concerns_broken_branch(record))
-		stock_redo[XLogRecGetRmid(record)] (record);
+	ab_recovery_check(false);
+	if (concerns_broken_branch(record))
+		return;
+	stock_redo[XLogRecGetRmid(record)] (record);
+	if (unlikely(ab_recovery_files_are_ahead()))
+		forget_missing_pages(record);
 }
 
 static void

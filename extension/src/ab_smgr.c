@@ -31,10 +31,12 @@
 #include "ab_kept.h"
 #include "ab_layer.h"
 #include "ab_origin.h"
+#include "ab_originfile.h"
 #include "ab_originsync.h"
 #include "ab_overlay.h"
 #include "ab_page.h"
 #include "ab_parentfile.h"
+#include "ab_recovery.h"
 
 /*
  * The fork if it is one that its branch inherits; NULL means: md alone.  A
@@ -96,6 +98,16 @@ is_discarded(RelFileNodeBackend rnode)
 {
 	return !RelFileNodeBackendIsTemp(rnode) &&
 		unlikely(ab_branch_is_broken(rnode.node.dbNode));
+}
+
+/* Of a branch that passes for a plain database md may not find the file it expects. */
+static void
+prepare_plain(SMgrRelation reln, ForkNumber fork, BlockNumber block)
+{
+	if (unlikely(ab_recovery_files_are_ahead()) &&
+		!RelFileNodeBackendIsTemp(reln->smgr_rnode) &&
+		ab_branch_passes_for_plain(reln->smgr_rnode.node.dbNode))
+		ab_overlay_lengthen(reln->smgr_rnode.node, fork, block);
 }
 
 void
@@ -202,7 +214,9 @@ ab_smgr_extend(SMgrRelation reln, ForkNumber fork, BlockNumber block,
 		return;
 	}
 	begin_change(reln, fork, block);
-	if (f != NULL && !ab_overlay_exists(b, f, reln))
+	if (f == NULL)
+		prepare_plain(reln, fork, block);
+	else if (!ab_overlay_exists(b, f, reln))
 		ab_overlay_create(b, f, reln);
 	mdextend(reln, fork, block, buffer, skipFsync);
 	end_change(reln);
@@ -221,7 +235,8 @@ ab_smgr_prefetch(SMgrRelation reln, ForkNumber fork, BlockNumber block)
 	{
 		if (ab_overlay_exists(b, f, reln))
 			(void) mdprefetch(reln, fork, block);
-		ab_snapshot_prefetch(ab_branch_manifest(b), f->entry, block);
+		if (!ab_recovery_files_are_ahead())
+			ab_snapshot_prefetch(ab_branch_manifest(b), f->entry, block);
 		return true;
 	}
 	if (!ab_overlay_exists(b, f, reln))
@@ -229,11 +244,50 @@ ab_smgr_prefetch(SMgrRelation reln, ForkNumber fork, BlockNumber block)
 	return mdprefetch(reln, fork, block);
 }
 
+/*
+ * Recovery may have been further before, where the page was given up because the branch was
+ * deleted or detached: then it does not matter what it has until then.  If it turns out
+ * that it was not, the page is missing, and the branch is lost.
+ */
+static void
+read_if_still_there(AbBranch *b, AbFork *f, BlockNumber block, char *page)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+	uint32		holdoff = InterruptHoldoffCount;
+
+	PG_TRY();
+	{
+		ab_snapshot_read(ab_branch_manifest(b), f->entry, block, page);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *e;
+
+		MemoryContextSwitchTo(cxt);
+		e = CopyErrorData();
+		if (e->sqlerrcode != ERRCODE_DATA_CORRUPTED &&
+			e->sqlerrcode != ERRCODE_UNDEFINED_FILE)
+			PG_RE_THROW();
+		FlushErrorState();
+		InterruptHoldoffCount = holdoff;	/* ereport has zeroed it */
+		ereport(DEBUG1,
+				(errcode(e->sqlerrcode), errmsg_internal("%s", e->message)));
+		if (ab_recovery_note_gap(ab_branch_header(b)->db))
+			ab_originfile_mark_lost(ab_branch_header(b)->db,
+									ab_branch_header(b)->incarnation);
+		MemSet(page, 0, BLCKSZ);
+	}
+	PG_END_TRY();
+}
+
 /* The page as the branch inherits it. */
 static void
 read_inherited(AbBranch *b, AbFork *f, BlockNumber block, char *page)
 {
-	ab_snapshot_read(ab_branch_manifest(b), f->entry, block, page);
+	if (unlikely(ab_recovery_files_are_ahead()))
+		read_if_still_there(b, f, block, page);
+	else
+		ab_snapshot_read(ab_branch_manifest(b), f->entry, block, page);
 	if (f->key.fork == MAIN_FORKNUM)
 		ab_page_settle(page, block);
 }
@@ -334,10 +388,11 @@ ab_smgr_write(SMgrRelation reln, ForkNumber fork, BlockNumber block,
 		return;
 	}
 	begin_change(reln, fork, block);
-	if (f != NULL &&
-		(block >= f->limit || fork == FSM_FORKNUM || fork == VISIBILITYMAP_FORKNUM))
+	if (f == NULL)
+		prepare_plain(reln, fork, block + 1);
+	else if (block >= f->limit || fork == FSM_FORKNUM || fork == VISIBILITYMAP_FORKNUM)
 		ab_overlay_create(b, f, reln);
-	else if (f != NULL && !ab_overlay_read(b, f, reln, block, base.data))
+	else if (!ab_overlay_read(b, f, reln, block, base.data))
 	{
 		read_inherited(b, f, block, base.data);
 		first_write(b, f, reln, block, base.data, buffer, skipFsync);

@@ -1,7 +1,7 @@
 /*
  * ab_sql_lifecycle.c
  *	  branch.create, ensure, create_many, delete, recover, expire, rename, reset,
- *	  restore.
+ *	  restore, detach.
  *
  * Backends in the control database.  Arguments are checked and translated here;
  * rights, locks and everything else are ab_lifecycle.h's.
@@ -19,6 +19,7 @@
 #include "utils/tuplestore.h"
 
 #include "ab_catalogrows.h"
+#include "ab_detach.h"
 #include "ab_default.h"
 #include "ab_expire.h"
 #include "ab_file.h"
@@ -45,6 +46,7 @@ PG_FUNCTION_INFO_V1(ab_sql_expire);
 PG_FUNCTION_INFO_V1(ab_sql_rename);
 PG_FUNCTION_INFO_V1(ab_sql_reset);
 PG_FUNCTION_INFO_V1(ab_sql_restore);
+PG_FUNCTION_INFO_V1(ab_sql_detach);
 
 typedef enum IfExists
 {
@@ -454,4 +456,12 @@ ab_sql_restore(PG_FUNCTION_ARGS)
 	opt.force = ab_sql_bool(fcinfo, 3, false);
 	ab_sql_find_restore_point(at, &opt);
 	PG_RETURN_DATUM(ab_sql_branch_row(reset_branch(&opt), opt.name));
+}
+
+Datum
+ab_sql_detach(PG_FUNCTION_ARGS)
+{
+	ab_require_control_database();
+	ab_detach_branch(ab_sql_required_text(fcinfo, 0, "name"), ab_sql_bool(fcinfo, 1, false));
+	PG_RETURN_VOID();
 }

@@ -44,6 +44,19 @@ rebuild_images(bool backup, XLogRecPtr redo)
 	pfree(dbs);
 }
 
+/*
+ * Only for a backup of a primary it is sure that its WAL has an image of whatever page it
+ * changes: that begins with a checkpoint.
+ */
+static bool
+is_of_primary(const ControlFileData *control)
+{
+	AbBackupLabel label;
+
+	ab_trust_read_label(&label);
+	return label.there ? label.from_primary : !control->backupEndRequired;
+}
+
 static void
 prepare_files(void)
 {
@@ -55,6 +68,8 @@ prepare_files(void)
 		(control->state == DB_SHUTDOWNED ||
 		 control->state == DB_SHUTDOWNED_IN_RECOVERY);
 
+	ab_recovery_begin(backup || !crc_ok || control->state != DB_SHUTDOWNED,
+					  backup && is_of_primary(control));
 	ab_file_make_dirs();
 	ab_snapshot_remove_tmp();
 	ab_witness_begin(control);

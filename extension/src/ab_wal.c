@@ -79,6 +79,15 @@ ab_wal_branch_drop(AbSnapId incarnation, Oid db)
 }
 
 XLogRecPtr
+ab_wal_branch_detach(const xl_ab_branch_detach *rec, const char *relmap)
+{
+	XLogBeginInsert();
+	XLogRegisterData((char *) rec, sizeof(*rec));
+	XLogRegisterData((char *) relmap, AB_RELMAP_SIZE);
+	return XLogInsert(RM_AGENT_BRANCH_ID, XLOG_AB_BRANCH_DETACH);
+}
+
+XLogRecPtr
 ab_wal_snapshot(xl_ab_snapshot *rec, const AbForkEntry *forks, const AbLayerRef *layers,
 				const AbRun *runs, const char *relmap)
 {

@@ -69,6 +69,11 @@ ab_rm_desc(StringInfo buf, XLogReaderState *record)
 			appendStringInfo(buf, "db %u; ", ((xl_ab_branch_drop *) data)->db);
 			append_id(buf, "incarnation", ((xl_ab_branch_drop *) data)->incarnation);
 			break;
+		case XLOG_AB_BRANCH_DETACH:
+			appendStringInfo(buf, "db %u; tablespace %u; ", ((xl_ab_branch_detach *) data)->db,
+							 ((xl_ab_branch_detach *) data)->spc);
+			append_id(buf, "incarnation", ((xl_ab_branch_detach *) data)->incarnation);
+			break;
 		case XLOG_AB_SNAPSHOT:
 			desc_snapshot(buf, (xl_ab_snapshot *) data);
 			break;
@@ -97,6 +102,8 @@ ab_rm_identify(uint8 info)
 			return "BRANCH_CREATE";
 		case XLOG_AB_BRANCH_DROP:
 			return "BRANCH_DROP";
+		case XLOG_AB_BRANCH_DETACH:
+			return "BRANCH_DETACH";
 		case XLOG_AB_SNAPSHOT:
 			return "SNAPSHOT";
 		case XLOG_AB_CONFIRM:

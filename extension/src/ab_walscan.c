@@ -236,6 +236,9 @@ own_meaning(XLogReaderState *record, Oid db)
 		case XLOG_AB_BRANCH_DROP:
 			memcpy(&changed, data + offsetof(xl_ab_branch_drop, db), sizeof(Oid));
 			break;
+		case XLOG_AB_BRANCH_DETACH:
+			memcpy(&changed, data + offsetof(xl_ab_branch_detach, db), sizeof(Oid));
+			break;
 		default:
 			break;
 	}

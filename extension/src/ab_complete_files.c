@@ -1,0 +1,192 @@
+/*
+ * ab_complete_files.c
+ *	  The files of a branch that is being detached: making them full length, syncing
+ *	  them; and replay of BRANCH_DETACH.
+ *
+ * Backends and the startup process.  Nobody else makes files for the branch, on a
+ * standby because only replay does.
+ *
+ * Whoever replays BRANCH_DETACH has replayed the images before it.  So the origin goes,
+ * and pages that have not been written yet are in shared buffers.  If the origin is not
+ * there, replay has come this way before, or a base backup did not catch it.  If it is
+ * there and the branch is damaged, its changes were passed over: then it stays as it is
+ * and answers XX001.
+ */
+#include "ab_complete.h"
+
+#include <dirent.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "access/xlogutils.h"
+#include "catalog/storage_xlog.h"
+#include "miscadmin.h"
+#include "storage/fd.h"
+#include "storage/procsignal.h"
+#include "storage/smgr.h"
+
+#include "ab_file.h"
+#include "ab_manifest.h"
+#include "ab_originfile.h"
+#include "ab_overlay.h"
+#include "ab_storagefiles.h"
+
+/* What ab_overlay.c calls the files that it has not finished. */
+#define UNFINISHED_PREFIX PG_TEMP_FILE_PREFIX "_ab."
+
+/* ---- making ---- */
+
+static void
+make_file(Oid db, const AbForkEntry *e, bool log)
+{
+	RelFileNode rnode = {e->spc, db, e->rel};
+	AbBranch   *b = ab_branch_lookup(db);
+	AbFork	   *f;
+
+	if (b == NULL)
+		elog(ERROR, "database %u is not a branch any more", db);
+	f = ab_fork_lookup(b, rnode, e->fork);
+	if (f->entry == NULL || f->dropped)
+		return;
+	ab_overlay_make(b, f, smgropen(rnode, InvalidBackendId), false);
+	if (log)
+		log_smgrcreate(&rnode, e->fork);
+}
+
+static void
+sync_directory_of(Oid db, Oid spc)
+{
+	char	   *dir = GetDatabasePath(db, spc);
+
+	fsync_fname(dir, true);
+	ab_file_sync_parent(dir);
+	pfree(dir);
+}
+
+/* Entries are sorted by tablespace first. */
+void
+ab_complete_make_files(Oid db, const AbOriginHeader *origin, bool log)
+{
+	AbManifest *m = ab_manifest_acquire(origin->snapshot);
+
+	PG_TRY();
+	{
+		Oid			spc = InvalidOid;
+
+		for (uint32 i = 0; i < m->h->nforks; i++)
+		{
+			const AbForkEntry *e = &m->forks[i];
+
+			CHECK_FOR_INTERRUPTS();
+			if (e->flags & AB_FORK_UNLOGGED)
+				continue;
+			if (OidIsValid(spc) && e->spc != spc)
+				sync_directory_of(db, spc);
+			make_file(db, e, log);
+			spc = e->spc;
+		}
+		if (OidIsValid(spc))
+			sync_directory_of(db, spc);
+	}
+	PG_FINALLY();
+	{
+		ab_manifest_release(m);
+	}
+	PG_END_TRY();
+}
+
+/* ---- syncing ---- */
+
+static void
+sync_files_in(const char *dirname)
+{
+	DIR		   *dir = AllocateDir(dirname);
+	struct dirent *de;
+
+	while ((de = ReadDir(dir, dirname)) != NULL)
+	{
+		char		path[MAXPGPATH * 2];
+		struct stat st;
+
+		CHECK_FOR_INTERRUPTS();
+		snprintf(path, sizeof(path), "%s/%s", dirname, de->d_name);
+		if (lstat(path, &st) < 0 || !S_ISREG(st.st_mode))
+			continue;
+		if (strncmp(de->d_name, UNFINISHED_PREFIX, strlen(UNFINISHED_PREFIX)) != 0)
+			fsync_fname(path, false);
+		else if (unlink(path) < 0 && errno != ENOENT)
+			ereport(ERROR,
+					(errcode_for_file_access(),
+					 errmsg("could not remove file \"%s\": %m", path)));
+	}
+	FreeDir(dir);
+}
+
+void
+ab_complete_sync(Oid db)
+{
+	List	   *dirs = ab_storage_dirs(db, ERROR);
+	ListCell   *lc;
+
+	foreach(lc, dirs)
+	{
+		char	   *dir = lfirst(lc);
+
+		sync_files_in(dir);
+		fsync_fname(dir, true);
+		ab_file_sync_parent(dir);
+	}
+	list_free_deep(dirs);
+}
+
+/* ---- replay ---- */
+
+/* The files that no WAL but ours speaks of. */
+static void
+mend_small_files(const xl_ab_branch_detach *rec, const char *relmap)
+{
+	ab_storage_make_dir(rec->db, rec->spc, true);
+	if (!ab_storage_version_sound(rec->db, rec->spc))
+		ab_storage_write_version(rec->db, rec->spc);
+	if (!ab_storage_relmap_sound(rec->db, rec->spc))
+		ab_storage_write_relmap(rec->db, rec->spc, relmap);
+}
+
+static bool
+origin_exists(Oid db)
+{
+	char	   *path = ab_origin_path(db);
+	bool		there = ab_file_exists(path);
+
+	pfree(path);
+	return there;
+}
+
+void
+ab_complete_detach_redo(const xl_ab_branch_detach *rec, const char *relmap)
+{
+	AbOriginHeader origin = {0};
+	bool		there = origin_exists(rec->db);
+
+	/* a later incarnation of the number stays */
+	if (there && ab_storage_read_origin(rec->db, &origin) &&
+		!AbSnapIdEquals(origin.incarnation, rec->incarnation))
+		return;
+
+	if (there && ab_branch_lookup(rec->db) != NULL)
+		ab_complete_make_files(rec->db, &origin, false);
+	else if (there && !ab_branch_passes_for_plain(rec->db))
+	{
+		ab_originfile_mark_lost(rec->db, rec->incarnation);
+		return;
+	}
+
+	/* whatever was missing is there now; and what is open is a branch's */
+	XLogDropDatabase(rec->db);
+	mend_small_files(rec, relmap);
+	ab_complete_sync(rec->db);
+	if (!there)
+		return;
+	ab_storage_drop_origin(rec->db);
+	WaitForProcSignalBarrier(EmitProcSignalBarrier(PROCSIGNAL_BARRIER_SMGRRELEASE));
+}
