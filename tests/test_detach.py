@@ -237,6 +237,13 @@ def attempt(cluster: Cluster, name: str) -> psycopg.Error | None:
     return None
 
 
+def died(error: psycopg.Error | None) -> bool:
+    """Did the server go down, with the process that failed, or because it could not sync?"""
+    return error is not None and (
+        lost_connection(error) or error.diag.severity_nonlocalized == "PANIC"
+    )
+
+
 def test_interrupted_at_any_call(faulty: Cluster, faults: Faults, rng: random.Random) -> None:
     """The n-th call on the files of the branch, or on its origin, fails, or its process is
     killed, for some n among all, the last ones of all among them.  Whatever state that leaves,
@@ -260,7 +267,7 @@ def test_interrupted_at_any_call(faulty: Cluster, faults: Faults, rng: random.Ra
         error = attempt(faulty, name)
         _, fired, call = faults.disarm()
         print(f"call {n} ({call}) with {kind}: fired {fired}, {error}")
-        if (error is not None and lost_connection(error)) or rng.random() < 0.3:
+        if died(error) or rng.random() < 0.3:
             faulty.crash()
         found = contents(faulty, name)
         # A crash empties unlogged tables.

@@ -15,6 +15,7 @@
 #include "ab_complete.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -97,6 +98,23 @@ ab_complete_make_files(Oid db, const AbOriginHeader *origin, bool log)
 
 /* ---- syncing ---- */
 
+/* fsync_fname() makes a PANIC also of a file that cannot be opened just now. */
+static void
+sync_file(const char *path)
+{
+	int			fd = OpenTransientFile(path, O_RDWR | PG_BINARY);
+
+	if (fd < 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not open file \"%s\": %m", path)));
+	if (pg_fsync(fd) != 0)
+		ereport(data_sync_elevel(ERROR),
+				(errcode_for_file_access(),
+				 errmsg("could not fsync file \"%s\": %m", path)));
+	CloseTransientFile(fd);
+}
+
 static void
 sync_files_in(const char *dirname)
 {
@@ -113,7 +131,7 @@ sync_files_in(const char *dirname)
 		if (lstat(path, &st) < 0 || !S_ISREG(st.st_mode))
 			continue;
 		if (strncmp(de->d_name, UNFINISHED_PREFIX, strlen(UNFINISHED_PREFIX)) != 0)
-			fsync_fname(path, false);
+			sync_file(path);
 		else if (unlink(path) < 0 && errno != ENOENT)
 			ereport(ERROR,
 					(errcode_for_file_access(),
