@@ -7,6 +7,7 @@
 
 #include "ab_types.h"
 
+#include "datatype/timestamp.h"
 #include "nodes/parsenodes.h"
 
 typedef struct AbCreateOptions
@@ -70,13 +71,22 @@ typedef struct AbResetOptions
 	bool		at_own;			/* of at: a snapshot of the branch, not of its parent */
 } AbResetOptions;
 
+/* The incarnation that a reset has replaced. */
+typedef struct AbReplaced
+{
+	Oid			db;
+	bool		known;			/* its origin file could be read */
+	TimestampTz created_at;		/* if so, what that said */
+} AbReplaced;
+
 /*
  * Same name, owner, grants and settings; contents of the parent now, or of a
- * snapshot.  New OID.  What was there before is deleted, or lives on under another
- * name with its own OID and its branches.  Restored to a snapshot of itself, a branch
- * keeps its parent, or hangs on what is preserved.
+ * snapshot.  New OID.  What was there before (*replaced: under its lock, not what the name
+ * meant when the caller looked) is deleted, or lives on under another name with its own
+ * OID and its branches.  Restored to a snapshot of itself, a branch keeps its parent, or
+ * hangs on what is preserved.
  */
-extern Oid	ab_reset_branch(const AbResetOptions *opt);
+extern Oid	ab_reset_branch(const AbResetOptions *opt, AbReplaced *replaced);
 
 /* OIDs of branches of a database (through any of its snapshots) that have a row. */
 extern List *ab_children(Oid db);

@@ -30,6 +30,7 @@
 #include "ab_sessions.h"
 #include "ab_snapshot.h"
 #include "ab_softdelete.h"
+#include "ab_storagefiles.h"
 
 /* Columns of the old row that the new one keeps. */
 static void
@@ -232,8 +233,19 @@ check_quota(const AbResetOptions *opt, Oid old)
 							  opt->at_own ? old : parent_of(old, opt->name, &name), 1);
 }
 
+/* Before its files go. */
+static void
+note_replaced(Oid db, AbReplaced *replaced)
+{
+	AbOriginHeader header;
+
+	replaced->db = db;
+	replaced->known = ab_storage_read_origin(db, &header);
+	replaced->created_at = replaced->known ? header.created_at : 0;
+}
+
 Oid
-ab_reset_branch(const AbResetOptions *opt)
+ab_reset_branch(const AbResetOptions *opt, AbReplaced *replaced)
 {
 	AbNewBranch nb = {0};
 	AbAttachments *attachments;
@@ -252,6 +264,7 @@ ab_reset_branch(const AbResetOptions *opt)
 	choose_snapshot(opt, old, &nb);
 
 	lock_old(old, opt);
+	note_replaced(old, replaced);
 	save_row(old, &nb);
 	attachments = ab_attachments_save(old);
 	nb.acl = attachments->acl;

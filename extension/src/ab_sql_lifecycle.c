@@ -9,10 +9,12 @@
 #include "ab_compat.h"
 
 #include "access/htup_details.h"
+#include "catalog/pg_database.h"
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
@@ -81,31 +83,29 @@ execute_for(const char *sql, Oid new_db, Oid old_db)
  * and their schedules are the new one's, unless the old one lives on.
  */
 static void
-remember_reset(Oid new_db, Oid old_db, TimestampTz old_created_at, bool preserved)
+remember_reset(Oid new_db, const AbReplaced *old, bool preserved)
 {
-	ab_registry_move(old_db, old_created_at, new_db, preserved);
+	ab_registry_move(old->db, old->created_at, new_db, preserved);
 	if (preserved)
 		return;
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	execute_for("UPDATE branch.named_snapshots SET source_id = $1 WHERE source_id = $2",
-				new_db, old_db);
+				new_db, old->db);
 	execute_for("UPDATE branch.schedules SET parent_id = $1 WHERE parent_id = $2",
-				new_db, old_db);
+				new_db, old->db);
 	SPI_finish();
-	ab_sql_move_quotas(old_db, new_db);
+	ab_sql_move_quotas(old->db, new_db);
 }
 
 static Oid
 reset_branch(const AbResetOptions *opt)
 {
-	Oid			old = get_database_oid(opt->name, true);
-	AbOriginHeader before;
-	bool		known = OidIsValid(old) && ab_storage_read_origin(old, &before);
-	Oid			db = ab_reset_branch(opt);
+	AbReplaced	old;
+	Oid			db = ab_reset_branch(opt, &old);
 
-	if (known)
-		remember_reset(db, old, before.created_at, opt->preserve_under_name != NULL);
+	if (old.known)
+		remember_reset(db, &old, opt->preserve_under_name != NULL);
 	return db;
 }
 
@@ -167,6 +167,26 @@ existing_branch(const AbCreateOptions *opt, IfExists if_exists)
 								get_role_oid(opt->owner, false) : GetUserId());
 }
 
+/*
+ * One that is returned is still there when its row is read, and until the end of the
+ * transaction: it may be just being reset, renamed or deleted.
+ */
+static Oid
+find_existing(const AbCreateOptions *opt, IfExists if_exists)
+{
+	for (;;)
+	{
+		Oid			db = existing_branch(opt, if_exists);
+
+		if (!OidIsValid(db) || if_exists != IF_EXISTS_RETURN)
+			return db;
+		LockSharedObject(DatabaseRelationId, db, 0, AccessShareLock);
+		if (existing_branch(opt, if_exists) == db)
+			return db;
+		UnlockSharedObject(DatabaseRelationId, db, 0, AccessShareLock);
+	}
+}
+
 /* branch.create(..., if_exists => 'reset') of a branch that is there. */
 static Oid
 reset_existing(const AbCreateOptions *opt, const char *at)
@@ -218,7 +238,7 @@ create_branch(NewBranch *new, const char *at, IfExists if_exists)
 	{
 		ab_prevent_read_only("branch creation");
 		ab_check_branch_name(opt->name);
-		db = existing_branch(opt, if_exists);
+		db = find_existing(opt, if_exists);
 		if (OidIsValid(db))
 			return if_exists == IF_EXISTS_RETURN ? db : reset_existing(opt, at);
 	}
@@ -233,7 +253,7 @@ create_branch(NewBranch *new, const char *at, IfExists if_exists)
 	if (opt->parent != NULL || !AbSnapIdIsValid(opt->at))
 		ab_check_parent_rights(ab_find_parent(parent), parent);
 	ab_lock_branch_name(opt->name);
-	db = existing_branch(opt, if_exists);
+	db = find_existing(opt, if_exists);
 	if (!OidIsValid(db))
 		return create_new(new);
 	return if_exists == IF_EXISTS_RETURN ? db : reset_existing(opt, at);
