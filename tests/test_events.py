@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -166,6 +167,29 @@ def test_lost_notes_are_found(make_cluster: Callable[..., Cluster]) -> None:
     cluster.restart()
     cluster.sql("SELECT * FROM branch.gc()")
     assert len(events(cluster, "o%")) == 150
+
+
+def test_interrupted_drop(make_cluster: Callable[..., Cluster]) -> None:
+    """A crash in DROP DATABASE leaves a row marked invalid and, if the removal of the files
+    was logged already, nothing else.  Whoever drops that tells that the branch has gone."""
+    server = make_cluster("interrupted")
+    server.sql("SELECT branch.create('i1')")
+    server.sql("CREATE DATABASE plain")
+    server.sql("UPDATE pg_database SET datconnlimit = -2 WHERE datname IN ('i1', 'plain')")
+    oid = server.scalar("SELECT oid::int8 FROM pg_database WHERE datname = 'i1'")
+    server.stop()
+    for name in ("base", "agent_branch/branches"):
+        path = server.data / name / str(oid)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    server.start()
+    server.sql("SELECT * FROM branch.gc()")
+    assert events(server) == [("created", "i1")]
+    server.sql("DROP DATABASE i1")
+    server.sql("DROP DATABASE plain")
+    wait_events(server, "%", [("created", "i1"), ("deleted", "i1")])
 
 
 def test_retention(make_cluster: Callable[..., Cluster]) -> None:

@@ -23,6 +23,12 @@
 extern void ab_event(const char *event, Oid db, const char *branch,
 					 const char *parent, const char *detail_json);
 
+/*
+ * Something may happen to a database that cannot be told from here: when this
+ * transaction has committed, all branches are compared with all events.
+ */
+extern void ab_event_find_out(void);
+
 /* The event of a note; the caller writes on behalf of others and waits for nobody. */
 extern void ab_event_from_note(const AbNote *note);
 

@@ -100,6 +100,8 @@ static bool notes_are_lost = false; /* some of them: there was no room */
 
 static bool rows_are_written = false;	/* the same, in the control database */
 
+static bool comparison_wanted = false;	/* by this transaction, when it has committed */
+
 /* ---- where ---- */
 
 static bool
@@ -295,12 +297,8 @@ static void
 settle_notes(bool committed)
 {
 	ab_eventnotes_settle(committed);
-	if (committed && notes_are_lost)
-	{
-		ab_eventnotes_want_comparison();
-		ab_request_wake_keeper();
-	}
-	else if (committed)
+	comparison_wanted |= notes_are_lost;
+	if (committed)
 		ab_request_poke_keeper();
 	notes_are_put = false;
 	notes_are_lost = false;
@@ -337,10 +335,22 @@ settle_rows(bool committed)
 }
 
 static void
+settle_comparison(bool committed)
+{
+	if (committed && comparison_wanted)
+	{
+		ab_eventnotes_want_comparison();
+		ab_request_wake_keeper();
+	}
+	comparison_wanted = false;
+}
+
+static void
 settle(bool committed)
 {
 	if (notes_are_put)
 		settle_notes(committed);
+	settle_comparison(committed);
 	if (rows_are_written)
 		settle_rows(committed);
 	else
@@ -481,6 +491,13 @@ ab_event(const char *event, Oid db, const char *branch, const char *parent,
 	e.by = GetUserNameFromId(GetUserId(), false);
 	e.detail_text = detail_json;
 	remember(&e);
+}
+
+void
+ab_event_find_out(void)
+{
+	register_callbacks();
+	comparison_wanted = true;
 }
 
 void

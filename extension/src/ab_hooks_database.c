@@ -10,6 +10,7 @@
  */
 #include "ab_hooks.h"
 
+#include "access/htup_details.h"
 #include "catalog/pg_database.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
@@ -17,8 +18,10 @@
 #include "nodes/pg_list.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
+#include "utils/syscache.h"
 
 #include "ab_catalogrows.h"
+#include "ab_events.h"
 #include "ab_file.h"
 #include "ab_lifecycle.h"
 #include "ab_manifest.h"
@@ -306,13 +309,29 @@ ab_check_drop_database(Oid db, bool files_go)
 	pfree(name);
 }
 
+static bool
+is_invalid(Oid db)
+{
+	HeapTuple	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
+	bool		invalid;
+
+	if (!HeapTupleIsValid(tup))
+		return false;
+	invalid = ((Form_pg_database) GETSTRUCT(tup))->datconnlimit < -1;
+	ReleaseSysCache(tup);
+	return invalid;
+}
+
+/* An interrupted DROP DATABASE may have left nothing that says whether it was a branch. */
 void
 ab_report_drop_database(Oid db)
 {
-	char	   *name = is_branch(db) ? ab_database_name(db) : NULL;
+	char	   *name = ab_database_name(db);
 
-	if (name != NULL)
+	if (name != NULL && is_branch(db))
 		ab_report_deleted(db, name);
+	else if (name != NULL && is_invalid(db))
+		ab_event_find_out();
 }
 
 /* A snapshot whose manifest is damaged needs nothing any more. */
