@@ -159,6 +159,11 @@ def _children(parent: int) -> list[int]:
     return found
 
 
+def _stopped(pid: int) -> bool:
+    state = _process_state(pid)
+    return state is None or state[1] in "TtZX"
+
+
 def _gone(pid: int) -> bool:
     state = _process_state(pid)
     return state is None or state[1] == "Z"
@@ -447,13 +452,15 @@ class Cluster:
         """SIGKILL the postmaster and all its children at one moment.
 
         All are stopped before the first dies: the postmaster, so that it forks and cleans
-        up nothing any more, then its children, so that none goes on without the others.
+        up nothing any more (which is so when it has stopped, not when it was told to), then
+        its children, so that none goes on without the others.
         A postmaster that has not yet written its pid file dies as well.
         """
         pid = self.postmaster_pid() or self._started_pid()
         if pid is None:
             return
         os.kill(pid, signal.SIGSTOP)
+        wait_for(lambda: _stopped(pid), 60, "the postmaster to stop", interval=0.001)
         victims = [*_children(pid), pid]
         for kind in (signal.SIGSTOP, signal.SIGKILL):
             for victim in victims:
