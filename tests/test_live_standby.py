@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from ab_checks import amcheck, branches, calm_log, create, healthy, nothing_left, run
+from ab_checks import amcheck, branches, calm_log, create, delete, healthy, nothing_left, run
 from ab_cluster import Cluster, wait_for
 from ab_oracle import (
     SETTINGS,
@@ -242,6 +242,45 @@ def test_backup_while_snapshots_are_taken(archived: tuple[Cluster, Path], seed: 
     usable(alone, "p")
     calm_log(alone)
     alone.destroy()
+
+
+def test_copied_while_a_backup_is_taken(archived: tuple[Cluster, Path]) -> None:
+    """A snapshot is a copy and is taken after the backup has passed its directory: the
+    backup cannot have it.  A branch of it says so, with XX001, and can be deleted."""
+    server, archive = archived
+    with server.connect() as conn:
+        conn.execute("SELECT pg_backup_start('by hand', true)")
+        copy = copy_of(server.data, "byhand")
+        conn.execute("SET agent_branch.snapshot_method = copy")
+        conn.execute("SELECT branch.create('during', 'p')")
+        conn.execute("SELECT branch.create('below', 'during')")
+        row = conn.execute("SELECT labelfile FROM pg_backup_stop()").fetchone()
+        assert row is not None
+    (copy / "backup_label").write_text(row[0])
+    Cluster.give(copy / "backup_label")
+    expected = rows_of(server, "p")
+    archive_all(server)
+    restored = recover(server, archive, copy, "byhand", "promote", recovery_target_name="end")
+    for turn in range(2):
+        for name in ("during", "below"):
+            position = len(restored.log_text())
+            with pytest.raises(psycopg.Error) as caught:
+                restored.connect(name)
+            assert sqlstate(restored, name, caught.value, position) == "XX001", str(caught.value)
+            text = f"{caught.value}\n{restored.log_text()[position:]}"
+            assert "DETAIL:  The snapshot was taken while the files" in text, text
+            assert "HINT:  Delete the branch" in text, text
+        if turn == 0:
+            restored.crash()
+    assert rows_of(restored, "p") == expected
+    delete(restored, "below")
+    delete(restored, "during")
+    restored.sql("SELECT * FROM branch.gc()")
+    nothing_left(restored)
+    create(restored, "during", "p")
+    assert rows_of(restored, "during") == expected
+    healthy(restored)
+    calm_log(restored)
 
 
 def positions(server: Cluster, start: str, end: str) -> list[tuple[str, str]]:

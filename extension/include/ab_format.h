@@ -12,6 +12,7 @@
  *	  snapshots/<id>.manifest	 manifest of a usable snapshot
  *	  snapshots/<id>.pages		 the pages that snapshot's own layer holds
  *	  snapshots/<id>.poisoned	 empty, or why; its snapshot must not be read any more
+ *								 (behind a zero byte there may be a relation map)
  *	  images/<dboid>/			 before-images of a plain database (ab_images.h)
  *	  journal					 double-write journal of first overlay writes
  *	  witness					 what we last saw of the server's life (ab_witness.c)

@@ -21,6 +21,7 @@
 #include "access/xlog_internal.h"
 #include "access/xlogrecovery.h"
 #include "access/xlogutils.h"
+#include "lib/stringinfo.h"
 #include "storage/bufmgr.h"
 #include "storage/fd.h"
 #include "storage/lwlock.h"
@@ -93,8 +94,6 @@ is_sound(AbSnapId id, const char *suffix)
 		((m.h->flags & AB_MANIFEST_LIVE) || layer_is_sound(id, m.h));
 }
 
-/* ---- marks ---- */
-
 static void
 remove_suffix(AbSnapId id, const char *suffix)
 {
@@ -102,41 +101,6 @@ remove_suffix(AbSnapId id, const char *suffix)
 
 	(void) ab_file_remove_durably(path);
 	pfree(path);
-}
-
-static void
-poison(AbSnapId id)
-{
-	char	   *path = ab_snapshot_path(id, ".poisoned");
-
-	/* the mark first: from now on nothing reads what is there */
-	ab_file_write_durably(path, "", 0);
-	remove_suffix(id, ".pending");
-	pfree(path);
-}
-
-/*
- * The same, where a full disk must not keep the server from starting: without its
- * manifest a snapshot cannot be read either.
- */
-static void
-poison_somehow(AbSnapId id)
-{
-	MemoryContext cxt = CurrentMemoryContext;
-
-	PG_TRY();
-	{
-		poison(id);
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(cxt);
-		EmitErrorReport();
-		FlushErrorState();
-		remove_suffix(id, ".manifest");
-		remove_suffix(id, ".pending");
-	}
-	PG_END_TRY();
 }
 
 /*
@@ -214,6 +178,58 @@ unpack(XLogReaderState *record, Replay *r)
 	r->relmap = take_array(&data, end, 1, AB_RELMAP_SIZE);
 	r->id = ab_snapid_make(r->rec.tli, record->EndRecPtr);
 }
+
+/* ---- marks ---- */
+
+/*
+ * Why, and the map: a branch of the snapshot gets it, so that its sessions come as far
+ * as being told (ab_format.h).
+ */
+static void
+poison(const Replay *r)
+{
+	char	   *path = ab_snapshot_path(r->id, ".poisoned");
+	StringInfoData mark;
+
+	initStringInfo(&mark);
+	appendStringInfoString(&mark, reachedConsistency ?
+						   "This server could not keep its pages when it replayed that the snapshot was taken." :
+						   "The snapshot was taken while the files that this server began with were being copied.");
+	appendStringInfoChar(&mark, '\0');
+	appendBinaryStringInfo(&mark, r->relmap, AB_RELMAP_SIZE);
+
+	/* the mark first: from now on nothing reads what is there */
+	ab_file_write_durably(path, mark.data, mark.len);
+	remove_suffix(r->id, ".pending");
+	pfree(mark.data);
+	pfree(path);
+}
+
+/*
+ * The same, where a full disk must not keep the server from starting: without its
+ * manifest a snapshot cannot be read either.
+ */
+static void
+poison_somehow(const Replay *r)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		poison(r);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(cxt);
+		EmitErrorReport();
+		FlushErrorState();
+		remove_suffix(r->id, ".manifest");
+		remove_suffix(r->id, ".pending");
+	}
+	PG_END_TRY();
+}
+
+/* ---- making the files ---- */
 
 static void
 fill_header(const Replay *r, AbManifestHeader *h)
@@ -389,7 +405,7 @@ redo_live_snapshot(Replay *r)
 	FlushDatabaseBuffers(db);
 	made = try_to(make_live_files, r);
 	if (!made)
-		poison_somehow(r->id);
+		poison_somehow(r);
 	ab_guard_close(db);
 	ab_snaptable_add(r->id, db, false, true);
 	ab_snaptable_reached(r->id, !made);
@@ -398,7 +414,7 @@ redo_live_snapshot(Replay *r)
 
 	/* without room in the table nothing is kept for it */
 	if (!ab_snaptable_get(r->id, &slot))
-		poison_somehow(r->id);
+		poison_somehow(r);
 }
 
 static void
@@ -421,7 +437,7 @@ redo_snapshot(XLogReaderState *record)
 		if (try_to(capture_locally, &r))
 			return;
 	}
-	poison(r.id);
+	poison(&r);
 }
 
 void

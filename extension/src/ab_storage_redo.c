@@ -93,22 +93,29 @@ try_make_unlogged(Oid db, const AbManifest *m)
 }
 
 /*
- * pg_filenode.map out of a manifest whose pages must not be read: without the map a
- * session of the branch would not even come to hear of that.
+ * pg_filenode.map for a branch whose snapshot must not be read, or not any more:
+ * without it a session of the branch would not even come to hear of that.  It is in the
+ * manifest, and if replay found none, behind the reason in the mark.
  */
 static void
 mend_relmap_of_unreadable(Oid db, Oid spc, AbSnapId snapshot)
 {
-	char	   *path = ab_snapshot_path(snapshot, ".manifest");
+	char	   *manifest = ab_snapshot_path(snapshot, ".manifest");
+	char	   *poisoned = ab_snapshot_path(snapshot, ".poisoned");
+	char	   *file;
 	size_t		len;
-	char	   *image = ab_file_read(path, &len);
 	AbManifest	m;
 
-	if (image != NULL && ab_manifest_check(image, len, &m) == NULL)
+	if ((file = ab_file_read(manifest, &len)) != NULL &&
+		ab_manifest_check(file, len, &m) == NULL)
 		ab_storage_write_relmap(db, spc, m.relmap);
-	if (image != NULL)
-		pfree(image);
-	pfree(path);
+	else if ((file = ab_file_read(poisoned, &len)) != NULL && len > AB_RELMAP_SIZE &&
+			 file[len - AB_RELMAP_SIZE - 1] == '\0')
+		ab_storage_write_relmap(db, spc, file + len - AB_RELMAP_SIZE);
+	if (file != NULL)
+		pfree(file);
+	pfree(manifest);
+	pfree(poisoned);
 }
 
 /* Directory, PG_VERSION and pg_filenode.map, where not whole. */
