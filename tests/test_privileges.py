@@ -70,6 +70,7 @@ CASES: dict[str, Case] = {
     "branch.recover": owners("SELECT * FROM branch.recover('gone')"),
     "branch.rename": owners("SELECT * FROM branch.rename('vault_branch', 'new')"),
     "branch.reset": owners("SELECT * FROM branch.reset('vault_branch')"),
+    "branch.detach": owners("SELECT branch.detach('vault_branch')"),
     "branch.restore": owners("SELECT * FROM branch.restore('vault_branch', 'top_secret')"),
     "branch.protect": owners("SELECT * FROM branch.protect('vault_branch')"),
     "branch.unprotect": owners("SELECT * FROM branch.unprotect('vault_branch')"),
