@@ -183,6 +183,17 @@ SELECT branch.delete('agent_2', hard => true);
 SELECT name FROM branch.rename('second', 'regress_platform');
 SELECT name FROM branch.rename('regress_platform', 'agent_2');
 
+-- Who else is put into the group is bound as agents are, but is not the extension's to take or drop.
+CREATE ROLE agent_smith LOGIN IN ROLE agent_branch_agents;
+SELECT * FROM create_agent_branch('smith', 'app', 'mine');
+\echo :LAST_ERROR_SQLSTATE
+SELECT count(*) >= 0 AS swept FROM branch.gc();
+SELECT rolcanlogin FROM pg_roles WHERE rolname = 'agent_smith';
+DROP ROLE agent_smith;
+SELECT name FROM branch.rename('agent_2', 'public');
+SELECT name FROM branch.rename('public', 'pg_two');
+SELECT name FROM branch.rename('pg_two', 'agent_2');
+
 -- The role goes with the branch; one that owns something elsewhere cannot, but is of no use.
 SELECT branch.delete('agent_3', hard => true);
 SELECT branch.delete('kept', hard => true);

@@ -147,6 +147,7 @@ RELATIONS: dict[str, tuple[str, ...]] = {
     "branch.named_snapshots": (SUPERUSER,),
     "branch.schedules": (SUPERUSER,),
     "branch.registry": (SUPERUSER,),
+    "branch.agent_roles": (SUPERUSER,),
     "branch.event_log": (SUPERUSER,),
     "branch.event_log_id_seq": (SUPERUSER,),
 }

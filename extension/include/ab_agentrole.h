@@ -57,6 +57,12 @@ extern bool ab_agent_is_role(Oid role);
 extern Oid	ab_agent_role_make(const char *name, const char *password);
 
 /*
+ * Roles that have been made (invalid ones are passed over): no other will ever be
+ * changed or dropped, whatever group it is put into.
+ */
+extern void ab_agent_roles_remember(int n, const Oid *roles);
+
+/*
  * Let go of the lock that naming it in grants has taken, if this transaction has created
  * it: nobody else can see it, and a batch needs the room.
  */
@@ -85,7 +91,7 @@ extern void ab_agent_check_drop_role(Oid role);
 /* Somebody drops a database: does it leave an agent's role? */
 extern void ab_agent_note_drop_database(Oid db);
 
-/* Drop roles that nothing is left of.  Needs a transaction and a snapshot. */
+/* Drop roles whose branches are gone, and nothing else.  Needs a transaction and a snapshot. */
 extern void ab_agent_roles_sweep(void);
 
 /* ---- ab_agentgrants.c ---- */

@@ -94,4 +94,14 @@ COMMENT ON COLUMN branch.registry.deleted_by IS 'role that did that';
 COMMENT ON COLUMN branch.registry.deleted_name IS 'name that it had until then';
 COMMENT ON COLUMN branch.registry.deleted_allowconn IS 'whether it could be connected to until then';
 
-REVOKE ALL ON TABLE branch.named_snapshots, branch.schedules, branch.registry FROM public;
+CREATE TABLE branch.agent_roles (
+    id oid PRIMARY KEY,
+    made_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+
+COMMENT ON TABLE branch.agent_roles
+IS 'roles that have been made for agents; other members of agent_branch_agents are not touched';
+COMMENT ON COLUMN branch.agent_roles.id IS 'OID of the role';
+COMMENT ON COLUMN branch.agent_roles.made_at IS 'when that was';
+
+REVOKE ALL ON TABLE branch.named_snapshots, branch.schedules, branch.registry, branch.agent_roles FROM public;

@@ -15,6 +15,7 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "catalog/catalog.h"
 #include "catalog/dependency.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
@@ -24,6 +25,7 @@
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "storage/lmgr.h"
+#include "utils/array.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/syscache.h"
@@ -186,36 +188,51 @@ create_role(const char *name, const char *password)
 	return CreateRole(NULL, stmt);
 }
 
+static bool
+any_row(const char *query, Oid role)
+{
+	Oid			types[1] = {OIDOID};
+	Datum		values[1] = {ObjectIdGetDatum(role)};
+	bool		found;
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	found = ab_tables_execute(query, 1, types, values, NULL) > 0;
+	SPI_finish();
+	return found;
+}
+
+/* Was it made here?  A member of the group may be anybody's. */
+static bool
+is_made_here(Oid role)
+{
+	return ab_agent_is_role(role) &&
+		any_row("SELECT FROM branch.agent_roles WHERE id = $1", role);
+}
+
+#define IS_BRANCHS(role) \
+"EXISTS (SELECT FROM branch.registry AS r INNER JOIN pg_database AS d ON r.db = d.oid" \
+" WHERE r.agent_role = " role ")"
+
 /* Is it the role of an agent whose branch is there, living or deleted recoverably? */
 static bool
 is_taken(Oid role)
 {
-	Oid			types[1] = {OIDOID};
-	Datum		values[1] = {ObjectIdGetDatum(role)};
-	bool		taken;
-
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-	taken = ab_tables_execute("SELECT FROM branch.registry AS r"
-							  " INNER JOIN pg_database AS d ON r.db = d.oid"
-							  " WHERE r.agent_role = $1",
-							  1, types, values, NULL) > 0;
-	SPI_finish();
-	return taken;
+	return any_row("SELECT WHERE " IS_BRANCHS("$1"), role);
 }
 
 static void
 check_left_behind(Oid role, const char *name)
 {
-	bool		others = !ab_agent_is_role(role);
+	bool		ours = is_made_here(role);
 
-	if (!others && !is_taken(role))
+	if (ours && !is_taken(role))
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_DUPLICATE_OBJECT),
 			 errmsg("role \"%s\" already exists", name),
-			 others ? errdetail("It is not the role of an agent.") :
-			 errdetail("It is the role of an agent whose branch has another name."),
+			 ours ? errdetail("It is the role of an agent whose branch has another name.") :
+			 errdetail("It was not made for an agent."),
 			 errhint("Choose another id for the agent, or rename or drop that role.")));
 }
 
@@ -251,6 +268,25 @@ ab_agent_role_make(const char *name, const char *password)
 }
 
 void
+ab_agent_roles_remember(int n, const Oid *roles)
+{
+	Oid			types[1] = {OIDARRAYOID};
+	Datum	   *ids = palloc(n * sizeof(Datum));
+	Datum		values[1];
+
+	for (int i = 0; i < n; i++)
+		ids[i] = ObjectIdGetDatum(roles[i]);
+	values[0] = PointerGetDatum(construct_array(ids, n, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	(void) ab_tables_execute("INSERT INTO branch.agent_roles (id)"
+							 " SELECT u.id FROM unnest($1) AS u (id) WHERE u.id <> 0"
+							 " ON CONFLICT (id) DO NOTHING",
+							 1, types, values, NULL);
+	SPI_finish();
+}
+
+void
 ab_agent_role_unlock(Oid role)
 {
 	HeapTuple	tup = SearchSysCache1(AUTHOID, ObjectIdGetDatum(role));
@@ -277,6 +313,14 @@ ab_agent_role_set_password(Oid role, const char *password)
 	ab_become_caller(&caller);
 }
 
+/* Could a role have that name? */
+static bool
+is_free(const char *name)
+{
+	return !OidIsValid(get_role_oid(name, true)) && !IsReservedName(name) &&
+		strcmp(name, "public") != 0 && strcmp(name, "none") != 0;
+}
+
 static void
 rename_role(Oid role, const char *new_name)
 {
@@ -284,12 +328,12 @@ rename_role(Oid role, const char *new_name)
 
 	if (strcmp(name, new_name) == 0)
 		return;
-	if (OidIsValid(get_role_oid(new_name, true)))
+	if (is_free(new_name))
+		(void) RenameRole(name, new_name);
+	else
 		ereport(NOTICE,
 				(errmsg("role \"%s\" of the agent keeps its name", name),
-				 errdetail("There is a role \"%s\" already.", new_name)));
-	else
-		(void) RenameRole(name, new_name);
+				 errdetail("Another role has the name \"%s\", or none can have it.", new_name)));
 	CommandCounterIncrement();
 }
 
@@ -339,21 +383,36 @@ want_sweep(void)
 	pg_atomic_write_u32(&ab_shared->agent_roles_left, 1);
 }
 
-/*
- * Its grants on databases go, whoever has made them.  False: it owns something in a
- * snapshot, or in another branch; so it cannot be dropped, only kept from logging in.
- */
 static bool
+can_log_in(Oid role)
+{
+	HeapTuple	tup = SearchSysCache1(AUTHOID, ObjectIdGetDatum(role));
+	bool		result = HeapTupleIsValid(tup) &&
+		((Form_pg_authid) GETSTRUCT(tup))->rolcanlogin;
+
+	if (HeapTupleIsValid(tup))
+		ReleaseSysCache(tup);
+	return result;
+}
+
+/*
+ * Its grants on databases go, whoever has made them.  One that owns something in a
+ * snapshot, or in another branch, cannot be dropped, only kept from logging in.
+ */
+static void
 put_away(Oid role)
 {
 	ab_agent_revoke_databases(role);
 	if (drop_role(role))
-		return true;
-	alter_role(role, list_make2(makeDefElem("canlogin", (Node *) makeBoolean(false), -1),
-								makeDefElem("password", NULL, -1)));
+	{
+		(void) any_row("DELETE FROM branch.agent_roles WHERE id = $1", role);
+		return;
+	}
+	if (can_log_in(role))
+		alter_role(role, list_make2(makeDefElem("canlogin", (Node *) makeBoolean(false), -1),
+									makeDefElem("password", NULL, -1)));
 	CommandCounterIncrement();
 	want_sweep();
-	return false;
 }
 
 void
@@ -367,7 +426,7 @@ ab_agent_role_drop(Oid role)
 	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role)))
 		return;
 	ab_become_superuser(&caller);
-	(void) put_away(role);
+	put_away(role);
 	ab_become_caller(&caller);
 }
 
@@ -392,7 +451,7 @@ ab_agent_note_drop_database(Oid db)
 
 /* ---- sweeping ---- */
 
-/* Members of the group that are no branch's. */
+/* Roles that were made here and are no branch's any more. */
 static List *
 left_roles(void)
 {
@@ -402,12 +461,10 @@ left_roles(void)
 
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	n = ab_tables_execute("SELECT m.member FROM pg_auth_members AS m"
-						  " INNER JOIN pg_authid AS g ON m.roleid = g.oid"
-						  " WHERE g.rolname = '" AB_AGENT_GROUP "' AND NOT EXISTS ("
-						  "SELECT FROM branch.registry AS r"
-						  " INNER JOIN pg_database AS d ON r.db = d.oid"
-						  " WHERE r.agent_role = m.member)",
+	(void) ab_tables_execute("DELETE FROM branch.agent_roles AS a WHERE NOT EXISTS"
+							 " (SELECT FROM pg_authid AS r WHERE r.oid = a.id)",
+							 0, NULL, NULL, NULL);
+	n = ab_tables_execute("SELECT a.id FROM branch.agent_roles AS a WHERE NOT " IS_BRANCHS("a.id"),
 						  0, NULL, NULL, NULL);
 	for (uint64 i = 0; i < n; i++)
 	{
@@ -423,32 +480,39 @@ left_roles(void)
 	return roles;
 }
 
-/* Those that somebody uses just now are left for later. */
+/* Of the role, nobody else can make use meanwhile; false: somebody does. */
+static bool
+lock_left(Oid role)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, AuthIdRelationId, role, 0);
+	if (LockAcquire(&tag, AccessExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
+		return false;
+	AcceptInvalidationMessages();
+	return true;
+}
+
 void
 ab_agent_roles_sweep(void)
 {
 	ListCell   *lc;
 	AbSuperuser caller;
 
-	if (pg_atomic_exchange_u32(&ab_shared->agent_roles_left, 0) == 0 ||
-		!OidIsValid(ab_agent_group()) || !ab_tables_installed())
+	if (!ab_tables_installed() ||
+		pg_atomic_exchange_u32(&ab_shared->agent_roles_left, 0) == 0)
 		return;
 	ab_become_superuser(&caller);
 	foreach(lc, left_roles())
 	{
 		Oid			role = lfirst_oid(lc);
-		LOCKTAG		tag;
 
 		CHECK_FOR_INTERRUPTS();
-		SET_LOCKTAG_OBJECT(tag, InvalidOid, AuthIdRelationId, role, 0);
-		if (LockAcquire(&tag, AccessExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
-		{
+		if (!lock_left(role))
 			want_sweep();
-			continue;
-		}
-		AcceptInvalidationMessages();
-		if (SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role)) && !is_taken(role))
-			(void) put_away(role);
+		else if (SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role)) &&
+				 is_made_here(role) && !is_taken(role))
+			put_away(role);
 	}
 	ab_become_caller(&caller);
 }

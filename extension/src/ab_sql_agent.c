@@ -251,6 +251,8 @@ remember_made(const Batch *batch, int n)
 		ids[k++] = batch->agents[i].id;
 	}
 	ab_registry_put_agents(k, dbs, ids, roles);
+	if (ab_agent_roles)
+		ab_agent_roles_remember(k, roles);
 }
 
 /*
@@ -324,6 +326,7 @@ complete_living(Agent *a)
 	a->role = ab_agent_role_make(a->name, a->password);
 	ab_agent_give_database(a->db, a->role);
 	ab_registry_put_field(a->db, AB_REGISTRY_AGENT_ROLE, ObjectIdGetDatum(a->role), false);
+	ab_agent_roles_remember(1, &a->role);
 }
 
 static ArrayType *
