@@ -152,6 +152,8 @@ DROP ROLE agent_2;
 \echo :LAST_ERROR_SQLSTATE
 DROP ROLE agent_branch_agents;
 \echo :LAST_ERROR_SQLSTATE
+ALTER ROLE agent_branch_agents RENAME TO regress_agents;
+\echo :LAST_ERROR_SQLSTATE
 -- An agent of a superuser is handed out, but its password is not a stranger's to set.
 SET ROLE regress_platform;
 SELECT branch_name FROM create_agent_branch('5');
@@ -193,6 +195,18 @@ DROP ROLE agent_smith;
 SELECT name FROM branch.rename('agent_2', 'public');
 SELECT name FROM branch.rename('public', 'pg_two');
 SELECT name FROM branch.rename('pg_two', 'agent_2');
+
+-- A branch that is detached keeps its role, which is nobody else's to take any more.
+SELECT branch_name FROM create_agent_branch('d');
+SET client_min_messages = warning;
+SELECT branch.detach('agent_d');
+RESET client_min_messages;
+SELECT count(*) >= 0 AS swept FROM branch.gc();
+SELECT rolcanlogin, has_database_privilege(oid, 'agent_d', 'CONNECT') AS gets_in FROM pg_roles WHERE rolname = 'agent_d';
+DROP DATABASE agent_d;
+SELECT * FROM create_agent_branch('d');
+\echo :LAST_ERROR_SQLSTATE
+DROP ROLE agent_d;
 
 -- The role goes with the branch; one that owns something elsewhere cannot, but is of no use.
 SELECT branch.delete('agent_3', hard => true);

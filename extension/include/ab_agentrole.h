@@ -24,7 +24,7 @@
 
 #include "ab_compat.h"
 
-#include "nodes/pg_list.h"
+#include "nodes/parsenodes.h"
 #include "utils/acl.h"
 
 #define AB_AGENT_GROUP "agent_branch_agents"
@@ -85,8 +85,15 @@ extern void ab_agent_role_follow(Oid db, const char *new_name, const bool *login
  */
 extern void ab_agent_role_drop(Oid role);
 
-/* Somebody drops a role: 2BP01 for the group while there are branches. */
+/* The branch becomes a plain database: its role stays, as a plain role that gets in. */
+extern void ab_agent_role_release(Oid db);
+
+/*
+ * Without the group its members could connect anywhere: 2BP01 for who drops it while there
+ * are any, or branches; 42939 for a statement that gives it another name.
+ */
 extern void ab_agent_check_drop_role(Oid role);
+extern void ab_agent_check_statement(const Node *stmt);
 
 /* Somebody drops a database: does it leave an agent's role? */
 extern void ab_agent_note_drop_database(Oid db);
@@ -114,7 +121,7 @@ extern void ab_agent_revoke_databases(Oid role);
 /* Do its grants name the role of any agent? */
 extern bool ab_agent_is_named(Oid db);
 
-/* copyTemplateDependencies(), but for those on the group. */
+/* copyTemplateDependencies(), but for those of grants to the group. */
 extern void ab_agent_copy_dependencies(Oid from, Oid to);
 
 /* ---- ab_agentlogin.c ---- */

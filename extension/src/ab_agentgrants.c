@@ -235,7 +235,8 @@ ab_agent_is_named(Oid db)
 
 /*
  * In a database whose tables are granted to the group there is a row for each of them.
- * A branch does not need these: the group cannot be dropped while there are branches.
+ * A branch does not need these: the group cannot be dropped while there are branches, and
+ * a grant to a role that is no more does no harm.
  */
 void
 ab_agent_copy_dependencies(Oid from, Oid to)
@@ -261,7 +262,8 @@ ab_agent_copy_dependencies(Oid from, Oid to)
 	{
 		Form_pg_shdepend form = (Form_pg_shdepend) GETSTRUCT(tup);
 
-		if (form->refclassid == AuthIdRelationId && form->refobjid == group)
+		if (form->refclassid == AuthIdRelationId && form->refobjid == group &&
+			form->deptype == SHARED_DEPENDENCY_ACL)
 			continue;
 		tup = heap_copytuple(tup);
 		((Form_pg_shdepend) GETSTRUCT(tup))->dbid = to;

@@ -13,10 +13,14 @@
  */
 #include "ab_agentrole.h"
 
+#include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/table.h"
 #include "access/xact.h"
 #include "catalog/catalog.h"
 #include "catalog/dependency.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_auth_members.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
 #include "commands/user.h"
@@ -26,6 +30,7 @@
 #include "nodes/makefuncs.h"
 #include "storage/lmgr.h"
 #include "utils/array.h"
+#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/syscache.h"
@@ -431,15 +436,55 @@ ab_agent_role_drop(Oid role)
 }
 
 void
+ab_agent_role_release(Oid db)
+{
+	Oid			role = ab_agent_role_of(db);
+
+	if (OidIsValid(role))
+		(void) any_row("DELETE FROM branch.agent_roles WHERE id = $1", role);
+}
+
+static bool
+has_members(Oid group)
+{
+	Relation	rel = table_open(AuthMemRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	bool		found;
+
+	ScanKeyInit(&key, Anum_pg_auth_members_roleid,
+				BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(group));
+	scan = systable_beginscan(rel, AuthMemRoleMemIndexId, true, NULL, 1, &key);
+	found = HeapTupleIsValid(systable_getnext(scan));
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+void
 ab_agent_check_drop_role(Oid role)
 {
-	if (role != ab_agent_group() || !ab_file_any_branch())
+	if (role != ab_agent_group() || !(ab_file_any_branch() || has_members(role)))
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
-			 errmsg("role \"%s\" cannot be dropped while there are branches", AB_AGENT_GROUP),
-			 errdetail("Tables in branches may be owned by it or granted to it."),
-			 errhint("Delete the branches first, and call branch.gc().")));
+			 errmsg("role \"%s\" cannot be dropped while there are branches or agents", AB_AGENT_GROUP),
+			 errdetail("Without it agents could connect to any database."),
+			 errhint("Delete the branches first, call branch.gc(), and drop roles that are left in it.")));
+}
+
+void
+ab_agent_check_statement(const Node *stmt)
+{
+	const RenameStmt *rename = (const RenameStmt *) stmt;
+
+	if (!IsA(stmt, RenameStmt) || rename->renameType != OBJECT_ROLE ||
+		strcmp(rename->subname, AB_AGENT_GROUP) != 0)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_RESERVED_NAME),
+			 errmsg("role \"%s\" cannot be renamed", AB_AGENT_GROUP),
+			 errdetail("Without it agents could connect to any database.")));
 }
 
 void

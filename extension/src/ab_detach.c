@@ -25,6 +25,7 @@
 #include "utils/memutils.h"
 #include "utils/syscache.h"
 
+#include "ab_agentrole.h"
 #include "ab_catalogrows.h"
 #include "ab_complete.h"
 #include "ab_events.h"
@@ -278,6 +279,7 @@ ab_detach_branch(const char *name, bool force)
 	ab_lock_branch_name(name);
 	db = find_branch(name);
 	lock_branch(db, name, force);
+	ab_agent_role_release(db);
 	ab_complete_files(db, name, &complete);
 	remember(&complete);
 	report(&complete, name);

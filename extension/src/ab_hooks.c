@@ -233,6 +233,7 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 		return;
 	}
 	ab_check_database_statement(stmt);
+	ab_agent_check_statement(stmt);
 	ab_agentready_statement(stmt);
 	if (IsA(stmt, DropdbStmt))
 		run_dropdb(&call);
