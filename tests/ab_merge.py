@@ -76,8 +76,8 @@ class PgSession:
         return {table.shape.id: table for table in found}
 
 
-def state(table: Table, changed: Blocks | None = None) -> TableState:
-    return TableState(table.shape, table.filenode, changed, table.pages)
+def state(table: Table, changed: Blocks | None = None, pages: int = 0) -> TableState:
+    return TableState(table.shape, table.file, changed, pages)
 
 
 class Merged:

@@ -119,6 +119,11 @@ CASES: dict[str, Case] = {
     # other databases
     "branch.run_on_all": everybody("SELECT * FROM branch.run_on_all('TABLE public.secrets')"),
     "branch.side_effects": owners("SELECT * FROM branch.side_effects('vault_branch')"),
+    "branch.diff_summary": owners("SELECT * FROM branch.diff_summary('vault_branch', 'vault')"),
+    "branch.diff": owners("SELECT * FROM branch.diff('vault_branch', 'vault', 'secrets')"),
+    "branch._changed_blocks": owners(
+        f"SELECT * FROM branch._changed_blocks({VAULT}, '{{}}', '{{}}', {BRANCH}, '{{}}', '{{}}')"
+    ),
     "branch._remote_open": owners("SELECT branch._remote_open('vault_branch')"),
     "branch._remote_rows": owners(
         "SELECT branch._remote_rows('vault_branch', 'SELECT count(*) FROM public.secrets')"

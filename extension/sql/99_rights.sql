@@ -63,3 +63,8 @@ GRANT EXECUTE ON FUNCTION branch.rename(text, text, boolean) TO public;
 -- Quotas.  branch.set_quota is for superusers and those they grant it to.
 GRANT SELECT ON TABLE branch.quotas TO public;
 GRANT EXECUTE ON FUNCTION branch._quota_use(oid, oid) TO public;
+
+-- Rows of branches: read with the caller's rights there.
+GRANT EXECUTE ON FUNCTION branch._changed_blocks(oid, oid[], oid[], oid, oid[], oid[]) TO public;
+GRANT EXECUTE ON FUNCTION branch.diff_summary(text, text) TO public;
+GRANT EXECUTE ON FUNCTION branch.diff(text, text, text) TO public;

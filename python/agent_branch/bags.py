@@ -10,42 +10,53 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from agent_branch.blocks import Blocks
-from agent_branch.diff import RowChange, scan
+from agent_branch.diff import SHOWN, RowChange, scan
 from agent_branch.merge import Recount
 from agent_branch.sqltext import Row, Session, Statement, parse_array
 from agent_branch.tableshape import TableShape
 
 # (sort key, row, how many copies of it)
-Line = tuple[bytes, Row, int]
+Line = tuple[str, Row, int]
 
 
-def count_rows(shape: TableShape, blocks: Blocks) -> Statement:
+def count_rows(shape: TableShape, blocks: Blocks, *, show: bool = False) -> Statement:
     """The different rows of a table in some of its blocks, and how many there are of each.
 
-    Rows of the answer: all columns as an array of texts / number; in the byte order of the
-    first.
+    Rows of the answer: what they are sorted by / all columns as an array of texts / number / if
+    ``show``, the row as jsonb.  They are sorted by the bytes of the text in hexadecimal, the
+    order of which is the same everywhere.
     """
     values = ", ".join(f"t.{column.sql}::pg_catalog.text" for column in shape.columns)
-    inner = scan(shape, blocks)
-    text = f'(ARRAY[{values}]::pg_catalog.text[])::pg_catalog.text COLLATE pg_catalog."C"'
+    shown, picked = (f", {SHOWN} AS shown", f", {FIRST_SHOWN}") if show else ("", "")
+    # The columns of the shape are its own; what is shown are all the table has.
+    inner = scan(shape, blocks, [f"ARRAY[{values}]::pg_catalog.text[] AS line{shown}"], bare=True)
+    code = (
+        "pg_catalog.encode(pg_catalog.convert_to(g.line::pg_catalog.text,"
+        " pg_catalog.getdatabaseencoding()), 'hex') COLLATE pg_catalog.\"C\""
+    )
     return Statement(
-        f"SELECT g.line, pg_catalog.count(*) FROM (SELECT {text} AS line FROM"
-        f" ({inner.template}) AS t) AS g GROUP BY g.line ORDER BY g.line",
+        f"SELECT {code} AS code, g.line, pg_catalog.count(*){picked}"
+        f" FROM ({inner.template}) AS g GROUP BY g.line ORDER BY code",
         inner.parameters,
     )
 
 
-def lines(
-    session: Session, shape: TableShape, blocks: Blocks, encoding: str = "utf-8"
-) -> Iterator[Line]:
-    """The same, read from a session; sorted.
+FIRST_SHOWN = "(pg_catalog.array_agg(g.shown))[1]"
 
-    ``encoding``: Python's name of the database's encoding, whose order of bytes sorts.
-    """
-    for line, number in session.rows(count_rows(shape, blocks)):
+
+def lines(session: Session, shape: TableShape, blocks: Blocks) -> Iterator[Line]:
+    """The same, read from a session; sorted."""
+    for code, line, number in session.rows(count_rows(shape, blocks)):
+        assert code is not None
         assert line is not None
-        assert number is not None
-        yield line.encode(encoding, "surrogateescape"), parse_array(line), int(number)
+        yield code, parse_array(line), int(number or 0)
+
+
+def shown_lines(session: Session, shape: TableShape, blocks: Blocks) -> Iterator[Line]:
+    """The same, but rows are one value: the whole row of the table as jsonb."""
+    for code, _, number, shown in session.rows(count_rows(shape, blocks, show=True)):
+        assert code is not None
+        yield code, (shown,), int(number or 0)
 
 
 def side_by_side(*streams: Iterator[Line]) -> Iterator[tuple[Row, list[int]]]:

@@ -154,7 +154,7 @@ WHERE k.contype = 'f' AND k.conrelid = t.oid"""
 
 _HEAD = f"""
 WITH RECURSIVE tables AS (
-    SELECT c.oid, c.relname, n.nspname, c.relreplident
+    SELECT c.oid, c.relname, n.nspname, c.relreplident, c.relfilenode, c.reltablespace
     FROM pg_catalog.pg_class AS c
     JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
     WHERE c.relkind = 'r' AND c.relpersistence <> 't'
@@ -164,9 +164,9 @@ SELECT pg_catalog.jsonb_build_object(
     'oid', t.oid,
     'schema', t.nspname,
     'name', t.relname,
-    'filenode', pg_catalog.pg_relation_filenode(t.oid),
-    'pages', pg_catalog.pg_relation_size(t.oid)
-        / pg_catalog.current_setting('block_size')::pg_catalog.int8,
+    'tablespace', t.reltablespace,
+    'file', t.relfilenode,
+    'file_now', pg_catalog.pg_relation_filenode(t.oid),
     'columns', ({_COLUMNS}),
     'indexes', ({_INDEXES}),
     'foreign_keys', ({_FOREIGN_KEYS}))
@@ -180,12 +180,17 @@ TABLES = Statement(_HEAD)
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of one database.  ``filenode``: name of its file; ``pages``: its size."""
+    """A table of one database.
+
+    ``file``: number of its file, in ``tablespace`` (0: the database's default), as the
+    transaction sees it; ``file_now``: as it is.
+    """
 
     shape: TableShape
     oid: int
-    filenode: int
-    pages: int
+    tablespace: int
+    file: int
+    file_now: int
 
 
 def table_from(row: Row) -> Table:
@@ -229,7 +234,8 @@ def table_from(row: Row) -> Table:
         apart,
         tuple(_foreign_key(key, place) for key in found["foreign_keys"] or []),
     )
-    return Table(shape, int(found["oid"]), int(found["filenode"]), found["pages"])
+    numbers = (int(found[name]) for name in ("oid", "tablespace", "file", "file_now"))
+    return Table(shape, *numbers)
 
 
 def type_text(name: str) -> str:

@@ -30,6 +30,9 @@ from agent_branch.sqltext import (
 )
 from agent_branch.tableshape import Column, TableShape, common_key, mask_of
 
+# A row ``t`` with all its columns, also if one of them has the name t.
+SHOWN = "pg_catalog.to_jsonb(t.*)"
+
 ChangeKind = Literal["added", "modified", "removed"]
 
 
@@ -54,6 +57,7 @@ class RowChange:
 
     Rows have the columns of the plan.  ``changed``: mask of the columns that differ, for
     modified rows.  ``copies``: of a row without a key, how many there are more or less.
+    ``shown``: if asked for, the rows with all columns of their tables, as jsonb.
     """
 
     kind: ChangeKind
@@ -62,6 +66,7 @@ class RowChange:
     after: Row | None
     changed: int = 0
     copies: int = 1
+    shown: tuple[Value, Value] = (None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +104,10 @@ def plan_diff(before: TableState, after: TableState, shape: TableShape | None = 
 
 
 def _blocks_to_read(before: TableState, after: TableState) -> tuple[Blocks, str]:
-    if before.changed is None or after.changed is None:
-        return ALL, "it is not known which pages changed"
-    if before.lineage is None or before.lineage != after.lineage:
+    if before.lineage != after.lineage:
         return ALL, "the table was rewritten"
+    if before.changed is None or after.changed is None or before.lineage is None:
+        return ALL, "it is not known which pages changed"
     # Beyond the end of the shorter one, whatever the list of changed pages says.
     low, high = sorted((before.pages, after.pages))
     return before.changed | after.changed | Blocks.of([(low, high)]), ""
@@ -136,12 +141,16 @@ def _common_column(one: Column, other: Column) -> Column:
 # ---- statements ----------------------------------------------------------------
 
 
-def scan(shape: TableShape, blocks: Blocks, extra: Sequence[str] = ()) -> Statement:
+def scan(
+    shape: TableShape, blocks: Blocks, extra: Sequence[str] = (), *, bare: bool = False
+) -> Statement:
     """Rows of a table in some of its blocks: the columns of ``shape``, then ``extra``.
 
-    ``extra``: SQL expressions over the row ``t``.  Reads just these blocks (TID range scans).
+    ``extra``: SQL expressions over the row ``t``; ``bare``: nothing but these.  Reads just these
+    blocks (TID range scans).
     """
-    columns = ", ".join([*(f"t.{column.sql}" for column in shape.columns), *extra])
+    listed = () if bare else (f"t.{column.sql}" for column in shape.columns)
+    columns = ", ".join([*listed, *extra])
     if blocks.ranges is None:
         return Statement(f"SELECT {columns} FROM {shape.only} AS t")
     # OFFSET 0 keeps the subquery apart, so that the bounds are constants to its plan.
@@ -245,43 +254,65 @@ def mask_from(text: Value) -> int:
 
 
 def diff_rows(
-    plan: TableDiff, before: Session, after: Session, limits: Limits | None = None
+    plan: TableDiff,
+    before: Session,
+    after: Session,
+    limits: Limits | None = None,
+    *,
+    show: bool = False,
 ) -> Iterator[RowChange]:
     """The rows that differ, in no certain order; memory for a batch of rows.
 
     ``plan`` has a key.  Each session must see one moment of its database to the end.
     """
     limits = limits or Limits()
-    for batch in batches(after.rows(scan(plan.shape, plan.blocks)), limits, size_of):
-        for n, _, other, changed in _different(plan.shape, before, batch):
-            key = plan.shape.key_of(batch[n])
-            if other is None:
-                yield RowChange("added", key, None, batch[n])
-            else:
-                yield RowChange("modified", key, other, batch[n], changed)
+    shape, extra = plan.shape, [SHOWN] if show else []
+    width = len(shape.columns)
+    for batch in batches(after.rows(scan(shape, plan.blocks, extra)), limits, size_of):
+        for n, _, other, changed in _different(shape, before, batch, extra):
+            yield _change(shape, other, batch[n], changed, width)
     # What differs is known already where the other row lies in a page that was read.
-    for batch in batches(before.rows(scan(plan.shape, plan.blocks)), limits, size_of):
-        for n, block, other, changed in _different(plan.shape, after, batch):
-            key = plan.shape.key_of(batch[n])
-            if other is None:
-                yield RowChange("removed", key, batch[n], None)
-            elif block not in plan.blocks:
-                yield RowChange("modified", key, batch[n], other, changed)
+    for batch in batches(before.rows(scan(shape, plan.blocks, extra)), limits, size_of):
+        for n, block, other, changed in _different(shape, after, batch, extra):
+            if other is None or block not in plan.blocks:
+                yield _change(shape, batch[n], other, changed, width)
+
+
+def _change(
+    shape: TableShape, before: Row | None, after: Row | None, changed: int, width: int
+) -> RowChange:
+    """From rows that may be followed by what is shown of them."""
+    row = after or before
+    assert row is not None
+    return RowChange(
+        "added" if before is None else "removed" if after is None else "modified",
+        shape.key_of(row),
+        before and before[:width],
+        after and after[:width],
+        changed,
+        shown=(_after(before, width), _after(after, width)),
+    )
+
+
+def _after(row: Row | None, width: int) -> Value:
+    return row[width] if row is not None and len(row) > width else None
 
 
 def _different(
-    shape: TableShape, session: Session, batch: Sequence[Row]
+    shape: TableShape, session: Session, batch: Sequence[Row], extra: Sequence[str]
 ) -> Iterator[tuple[int, int, Row | None, int]]:
     """(n, block, row of the session, mask) for rows of the batch that it has not, or others."""
     width = len(shape.columns)
-    statement = match(shape, [shape.key_of(row) for row in batch], [batch], only_different=True)
+    keys = [shape.key_of(row) for row in batch]
+    statement = match(shape, keys, [batch], only_different=True, extra=extra)
     for answer in session.rows(statement):
         number, ctid = answer[0], answer[1]
         assert number is not None
         if ctid is None:
             yield int(number), -1, None, 0
         else:
-            yield int(number), block_of(ctid), answer[2 : 2 + width], mask_from(answer[2 + width])
+            row = answer[2 : 2 + width] + answer[3 + width :]
+            yield int(number), block_of(ctid), row, mask_from(answer[2 + width])
 
 
 def json_rows(shape: TableShape, rows: Iterable[Row]) -> Statement:

@@ -95,8 +95,8 @@ class TableRun:
 
 @dataclass(slots=True)
 class MergeRun:
-    """One merge.  ``schema``: all tables of the target; ``encoding``: Python's name of the
-    databases' one; ``strategies`` and ``decisions`` for single tables."""
+    """One merge.  ``schema``: all tables of the target; ``strategies``, ``decisions``: of single
+    tables."""
 
     ours: Session
     schema: Sequence[TableShape]
@@ -104,7 +104,6 @@ class MergeRun:
     strategies: Mapping[TableId, Strategy] = field(default_factory=dict)
     decisions: Mapping[TableId, Mapping[Row, Decision]] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
-    encoding: str = "utf-8"
     tables: dict[TableId, TableRun] = field(default_factory=dict)
 
     def collect(
@@ -117,9 +116,7 @@ class MergeRun:
         elif plan.course == "counts":
             assert plan.theirs is not None
             shape, blocks = plan.theirs.shape, plan.theirs.blocks
-            counted = [
-                bags.lines(s, shape, blocks, self.encoding) for s in (base, self.ours, theirs)
-            ]
+            counted = [bags.lines(side, shape, blocks) for side in (base, self.ours, theirs)]
             self.collect_counts(plan, bags.merge_counts(*counted))
 
     def collect_counts(self, plan: TablePlan, actions: Iterable[Recount]) -> None:

@@ -8,7 +8,7 @@ for ``columns[i]``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent_branch.sqltext import TEXT, Row, qualified, quote_ident
 
@@ -206,3 +206,26 @@ def common_key(shapes: Sequence[TableShape]) -> tuple[str, ...]:
             ):
                 return key
     return ()
+
+
+def same_definition(one: TableShape, other: TableShape) -> bool:
+    """Same columns, keys, unique and foreign keys, whatever the order of the columns?"""
+    return _definition(one) == _definition(other)
+
+
+def _definition(shape: TableShape) -> tuple[object, ...]:
+    def named(columns: Iterable[int]) -> tuple[str, ...]:
+        return tuple(shape.columns[i].name for i in columns)
+
+    return (
+        {column.name: column for column in shape.columns},
+        named(shape.key),
+        {
+            unique.name: (replace(unique, columns=()), named(unique.columns))
+            for unique in shape.uniques
+        },
+        {
+            (key.name, key.target): (replace(key, columns=()), named(key.columns))
+            for key in shape.foreign_keys
+        },
+    )

@@ -1,0 +1,60 @@
+-- Rows of branches: what differs.
+
+CREATE FUNCTION branch._changed_blocks(
+    a oid,
+    a_spaces oid[],
+    a_files oid[],
+    b oid,
+    b_spaces oid[],
+    b_files oid[],
+    OUT n integer,
+    OUT a_blocks bigint,
+    OUT b_blocks bigint,
+    OUT starts bigint[],
+    OUT ends bigint[]
+) RETURNS SETOF record
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_changed_blocks';
+
+COMMENT ON FUNCTION branch._changed_blocks(oid, oid[], oid[], oid, oid[], oid[])
+IS 'sizes of tables, given by their files, in two databases, and blocks in which they may differ; null: not known';
+
+CREATE FUNCTION branch.diff_summary(
+    source text,
+    target text DEFAULT null,
+    OUT table_name text,
+    OUT data_change boolean,
+    OUT schema_change boolean,
+    OUT rows_added bigint,
+    OUT rows_modified bigint,
+    OUT rows_deleted bigint,
+    OUT pages_read bigint,
+    OUT note text
+) RETURNS SETOF record
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+from agent_branch import data
+return data.diff_summary(source, target)
+$$;
+
+COMMENT ON FUNCTION branch.diff_summary(text, text)
+IS 'tables of source that differ from those of target (its parent), and by how many rows';
+
+CREATE FUNCTION branch.diff(
+    source text,
+    target text,
+    table_name text,
+    OUT from_row jsonb,
+    OUT to_row jsonb,
+    OUT diff_type text
+) RETURNS SETOF record
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+from agent_branch import data
+return data.diff(source, target, table_name)
+$$;
+
+COMMENT ON FUNCTION branch.diff(text, text, text)
+IS 'rows of a table that source has other than target (null: its parent): added, modified, removed';

@@ -1,0 +1,217 @@
+"""Two databases compared table by table, over two sessions; no server here.
+
+*before* is the target of a merge, *after* its source: what the source has and the target has
+not is "added".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from agent_branch import bags
+from agent_branch.blocks import ALL, Blocks
+from agent_branch.catalog import TABLES, Table, table_from
+from agent_branch.diff import (
+    SHOWN,
+    ChangeKind,
+    RowChange,
+    TableDiff,
+    TableState,
+    diff_rows,
+    plan_diff,
+    scan,
+)
+from agent_branch.errors import ReportedError
+from agent_branch.sqltext import Limits, Session, Statement, Value, batches
+from agent_branch.tableorder import TableId
+from agent_branch.tableshape import same_definition
+
+AMBIGUOUS = "42702"
+REWRITTEN = "40001"
+UNDEFINED_TABLE = "42P01"
+
+LOCKED_AT_ONCE = Limits(rows=500)
+
+Shown = tuple[ChangeKind, Value, Value]
+
+
+@dataclass(slots=True)
+class Summary:
+    """How the versions of one table differ.  ``note``: why more was read than what changed."""
+
+    table: TableId
+    schema_change: bool
+    pages_read: int
+    note: str
+    added: int = 0
+    modified: int = 0
+    removed: int = 0
+
+    @property
+    def data_change(self) -> bool:
+        return self.added + self.modified + self.removed > 0
+
+    def count(self, change: RowChange) -> None:
+        if change.kind == "added":
+            self.added += change.copies
+        elif change.kind == "removed":
+            self.removed += change.copies
+        else:
+            self.modified += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A session that sees one moment of its database, and the tables there."""
+
+    session: Session
+    tables: Mapping[TableId, Table]
+
+
+def side(session: Session) -> Side:
+    """The tables of a database, held so that their files stay what they are.
+
+    The session is under ``sqltext.SETTINGS``.  Raises ``ReportedError`` 40001 if a table was
+    rewritten since the session's transaction began: then its rows are not seen as they were.
+    """
+    names = [table.shape.only for table in _tables(session)]
+    for batch in batches(names, LOCKED_AT_ONCE, len):
+        session.execute(Statement(f"LOCK TABLE {', '.join(batch)} IN ACCESS SHARE MODE"))
+    tables = {table.shape.id: table for table in _tables(session)}
+    for table in tables.values():
+        if table.file != table.file_now:
+            raise ReportedError(
+                REWRITTEN,
+                f'table "{table.shape.name}" was rewritten just now',
+                detail="Its rows cannot be seen any more as they were when the comparison began.",
+                hint="Compare again.",
+            )
+    return Side(session, tables)
+
+
+def _tables(session: Session) -> list[Table]:
+    return [table_from(row) for row in session.rows(TABLES)]
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Sizes of a table before and after, in pages, and where they may differ; None: not known."""
+
+    before: int
+    after: int
+    changed: Blocks | None
+
+
+Extents = Mapping[TableId, Extent]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    before: Side
+    after: Side
+    extents: Extents
+    limits: Limits = field(default_factory=Limits)
+
+    def plan(self, name: TableId) -> TableDiff:
+        """Of a table that is on both sides."""
+        old, new, extent = self.before.tables[name], self.after.tables[name], self.extents[name]
+        # One list for both: which side changed a page makes no difference.
+        return plan_diff(
+            TableState(old.shape, old.file, extent.changed, extent.before),
+            TableState(new.shape, new.file, extent.changed, extent.after),
+        )
+
+
+def summaries(whole: Comparison) -> Iterator[Summary]:
+    """The tables that differ, by name."""
+    before, after = whole.before, whole.after
+    for name in sorted({*before.tables, *after.tables}):
+        old, new, extent = before.tables.get(name), after.tables.get(name), whole.extents[name]
+        if old is not None and new is not None:
+            found = _summary(whole, name, old, new)
+            if found.schema_change or found.data_change:
+                yield found
+        elif new is not None:
+            there = _count(after.session, new)
+            yield Summary(name, True, extent.after, "only the source has the table", added=there)
+        elif old is not None:
+            there = _count(before.session, old)
+            yield Summary(name, True, extent.before, "only the target has the table", removed=there)
+
+
+def _summary(whole: Comparison, name: TableId, old: Table, new: Table) -> Summary:
+    plan = whole.plan(name)
+    before, after = whole.before.session, whole.after.session
+    changed = not same_definition(old.shape, new.shape)
+    found = Summary(name, changed, plan.pages_read, plan.reason)
+    if not plan.blocks:
+        return found
+    if plan.counted:
+        lines = (bags.lines(session, plan.shape, plan.blocks) for session in (before, after))
+        changes = bags.changes(*lines)
+    else:
+        changes = diff_rows(plan, before, after, whole.limits)
+    for change in changes:
+        found.count(change)
+    return found
+
+
+def _count(session: Session, table: Table) -> int:
+    statement = Statement(f"SELECT pg_catalog.count(*) FROM {table.shape.only} AS t")
+    return sum(int(row[0] or 0) for row in session.rows(statement))
+
+
+def changed_rows(whole: Comparison, table: TableId) -> Iterator[Shown]:
+    """(kind, row before, row after) of each row that differs, as jsonb."""
+    before, after = whole.before, whole.after
+    old, new = before.tables.get(table), after.tables.get(table)
+    if old is not None and new is not None:
+        plan = whole.plan(table)
+        if not plan.blocks:
+            return
+        if not plan.counted:
+            changes = diff_rows(plan, before.session, after.session, whole.limits, show=True)
+            yield from ((change.kind, *change.shown) for change in changes)
+            return
+        lines = (bags.shown_lines(s.session, plan.shape, plan.blocks) for s in (before, after))
+        for change in bags.changes(*lines):
+            row = change.key[0]
+            added = change.kind == "added"
+            for _ in range(change.copies):
+                yield change.kind, None if added else row, row if added else None
+    elif new is not None:
+        for (shown,) in after.session.rows(scan(new.shape, ALL, [SHOWN], bare=True)):
+            yield "added", None, shown
+    elif old is not None:
+        for (shown,) in before.session.rows(scan(old.shape, ALL, [SHOWN], bare=True)):
+            yield "removed", shown, None
+
+
+def find_table(before: Side, after: Side, parts: Sequence[str]) -> TableId:
+    """A table by its name, with or without its schema.
+
+    Raises ``ReportedError``: 42P01 neither database has it, 42702 it is in several schemas.
+    """
+    known = {*before.tables, *after.tables}
+    if len(parts) == 2:
+        found = [name for name in known if name == tuple(parts)]
+    else:
+        found = [name for name in known if name[1:] == tuple(parts)]
+    if len(found) == 1:
+        return found[0]
+    shown = ".".join(parts)
+    if found:
+        schemas = ", ".join(sorted(f'"{schema}"' for schema, _ in found))
+        raise ReportedError(
+            AMBIGUOUS,
+            f'table name "{shown}" is ambiguous',
+            detail=f"There is one in each of the schemas {schemas}.",
+            hint="Put the name of a schema before it.",
+        )
+    raise ReportedError(
+        UNDEFINED_TABLE,
+        f'table "{shown}" does not exist',
+        detail="Neither of the databases has an ordinary table of this name.",
+        hint="Partitioned tables are compared partition by partition.",
+    )

@@ -1,0 +1,189 @@
+"""Diffs of branches, inside the server: what the PL/Python functions of the extension call.
+
+Both databases are read in sessions of the role that calls, each in one read-only transaction
+that sees one moment.  Sessions end with the transaction here, also when a result is not read to
+its end; closing them earlier is left to the normal end of a function, since nothing may be run
+while the server throws an unfinished result away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any, NoReturn
+
+import plpy
+
+from agent_branch import compare
+from agent_branch.blocks import Blocks
+from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
+from agent_branch.remote import Remote
+from agent_branch.sqltext import Row, Statement, Value, settings_statement
+
+NO_PARENT = "55000"
+
+
+class Reading:
+    """A ``Session`` in another database, for queries."""
+
+    def __init__(self, database: str) -> None:
+        self._remote = Remote(database, read_only=True, isolation="repeatable read")
+        for _ in self.rows(settings_statement()):
+            pass
+
+    def rows(self, statement: Statement) -> Iterator[Row]:
+        return (tuple(row) for row in self._remote.rows(statement.inline()))
+
+    def execute(self, statement: Statement) -> int:
+        tag = self._remote.run(statement.inline()) or ""
+        count = tag.rpartition(" ")[2]
+        return int(count) if count.isdigit() else 0
+
+    def close(self) -> None:
+        self._remote.close()
+
+
+def _report(error: ReportedError) -> NoReturn:
+    plpy.error(error.message, **error.fields())
+    raise error  # plpy.error has raised already
+
+
+def _required(name: str, value: str | None) -> str:
+    if value is None:
+        raise ReportedError(INVALID_PARAMETER_VALUE, f'argument "{name}" must not be null')
+    return value
+
+
+def _target(source: str, target: str | None) -> str:
+    """The target that was named, else the source's parent."""
+    if target is not None:
+        return target
+    rows = plpy.execute(
+        plpy.prepare("SELECT b.parent_name FROM branch.branches AS b WHERE b.name = $1", ["text"]),
+        [source],
+    )
+    parent: str | None = rows[0]["parent_name"] if len(rows) else None
+    if parent is None:
+        raise ReportedError(
+            NO_PARENT,
+            f'database "{source}" has no parent to compare it with',
+            detail="It is not a branch, or its parent is no more.",
+            hint="Name the target, too.",
+        )
+    return parent
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Two databases being compared; the target first."""
+
+    sessions: tuple[Reading, Reading]
+    whole: compare.Comparison
+
+    def close(self) -> None:
+        for session in self.sessions:
+            session.close()
+
+
+def _open(source: str | None, target: str | None) -> Opened:
+    named = _required("source", source)
+    other = _target(named, target)
+    # Their transactions see what they see from here on; what is changed is asked afterwards.
+    sessions = Reading(other), Reading(named)
+    before, after = (compare.side(session) for session in sessions)
+    return Opened(
+        sessions, compare.Comparison(before, after, _extents(other, named, before, after))
+    )
+
+
+def _extents(
+    target: str, source: str, before: compare.Side, after: compare.Side
+) -> compare.Extents:
+    names = sorted({*before.tables, *after.tables})
+    sides = ((before, target), (after, source))
+    values: list[object] = []
+    for side, database in sides:
+        tables = [side.tables.get(name) for name in names]
+        values += [
+            database,
+            [table.tablespace if table else 0 for table in tables],
+            [table.file if table else 0 for table in tables],
+        ]
+    rows = plpy.execute(
+        plpy.prepare(
+            "SELECT c.* FROM branch._changed_blocks("
+            "(SELECT d.oid FROM pg_database AS d WHERE d.datname = $1), $2, $3,"
+            " (SELECT d.oid FROM pg_database AS d WHERE d.datname = $4), $5, $6) AS c",
+            ["name", "oid[]", "oid[]", "name", "oid[]", "oid[]"],
+        ),
+        values,
+    )
+    return {names[row["n"] - 1]: _extent(row) for row in rows}
+
+
+def _extent(row: Mapping[str, Any]) -> compare.Extent:
+    starts, ends = row["starts"], row["ends"]
+    changed = None if starts is None else Blocks.of(zip(starts, ends, strict=True))
+    return compare.Extent(row["a_blocks"] or 0, row["b_blocks"] or 0, changed)
+
+
+def _name(table: tuple[str, str]) -> str:
+    return ".".join(plpy.quote_ident(part) for part in table)
+
+
+Line = tuple[str, bool, bool, int, int, int, int, str | None]
+
+
+def diff_summary(source: str | None, target: str | None) -> list[Line]:
+    """(table, data_change, schema_change, added, modified, removed, pages_read, note).
+
+    Errors: 22023 no source, 55000 it has no parent and no target is named, 42501 rights or a
+    row security policy that hides rows from the caller, 40001 a table was rewritten meanwhile;
+    those of reaching a database.
+    """
+    try:
+        opened = _open(source, target)
+        lines = [
+            (
+                _name(found.table),
+                found.data_change,
+                found.schema_change,
+                found.added,
+                found.modified,
+                found.removed,
+                found.pages_read,
+                found.note or None,
+            )
+            for found in compare.summaries(opened.whole)
+        ]
+    except ReportedError as error:
+        _report(error)
+    opened.close()
+    return lines
+
+
+def diff(
+    source: str | None, target: str | None, table_name: str | None
+) -> Iterator[tuple[Value, Value, str]]:
+    """(from_row, to_row, diff_type) of one table's rows, as jsonb.
+
+    Errors: as ``diff_summary``; 42P01 unknown table, 42702 in several schemas, 22023 not a name.
+    """
+    try:
+        name = _required("table_name", table_name)
+        parts = plpy.execute(plpy.prepare("SELECT parse_ident($1) AS p", ["text"]), [name])
+        opened = _open(source, target)
+        table = compare.find_table(opened.whole.before, opened.whole.after, parts[0]["p"])
+        rows = compare.changed_rows(opened.whole, table)
+        # What is wrong mostly shows at once; an iterator's errors are harder to read.
+        first = list(islice(rows, 1))
+    except ReportedError as error:
+        _report(error)
+    return _all(opened, chain(first, rows))
+
+
+def _all(opened: Opened, rows: Iterable[compare.Shown]) -> Iterator[tuple[Value, Value, str]]:
+    for kind, from_row, to_row in rows:
+        yield from_row, to_row, kind
+    opened.close()

@@ -1,0 +1,309 @@
+"""branch.diff and branch.diff_summary against plain comparisons of whole tables."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from ab_cluster import Cluster, wait_for
+
+SUMMARY = (
+    "SELECT rows_added, rows_modified, rows_deleted, pages_read, note"
+    " FROM branch.diff_summary(%s, %s) WHERE table_name = %s"
+)
+
+
+@pytest.fixture(scope="module")
+def cluster(cluster_base: Path) -> Iterator[Cluster]:
+    """With checksums: hint bits alone change a page's LSN then."""
+    made = Cluster.create(
+        cluster_base, "diff", {"autovacuum": "off"}, initdb_args=["--data-checksums"]
+    )
+    yield made
+    made.destroy()
+
+
+def rows(cluster: Cluster, database: str, table: str) -> list[Any]:
+    query = f"SELECT to_jsonb(t.*) FROM {table} AS t"
+    return [row for (row,) in cluster.sql(query, dbname=database)]
+
+
+def expected(cluster: Cluster, source: str, target: str, table: str) -> list[tuple[Any, Any, str]]:
+    """What a comparison of both tables, read whole, finds."""
+    if table == "bag":
+        old, new = (sorted(map(repr, rows(cluster, name, table))) for name in (target, source))
+        added, removed = list(new), list(old)
+        for row in old:
+            if row in added:
+                added.remove(row)
+                removed.remove(row)
+        return sorted(
+            [
+                *((None, row, "added") for row in added),
+                *((row, None, "removed") for row in removed),
+            ],
+            key=repr,
+        )
+    before, after = (
+        {row["id"]: row for row in rows(cluster, name, table)} for name in (target, source)
+    )
+    found = []
+    for key in {*before, *after}:
+        one, other = before.get(key), after.get(key)
+        both = {*(one or {}), *(other or {})} if one is None or other is None else {*one} & {*other}
+        if any((one or {}).get(column) != (other or {}).get(column) for column in both):
+            kind = "added" if one is None else "removed" if other is None else "modified"
+            found.append((one, other, kind))
+    return sorted(found, key=repr)
+
+
+def found(cluster: Cluster, source: str, target: str, table: str) -> list[tuple[Any, Any, str]]:
+    answer: list[tuple[Any, Any, str]] = [
+        (one, other, kind)
+        for one, other, kind in cluster.sql(
+            "SELECT * FROM branch.diff(%s, %s, %s)", [source, target, table]
+        )
+    ]
+    if table == "bag":
+        answer = [(one and repr(one), other and repr(other), kind) for one, other, kind in answer]
+    return sorted(answer, key=repr)
+
+
+def change(rng: random.Random) -> list[str]:
+    """Statements, each a transaction of its own."""
+    first = rng.randint(1, 2000)
+    near = f"id BETWEEN {first} AND {first + rng.randint(0, 40)}"
+    kind = rng.choice(
+        ["update"] * 4 + ["delete", "insert", "key", "bag", "vacuum", "checkpoint", "tail"]
+        + ["rewrite", "column", "same", "read", "truncate"]
+    )  # fmt: skip
+    return {
+        "update": [f"UPDATE t SET v = 'v{rng.random()}' WHERE {near}"],
+        "delete": [f"DELETE FROM t WHERE {near}"],
+        "insert": [
+            f"INSERT INTO t SELECT g, 'new', g, repeat('y', 300)"
+            f" FROM generate_series({first}, {first + 50}) AS g ON CONFLICT DO NOTHING"
+        ],
+        "key": [f"UPDATE t SET id = -id WHERE {near}"],
+        "bag": [
+            f"INSERT INTO bag SELECT g % 5, NULL FROM generate_series(1, {rng.randint(1, 9)}) AS g",
+            f"DELETE FROM bag WHERE ctid IN (SELECT ctid FROM bag WHERE a = {rng.randint(0, 9)}"
+            " LIMIT 2)",
+        ],
+        "vacuum": ["VACUUM t", "VACUUM bag"],
+        "checkpoint": ["CHECKPOINT"],
+        "tail": ["DELETE FROM t WHERE id > 1500", "VACUUM t", "VACUUM t"],
+        "rewrite": ["VACUUM FULL t"] if rng.random() < 0.3 else ["CLUSTER t USING t_pkey"],
+        "column": [f"ALTER TABLE t ADD c{rng.randint(0, 9**9)} int DEFAULT 5"],
+        "same": [f"UPDATE t SET w = w + 0.0 WHERE {near}"],
+        "read": ["SELECT count(*) FROM t", "SELECT count(*) FROM bag"],
+        "truncate": ["TRUNCATE bag"],
+    }[kind]
+
+
+def test_as_whole_comparisons(cluster: Cluster, seed: int) -> None:
+    """A parent, its branches of two moments, and a branch of a branch; all go on at random.
+
+    Any two of them: the rows are those that a comparison of the whole tables finds.
+    """
+    rng = random.Random(seed)
+    cluster.sql(
+        "CREATE TABLE t (id int PRIMARY KEY, v text, w numeric, pad text);"
+        "INSERT INTO t SELECT g, 'v' || g, g, repeat('x', 200) FROM generate_series(1, 2000) AS g;"
+        "CREATE TABLE bag (a int, b text);"
+        "INSERT INTO bag SELECT g % 7, repeat('z', g % 3) FROM generate_series(1, 500) AS g;",
+        dbname="main",
+    )
+    births = {2: ("b", "main"), 6: ("c", "main"), 9: ("d", "b"), 12: ("e", "d")}
+    names = ["main"]
+    compared = 0
+    for step in range(24):
+        if step in births:
+            name, parent = births[step]
+            cluster.sql("SELECT branch.create(%s, %s)", [name, parent])
+            names.append(name)
+            assert cluster.sql("SELECT * FROM branch.diff_summary(%s)", [name]) == []
+        statements = change(rng)
+        with cluster.connect(rng.choice(names)) as conn:
+            for statement in statements:
+                if not statement.startswith("ALTER") or rng.random() < 0.3:
+                    conn.execute(statement)
+        if len(names) > 1 and step % 3 == 2:
+            one, other = rng.sample(names, 2)
+            for table in ("t", "bag"):
+                wanted = expected(cluster, one, other, table)
+                got = found(cluster, one, other, table)
+                assert got == wanted, (step, one, other, table, statements)
+                summary = cluster.sql(SUMMARY, [one, other, f"public.{table}"])
+                counts = [
+                    sum(kind == each for _, _, kind in wanted)
+                    for each in ("added", "modified", "removed")
+                ]
+                # A column that only one side has is a change of the schema, without rows.
+                assert [list(line[:3]) for line in summary if any(line[:3])] == [
+                    each for each in [counts] if any(each)
+                ]
+                compared += 1
+    assert compared
+    assert cluster.sql("SELECT * FROM branch.verify()") == []
+
+
+def test_pages_follow_what_changed(cluster: Cluster) -> None:
+    """Few pages for few rows, on either side; reading changes nothing; rewriting says so."""
+    cluster.sql("CREATE DATABASE wide")
+    cluster.sql(
+        "CREATE TABLE w (id int PRIMARY KEY, v text, pad text);"
+        "INSERT INTO w SELECT g, 'v', repeat('x', 500) FROM generate_series(1, 5000) AS g",
+        dbname="wide",
+    )
+    pages = cluster.scalar("SELECT pg_relation_size('w') / 8192", dbname="wide")
+    assert pages > 300
+    cluster.sql("SELECT branch.create('w1', 'wide')")
+    # The first to read rows sets hint bits: in the parent, and so in pages that branches share.
+    for name in ("wide", "w1"):
+        assert cluster.scalar("SELECT count(*) FROM w", dbname=name) == 5000
+    cluster.sql("CHECKPOINT")
+    cluster.sql("UPDATE w SET v = 'branch' WHERE id IN (10, 2000, 4000)", dbname="w1")
+    cluster.sql("UPDATE w SET v = 'parent' WHERE id IN (1000, 2000)", dbname="wide")
+    cluster.sql("SELECT branch.create('w2', 'wide')")
+    cluster.sql("SELECT branch.create('w3', 'w1')")
+    cluster.sql("DELETE FROM w WHERE id = 3000", dbname="w3")
+    for source, target, changed in (
+        ("w1", "wide", 4),
+        ("wide", "w1", 4),
+        ("w2", "w1", 4),
+        ("w3", "w1", 1),
+    ):
+        ((added, modified, removed, read, note),) = cluster.sql(
+            SUMMARY, [source, target, "public.w"]
+        )
+        assert added + modified + removed == changed, (source, target)
+        assert (note, read <= 12) == (None, True), (source, target, read)
+    assert cluster.sql(SUMMARY, ["w2", "wide", "public.w"]) == []
+    ((_, _, _, read, note),) = cluster.sql(SUMMARY, ["w3", "wide", "public.w"])
+    assert read >= 2 * pages
+    assert note == "it is not known which pages changed"
+    cluster.sql("VACUUM FULL w", dbname="w1")
+    ((_, modified, _, read, note),) = cluster.sql(SUMMARY, ["w1", None, "public.w"])
+    assert (modified, note) == (4, "the table was rewritten")
+    assert read >= 2 * pages - 20
+
+
+def test_every_way_a_page_changes(cluster: Cluster) -> None:
+    """Own pages, pages behind the end, cut off and written again; on each side alone."""
+    cluster.sql("CREATE DATABASE ways")
+    setup = """
+    CREATE TABLE y (id int PRIMARY KEY, v text);
+    INSERT INTO y SELECT g, repeat('x', 1000) FROM generate_series(1, 70) AS g;
+    """
+    cluster.sql(setup, dbname="ways")
+    cluster.sql("VACUUM y", dbname="ways")
+    change_row = ["UPDATE y SET v = 'inherited' WHERE id = 20"]
+    more = ["INSERT INTO y SELECT g, repeat('{}', 1000) FROM generate_series(71, 140) AS g"]
+    cut = ["DELETE FROM y WHERE id > 35", "VACUUM y"]
+    again = ["INSERT INTO y SELECT g, repeat('z', 1000) FROM generate_series(36, 70) AS g"]
+
+    def check(name: str, ours: list[str], theirs: list[str], depth: int) -> None:
+        parent = "ways"
+        for level in range(depth):
+            cluster.sql("SELECT branch.create(%s, %s)", [f"{name}{level}", parent])
+            parent = f"{name}{level}"
+        child = f"{name}_child"
+        cluster.sql("SELECT branch.create(%s, %s)", [child, parent])
+        for database, statements in ((parent, ours), (child, theirs)):
+            with cluster.connect(database) as conn:
+                for statement in statements:
+                    conn.execute(statement.format(database[-1]))
+        wanted = expected(cluster, child, parent, "y")
+        assert wanted
+        assert found(cluster, child, parent, "y") == wanted
+        note = cluster.sql(SUMMARY, [child, parent, "public.y"])[0][4]
+        assert note is None
+
+    for depth in (1, 2):
+        check(f"row{depth}", change_row, [], depth)
+        check(f"own{depth}", [], change_row, depth)
+        check(f"both{depth}", more, more, depth)
+        check(f"cut{depth}", [*cut, *again], [], depth)
+        check(f"cutown{depth}", [], [*cut, *again], depth)
+        check(f"short{depth}", cut, [], depth)
+        check(f"long{depth}", more, cut, depth)
+
+
+def test_rewritten_while_it_is_compared(cluster: Cluster) -> None:
+    """A table that is truncated after the comparison began cannot be seen as it was: 40001."""
+    cluster.sql("CREATE DATABASE moving")
+    cluster.sql("CREATE TABLE m (id int PRIMARY KEY); INSERT INTO m VALUES (1)", dbname="moving")
+    cluster.sql("SELECT branch.create('m1', 'moving')")
+    with cluster.connect("m1", autocommit=False) as writer, ThreadPoolExecutor() as pool:
+        writer.execute("TRUNCATE m")
+        asked = pool.submit(cluster.sql, "SELECT * FROM branch.diff_summary('m1')")
+        wait_for(
+            lambda: cluster.scalar(
+                "SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'AccessShareLock'"
+            ),
+            what="the comparison to wait for the table",
+        )
+        writer.commit()
+        with pytest.raises(psycopg.errors.SerializationFailure, match="was rewritten just now"):
+            asked.result()
+    assert cluster.sql(SUMMARY, ["m1", None, "public.m"])[0][:3] == (0, 0, 1)
+
+
+def test_a_cancelled_diff_leaves_nothing(cluster: Cluster) -> None:
+    cluster.sql("CREATE DATABASE held")
+    cluster.sql("CREATE TABLE h (id int PRIMARY KEY)", dbname="held")
+    cluster.sql("SELECT branch.create('h1', 'held')")
+    with cluster.connect("held", autocommit=False) as writer:
+        writer.execute("LOCK TABLE h")
+        with cluster.connect() as conn:
+            conn.execute("SET statement_timeout = '300ms'")
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                conn.execute("SELECT * FROM branch.diff_summary('h1')")
+    wait_for(
+        lambda: (
+            not cluster.scalar(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname IN ('held', 'h1')"
+            )
+        ),
+        what="the sessions of the comparison to end",
+    )
+
+
+def test_rights(cluster: Cluster) -> None:
+    """The caller's own: to connect, to read every table, and no row hidden by a policy."""
+    cluster.sql("CREATE ROLE reader LOGIN")
+    cluster.sql("CREATE DATABASE closed")
+    cluster.sql("REVOKE CONNECT ON DATABASE closed FROM public")
+    cluster.sql(
+        "CREATE TABLE p (id int PRIMARY KEY, v text);INSERT INTO p VALUES (1, 'a'), (2, 'b')",
+        dbname="closed",
+    )
+    cluster.sql("SELECT branch.create('c1', 'closed')")
+    cluster.sql("UPDATE p SET v = 'changed'", dbname="c1")
+    asked = "SELECT diff_type, to_row FROM branch.diff('c1', 'closed', 'p')"
+
+    def refused(message: str) -> None:
+        with cluster.connect(user="reader") as conn:
+            for query in (asked, "SELECT * FROM branch.diff_summary('c1', 'closed')"):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege, match=message):
+                    conn.execute(query)
+
+    refused('database "closed"')
+    cluster.sql("GRANT CONNECT ON DATABASE closed, c1 TO reader")
+    refused("table p")
+    for name in ("closed", "c1"):
+        cluster.sql("GRANT SELECT ON p TO reader", dbname=name)
+    with cluster.connect(user="reader") as conn:
+        assert len(conn.execute(asked).fetchall()) == 2
+    # A policy on one side: the rows that it hides would look deleted.
+    cluster.sql(
+        "ALTER TABLE p ENABLE ROW LEVEL SECURITY; CREATE POLICY one ON p USING (id = 1)",
+        dbname="c1",
+    )
+    refused("row-level security policy")
