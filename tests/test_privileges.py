@@ -68,7 +68,6 @@ CASES: dict[str, Case] = {
     "branch.create_many": owners("SELECT * FROM branch.create_many(ARRAY['new'], 'vault')"),
     "branch.delete": owners("SELECT branch.delete('vault_branch')"),
     "branch.recover": owners("SELECT * FROM branch.recover('gone')"),
-    "branch.detach": owners("SELECT * FROM branch.detach('vault_branch')"),
     "branch.rename": owners("SELECT * FROM branch.rename('vault_branch', 'new')"),
     "branch.reset": owners("SELECT * FROM branch.reset('vault_branch')"),
     "branch.detach": owners("SELECT branch.detach('vault_branch')"),
