@@ -97,6 +97,27 @@ def test_errors_from_another_database(cluster: Cluster) -> None:
     delete_all(cluster)
 
 
+def test_a_detached_branch_gives_its_place_back(cluster: Cluster) -> None:
+    """It is no branch any more; if the detachment is rolled back it is."""
+    cluster.sql("SELECT branch.set_quota('main', max_branches => 1)")
+    create = "CREATE DATABASE {} TEMPLATE main STRATEGY branch"
+    cluster.sql(create.format("d1"))
+    try:
+        with cluster.connect(autocommit=False) as conn:
+            conn.execute("SELECT branch.detach('d1')")
+            conn.rollback()
+        with pytest.raises(Refused):
+            cluster.sql(create.format("d2"))
+        cluster.sql("SELECT branch.detach('d1')")
+        cluster.sql(create.format("d2"))
+        with pytest.raises(Refused):
+            cluster.sql(create.format("d3"))
+    finally:
+        cluster.sql("DROP DATABASE d1")
+        delete_all(cluster)
+        cluster.sql("SELECT branch.set_quota('main')")
+
+
 def test_free_disk_floor(cluster: Cluster) -> None:
     """Creation is refused below the floor, however it is asked for."""
     for value in ("10 parsecs", "-1", "101%", "5% ish"):

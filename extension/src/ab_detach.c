@@ -32,6 +32,7 @@
 #include "ab_lifecycle.h"
 #include "ab_origin.h"
 #include "ab_pins.h"
+#include "ab_quota.h"
 #include "ab_registry.h"
 #include "ab_sessions.h"
 #include "ab_storage.h"
@@ -281,6 +282,7 @@ ab_detach_branch(const char *name, bool force)
 	lock_branch(db, name, force);
 	ab_agent_role_release(db);
 	ab_complete_files(db, name, &complete);
+	ab_quota_gone(db);
 	remember(&complete);
 	report(&complete, name);
 }
