@@ -251,7 +251,20 @@ class State:
             zeros = POOL.add(bytes(BLOCK))
             for oid, fork, block, page in cursor:
                 self.pages[oid, fork, block] = POOL.add(page) if page else zeros
+        self._without_empty_maps()
         return self
+
+    def _without_empty_maps(self) -> None:
+        """Visibility maps are made longer without WAL, by who may have something to note in
+        them; with nothing noted at their ends they say what they would say without."""
+        for oid, fork in self.lengths:
+            blocks = self.lengths[oid, fork]
+            while fork == "vm" and blocks:
+                if any(POOL.page(self.pages[oid, fork, blocks - 1])[HEADER:]):
+                    break
+                blocks -= 1
+                del self.pages[oid, fork, blocks]
+            self.lengths[oid, fork] = blocks
 
     def kind(self, key: Key) -> str:
         return self.relations[key[0]][1] if key[1] == "main" else key[1]

@@ -292,27 +292,49 @@ def positions(server: Cluster, start: str, end: str) -> list[tuple[str, str]]:
     return [(lsn, f"{rmgr} {what}") for rmgr, lsn, what in found]
 
 
-TARGETS = 8
+MOST = 30  # boundaries around the first snapshot
+
+
+def number(lsn: str) -> int:
+    high, low = (int(part, 16) for part in lsn.split("/"))
+    return high << 32 | low
+
+
+def is_ours(kind: str) -> bool:
+    return "186" in kind or "agent_branch" in kind
+
+
+def boundaries(known: list[tuple[str, str]], most: int, rng: random.Random) -> list[str]:
+    """Where a record begins; if they are too many, those of our records and of the next ones,
+    and some others."""
+    ours = [n for n, (_, kind) in enumerate(known) if is_ours(kind)]
+    assert ours, "no record of the snapshot was found"
+    near = {n + d for n in ours for d in (0, 1) if n + d < len(known)}
+    others = [n for n in range(len(known)) if n not in near]
+    chosen = near | set(rng.sample(others, max(0, min(len(others), most - len(near)))))
+    return [known[n][0] for n in sorted(chosen)]
 
 
 def test_point_in_time_around_a_snapshot(
     archived: tuple[Cluster, Path], seed: int, rng: random.Random
 ) -> None:
-    """Recovery stops before one record after the other around a snapshot.  Wherever it stops,
-    an older branch is what it was, and the new one is there and right or not there at all;
-    promoted there, the server knows no half snapshot and takes new ones.  Stopped exactly at
-    a snapshot that was taken from writers in full swing, the parent's rows are the branch's."""
+    """Recovery stops before each record around a snapshot, one after the other, and around one
+    that was taken from writers in full swing.  Wherever it stops, an older branch is what it
+    was, and a new one is there and right or not there at all; promoted there, the server knows
+    no half snapshot and takes new ones.  Stopped exactly at the snapshot that was taken from
+    writers, the parent's rows are the branch's (scenario 10)."""
     server, archive = archived
     base = server.backup(server.root / "base", "--no-sync")
+    insert = "SELECT pg_current_wal_insert_lsn()"
     with Storm(server, "p", f"{seed}/pitr") as storm:
         storm.run(30)
         with storm.held():
             older = Witness.make(server, "older", "p")
         storm.run(30)
         with storm.held():
-            start = str(server.scalar("SELECT pg_current_wal_insert_lsn()"))
+            start = str(server.scalar(insert))
             newer = Witness.make(server, "newer", "p")
-            end = str(server.scalar("SELECT pg_current_wal_insert_lsn()"))
+            end = str(server.scalar(insert))
         storm.run(30)
         for attempt in range(5):
             try:
@@ -320,38 +342,40 @@ def test_point_in_time_around_a_snapshot(
                 break
             except psycopg.errors.LockNotAvailable:
                 assert attempt < 4
+        swung = str(server.scalar(insert))
         storm.run(30)
     swing = str(server.scalar("SELECT parent_lsn FROM branch.branches WHERE name = 'swing'"))
     in_swing = rows_of(server, "swing")
     archive_all(server)
-    known = positions(server, start, end)
-    print(*known, sep="\n")
-    ours = [lsn for lsn, kind in known if "186" in kind or "agent_branch" in kind]
-    assert ours, "no record of the snapshot was found"
-    others = [lsn for lsn, _ in known if lsn not in ours]
-    targets = sorted(
-        {known[0][0], *rng.sample(ours, min(TARGETS - 2, len(ours))), *rng.sample(others, 2)},
-        key=lambda lsn: [int(part, 16) for part in lsn.split("/")],
-    )
+    first = positions(server, start, end)
+    print(*first, sep="\n")
+    second = [(lsn, kind) for lsn, kind in positions(server, swing, swung) if is_ours(kind)]
+    targets = boundaries(first, MOST, rng)
+    around = {swing, *(lsn for lsn, _ in rng.sample(second, min(6, len(second))))}
     moved = recover(server, archive, base, "moving", "pause", recovery_target_lsn=targets[0])
     seen = []
-    for number, target in enumerate([*targets, swing]):
-        if number:
+    promoted = {1, len(targets) // 2, len(targets) - 1}
+    for n, target in enumerate([*targets, *sorted(around, key=number)]):
+        if n:
             moved.stop()
             moved.configure(recovery_target_lsn=target)
-            if number in (2, len(targets) // 2, len(targets) - 1):
-                promoted_here(moved, older, newer, f"at{number}")
+            if n in promoted:
+                promoted_here(moved, older, newer, f"at{n}")
             moved.start()
             reach(moved, "pause")
-        older.check(moved, f"stopped before {target}")
-        there = "newer" in branches(moved)
-        seen.append(there)
-        if there:
+        there = branches(moved)
+        seen.append("newer" in there)
+        if n % 4 == 0 or seen[-1] != seen[n - 1]:
+            older.check(moved, f"stopped before {target}")
+        if "newer" in there:
             newer.check(moved, f"stopped before {target}")
+        if "swing" in there:
+            assert rows_of(moved, "swing") == in_swing, f"stopped before {target}"
+        if target == swing:
+            assert rows_of(moved, "p") == in_swing, "the branch is not what its parent was then"
     assert seen == sorted(seen), "the branch came and went"
     assert not seen[0]
     assert seen[-1]
-    assert rows_of(moved, "p") == in_swing, "the branch is not what its parent was then"
     replays_calmly(moved)
 
 
