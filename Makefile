@@ -122,8 +122,10 @@ regress: venv
 isolation: venv
 	$(VENV_PYTHON) tools/run_regress.py isolation
 
+# Two files of tests at a time; make pytest PYTEST_JOBS=0 runs one after the other.
+PYTEST_JOBS = 2
 pytest: venv
-	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS) tests
+	$(VENV_PYTHON) -m pytest -n $(PYTEST_JOBS) --dist loadfile $(PYTEST_ARGS) tests
 
 installcheck:
 	+$(MAKE) --no-print-directory regress
