@@ -156,6 +156,7 @@ def test_standby_replays_everything(pair: tuple[Cluster, Cluster], rng: random.R
     expected = everything(primary, "p", "main")
     primary.kill()
     no_divergence(standby)
+    assert not any((standby.data / "agent_branch" / "relcache").iterdir())
     standby.promote()
     assert everything(standby, "p", "main") == expected
     healthy(standby)

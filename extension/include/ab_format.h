@@ -39,6 +39,7 @@
 #define AB_BRANCH_DIR		AB_DIR "/branches"
 #define AB_SNAPSHOT_DIR		AB_DIR "/snapshots"
 #define AB_IMAGE_DIR		AB_DIR "/images"
+#define AB_INITFILE_DIR		AB_DIR "/relcache"
 #define AB_JOURNAL_FILE		AB_DIR "/journal"
 #define AB_WITNESS_FILE		AB_DIR "/witness"
 #define AB_WITNESS_TMP		AB_DIR "/" AB_TMP_PREFIX "witness"

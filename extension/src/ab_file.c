@@ -34,6 +34,7 @@ ab_file_make_dirs(void)
 	make_dir(AB_BRANCH_DIR);
 	make_dir(AB_SNAPSHOT_DIR);
 	make_dir(AB_IMAGE_DIR);
+	make_dir(AB_INITFILE_DIR);
 }
 
 char *

@@ -20,6 +20,7 @@
 #include "ab_epoch.h"
 #include "ab_file.h"
 #include "ab_images.h"
+#include "ab_initfile.h"
 #include "ab_kept.h"
 #include "ab_layer.h"
 #include "ab_snaptable.h"
@@ -72,6 +73,7 @@ ab_snapshot_remove_files(AbSnapId id, uint32 what)
 		remove_file(id, ".manifest");
 		remove_file(id, ".pending");
 		remove_file(id, ".poisoned");
+		ab_initfile_drop(id);
 	}
 	if ((what & AB_RETIRE_PAGES) && !OidIsValid(live_db))
 		ab_layer_remove(id);

@@ -43,6 +43,7 @@
 #include "ab_file.h"
 #include "ab_gate.h"
 #include "ab_images.h"
+#include "ab_initfile.h"
 #include "ab_kept.h"
 #include "ab_method.h"
 #include "ab_origin.h"
@@ -117,7 +118,10 @@ abandon(int code, Datum arg)
 
 	LWLockReleaseAll();
 	if (!t->done)
+	{
 		give_up_attempt(t);
+		ab_initfile_let_go();
+	}
 	release_source(t);
 }
 
@@ -555,6 +559,7 @@ quiet_part(Taking *t)
 	choose_method(t);
 	for (;;)
 	{
+		ab_initfile_hold(db, t->header.source_spc);
 		capture(t);
 		if (log_snapshot(t) && mend(t))
 			break;
@@ -573,6 +578,7 @@ quiet_part(Taking *t)
 	t->hidden_asked = true;
 	ab_request_add_hidden(t->id, db, t->header.frozen_xid, t->header.min_multi);
 	confirm(t);
+	ab_initfile_keep(t->id, db, t->header.source_spc);
 }
 
 /* ---- the whole ---- */

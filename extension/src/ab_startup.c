@@ -18,6 +18,7 @@
 #include "ab_epoch.h"
 #include "ab_file.h"
 #include "ab_images.h"
+#include "ab_initfile.h"
 #include "ab_journal.h"
 #include "ab_recovery.h"
 #include "ab_snapshot.h"
@@ -71,6 +72,7 @@ prepare_files(void)
 	ab_recovery_begin(backup || !crc_ok || control->state != DB_SHUTDOWNED,
 					  backup && is_of_primary(control));
 	ab_file_make_dirs();
+	ab_initfile_drop_all();
 	ab_snapshot_remove_tmp();
 	ab_witness_begin(control);
 	if (!clean)

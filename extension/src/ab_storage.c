@@ -33,6 +33,7 @@
 #include "utils/timestamp.h"
 
 #include "ab_file.h"
+#include "ab_initfile.h"
 #include "ab_origin.h"
 #include "ab_originsync.h"
 #include "ab_snaptable.h"
@@ -221,6 +222,7 @@ make_files(AbCreated *c, const AbManifest *m)
 	ab_storage_write_version(c->db, c->spc);
 	ab_storage_write_relmap(c->db, c->spc, m->relmap);
 	ab_storage_make_unlogged(c->db, m, false);
+	ab_initfile_give(c->snapshot, c->db, c->spc);
 }
 
 static void
