@@ -9,6 +9,9 @@ CREATE TABLE branch.quota_list (
     max_snapshots integer,
     set_by text NOT NULL DEFAULT session_user,
     set_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    role_name text,
+    parent_name text,
+    cluster bigint NOT NULL DEFAULT branch._cluster(),
     PRIMARY KEY (role_id, parent_id)
 );
 
@@ -21,6 +24,16 @@ COMMENT ON COLUMN branch.quota_list.max_creations_per_minute IS 'most creations 
 COMMENT ON COLUMN branch.quota_list.max_snapshots IS 'most named snapshots at once; null: any number';
 COMMENT ON COLUMN branch.quota_list.set_by IS 'role that set it';
 COMMENT ON COLUMN branch.quota_list.set_at IS 'when that was';
+COMMENT ON COLUMN branch.quota_list.role_name IS 'name of the role, for dumps; soon after it is renamed the new one';
+COMMENT ON COLUMN branch.quota_list.parent_name IS 'name of the parent, likewise';
+COMMENT ON COLUMN branch.quota_list.cluster IS 'system identifier of the cluster in which the OIDs mean this';
+
+CREATE TRIGGER restored_row BEFORE INSERT OR UPDATE ON branch.quota_list
+FOR EACH ROW EXECUTE FUNCTION branch._restored_row(
+    'role', 'role_id', 'role_name', 'database', 'parent_id', 'parent_name'
+);
+
+SELECT pg_catalog.pg_extension_config_dump('branch.quota_list', '');
 
 CREATE FUNCTION branch.set_quota(
     name text DEFAULT null,

@@ -22,6 +22,7 @@
 #include "ab_expire.h"
 #include "ab_gc.h"
 #include "ab_hidden.h"
+#include "ab_keptnames.h"
 #include "ab_quotaload.h"
 #include "ab_settings.h"
 #include "ab_softdelete.h"
@@ -155,6 +156,7 @@ ab_sweeper_main(Datum arg)
 	run_step(ab_agent_roles_sweep, "dropping roles of agents that are gone");
 	run_step(warn_of_age, "looking for snapshots that get too old");
 	run_step(ab_quotaload_refresh, "looking after quotas");
+	run_step(ab_keptnames_refresh, "noting new names of roles and databases");
 	run_step(ab_eventsync_compare, "looking for events that nobody recorded");
 	do
 		run_step(prune_events, "removing old events");

@@ -1,0 +1,22 @@
+-- What pg_dump keeps of the tables that follow.
+--
+-- The rule for each new table: of what only this cluster's files say, or what can be had again,
+-- nothing is dumped (say so in README, "Backup of the control database").  What people have said is
+-- dumped: pg_extension_config_dump, a column
+--     cluster bigint NOT NULL DEFAULT branch._cluster()
+-- if there are OIDs, and a trigger branch._restored_row() before each row is inserted, with 'branch'
+-- (columns db, origin_at), 'snapshot' (column id), 'here' (whatever this cluster has written), or
+-- triples of 'database' or 'role', the column of its OID, and one of its name: then also before each
+-- row is updated, and ab_keptnames.c has to know the table.  tests/test_backup.py lists all tables.
+
+CREATE FUNCTION branch._cluster() RETURNS bigint
+LANGUAGE c STABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'ab_sql_cluster';
+
+COMMENT ON FUNCTION branch._cluster() IS 'system identifier of the cluster';
+
+CREATE FUNCTION branch._restored_row() RETURNS trigger
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_restored_row';
+
+COMMENT ON FUNCTION branch._restored_row() IS 'leaves out rows of a dump that mean nothing in this cluster';
