@@ -26,7 +26,7 @@ def test_create_extension_needs_the_preload(make_cluster: MakeCluster) -> None:
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as refused:
         server.sql("CREATE EXTENSION agent_branch")
     assert "shared_preload_libraries" in (refused.value.diag.message_hint or "")
-    assert server.sql("SELECT FROM pg_extension WHERE extname = 'agent_branch'") == []
+    assert server.sql("SELECT 1 FROM pg_extension WHERE extname = 'agent_branch'") == []
 
 
 def test_calls_need_the_preload(make_cluster: MakeCluster) -> None:

@@ -86,10 +86,10 @@ def test_every_table_has_been_thought_of(cluster: Cluster) -> None:
         "SELECT c.relname, c.oid = ANY (e.extconfig),"
         " EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attnum > 0"
         "  AND a.atttypid IN ('oid'::regtype, 'oid[]'::regtype)),"
-        " EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = 'cluster'"
-        "  AND a.attnotnull AND a.atthasdef)"
-        " AND EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = c.oid AND t.tgenabled = 'O'"
-        "  AND t.tgfoid = 'branch._restored_row'::regproc)"
+        " EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid"
+        "  AND a.attname = 'system_id' AND a.attnotnull AND a.atthasdef)"
+        " AND EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = c.oid"
+        "  AND t.tgenabled = 'O' AND t.tgfoid = 'branch._restored_row'::regproc)"
         " FROM pg_class AS c"
         " INNER JOIN pg_depend AS d ON d.objid = c.oid AND d.classid = 'pg_class'::regclass"
         " INNER JOIN pg_extension AS e ON e.oid = d.refobjid AND e.extname = 'agent_branch'"
@@ -126,7 +126,7 @@ def test_into_the_same_cluster(made: Cluster) -> None:
     assert taken == [("tenant",)]
     assert made.scalar("SELECT branch_name FROM create_agent_branch('7')") == "agent_7"
     made.sql("SELECT branch.delete('agent_7', hard => true)")
-    assert made.sql("SELECT FROM pg_roles WHERE rolname = 'agent_7'") == []
+    assert made.sql("SELECT 1 FROM pg_roles WHERE rolname = 'agent_7'") == []
 
 
 def test_of_an_older_time(made: Cluster) -> None:
@@ -177,8 +177,7 @@ def test_into_another_cluster(made: Cluster, make_cluster: Callable[..., Cluster
     made.sql("ALTER ROLE own7 RENAME TO owner7")
     made.set(agent_branch__sweep_interval=1)
     wait_for(
-        lambda: made.sql("SELECT creator_name, role_name FROM branch.schedules, branch.quota_list")
-        and made.scalar("SELECT count(*) FROM branch.quota_list WHERE role_name = 'owner7'") == 1,
+        lambda: made.sql("SELECT 1 FROM branch.quota_list WHERE role_name = 'owner7'"),
         what="the new name",
     )
     path = dump(made)
@@ -198,9 +197,9 @@ def test_into_another_cluster(made: Cluster, make_cluster: Callable[..., Cluster
         ("tenant", "hourly")
     ]
     for table in ("registry", "agent_roles", "named_snapshots"):
-        assert other.sql(f"SELECT FROM branch.{table}") == []
+        assert other.sql(f"SELECT 1 FROM branch.{table}") == []
     assert other.sql("SELECT branch.set_quota('tenant', 'owner7')")  # these are OIDs of here
-    assert other.sql("SELECT FROM branch.quota_list") == []
+    assert other.sql("SELECT 1 FROM branch.quota_list") == []
     # a dump of here is this cluster's
     back = dump(other)
     done = restore(other, back, "--single-transaction", "--clean", "--if-exists")
@@ -234,4 +233,4 @@ def test_by_others_than_superusers(made: Cluster) -> None:
     done = restore(made, path, "-U", "low", "--no-owner")
     assert 'permission denied to create extension "plpython3u"' in done.stderr
     assert 'extension "agent_branch" does not exist' in done.stderr
-    assert made.sql("SELECT FROM pg_namespace WHERE nspname = 'branch'") == []
+    assert made.sql("SELECT 1 FROM pg_namespace WHERE nspname = 'branch'") == []

@@ -140,7 +140,7 @@ def test_every_function_is_safe_to_call(cluster: Cluster) -> None:
 def test_extension_can_go_and_come_back(cluster: Cluster) -> None:
     before = cluster.sql(OBJECTS)
     cluster.sql("DROP EXTENSION agent_branch")
-    assert cluster.sql("SELECT FROM pg_namespace WHERE nspname = 'branch'") == []
+    assert cluster.sql("SELECT 1 FROM pg_namespace WHERE nspname = 'branch'") == []
     cluster.sql("CREATE EXTENSION agent_branch")
     assert cluster.sql(OBJECTS) == before
     cluster.sql("SELECT branch.create('again', 'main')")

@@ -103,7 +103,7 @@ CASES: dict[str, Case] = {
     "branch._check_installable": superusers("SELECT branch._check_installable()"),
     "branch._cluster": superusers("SELECT branch._cluster()"),
     "branch._restored_row": superusers(
-        "CREATE TEMP TABLE rows_of (cluster bigint); CREATE TRIGGER restored_row BEFORE INSERT"
+        "CREATE TEMP TABLE rows_of (system_id bigint); CREATE TRIGGER restored_row BEFORE INSERT"
         " ON rows_of FOR EACH ROW EXECUTE FUNCTION branch._restored_row('here')"
     ),
     # what there is
@@ -219,7 +219,8 @@ def attempt(conn: Conn, role: str, call: str, first: str = "") -> tuple[str, str
         if role == PLATFORM:
             conn.execute("SET LOCAL agent_branch.agent_roles = on")
         conn.execute(f"SET SESSION AUTHORIZATION {role}")
-        rows = conn.execute(call).fetchall()
+        cursor = conn.execute(call)
+        rows = cursor.fetchall() if cursor.description else []
     except psycopg.Error as error:
         diag = error.diag
         said.append(f"{diag.message_detail} {diag.message_hint} {diag.context}")

@@ -34,5 +34,5 @@ def test_drops_a_branch(cluster: Cluster) -> None:
     cluster.sql("CREATE DATABASE for_a_test TEMPLATE main STRATEGY branch")
     with cluster.connect("for_a_test"):
         janitor(cluster, "for_a_test").drop()
-    assert cluster.sql("SELECT FROM pg_database WHERE datname = 'for_a_test'") == []
+    assert cluster.sql("SELECT 1 FROM pg_database WHERE datname = 'for_a_test'") == []
     assert cluster.sql("SELECT * FROM branch.verify()") == []

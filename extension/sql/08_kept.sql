@@ -3,7 +3,7 @@
 -- The rule for each new table: of what only this cluster's files say, or what can be had again,
 -- nothing is dumped (say so in README, "Backup of the control database").  What people have said is
 -- dumped: pg_extension_config_dump, a column
---     cluster bigint NOT NULL DEFAULT branch._cluster()
+--     system_id bigint NOT NULL DEFAULT branch._cluster()
 -- if there are OIDs, and a trigger branch._restored_row() before each row is inserted, with 'branch'
 -- (columns db, origin_at), 'snapshot' (column id), 'here' (whatever this cluster has written), or
 -- triples of 'database' or 'role', the column of its OID, and one of its name: then also before each

@@ -14,7 +14,7 @@ CREATE TABLE branch.named_snapshots (
     keep_until timestamptz,
     closed_at timestamptz,
     warned_at timestamptz,
-    cluster bigint NOT NULL DEFAULT branch._cluster()
+    system_id bigint NOT NULL DEFAULT branch._cluster()
 );
 
 CREATE INDEX named_snapshots_id_idx ON branch.named_snapshots (id);
@@ -30,7 +30,7 @@ COMMENT ON COLUMN branch.named_snapshots.created_by IS 'role that gave it';
 COMMENT ON COLUMN branch.named_snapshots.keep_until IS 'when it ends to protect; null: when it is dropped';
 COMMENT ON COLUMN branch.named_snapshots.closed_at IS 'when the snapshot was closed for its age; null: it is not';
 COMMENT ON COLUMN branch.named_snapshots.warned_at IS 'when the log last said that this is near';
-COMMENT ON COLUMN branch.named_snapshots.cluster IS 'system identifier of the cluster that has it';
+COMMENT ON COLUMN branch.named_snapshots.system_id IS 'system identifier of the cluster that has it';
 
 CREATE TRIGGER restored_row BEFORE INSERT ON branch.named_snapshots
 FOR EACH ROW EXECUTE FUNCTION branch._restored_row('snapshot');
@@ -48,7 +48,7 @@ CREATE TABLE branch.schedules (
     last_error text,
     parent_name text,
     creator_name text,
-    cluster bigint NOT NULL DEFAULT branch._cluster(),
+    system_id bigint NOT NULL DEFAULT branch._cluster(),
     PRIMARY KEY (parent_id, name_prefix)
 );
 
@@ -63,9 +63,10 @@ COMMENT ON COLUMN branch.schedules.next_at IS 'when the next one is due';
 COMMENT ON COLUMN branch.schedules.last_at IS 'when the last one was taken';
 COMMENT ON COLUMN branch.schedules.last_name IS 'name of that';
 COMMENT ON COLUMN branch.schedules.last_error IS 'why the last attempt failed; null: it did not';
-COMMENT ON COLUMN branch.schedules.parent_name IS 'name of the database, for dumps; soon after it is renamed the new one';
+COMMENT ON COLUMN branch.schedules.parent_name
+IS 'name of the database, for dumps; soon after it is renamed the new one';
 COMMENT ON COLUMN branch.schedules.creator_name IS 'name of that role, likewise';
-COMMENT ON COLUMN branch.schedules.cluster IS 'system identifier of the cluster in which the OIDs mean this';
+COMMENT ON COLUMN branch.schedules.system_id IS 'system identifier of the cluster in which the OIDs mean this';
 
 CREATE TRIGGER restored_row BEFORE INSERT OR UPDATE ON branch.schedules
 FOR EACH ROW EXECUTE FUNCTION branch._restored_row(
@@ -87,7 +88,7 @@ CREATE TABLE branch.registry (
     deleted_by text,
     deleted_name text,
     deleted_allowconn boolean,
-    cluster bigint NOT NULL DEFAULT branch._cluster()
+    system_id bigint NOT NULL DEFAULT branch._cluster()
 );
 
 CREATE INDEX registry_expires_at_idx ON branch.registry (expires_at) WHERE expires_at IS NOT null;
@@ -110,7 +111,7 @@ COMMENT ON COLUMN branch.registry.deleted_at IS 'when it was deleted, recoverabl
 COMMENT ON COLUMN branch.registry.deleted_by IS 'role that did that';
 COMMENT ON COLUMN branch.registry.deleted_name IS 'name that it had until then';
 COMMENT ON COLUMN branch.registry.deleted_allowconn IS 'whether it could be connected to until then';
-COMMENT ON COLUMN branch.registry.cluster IS 'system identifier of the cluster that has it';
+COMMENT ON COLUMN branch.registry.system_id IS 'system identifier of the cluster that has it';
 
 CREATE TRIGGER restored_row BEFORE INSERT ON branch.registry
 FOR EACH ROW EXECUTE FUNCTION branch._restored_row('branch');

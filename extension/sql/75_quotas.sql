@@ -11,7 +11,7 @@ CREATE TABLE branch.quota_list (
     set_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
     role_name text,
     parent_name text,
-    cluster bigint NOT NULL DEFAULT branch._cluster(),
+    system_id bigint NOT NULL DEFAULT branch._cluster(),
     PRIMARY KEY (role_id, parent_id)
 );
 
@@ -26,7 +26,7 @@ COMMENT ON COLUMN branch.quota_list.set_by IS 'role that set it';
 COMMENT ON COLUMN branch.quota_list.set_at IS 'when that was';
 COMMENT ON COLUMN branch.quota_list.role_name IS 'name of the role, for dumps; soon after it is renamed the new one';
 COMMENT ON COLUMN branch.quota_list.parent_name IS 'name of the parent, likewise';
-COMMENT ON COLUMN branch.quota_list.cluster IS 'system identifier of the cluster in which the OIDs mean this';
+COMMENT ON COLUMN branch.quota_list.system_id IS 'system identifier of the cluster in which the OIDs mean this';
 
 CREATE TRIGGER restored_row BEFORE INSERT OR UPDATE ON branch.quota_list
 FOR EACH ROW EXECUTE FUNCTION branch._restored_row(

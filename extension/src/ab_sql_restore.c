@@ -282,7 +282,7 @@ ab_sql_restored_row(PG_FUNCTION_ARGS)
 	row.rel = data->tg_relation;
 	row.desc = RelationGetDescr(data->tg_relation);
 	row.tuple = TRIGGER_FIRED_BY_UPDATE(data->tg_event) ? data->tg_newtuple : data->tg_trigtuple;
-	row.elsewhere = DatumGetInt64(get(&row, "cluster", &isnull)) != (int64) GetSystemIdentifier();
+	row.elsewhere = DatumGetInt64(get(&row, "system_id", &isnull)) != (int64) GetSystemIdentifier();
 
 	/* the library's own statements have this set (ab_tables.c) */
 	if (InLocalUserIdChange() || !TRIGGER_FIRED_BY_INSERT(data->tg_event))
@@ -290,6 +290,6 @@ ab_sql_restored_row(PG_FUNCTION_ARGS)
 	else if (!settle(fcinfo, &row, nargs, args))
 		return PointerGetDatum(NULL);
 	else if (row.elsewhere)
-		put(&row, "cluster", Int64GetDatum((int64) GetSystemIdentifier()), false);
+		put(&row, "system_id", Int64GetDatum((int64) GetSystemIdentifier()), false);
 	return PointerGetDatum(row.tuple);
 }
