@@ -117,6 +117,9 @@ CASES: dict[str, Case] = {
     "branch._pinned": everybody("SELECT branch._pinned()"),
     "branch._pinned_bytes": everybody(f"SELECT branch._pinned_bytes({BRANCH})"),
     "branch.events_after": everybody("SELECT * FROM branch.events_after(0)"),
+    "branch._activity": everybody(
+        f"SELECT (branch._activity({VAULT})).*, (SELECT count(*) FROM branch._activity())"
+    ),
     # quotas
     "branch.set_quota": superusers("SELECT branch.set_quota('vault', max_branches => 9)"),
     "branch._quota_use": everybody(f"SELECT branch._quota_use(0, {VAULT})"),
@@ -152,6 +155,8 @@ RELATIONS: dict[str, tuple[str, ...]] = {
     "branch.snapshot_schedules": ROLES,
     "branch.events": ROLES,
     "branch.quotas": ROLES,
+    "branch.usage": ROLES,
+    "branch.activity": (SUPERUSER,),
     "branch.quota_list": (SUPERUSER,),
     "branch._databases": (SUPERUSER,),
     "branch.named_snapshots": (SUPERUSER,),

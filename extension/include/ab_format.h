@@ -42,6 +42,8 @@
 #define AB_INITFILE_DIR		AB_DIR "/relcache"
 #define AB_JOURNAL_FILE		AB_DIR "/journal"
 #define AB_WITNESS_FILE		AB_DIR "/witness"
+#define AB_ACTIVITY_FILE	AB_DIR "/activity"
+#define AB_SPILL_FILE		AB_DIR "/activity.spill"
 #define AB_WITNESS_TMP		AB_DIR "/" AB_TMP_PREFIX "witness"
 #define AB_TRIPWIRE_START	"pg_replslot/agent-branch.tmp"
 #define AB_TRIPWIRE_REPLAY	"pg_snapshots/agent-branch"

@@ -30,6 +30,9 @@ extern int	ab_max_quotas;		/* agent_branch.max_quotas, postmaster */
 extern char *ab_connection_template;	/* agent_branch.connection_template */
 extern bool ab_agent_roles;		/* agent_branch.agent_roles, superuser */
 
+extern int	ab_max_tracked_branches;	/* agent_branch.max_tracked_branches, postmaster */
+extern int	ab_activity_flush_interval; /* agent_branch.activity_flush_interval, s, sighup */
+
 extern void ab_settings_define(void);
 
 /* Does agent_branch.default_parent have a value of this session or of its role? */

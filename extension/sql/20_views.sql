@@ -119,7 +119,11 @@ SELECT -- noqa: ST06
     o.parent_lsn,
     o.parent_timestamp,
     o.depth,
-    CASE WHEN d.is_deleted THEN 'deleted' ELSE 'ready' END AS current_state,
+    CASE
+        WHEN d.is_deleted THEN 'deleted'
+        WHEN a.suspended_at IS NOT null THEN 'suspended'
+        ELSE 'ready'
+    END AS current_state,
     NOT d.is_deleted AND d.name = (SELECT branch._default_parent()) AS is_default,
     coalesce(r.protected_until > pg_catalog.statement_timestamp(), false) AS protected,
     CASE
@@ -128,7 +132,7 @@ SELECT -- noqa: ST06
     coalesce(r.created_at, o.created_at) AS created_at,
     pg_catalog.pg_get_userbyid(d.datdba) AS created_by,
     r.reset_at AS last_reset_at,
-    null::timestamptz AS last_active_at,
+    CASE WHEN a.origin_at = o.created_at THEN a.last_active_at END AS last_active_at,
     r.expires_at,
     extract(EPOCH FROM r.suspend_timeout)::integer AS suspend_timeout_seconds,
     branch._logical_bytes(d.oid) AS logical_bytes,
@@ -141,6 +145,7 @@ FROM branch._databases AS d
 CROSS JOIN LATERAL branch._origin(d.oid) AS o
 LEFT JOIN pg_catalog.pg_database AS p ON o.parent_id = p.oid
 LEFT JOIN branch.registry AS r ON d.oid = r.db AND o.created_at = r.origin_at
+CROSS JOIN LATERAL branch._activity(d.oid) AS a
 WHERE o.depth >= 1;
 
 COMMENT ON VIEW branch.branches
@@ -155,7 +160,7 @@ IS 'position in the WAL of the snapshot it hangs on: it has the changes up to th
 COMMENT ON COLUMN branch.branches.parent_timestamp IS 'when that snapshot was taken';
 COMMENT ON COLUMN branch.branches.depth IS '1: branch of a plain database, 2: branch of a branch, and so on';
 COMMENT ON COLUMN branch.branches.current_state
-IS 'ready: it can be connected to; deleted: branch.recover() brings it back';
+IS 'ready: it can be connected to; suspended: connecting wakes it; deleted: branch.recover() brings it back';
 COMMENT ON COLUMN branch.branches.is_default IS 'whether it is branched when no parent is named';
 COMMENT ON COLUMN branch.branches.protected
 IS 'whether it is protected from being deleted, reset and restored';
@@ -164,7 +169,7 @@ IS 'when its protection ends by itself; null: when it is taken away, or it has n
 COMMENT ON COLUMN branch.branches.created_at IS 'when it was created first; a reset does not change it';
 COMMENT ON COLUMN branch.branches.created_by IS 'role that owns it, by default the one that created it';
 COMMENT ON COLUMN branch.branches.last_reset_at IS 'when it was reset or restored last; null: never';
-COMMENT ON COLUMN branch.branches.last_active_at IS 'always null: activity is not recorded in this version';
+COMMENT ON COLUMN branch.branches.last_active_at IS 'when a client connected, or a statement ended, last; null: never';
 COMMENT ON COLUMN branch.branches.expires_at IS 'when it is to be deleted; null: never';
 COMMENT ON COLUMN branch.branches.suspend_timeout_seconds
 IS 'idle time after which it is to be suspended; 0: never; null: the default';

@@ -68,3 +68,8 @@ GRANT EXECUTE ON FUNCTION branch._quota_use(oid, oid) TO public;
 GRANT EXECUTE ON FUNCTION branch._changed_blocks(oid, oid[], oid[], oid, oid[], oid[]) TO public;
 GRANT EXECUTE ON FUNCTION branch.diff_summary(text, text) TO public;
 GRANT EXECUTE ON FUNCTION branch.diff(text, text, text) TO public;
+
+-- Activity, usage.
+GRANT EXECUTE ON FUNCTION branch._activity() TO public;
+GRANT EXECUTE ON FUNCTION branch._activity(oid) TO public;
+GRANT SELECT ON TABLE branch.usage TO public;

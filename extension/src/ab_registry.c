@@ -29,6 +29,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "ab_activityflush.h"
 #include "ab_file.h"
 #include "ab_origin.h"
 #include "ab_storagefiles.h"
@@ -320,6 +321,8 @@ ab_registry_move(Oid old_db, TimestampTz old_origin_at, Oid new_db, bool preserv
 	row.value[AB_REGISTRY_RESET_AT] = TimestampTzGetDatum(origin_of(new_db));
 	row.isnull[AB_REGISTRY_RESET_AT] = false;
 	ab_registry_put(new_db, &row, AB_REGISTRY_BIT(AB_REGISTRY_FIELDS) - 1);
+	if (!preserved)
+		ab_activityflush_move(old_db, old_origin_at, new_db, origin_of(new_db));
 	if (known && !preserved)
 		delete_row(old_db, old_origin_at);
 	else if (known && !row.isnull[AB_REGISTRY_AGENT_ID])

@@ -29,6 +29,8 @@ int			ab_session_grace = 5000;
 int			ab_recovery_window = 7 * 24 * 3600;
 char	   *ab_connection_template;
 bool		ab_agent_roles = false;
+int			ab_max_tracked_branches = 20000;
+int			ab_activity_flush_interval = 10;
 
 static char *min_free_disk;		/* ab_diskspace.c has what it means */
 
@@ -39,6 +41,21 @@ static const struct config_enum_entry method_options[] = {
 	{"copy", AB_METHOD_COPY, false},
 	{NULL, 0, false}
 };
+
+static void
+define_activity(void)
+{
+	DefineCustomIntVariable("agent_branch.max_tracked_branches",
+							"Databases whose activity is held in shared memory.",
+							"Each takes about 110 bytes. Those beyond go through a file; suspended branches need a place.",
+							&ab_max_tracked_branches, 20000, 16, 10000000,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("agent_branch.activity_flush_interval",
+							"How often activity is written to table branch.activity.",
+							"A crash loses as much of it.",
+							&ab_activity_flush_interval, 10, 1, 3600,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+}
 
 void
 ab_settings_define(void)
@@ -114,6 +131,7 @@ ab_settings_define(void)
 							 "It can connect to the agent's branch and to no other database.",
 							 &ab_agent_roles, false,
 							 PGC_SUSET, 0, NULL, NULL, NULL);
+	define_activity();
 	MarkGUCPrefixReserved("agent_branch");
 }
 

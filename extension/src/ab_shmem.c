@@ -13,14 +13,16 @@
 #include "storage/shmem.h"
 #include "storage/spin.h"
 
+#include "ab_activity.h"
 #include "ab_format.h"
 #include "ab_quotatable.h"
 #include "ab_settings.h"
 
 #define TRANCHE "agent_branch"
 #define SPARE_SLOTS 16			/* beside those that are taken at start */
-#define OTHER_LOCKS (3 * AB_GUARDS + 7)
+#define OTHER_LOCKS (3 * AB_GUARDS + 8)
 #define QUOTA_LOCK (AB_ORIGIN_LOCKS + OTHER_LOCKS - 1)
+#define ACTIVITY_LOCK (AB_ORIGIN_LOCKS + OTHER_LOCKS - 2)
 
 AbShared   *ab_shared = NULL;
 
@@ -66,6 +68,7 @@ request_shmem(void)
 		prev_shmem_request();
 	nslots = count_slots();
 	RequestAddinShmemSpace(add_size(shared_size(), ab_quotatable_size()));
+	RequestAddinShmemSpace(ab_activity_size());
 	RequestNamedLWLockTranche(TRANCHE, AB_ORIGIN_LOCKS + OTHER_LOCKS);
 }
 
@@ -127,6 +130,7 @@ startup_shmem(void)
 	if (!found)
 		init_shared();
 	ab_quotatable_init(&GetNamedLWLockTranche(TRANCHE)[QUOTA_LOCK].lock);
+	ab_activity_init(&GetNamedLWLockTranche(TRANCHE)[ACTIVITY_LOCK].lock);
 	LWLockRelease(AddinShmemInitLock);
 }
 

@@ -11,6 +11,8 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 
+#include "ab_activitycount.h"
+#include "ab_activityworker.h"
 #include "ab_agentrole.h"
 #include "ab_attach.h"
 #include "ab_keeper.h"
@@ -38,6 +40,8 @@ _PG_init(void)
 	ab_wal_register();
 	ab_redo_wrap_builtin();
 	ab_hooks_install();
+	ab_activitycount_install();
 	ab_agent_login_install();
 	ab_keeper_register();
+	ab_activityworker_register();
 }

@@ -1,0 +1,35 @@
+-- How branches are used. In branch.usage, counters outlive resets: they are the branch's, not the
+-- database's.
+
+CREATE VIEW branch.usage WITH (security_barrier) AS
+SELECT -- noqa: ST06
+    d.oid AS id,
+    d.name, -- noqa: RF04
+    coalesce(a.sessions, 0) AS sessions,
+    coalesce(a.sessions_total, 0) AS sessions_total,
+    coalesce(a.request_count, 0) AS request_count,
+    round(coalesce(a.active_us, 0) / 1000000.0, 6) AS active_seconds,
+    coalesce(a.rows_written, 0) AS rows_written,
+    coalesce(a.bytes_written, 0) AS bytes_written,
+    branch._own_bytes(d.oid) AS own_bytes,
+    a.since,
+    a.last_active_at,
+    a.suspended_at
+FROM branch._databases AS d
+CROSS JOIN LATERAL branch._origin(d.oid) AS o
+LEFT JOIN branch._activity() AS a ON d.oid = a.db AND o.created_at = a.origin_at
+WHERE o.depth >= 1;
+
+COMMENT ON VIEW branch.usage IS 'what each branch is used for, up to this moment';
+COMMENT ON COLUMN branch.usage.id IS 'OID of the branch';
+COMMENT ON COLUMN branch.usage.name IS 'its name; of a deleted branch the one it had';
+COMMENT ON COLUMN branch.usage.sessions IS 'clients connected to it now';
+COMMENT ON COLUMN branch.usage.sessions_total IS 'sessions of clients so far';
+COMMENT ON COLUMN branch.usage.request_count IS 'statements that clients sent';
+COMMENT ON COLUMN branch.usage.active_seconds IS 'time such statements were running, of all sessions';
+COMMENT ON COLUMN branch.usage.rows_written IS 'rows inserted, updated, deleted, merged and copied in';
+COMMENT ON COLUMN branch.usage.bytes_written IS 'bytes of WAL that its sessions wrote';
+COMMENT ON COLUMN branch.usage.own_bytes IS 'disk space of the pages it has written itself';
+COMMENT ON COLUMN branch.usage.since IS 'when counting began; null: nobody has been in it';
+COMMENT ON COLUMN branch.usage.last_active_at IS 'when a client connected, or a statement ended, last';
+COMMENT ON COLUMN branch.usage.suspended_at IS 'when it was suspended; null: it is not';

@@ -1,0 +1,307 @@
+/*
+ * ab_activitycount.c
+ *	  Counting what client sessions do: hooks of the executor and of utility statements,
+ *	  and the ends of transactions.
+ *
+ * Installed by _PG_init in the postmaster, run by client backends; no locks but when a
+ * session begins and ends.  Each writes its slot with plain stores (ab_activity.h).
+ *
+ * A request is a statement that a client sent: what functions, triggers and rules run is
+ * part of it, and several executions of one portal are one.  It is active from the
+ * arrival of its message, or the end of the statement before it, to its own end; the
+ * commit of a transaction that wrote counts as well, and deferred triggers do.  Rows are
+ * those that INSERT, UPDATE, DELETE, MERGE and COPY report, at any depth; bytes are the
+ * WAL that the session wrote.  Time between the statements of a transaction is not active,
+ * nor is a connection that is open.
+ *
+ * Background workers, replication and autovacuum are not counted, and nothing is on a
+ * standby.
+ */
+#include "ab_activitycount.h"
+
+#include "access/parallel.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "executor/executor.h"
+#include "executor/instrument.h"
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "tcop/pquery.h"
+#include "tcop/utility.h"
+#include "utils/timestamp.h"
+
+#include "ab_storagefiles.h"
+
+static AbActivitySlot *mine = NULL; /* NULL: this process is not counted */
+
+static int	depth = 0;			/* of statements within statements */
+static int64 rows = 0;			/* written by this session so far */
+static uint64 wal_base = 0;
+static TimestampTz last_end = 0;	/* up to here time has been counted */
+static TimestampTz commit_began = 0;
+
+static ExecutorRun_hook_type prev_executor_run = NULL;
+static ExecutorFinish_hook_type prev_executor_finish = NULL;
+static ProcessUtility_hook_type prev_utility = NULL;
+
+/* ---- the slot ---- */
+
+static void
+write_begin(void)
+{
+	mine->count++;
+	pg_write_barrier();
+}
+
+static void
+write_end(void)
+{
+	pg_write_barrier();
+	mine->count++;
+}
+
+/* A statement, or a part of one, begins to run. */
+static void
+enter(TimestampTz since, bool request)
+{
+	if (depth++ > 0)
+		return;
+	write_begin();
+	mine->running_since = Max(since, last_end);
+	mine->use.requests += request;
+	write_end();
+}
+
+static void
+leave(void)
+{
+	TimestampTz now;
+
+	if (--depth > 0)
+		return;
+	now = GetCurrentTimestamp();
+	write_begin();
+	if (now > mine->running_since)
+		mine->use.active_us += now - mine->running_since;
+	mine->running_since = 0;
+	mine->last_active = now;
+	mine->use.rows = rows;
+	mine->use.bytes = (int64) (pgWalUsage.wal_bytes - wal_base);
+	write_end();
+	last_end = now;
+}
+
+/* ---- statements ---- */
+
+/* Sent by the client: deferred triggers run without a portal, at commit. */
+static bool
+is_from_client(void)
+{
+	return depth == 0 && ActivePortal != NULL;
+}
+
+/* What runs at commit may come long after the last message. */
+static TimestampTz
+start_of_statement(void)
+{
+	return ActivePortal != NULL ? GetCurrentStatementStartTimestamp() : GetCurrentTimestamp();
+}
+
+static bool
+counts_rows(CmdType operation)
+{
+	return operation == CMD_INSERT || operation == CMD_UPDATE ||
+		operation == CMD_DELETE || operation == CMD_MERGE;
+}
+
+static void
+run_next(QueryDesc *query, ScanDirection direction, uint64 count, bool once)
+{
+	if (prev_executor_run)
+		prev_executor_run(query, direction, count, once);
+	else
+		standard_ExecutorRun(query, direction, count, once);
+}
+
+static void
+executor_run(QueryDesc *query, ScanDirection direction, uint64 count, bool once)
+{
+	if (mine == NULL)
+	{
+		run_next(query, direction, count, once);
+		return;
+	}
+	enter(depth > 0 ? 0 : start_of_statement(),
+		  is_from_client() && query->plannedstmt->canSetTag && !query->already_executed);
+	PG_TRY();
+	{
+		run_next(query, direction, count, once);
+		if (counts_rows(query->operation))
+			rows += query->estate->es_processed;
+	}
+	PG_FINALLY();
+	{
+		leave();
+	}
+	PG_END_TRY();
+}
+
+static void
+finish_next(QueryDesc *query)
+{
+	if (prev_executor_finish)
+		prev_executor_finish(query);
+	else
+		standard_ExecutorFinish(query);
+}
+
+/* The triggers of a statement; of a SELECT it may come when its portal is dropped. */
+static void
+executor_finish(QueryDesc *query)
+{
+	if (mine == NULL || query->operation == CMD_SELECT)
+	{
+		finish_next(query);
+		return;
+	}
+	enter(depth > 0 ? 0 : start_of_statement(), false);
+	PG_TRY();
+	{
+		finish_next(query);
+	}
+	PG_FINALLY();
+	{
+		leave();
+	}
+	PG_END_TRY();
+}
+
+static void
+run_next_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
+				 ProcessUtilityContext context, ParamListInfo params,
+				 QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+{
+	if (prev_utility)
+		prev_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
+	else
+		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context, params,
+								queryEnv, dest, qc);
+}
+
+static void
+process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
+				ProcessUtilityContext context, ParamListInfo params,
+				QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+{
+	if (mine == NULL)
+	{
+		run_next_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv,
+						 dest, qc);
+		return;
+	}
+	enter(depth > 0 ? 0 : start_of_statement(),
+		  is_from_client() && context == PROCESS_UTILITY_TOPLEVEL && pstmt->canSetTag);
+	PG_TRY();
+	{
+		bool		copies_in = IsA(pstmt->utilityStmt, CopyStmt) &&
+		((CopyStmt *) pstmt->utilityStmt)->is_from;
+
+		run_next_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv,
+						 dest, qc);
+		if (copies_in && qc != NULL)
+			rows += qc->nprocessed;
+	}
+	PG_FINALLY();
+	{
+		leave();
+	}
+	PG_END_TRY();
+}
+
+/* ---- sessions and transactions ---- */
+
+static void
+at_exit(int code, Datum arg)
+{
+	if (mine == NULL)
+		return;
+	if (depth > 0)
+	{
+		depth = 1;
+		leave();
+	}
+	ab_activity_detach();
+	mine = NULL;
+}
+
+/*
+ * At the end of a client's first transaction, which is that of connecting: it has been
+ * authenticated and let into the database by then.
+ */
+static void
+begin_session(void)
+{
+	AbOriginHeader origin;
+
+	if (MyBackendType != B_BACKEND || !IsUnderPostmaster || ab_activity == NULL ||
+		!OidIsValid(MyDatabaseId) || RecoveryInProgress())
+		return;
+	wal_base = pgWalUsage.wal_bytes;
+	mine = ab_activity_attach(ab_storage_read_origin(MyDatabaseId, &origin) ?
+							  origin.created_at : DT_NOBEGIN);
+	if (mine != NULL)
+		on_shmem_exit(at_exit, (Datum) 0);
+}
+
+static void
+begin_commit(void)
+{
+	if (mine == NULL)
+		begin_session();
+	else if (depth == 0 && TransactionIdIsValid(GetTopTransactionIdIfAny()))
+	{
+		commit_began = GetCurrentTimestamp();
+		enter(commit_began, false);
+	}
+}
+
+static void
+end_transaction(void)
+{
+	if (commit_began == 0)
+		return;
+	commit_began = 0;
+	leave();
+}
+
+static void
+at_xact_end(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+		case XACT_EVENT_PRE_PREPARE:
+			begin_commit();
+			break;
+		case XACT_EVENT_COMMIT:
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PREPARE:
+			end_transaction();
+			break;
+		default:
+			break;
+	}
+}
+
+/* The list of callbacks is inherited by every process that the postmaster starts. */
+void
+ab_activitycount_install(void)
+{
+	prev_executor_run = ExecutorRun_hook;
+	ExecutorRun_hook = executor_run;
+	prev_executor_finish = ExecutorFinish_hook;
+	ExecutorFinish_hook = executor_finish;
+	prev_utility = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
+	RegisterXactCallback(at_xact_end, NULL);
+}

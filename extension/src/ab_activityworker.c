@@ -1,0 +1,171 @@
+/*
+ * ab_activityworker.c
+ *	  The worker that writes activity to table branch.activity.
+ *
+ * One background worker, connected to the control database as the bootstrap superuser.
+ * Writes every agent_branch.activity_flush_interval, when something went to the file, and
+ * once more when it is told to end; what comes after that the postmaster saves
+ * (ab_activityfile.c).  Wherever it ends, nothing is written twice (A2).  Each step is a
+ * transaction whose error goes to the log; the next round tries again.
+ */
+#include "ab_activityworker.h"
+
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+#include "ab_activityflush.h"
+#include "ab_settings.h"
+#include "ab_sweeper.h"
+
+#define RESTART_S		5
+
+/* Rounds from one look for databases that are gone to the next. */
+#define FORGET_EVERY	6
+
+PGDLLEXPORT void ab_activityworker_main(Datum arg);
+
+static bool again;				/* there may be more than one batch */
+static int	rounds = 0;
+
+void
+ab_activityworker_register(void)
+{
+	BackgroundWorker worker;
+
+	if (IsBinaryUpgrade)
+		return;					/* pg_upgrade wants nobody connected */
+	MemSet(&worker, 0, sizeof(worker));
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = RESTART_S;
+	strlcpy(worker.bgw_library_name, "agent_branch", BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, "ab_activityworker_main", BGW_MAXLEN);
+	strlcpy(worker.bgw_name, "agent_branch activity", BGW_MAXLEN);
+	strlcpy(worker.bgw_type, "agent_branch activity", BGW_MAXLEN);
+	RegisterBackgroundWorker(&worker);
+}
+
+/* ---- one round ---- */
+
+static void
+write_batch(void)
+{
+	again = false;
+	if (!ab_activityflush_possible())
+		ab_activityflush_discard();
+	else
+	{
+		if (!ab_activity->known)
+			ab_activityflush_load();
+		again = ab_activityflush_write();
+	}
+}
+
+static void
+forget(void)
+{
+	if (ab_activityflush_possible())
+		ab_activityflush_forget();
+}
+
+static void
+run_step(void (*step) (void), const char *activity)
+{
+	SetCurrentStatementStartTimestamp();
+	pgstat_report_activity(STATE_RUNNING, activity);
+	PG_TRY();
+	{
+		StartTransactionCommand();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		step();
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		HOLD_INTERRUPTS();
+		errcontext("%s", activity);
+		EmitErrorReport();
+		AbortOutOfAnyTransaction();
+		FlushErrorState();
+		QueryCancelPending = false;
+		again = false;
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
+	ab_activity_settle();
+	pgstat_report_stat(true);
+	pgstat_report_activity(STATE_IDLE, NULL);
+}
+
+static void
+run_round(void)
+{
+	do
+		run_step(write_batch, "writing the activity of branches");
+	while (again);
+	if (rounds++ % FORGET_EVERY == 0)
+		run_step(forget, "forgetting the activity of databases that are gone");
+}
+
+/* ---- life ---- */
+
+static void
+retreat(int code, Datum arg)
+{
+	LWLockAcquire(ab_activity->lock, LW_EXCLUSIVE);
+	ab_activity->worker = NULL;
+	LWLockRelease(ab_activity->lock);
+	ab_activity_settle();
+}
+
+static void
+announce(void)
+{
+	before_shmem_exit(retreat, (Datum) 0);
+	LWLockAcquire(ab_activity->lock, LW_EXCLUSIVE);
+	ab_activity->worker = MyLatch;
+	LWLockRelease(ab_activity->lock);
+	ab_activity_settle();
+}
+
+void
+ab_activityworker_main(Datum arg)
+{
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	BackgroundWorkerUnblockSignals();
+	announce();
+	BackgroundWorkerInitializeConnection(ab_control_database, NULL, 0);
+	ab_sweeper_settings();
+
+	for (;;)
+	{
+		bool		last = ShutdownRequestPending;
+
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+		run_round();
+		if (last)
+			break;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 ab_activity_flush_interval * 1000L, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+	}
+
+	/* not 0: the postmaster starts a worker again only after a failure */
+	proc_exit(1);
+}
