@@ -235,6 +235,158 @@ def test_every_way_a_page_changes(cluster: Cluster) -> None:
         check(f"long{depth}", more, cut, depth)
 
 
+COMMON = "SELECT snapshot_id, database_name FROM branch.merge_base(%s, %s)"
+
+
+def test_against_the_common_state(cluster: Cluster) -> None:
+    """What either side has changed since they parted, whatever the other did; also of branches
+    of branches, of a table rewritten since, and of a parent that was deleted or reset since."""
+    cluster.sql("CREATE DATABASE origin")
+    cluster.sql(
+        "CREATE TABLE o (id int PRIMARY KEY, v text);"
+        "INSERT INTO o SELECT g, repeat('v', 500) || g FROM generate_series(1, 500) AS g",
+        dbname="origin",
+    )
+    states = {"origin": rows(cluster, "origin", "o")}
+
+    def branch(name: str, parent: str) -> None:
+        states[f"{name} from {parent}"] = rows(cluster, parent, "o")
+        cluster.sql("SELECT branch.create(%s, %s)", [name, parent])
+
+    def check(source: str, target: str, state: str, *, few: bool) -> None:
+        old = {row["id"]: row for row in states[state]}
+        new = {row["id"]: row for row in rows(cluster, source, "o")}
+        wanted = [
+            (old.get(key), new.get(key)) for key in {*old, *new} if old.get(key) != new.get(key)
+        ]
+        got = cluster.sql(
+            "SELECT from_row, to_row FROM branch.diff(%s, %s, 'o', at => 'base')",
+            [source, target],
+        )
+        assert sorted(got, key=repr) == sorted(wanted, key=repr), (source, target)
+        summary = cluster.sql(
+            "SELECT rows_added + rows_modified + rows_deleted, pages_read"
+            " FROM branch.diff_summary(%s, %s, at => 'base')",
+            [source, target],
+        )
+        assert [line[0] for line in summary] == ([len(wanted)] if wanted else [])
+        assert all((line[1] <= 12) == few for line in summary), (source, target, summary)
+
+    branch("o1", "origin")
+    cluster.sql("UPDATE o SET v = 'origin' WHERE id = 1", dbname="origin")
+    branch("o2", "origin")
+    cluster.sql("UPDATE o SET v = 'one' WHERE id = 2", dbname="o1")
+    branch("o11", "o1")
+    cluster.sql("DELETE FROM o WHERE id IN (3, 400)", dbname="o11")
+    cluster.sql("UPDATE o SET v = 'two' WHERE id IN (2, 3)", dbname="o2")
+    cluster.sql("UPDATE o SET v = 'one, later' WHERE id = 2", dbname="o1")
+    cluster.sql("INSERT INTO o VALUES (501, 'new')", dbname="origin")
+    # Snapshots that are not the newest are closed by now: no branch can be asked for of them.
+    cluster.sql("SELECT branch.gc()")
+    first = "o1 from origin"
+    for source, target, state, few in (
+        ("o1", "origin", first, True),
+        ("origin", "o1", first, True),
+        ("o2", "origin", "o2 from origin", True),
+        ("o2", "o1", first, True),
+        ("o1", "o2", first, True),
+        ("o11", "o1", "o11 from o1", True),
+        ("o1", "o11", "o11 from o1", True),
+        ("o11", "o2", first, False),
+        ("o2", "o11", first, True),
+        ("origin", "o11", first, True),
+    ):
+        check(source, target, state, few=few)
+    assert len(cluster.sql(COMMON, ["o11", "o2"])) == 1
+    assert cluster.sql(COMMON, ["o11", "o2"]) == cluster.sql(COMMON, ["origin", "o1"])
+    assert cluster.sql(COMMON, ["o11", "postgres"]) == []
+    assert cluster.sql(COMMON, ["o11", "o11"]) == []
+    cluster.sql("VACUUM FULL o", dbname="o2")
+    check("o2", "origin", "o2 from origin", few=False)
+    # The branch between them is reset: it is not the one that o11 is a branch of any more.
+    cluster.sql("SELECT branch.reset('o1', preserve_under_name => 'o1_old')")
+    check("o11", "o1", first, few=False)
+    check("o11", "o1_old", "o11 from o1", few=True)
+    cluster.sql("SELECT branch.delete('o1_old', on_children => 'keep', hard => true)")
+    check("o11", "origin", first, few=False)
+    assert cluster.sql("SELECT * FROM branch.verify()") == []
+
+
+def test_against_a_state_of_the_past(cluster: Cluster) -> None:
+    cluster.sql("CREATE DATABASE times")
+    cluster.sql("CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a VALUES (1)", dbname="times")
+    cluster.sql("SELECT branch.snapshot('times', 'noon')")
+    cluster.sql("INSERT INTO a VALUES (2)", dbname="times")
+    cluster.sql("SELECT branch.create('times1', 'times')")
+    cluster.sql("INSERT INTO a VALUES (3)", dbname="times1")
+    asked = "SELECT to_row ->> 'id' FROM branch.diff(%s, 'times', 'a', at => %s)"
+    taken = cluster.scalar("SELECT lsn::text FROM branch.snapshots WHERE name = 'noon'")
+    for at in ("noon", taken):
+        assert cluster.sql(asked, ["times1", at]) == [("2",), ("3",)]
+        assert cluster.sql(asked, ["times", at]) == [("2",)]
+    cluster.sql("SELECT branch.create('elsewhere', 'postgres')")
+    for at, message in (
+        ("never", 'snapshot "never" does not exist'),
+        ("0/1", 'database "times" has no snapshot at or before position "0/1"'),
+        ("", 'argument "at" must not be empty'),
+    ):
+        with pytest.raises(psycopg.Error, match=message):
+            cluster.sql(asked, ["times1", at])
+    with pytest.raises(psycopg.Error, match="have no state in common"):
+        cluster.sql(asked, ["elsewhere", "base"])
+
+
+def test_states_are_for_reading_only(cluster: Cluster) -> None:
+    """A state is reached by whom it was opened for, and stays as long; it is in nobody's way."""
+    cluster.sql("CREATE ROLE outsider LOGIN; CREATE ROLE guest LOGIN")
+    cluster.sql("CREATE DATABASE walled")
+    cluster.sql("REVOKE CONNECT ON DATABASE walled FROM public")
+    cluster.sql("CREATE TABLE x (id int PRIMARY KEY); INSERT INTO x VALUES (1)", dbname="walled")
+    cluster.sql("GRANT SELECT ON x TO guest, outsider", dbname="walled")
+    cluster.sql("SELECT branch.create('walled1', 'walled')")
+    cluster.sql("GRANT CONNECT ON DATABASE walled, walled1 TO guest")
+    cluster.sql("INSERT INTO x VALUES (2)", dbname="walled1")
+    asked = "SELECT count(*) FROM branch.diff('walled1', 'walled', 'x', at => 'base')"
+    ((snapshot, via),) = cluster.sql(
+        "SELECT snapshot_id, via_id FROM branch._merge_base("
+        "(SELECT oid FROM pg_database WHERE datname = 'walled1'),"
+        "(SELECT oid FROM pg_database WHERE datname = 'walled'))"
+    )
+    name = f"agent_branch_base_{snapshot}"
+    bases = "SELECT count(*) FROM pg_database WHERE datname = %s"
+    with cluster.connect(user="guest", autocommit=False) as guest:
+        assert guest.execute(asked).fetchall() == [(1,)]
+        # It is held now, and counts as a branch of its parent for that long.
+        cluster.sql("SELECT branch.gc()")
+        assert cluster.scalar(bases, [name]) == 1
+        assert cluster.scalar("SELECT count(*) FROM branch.branches WHERE name = %s", [name]) == 0
+        with cluster.connect(user="outsider") as outsider:
+            for query, args in (
+                (asked, []),
+                ("SELECT branch._base_open(%s, %s)", [snapshot, via]),
+                ("SELECT branch._remote_open(%s)", [name]),
+            ):
+                with pytest.raises(psycopg.Error, match=r"permission denied|not currently accept"):
+                    outsider.execute(query, args)
+        with pytest.raises(psycopg.OperationalError, match="not currently accepting"):
+            cluster.connect(name)
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="does not descend"):
+            cluster.sql(
+                "SELECT branch._base_open(%s, oid) FROM pg_database WHERE datname = 'postgres'",
+                [snapshot],
+            )
+        cluster.sql("SELECT branch.delete('walled1', hard => true)")
+        with pytest.raises(psycopg.errors.ObjectInUse, match="has branches"):
+            cluster.sql("DROP DATABASE walled")
+        guest.rollback()
+    cluster.sql("DROP DATABASE walled")
+    assert cluster.scalar(bases, [name]) == 0
+    for statement in (f"CREATE DATABASE {name}", f"SELECT branch.create('{name}', 'main')"):
+        with pytest.raises(psycopg.errors.ReservedName):
+            cluster.sql(statement)
+    assert cluster.sql("SELECT * FROM branch.verify()") == []
+
+
 def test_rewritten_while_it_is_compared(cluster: Cluster) -> None:
     """A table that is truncated after the comparison began cannot be seen as it was: 40001."""
     cluster.sql("CREATE DATABASE moving")

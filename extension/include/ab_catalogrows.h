@@ -51,6 +51,8 @@ typedef struct AbNewBranch
 	bool		allow_connections;
 	bool		is_template;
 	Acl		   *acl;			/* NULL: none */
+	Oid			pattern;		/* database with the encoding and so on of the parent then;
+								 * InvalidOid: the snapshot's hidden row */
 } AbNewBranch;
 
 /* Row, dependencies and files of a new branch; its name is locked and free. */

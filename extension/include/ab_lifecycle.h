@@ -88,7 +88,10 @@ typedef struct AbReplaced
  */
 extern Oid	ab_reset_branch(const AbResetOptions *opt, AbReplaced *replaced);
 
-/* OIDs of branches of a database (through any of its snapshots) that have a row. */
+/*
+ * OIDs of branches of a database (through any of its snapshots) that have a row.  Bases of it
+ * (ab_base.h) are dropped, and are among them only if they are being read.
+ */
 extern List *ab_children(Oid db);
 
 /* CREATE DATABASE ... STRATEGY branch. */

@@ -73,8 +73,8 @@ typedef enum AbRemoteEvent
 
 /*
  * Open a session in a database.  42501 without the privilege CONNECT, 55000 if it takes
- * no connections or was changed by the current transaction, 3D000, 53400 no free
- * background worker.  Errors of connecting come with the first answer.
+ * no connections (a base that this transaction has opened does) or was changed by the
+ * current transaction, 3D000, 53400 no free background worker.  Errors of connecting come with the first answer.
  */
 extern AbRemote *ab_remote_open(Oid db, const AbRemoteOptions *options);
 

@@ -18,6 +18,7 @@ typedef struct AbRemoteTask
 	Oid			role;
 	bool		role_is_superuser;
 	int			encoding;		/* of the statements, and of what is sent back */
+	bool		closed;			/* the database takes no connections but this one */
 	bool		leave_no_cache; /* the relation cache file is to go with the worker */
 	AbRemoteOptions options;
 } AbRemoteTask;

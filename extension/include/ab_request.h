@@ -22,6 +22,9 @@ extern void ab_request_add_hidden(AbSnapId id, Oid source_db,
  * name protects it, or if the keeper does not run. */
 extern bool ab_request_drop_hidden(AbSnapId id);
 
+/* Have the keeper commit the base of a snapshot (ab_base.h), if it is not there. */
+extern void ab_request_add_base(AbSnapId id, Oid pattern);
+
 /*
  * Until when is a branch protected?  False: it is not, or there is no control database
  * that could say so.  Raises the keeper's error, or 55000 when it does not run.

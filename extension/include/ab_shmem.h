@@ -93,7 +93,8 @@ typedef enum AbRequestKind
 	AB_REQ_NONE,
 	AB_REQ_ADD_HIDDEN,			/* commit the hidden row of a snapshot */
 	AB_REQ_DROP_HIDDEN,			/* commit its removal */
-	AB_REQ_PROTECTION			/* is branch source_db protected? */
+	AB_REQ_PROTECTION,			/* is branch source_db protected? */
+	AB_REQ_ADD_BASE				/* commit the base of a snapshot, made after source_db */
 } AbRequestKind;
 
 typedef enum AbRequestState

@@ -29,6 +29,9 @@ extern AbKnownSnapshot *ab_sql_known_snapshots(int *n);
  */
 extern void ab_sql_find_at(const char *at, AbCreateOptions *opt);
 
+/* One of a database: the same errors. */
+extern AbSnapId ab_sql_find_snapshot(const char *at, Oid db, const char *name);
+
 /* Fill in at, at_db and at_own of a branch to be restored; its own snapshots first. */
 extern void ab_sql_find_restore_point(const char *at, AbResetOptions *opt);
 

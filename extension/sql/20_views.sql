@@ -94,7 +94,9 @@ SELECT
     d.datdba,
     false AS is_deleted
 FROM pg_catalog.pg_database AS d
-WHERE d.datname NOT LIKE 'agent\_branch\_deleted\_%'
+WHERE
+    d.datname NOT LIKE 'agent\_branch\_deleted\_%'
+    AND d.datname NOT LIKE 'agent\_branch\_base\_%'
 UNION ALL
 SELECT
     d.oid,
@@ -104,7 +106,7 @@ SELECT
 FROM pg_catalog.pg_database AS d
 WHERE d.datname LIKE 'agent\_branch\_deleted\_%';
 
-COMMENT ON VIEW branch._databases IS 'all databases; deleted branches under the names that they had';
+COMMENT ON VIEW branch._databases IS 'all databases but bases; deleted branches under the names that they had';
 COMMENT ON COLUMN branch._databases.oid IS 'OID';
 COMMENT ON COLUMN branch._databases.name IS 'name, of a deleted branch the one it had';
 COMMENT ON COLUMN branch._databases.datdba IS 'OID of the owner';

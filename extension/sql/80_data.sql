@@ -22,6 +22,7 @@ IS 'sizes of tables, given by their files, in two databases, and blocks in which
 CREATE FUNCTION branch.diff_summary(
     source text,
     target text DEFAULT null,
+    at text DEFAULT null,
     OUT table_name text,
     OUT data_change boolean,
     OUT schema_change boolean,
@@ -35,16 +36,17 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import data
-return data.diff_summary(source, target)
+return data.diff_summary(source, target, at)
 $$;
 
-COMMENT ON FUNCTION branch.diff_summary(text, text)
-IS 'tables of source that differ from those of target (its parent), and by how many rows';
+COMMENT ON FUNCTION branch.diff_summary(text, text, text)
+IS 'tables of source that differ from target (its parent), and how many rows; at: a state of it, or ''base'' (common)';
 
 CREATE FUNCTION branch.diff(
     source text,
     target text,
     table_name text,
+    at text DEFAULT null,
     OUT from_row jsonb,
     OUT to_row jsonb,
     OUT diff_type text
@@ -53,8 +55,8 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import data
-return data.diff(source, target, table_name)
+return data.diff(source, target, table_name, at)
 $$;
 
-COMMENT ON FUNCTION branch.diff(text, text, text)
-IS 'rows of a table that source has other than target (null: its parent): added, modified, removed';
+COMMENT ON FUNCTION branch.diff(text, text, text, text)
+IS 'rows of a table that source has other than target (null: its parent); at: a state of it, ''base'': the common one';

@@ -66,8 +66,12 @@ GRANT EXECUTE ON FUNCTION branch._quota_use(oid, oid) TO public;
 
 -- Rows of branches: read with the caller's rights there.
 GRANT EXECUTE ON FUNCTION branch._changed_blocks(oid, oid[], oid[], oid, oid[], oid[]) TO public;
-GRANT EXECUTE ON FUNCTION branch.diff_summary(text, text) TO public;
-GRANT EXECUTE ON FUNCTION branch.diff(text, text, text) TO public;
+GRANT EXECUTE ON FUNCTION branch.diff_summary(text, text, text) TO public;
+GRANT EXECUTE ON FUNCTION branch.diff(text, text, text, text) TO public;
+GRANT EXECUTE ON FUNCTION branch._merge_base(oid, oid) TO public;
+GRANT EXECUTE ON FUNCTION branch._snapshot_at(oid, text) TO public;
+GRANT EXECUTE ON FUNCTION branch._base_open(text, oid) TO public;
+GRANT EXECUTE ON FUNCTION branch.merge_base(text, text) TO public;
 
 -- Activity, usage.
 GRANT EXECUTE ON FUNCTION branch._activity() TO public;

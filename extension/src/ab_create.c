@@ -32,6 +32,7 @@
 
 #include "ab_agentrole.h"
 #include "ab_attachments.h"
+#include "ab_base.h"
 #include "ab_catalogrows.h"
 #include "ab_default.h"
 #include "ab_detach.h"
@@ -67,7 +68,8 @@ ab_check_branch_name(const char *name)
 				 errmsg("branch name \"%s\" is too long", name),
 				 errdetail("It has %zu bytes, and a database name can have %d.",
 						   strlen(name), NAMEDATALEN - 1)));
-	if (ab_hidden_name_is_reserved(name) || ab_deleted_name_is_reserved(name))
+	if (ab_hidden_name_is_reserved(name) || ab_deleted_name_is_reserved(name) ||
+		ab_base_name_is_reserved(name))
 		ereport(ERROR,
 				(errcode(ERRCODE_RESERVED_NAME),
 				 errmsg("branch name \"%s\" is reserved", name),
@@ -265,12 +267,13 @@ hidden_database(AbSnapId id)
 
 /*
  * Insert the pg_database row: the hidden one, which is the parent's as it was at the
- * snapshot (rule 30), with what is the branch's own.
+ * snapshot (rule 30), with what is the branch's own; or that of a descendant of the snapshot,
+ * which is like it in all that matters but for the tablespace.
  */
 static Oid
 insert_row(Relation rel, Oid db, const AbNewBranch *nb)
 {
-	Oid			hidden_db = hidden_database(nb->snapshot);
+	Oid			hidden_db = OidIsValid(nb->pattern) ? nb->pattern : hidden_database(nb->snapshot);
 	HeapTuple	hidden = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(hidden_db));
 	AbManifest *m = ab_manifest_acquire(nb->snapshot);
 	Datum		values[Natts_pg_database];
@@ -282,7 +285,8 @@ insert_row(Relation rel, Oid db, const AbNewBranch *nb)
 	if (!HeapTupleIsValid(hidden))
 		elog(ERROR, "cache lookup failed for database %u", hidden_db);
 	heap_deform_tuple(hidden, RelationGetDescr(rel), values, nulls);
-	spc = ((Form_pg_database) GETSTRUCT(hidden))->dattablespace;
+	spc = OidIsValid(nb->pattern) ? m->h->source_spc
+		: ((Form_pg_database) GETSTRUCT(hidden))->dattablespace;
 
 	namestrcpy(&name, nb->name);
 	values[Anum_pg_database_oid - 1] = ObjectIdGetDatum(db);
@@ -292,6 +296,7 @@ insert_row(Relation rel, Oid db, const AbNewBranch *nb)
 	values[Anum_pg_database_datallowconn - 1] = BoolGetDatum(nb->allow_connections);
 	values[Anum_pg_database_datconnlimit - 1] = Int32GetDatum(nb->connection_limit);
 
+	values[Anum_pg_database_dattablespace - 1] = ObjectIdGetDatum(spc);
 	values[Anum_pg_database_datfrozenxid - 1] = TransactionIdGetDatum(m->h->frozen_xid);
 	values[Anum_pg_database_datminmxid - 1] = TransactionIdGetDatum(m->h->min_multi);
 	values[Anum_pg_database_datacl - 1] = PointerGetDatum(nb->acl);
@@ -319,7 +324,8 @@ insert_dependencies(Oid db, const AbNewBranch *nb)
 		updateAclDependencies(DatabaseRelationId, db, 0, nb->owner,
 							  0, NULL, nmembers, members);
 	}
-	ab_agent_copy_dependencies(hidden_database(nb->snapshot), db);
+	if (!OidIsValid(nb->pattern))
+		ab_agent_copy_dependencies(hidden_database(nb->snapshot), db);
 }
 
 static Oid

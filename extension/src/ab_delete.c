@@ -31,6 +31,7 @@
 #include "utils/syscache.h"
 
 #include "ab_agentrole.h"
+#include "ab_base.h"
 #include "ab_catalogrows.h"
 #include "ab_events.h"
 #include "ab_file.h"
@@ -82,7 +83,8 @@ ab_children(Oid db)
 		CHECK_FOR_INTERRUPTS();
 		if (ab_storage_read_origin(origins[i], &header) &&
 			header.parent_db == db &&
-			SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(origins[i])))
+			SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(origins[i])) &&
+			!(ab_is_base(origins[i]) && ab_base_drop(origins[i])))
 			children = lappend_oid(children, origins[i]);
 	}
 	pfree(origins);

@@ -25,6 +25,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "ab_base.h"
 #include "ab_catalogrows.h"
 #include "ab_eventnotes.h"
 #include "ab_eventorder.h"
@@ -289,7 +290,8 @@ tell_created(HeapTuple tuple, TupleDesc desc)
 	char	   *owner;
 
 	start_note(&note, "created", tuple, desc);
-	if (ab_hidden_name_is_reserved(note.branch) || ab_eventnotes_has(note.db) ||
+	if (ab_hidden_name_is_reserved(note.branch) || ab_base_name_is_reserved(note.branch) ||
+		ab_eventnotes_has(note.db) ||
 		!ab_storage_read_origin(note.db, &header))
 		return;
 	note.at = header.created_at;

@@ -20,6 +20,7 @@
 #include "utils/acl.h"
 #include "utils/syscache.h"
 
+#include "ab_base.h"
 #include "ab_catalogrows.h"
 #include "ab_events.h"
 #include "ab_file.h"
@@ -85,7 +86,8 @@ is_hidden_name(const char *name)
 static bool
 is_reserved(const char *name)
 {
-	return ab_hidden_name_is_reserved(name) || ab_deleted_name_is_reserved(name);
+	return ab_hidden_name_is_reserved(name) || ab_deleted_name_is_reserved(name) ||
+		ab_base_name_is_reserved(name);
 }
 
 static void

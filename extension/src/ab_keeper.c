@@ -1,6 +1,6 @@
 /*
  * ab_keeper.c
- *	  The keeper: commits hidden rows for backends and looks into the extension's tables
+ *	  The keeper: commits hidden rows and bases for backends and looks into the extension's tables
  *	  for those in other databases, has the sweeper started, and logs
  *	  WITNESS records.
  *
@@ -25,6 +25,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "ab_base.h"
 #include "ab_eventsync.h"
 #include "ab_hidden.h"
 #include "ab_originsync.h"
@@ -140,6 +141,9 @@ do_request(AbRequest *req)
 			if (!ab_registry_protected(req->source_db, &req->protected_until))
 				req->protected_until = DT_NOBEGIN;
 			break;
+		case AB_REQ_ADD_BASE:
+			ab_base_add(req->snapshot, req->source_db);
+			break;
 		case AB_REQ_NONE:
 			elog(ERROR, "empty request");
 	}
@@ -156,6 +160,8 @@ activity_of(const AbRequest *req)
 			return "closing a snapshot";
 		case AB_REQ_PROTECTION:
 			return "looking whether a branch is protected";
+		case AB_REQ_ADD_BASE:
+			return "making the base of a snapshot";
 		case AB_REQ_NONE:
 			break;
 	}

@@ -17,6 +17,7 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
+#include "ab_base.h"
 #include "ab_file.h"
 #include "ab_origin.h"
 #include "ab_size.h"
@@ -62,7 +63,8 @@ match(AbQuotaKey key, Form_pg_database form, bool with_deleted)
 {
 	if (OidIsValid(key.role) && form->datdba != key.role)
 		return MATCH_NO;
-	if (ab_hidden_name_is_reserved(NameStr(form->datname)))
+	if (ab_hidden_name_is_reserved(NameStr(form->datname)) ||
+		ab_base_name_is_reserved(NameStr(form->datname)))
 		return MATCH_NO;
 	if (!with_deleted && ab_deleted_name_is_reserved(NameStr(form->datname)))
 		return MATCH_NO;

@@ -41,6 +41,7 @@
 #include "utils/syscache.h"
 
 #include "ab_agentrole.h"
+#include "ab_base.h"
 #include "ab_file.h"
 #include "ab_registry.h"
 
@@ -205,7 +206,7 @@ is_let_in(HeapTuple tup, Oid db)
 
 /* Returns the database's name. */
 static char *
-check_database(Oid db, bool *has_cache)
+check_database(Oid db, bool *has_cache, bool *closed)
 {
 	HeapTuple	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
 	Form_pg_database form;
@@ -217,13 +218,14 @@ check_database(Oid db, bool *has_cache)
 				 errmsg("database with OID %u does not exist", db)));
 	form = (Form_pg_database) GETSTRUCT(tup);
 	name = pstrdup(NameStr(form->datname));
-	if (!is_let_in(tup, db))
+	*closed = !form->datallowconn;
+	if (!is_let_in(tup, db) && !ab_base_is_open(db))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied for database \"%s\"", name),
 				 errdetail("Role \"%s\" may not connect to it.",
 						   GetUserNameFromId(GetUserId(), true))));
-	if (!form->datallowconn)
+	if (*closed && !ab_base_is_open(db))
 		refuse_closed(db, name);
 	if (is_locked_by_me(db))
 		ereport(ERROR,
@@ -238,7 +240,8 @@ check_database(Oid db, bool *has_cache)
 
 /* A read-only transaction does not write elsewhere either. */
 static void
-make_segment(AbRemote *session, Oid db, const AbRemoteOptions *options, bool has_cache)
+make_segment(AbRemote *session, Oid db, const AbRemoteOptions *options, bool has_cache,
+			 bool closed)
 {
 	AbRemoteTask *task;
 
@@ -250,6 +253,7 @@ make_segment(AbRemote *session, Oid db, const AbRemoteOptions *options, bool has
 	task->role = GetUserId();
 	task->role_is_superuser = superuser();
 	task->encoding = GetDatabaseEncoding();
+	task->closed = closed;
 	task->leave_no_cache = options->autocommit && !has_cache;
 	task->options = *options;
 	if (XactReadOnly)
@@ -298,13 +302,14 @@ ab_remote_try_open(Oid db, const AbRemoteOptions *options)
 	MemoryContext old;
 	AbRemote   *session;
 	bool		has_cache;
+	bool		closed;
 	bool		started;
 
 	if (InSecurityRestrictedOperation())
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("cannot reach another database within security-restricted operation")));
-	name = check_database(db, &has_cache);
+	name = check_database(db, &has_cache, &closed);
 	register_callbacks();
 
 	context = AllocSetContextCreate(CurTransactionContext, "agent_branch remote session",
@@ -320,7 +325,7 @@ ab_remote_try_open(Oid db, const AbRemoteOptions *options)
 	session->columns_context = AllocSetContextCreate(context, "columns",
 													 ALLOCSET_SMALL_SIZES);
 	initStringInfo(&session->message);
-	make_segment(session, db, options, has_cache);
+	make_segment(session, db, options, has_cache, closed);
 	started = start_worker(session);
 	if (started)
 	{

@@ -74,7 +74,8 @@ connect_as_caller(const AbRemoteTask *task)
 
 	/* connecting waits for a lock, too */
 	set_for_session("lock_timeout", LOCK_TIMEOUT_DEFAULT);
-	BackgroundWorkerInitializeConnectionByOid(task->db, task->role, 0);
+	BackgroundWorkerInitializeConnectionByOid(task->db, task->role,
+											  task->closed ? BGWORKER_BYPASS_ALLOWCONN : 0);
 	InitializingParallelWorker = false;
 
 	StartTransactionCommand();

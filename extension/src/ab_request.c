@@ -209,6 +209,24 @@ ab_request_drop_hidden(AbSnapId id)
 						id.tli, LSN_FORMAT_ARGS(id.lsn))));
 }
 
+void
+ab_request_add_base(AbSnapId id, Oid pattern)
+{
+	AbRequest	req;
+
+	MemSet(&req, 0, sizeof(req));
+	req.kind = AB_REQ_ADD_BASE;
+	req.snapshot = id;
+	req.source_db = pattern;
+	submit(&req);
+	if (req.state == AB_REQ_FAILED)
+		ereport(ERROR,
+				(errcode(req.sqlerrcode),
+				 errmsg("%s", req.message),
+				 errcontext("keeper making a base of snapshot %08X/%X/%X",
+							id.tli, LSN_FORMAT_ARGS(id.lsn))));
+}
+
 /* In single-user mode an administrator wants to get in whatever happened. */
 bool
 ab_request_protection(Oid db, TimestampTz *until)

@@ -348,6 +348,27 @@ ab_sql_find_at(const char *text, AbCreateOptions *opt)
 	opt->at_parent = at.owner;
 }
 
+AbSnapId
+ab_sql_find_snapshot(const char *text, Oid db, const char *name)
+{
+	AbKnownSnapshot *known;
+	Found		f;
+	At			at;
+	int			n;
+
+	parse_at(text, &at);
+	if (at.kind == AT_SNAPSHOT)
+	{
+		check_owner(&at, db, name);
+		return at.id;
+	}
+	known = ab_sql_known_snapshots(&n);
+	find_newest(&at, known, n, db, &f);
+	if (f.best == NULL)
+		raise_nothing_found(&at, name, &f);
+	return f.best->slot.id;
+}
+
 /* ---- branch.restore ---- */
 
 static void

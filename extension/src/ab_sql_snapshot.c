@@ -27,6 +27,7 @@
 #include "utils/tuplestore.h"
 
 #include "ab_agentrole.h"
+#include "ab_base.h"
 #include "ab_catalogrows.h"
 #include "ab_default.h"
 #include "ab_events.h"
@@ -388,6 +389,8 @@ ab_sql_gc(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	ab_request_first_sweep();
 	purge_deleted(rsinfo, dry_run);
+	if (!dry_run)
+		ab_base_sweep(true);
 	put_items(rsinfo, ab_sweep_orphans(dry_run));
 	put_items(rsinfo, ab_retire_snapshots(dry_run, true,
 										 ab_tables_kept_snapshots(!dry_run)));

@@ -16,6 +16,7 @@
 #include "utils/guc.h"
 #include "utils/snapmgr.h"
 
+#include "ab_base.h"
 #include "ab_eventsync.h"
 #include "ab_agentrole.h"
 #include "ab_tables.h"
@@ -89,6 +90,12 @@ sweep_snapshots(void)
 }
 
 static void
+sweep_bases(void)
+{
+	ab_base_sweep(false);
+}
+
+static void
 warn_of_age(void)
 {
 	ab_hidden_warn(false);
@@ -151,6 +158,7 @@ ab_sweeper_main(Datum arg)
 		purged_many = false;
 		run_step(purge_deleted, "deleting branches that nobody has recovered");
 	} while (purged_many);
+	run_step(sweep_bases, "dropping databases that states of the past were read in");
 	run_step(sweep_orphans, "sweeping storage of dropped branches");
 	run_step(sweep_snapshots, "retiring snapshots that nobody needs");
 	run_step(ab_agent_roles_sweep, "dropping roles of agents that are gone");

@@ -15,13 +15,16 @@ from typing import Any, NoReturn
 
 import plpy
 
-from agent_branch import compare
+from agent_branch import bases, compare
 from agent_branch.blocks import Blocks
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
 from agent_branch.remote import Remote
 from agent_branch.sqltext import Row, Statement, Value, settings_statement
 
 NO_PARENT = "55000"
+
+# As argument at: the nearest state that both databases have in common.
+AT_BASE = "base"
 
 
 class Reading:
@@ -86,15 +89,31 @@ class Opened:
             session.close()
 
 
-def _open(source: str | None, target: str | None) -> Opened:
+def _open(source: str | None, target: str | None, at: str | None = None) -> Opened:
     named = _required("source", source)
     other = _target(named, target)
+    if at is not None:
+        other = bases.open_base(_state(named, other, at))
     # Their transactions see what they see from here on; what is changed is asked afterwards.
     sessions = Reading(other), Reading(named)
     before, after = (compare.side(session) for session in sessions)
     return Opened(
         sessions, compare.Comparison(before, after, _extents(other, named, before, after))
     )
+
+
+def _state(source: str, target: str, at: str) -> bases.State:
+    """The state of the target that ``at`` means, or the one that both have in common."""
+    if at != AT_BASE:
+        return bases.state_at(target, at)
+    found = bases.merge_base(source, target)
+    if found is None:
+        raise ReportedError(
+            NO_PARENT,
+            f'databases "{source}" and "{target}" have no state in common',
+            detail="Neither is a branch of the other, and they descend from no common one.",
+        )
+    return found
 
 
 def _extents(
@@ -132,18 +151,36 @@ def _name(table: tuple[str, str]) -> str:
     return ".".join(plpy.quote_ident(part) for part in table)
 
 
+def merge_base(
+    source: str | None, target: str | None
+) -> list[tuple[str, str | None, str | None, str, str]]:
+    """(snapshot's id, its name, database it is of, position, time); none: nothing in common."""
+    try:
+        named = _required("source", source)
+        found = bases.merge_base(named, _target(named, target))
+    except ReportedError as error:
+        _report(error)
+    if found is None:
+        return []
+    return [(found.snapshot, found.name, found.database, found.lsn, found.taken_at)]
+
+
 Line = tuple[str, bool, bool, int, int, int, int, str | None]
 
 
-def diff_summary(source: str | None, target: str | None) -> list[Line]:
+def diff_summary(source: str | None, target: str | None, at: str | None = None) -> list[Line]:
     """(table, data_change, schema_change, added, modified, removed, pages_read, note).
 
-    Errors: 22023 no source, 55000 it has no parent and no target is named, 42501 rights or a
+    ``at``: compare with the target as it was then: a snapshot's name or id, a position in the
+    WAL, a timestamp; or 'base', the nearest state that both have in common.
+
+    Errors: 22023 no source, 55000 it has no parent and no target is named, or the state at that
+    time cannot be read any more, 22023 and 42704 there is no such snapshot, 42501 rights or a
     row security policy that hides rows from the caller, 40001 a table was rewritten meanwhile;
     those of reaching a database.
     """
     try:
-        opened = _open(source, target)
+        opened = _open(source, target, at)
         lines = [
             (
                 _name(found.table),
@@ -164,7 +201,7 @@ def diff_summary(source: str | None, target: str | None) -> list[Line]:
 
 
 def diff(
-    source: str | None, target: str | None, table_name: str | None
+    source: str | None, target: str | None, table_name: str | None, at: str | None = None
 ) -> Iterator[tuple[Value, Value, str]]:
     """(from_row, to_row, diff_type) of one table's rows, as jsonb.
 
@@ -173,7 +210,7 @@ def diff(
     try:
         name = _required("table_name", table_name)
         parts = plpy.execute(plpy.prepare("SELECT parse_ident($1) AS p", ["text"]), [name])
-        opened = _open(source, target)
+        opened = _open(source, target, at)
         table = compare.find_table(opened.whole.before, opened.whole.after, parts[0]["p"])
         rows = compare.changed_rows(opened.whole, table)
         # What is wrong mostly shows at once; an iterator's errors are harder to read.
