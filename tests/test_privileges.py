@@ -132,7 +132,8 @@ CASES: dict[str, Case] = {
     "branch._merge_base": owners(f"SELECT branch._merge_base({BRANCH}, {VAULT})"),
     "branch._snapshot_at": owners(f"SELECT branch._snapshot_at({VAULT}, 'top_secret')"),
     "branch._base_open": owners(
-        f"SELECT branch._base_open(snapshot, {BRANCH}) FROM branch._origin({BRANCH})"
+        f"SELECT branch._base_open(coalesce(snapshot, repeat('1', 24)), {BRANCH})"
+        f" FROM branch._origin({BRANCH})"
     ),
     "branch._changed_blocks": owners(
         f"SELECT * FROM branch._changed_blocks({VAULT}, '{{}}', '{{}}', {BRANCH}, '{{}}', '{{}}')"
