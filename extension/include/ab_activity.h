@@ -59,13 +59,15 @@ typedef struct AbActivitySlot
 	bool		leave_transaction;	/* also in a transaction */
 } AbActivitySlot;
 
+/* Instead of the time at which a branch was made: a database that is none (1970). */
+#define AB_PLAIN	(((TimestampTz) UNIX_EPOCH_JDATE - POSTGRES_EPOCH_JDATE) * USECS_PER_DAY)
+
 /* Of one database.  All under the lock. */
 typedef struct AbActivity
 {
 	Oid			db;				/* hash key */
 	int			sessions;		/* slots of it */
-	TimestampTz origin_at;		/* created_at of the origin file; DT_NOBEGIN: a plain
-								 * database */
+	TimestampTz origin_at;		/* created_at of the origin file, or AB_PLAIN */
 	TimestampTz since;			/* when the first of pending began */
 	TimestampTz last_active;	/* DT_NOBEGIN: not known here */
 	TimestampTz suspended_at;	/* 0: it is not suspended */

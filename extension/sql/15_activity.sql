@@ -20,7 +20,7 @@ COMMENT ON TABLE branch.activity
 IS 'what clients did in each database, up to the last agent_branch.activity_flush_interval; branch._activity() has all';
 COMMENT ON COLUMN branch.activity.db IS 'OID of the database';
 COMMENT ON COLUMN branch.activity.origin_at
-IS 'when the branch of that OID was made, as in branch.registry; -infinity: it is no branch';
+IS 'when the branch of that OID was made, as in branch.registry; 1970: it is no branch';
 COMMENT ON COLUMN branch.activity.since IS 'when counting began; a reset of the branch does not change it';
 COMMENT ON COLUMN branch.activity.last_active_at IS 'when a client connected, or a statement ended, last';
 COMMENT ON COLUMN branch.activity.sessions_total IS 'sessions of clients that were begun';
@@ -51,7 +51,7 @@ AS 'MODULE_PATHNAME', 'ab_sql_activity_all';
 COMMENT ON FUNCTION branch._activity()
 IS 'branch.activity up to this moment, and sessions now, of the databases the caller may see';
 
-CREATE FUNCTION branch._activity(
+CREATE FUNCTION branch._activity_of(
     db oid,
     OUT origin_at timestamptz,
     OUT since timestamptz,
@@ -67,5 +67,5 @@ CREATE FUNCTION branch._activity(
 LANGUAGE c VOLATILE STRICT PARALLEL RESTRICTED COST 50
 AS 'MODULE_PATHNAME', 'ab_sql_activity';
 
-COMMENT ON FUNCTION branch._activity(oid)
+COMMENT ON FUNCTION branch._activity_of(oid)
 IS 'the same of one database; null if nothing is known of it, or the caller may not see it';

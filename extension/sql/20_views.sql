@@ -147,7 +147,7 @@ FROM branch._databases AS d
 CROSS JOIN LATERAL branch._origin(d.oid) AS o
 LEFT JOIN pg_catalog.pg_database AS p ON o.parent_id = p.oid
 LEFT JOIN branch.registry AS r ON d.oid = r.db AND o.created_at = r.origin_at
-CROSS JOIN LATERAL branch._activity(d.oid) AS a
+CROSS JOIN LATERAL branch._activity_of(d.oid) AS a
 WHERE o.depth >= 1;
 
 COMMENT ON VIEW branch.branches

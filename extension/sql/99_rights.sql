@@ -75,5 +75,5 @@ GRANT EXECUTE ON FUNCTION branch.merge_base(text, text) TO public;
 
 -- Activity, usage.
 GRANT EXECUTE ON FUNCTION branch._activity() TO public;
-GRANT EXECUTE ON FUNCTION branch._activity(oid) TO public;
+GRANT EXECUTE ON FUNCTION branch._activity_of(oid) TO public;
 GRANT SELECT ON TABLE branch.usage TO public;

@@ -248,7 +248,7 @@ begin_session(void)
 		return;
 	wal_base = pgWalUsage.wal_bytes;
 	mine = ab_activity_attach(ab_storage_read_origin(MyDatabaseId, &origin) ?
-							  origin.created_at : DT_NOBEGIN);
+							  origin.created_at : AB_PLAIN);
 	if (mine != NULL)
 		on_shmem_exit(at_exit, (Datum) 0);
 }
