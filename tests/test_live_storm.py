@@ -310,3 +310,42 @@ def test_writers_that_pass_no_hook(make_cluster: Callable[..., Cluster], seed: i
     amcheck(live, "by0", "by5_child", parent)
     healthy(live)
     calm_log(live)
+
+
+def test_storm_on_a_stock_server(make_cluster: Callable[..., Cluster], seed: int) -> None:
+    """What the storm lets pass on CLUSTER and VACUUM FULL, a server without the library says
+    too, of pieces of dead rows; of a row that can be seen the storm never lets it pass."""
+    stock = make_cluster("stock", {"autovacuum": "off"}, library=False)
+    run(stock, "postgres", "CREATE DATABASE p")
+    run(
+        stock,
+        "p",
+        "CREATE EXTENSION pg_surgery",
+        "CREATE TABLE a (id int PRIMARY KEY, big text)",
+        "ALTER TABLE a ALTER big SET STORAGE EXTERNAL",
+        "INSERT INTO a SELECT i, repeat(md5(i::text), 90) FROM generate_series(1, 100) AS i",
+    )
+    toast = stock.scalar(
+        "SELECT reltoastrelid::regclass::text FROM pg_class WHERE relname = 'a'", dbname="p"
+    )
+    rewriters = ("CLUSTER a USING a_pkey", "VACUUM FULL a")
+    storm = Storm(stock, "p", seed)
+    with stock.connect("p") as conn, stock.connect(autocommit=False) as elsewhere:
+        for turn, statement in enumerate(rewriters):
+            elsewhere.execute("SELECT pg_current_xact_id()")
+            conn.execute("DELETE FROM a WHERE id %% 10 = %s", (turn,))
+            run(stock, "p", f"VACUUM {toast}")
+            assert storm._step(conn, statement)
+            elsewhere.commit()
+            assert storm._step(conn, statement)
+        assert storm.errors == []
+        assert storm.refused == {"XX001": 2}
+        pieces = conn.execute(
+            f"SELECT array_agg(ctid) FROM {toast}"
+            f" WHERE chunk_id = (SELECT min(chunk_id) FROM {toast})"
+        ).fetchone()
+        assert pieces is not None
+        conn.execute(f"SELECT heap_force_kill('{toast}', %s::tid[])", pieces)
+        for statement in rewriters:
+            with pytest.raises(psycopg.errors.DataCorrupted, match="missing chunk"):
+                storm._step(conn, statement)
