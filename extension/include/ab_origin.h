@@ -25,6 +25,8 @@ typedef struct AbFork
 	bool		own_known;		/* own_exists is valid */
 	bool		own_exists;		/* positive for good, negative for this
 								 * generation only (rule 22) */
+	bool		own_writable;	/* it exists, everybody knows or will see, and its
+								 * name is durable */
 } AbFork;
 
 /*

@@ -17,15 +17,19 @@ extern bool ab_overlay_exists(AbBranch *b, AbFork *f, SMgrRelation reln);
 
 /*
  * Make the own file, sized to the limit, unless it is there.  Appears under its
- * name complete (rule 21), then the generation is bumped.
+ * name complete (rule 21), then the generation is bumped.  Nobody writes into an own
+ * file without having called this: whoever did not make it waits until it is known.
  */
 extern void ab_overlay_create(AbBranch *b, AbFork *f, SMgrRelation reln);
 
 /*
  * The same, whether or not there is one of the right length already.  Without sync the
- * caller syncs the directory before anything is written into the file.
+ * caller syncs the directory, between ab_overlay_names_begin() and _end().
  */
 extern void ab_overlay_make(AbBranch *b, AbFork *f, SMgrRelation reln, bool sync);
+
+extern void ab_overlay_names_begin(void);
+extern void ab_overlay_names_end(void);
 
 /*
  * In recovery, of a branch that passes for a plain database: what is there of a file may

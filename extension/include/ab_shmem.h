@@ -201,6 +201,9 @@ typedef struct AbShared
 
 	AbOriginSync originsync;
 
+	/* own files whose names may not be durable; one that cannot be synced counts for ever */
+	pg_atomic_uint32 unsynced_names;
+
 	int			nsnapslots;
 	AbSnapSlot	snap[FLEXIBLE_ARRAY_MEMBER];	/* snap_lock */
 } AbShared;

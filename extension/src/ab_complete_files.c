@@ -64,16 +64,28 @@ sync_directory_of(Oid db, Oid spc)
 	pfree(dir);
 }
 
+/* After an error; false if it cannot be done. */
+static bool
+try_to_sync_directory_of(Oid db, Oid spc)
+{
+	char	   *dir = GetDatabasePath(db, spc);
+	char	   *parent = pstrdup(dir);
+
+	get_parent_directory(parent);
+	return fsync_fname_ext(dir, true, true, LOG) == 0 &&
+		fsync_fname_ext(parent, true, true, LOG) == 0;
+}
+
 /* Entries are sorted by tablespace first. */
 void
 ab_complete_make_files(Oid db, const AbOriginHeader *origin, bool log)
 {
 	AbManifest *m = ab_manifest_acquire(origin->snapshot);
+	volatile Oid spc = InvalidOid;
 
+	ab_overlay_names_begin();
 	PG_TRY();
 	{
-		Oid			spc = InvalidOid;
-
 		for (uint32 i = 0; i < m->h->nforks; i++)
 		{
 			const AbForkEntry *e = &m->forks[i];
@@ -83,17 +95,23 @@ ab_complete_make_files(Oid db, const AbOriginHeader *origin, bool log)
 				continue;
 			if (OidIsValid(spc) && e->spc != spc)
 				sync_directory_of(db, spc);
-			make_file(db, e, log);
 			spc = e->spc;
+			make_file(db, e, log);
 		}
 		if (OidIsValid(spc))
 			sync_directory_of(db, spc);
 	}
-	PG_FINALLY();
+	PG_CATCH();
 	{
+		/* others may have written into what was made */
+		if (!OidIsValid(spc) || try_to_sync_directory_of(db, spc))
+			ab_overlay_names_end();
 		ab_manifest_release(m);
+		PG_RE_THROW();
 	}
 	PG_END_TRY();
+	ab_manifest_release(m);
+	ab_overlay_names_end();
 }
 
 /* ---- syncing ---- */

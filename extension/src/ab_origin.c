@@ -121,7 +121,10 @@ refresh_forks(AbBranch *b)
 	{
 		apply_slots(b, f);
 		if (!f->own_exists || f->dropped)
+		{
 			f->own_known = false;
+			f->own_writable = false;
+		}
 	}
 }
 
@@ -426,6 +429,7 @@ ab_fork_lookup(AbBranch *b, RelFileNode rnode, ForkNumber fork)
 			f->entry = NULL;
 		f->own_known = false;
 		f->own_exists = false;
+		f->own_writable = false;
 		apply_slots(b, f);
 	}
 	return f;

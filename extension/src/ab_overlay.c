@@ -6,6 +6,12 @@
  * the limit read under it; lowering a limit holds it exclusively.  So a file is
  * either there before a truncation looks for it, or is made with the new limit.
  *
+ * A file has its name a moment before its maker has bumped the generation.  Until then
+ * others may believe that there is none, and would miss what is written into it.  So
+ * whoever finds a file that he did not make waits for the lock, exclusively, before he
+ * writes into it for the first time; and, if names are being synced just then, syncs
+ * this one himself, since a checkpoint may rely on what he writes.
+ *
  * A crash can leave pgsql_tmp* files in the database's directory (skipped by
  * backups and checksum tools, gone with the branch) and own files whose length was
  * lost; those are extended again to the limit at first use (I2).
@@ -140,18 +146,32 @@ make_segment(RelFileNode rnode, ForkNumber fork, BlockNumber segno, off_t length
  * to us.
  */
 static void
-sync_names(Oid db, const char *path)
+sync_names(RelFileNode rnode, ForkNumber fork)
 {
 	static Oid	last_db = InvalidOid;
+	char		path[MAXPGPATH];
 	char		dir[MAXPGPATH];
 
+	ab_relation_path(path, rnode, fork, 0);
 	ab_file_sync_parent(path);
-	if (db == last_db)
+	if (rnode.dbNode == last_db)
 		return;
 	strlcpy(dir, path, sizeof(dir));
 	get_parent_directory(dir);
 	ab_file_sync_parent(dir);
-	last_db = db;
+	last_db = rnode.dbNode;
+}
+
+void
+ab_overlay_names_begin(void)
+{
+	pg_atomic_fetch_add_u32(&ab_shared->unsynced_names, 1);
+}
+
+void
+ab_overlay_names_end(void)
+{
+	pg_atomic_fetch_sub_u32(&ab_shared->unsynced_names, 1);
 }
 
 static void
@@ -180,7 +200,6 @@ ab_overlay_make(AbBranch *b, AbFork *f, SMgrRelation reln, bool sync)
 {
 	RelFileNode rnode = reln->smgr_rnode.node;
 	ForkNumber	fork = f->key.fork;
-	char		path[MAXPGPATH];
 
 	TablespaceCreateDbspace(rnode.spcNode, rnode.dbNode, RecoveryInProgress());
 	for (;;)
@@ -199,21 +218,38 @@ ab_overlay_make(AbBranch *b, AbFork *f, SMgrRelation reln, bool sync)
 		f = ab_fork_lookup(b, rnode, fork);
 	}
 	make_file(rnode, fork, f->limit);
-	if (sync)
-	{
-		ab_relation_path(path, rnode, fork, 0);
-		sync_names(rnode.dbNode, path);
-	}
 	f->own_known = true;
 	f->own_exists = true;
+	if (sync)
+		ab_overlay_names_begin();
 	ab_generation_bump(rnode.dbNode);
 	LWLockRelease(ab_origin_lock(rnode.dbNode));
+	if (!sync)
+		return;
+	sync_names(rnode, fork);
+	ab_overlay_names_end();
+	f->own_writable = true;
+}
+
+/* Before the first write into a file that another process has made, or is making. */
+static void
+wait_for_maker(AbFork *f, RelFileNode rnode)
+{
+	LWLockAcquire(ab_origin_lock(rnode.dbNode), LW_EXCLUSIVE);
+	LWLockRelease(ab_origin_lock(rnode.dbNode));
+	if (pg_atomic_read_u32(&ab_shared->unsynced_names) > 0)
+		sync_names(rnode, f->key.fork);
+	f->own_writable = true;
 }
 
 void
 ab_overlay_create(AbBranch *b, AbFork *f, SMgrRelation reln)
 {
-	if (!f->own_known || !f->own_exists)
+	if (f->own_writable)
+		return;
+	if (ab_overlay_exists(b, f, reln))
+		wait_for_maker(f, reln->smgr_rnode.node);
+	else
 		ab_overlay_make(b, f, reln, true);
 }
 
@@ -227,7 +263,7 @@ ab_overlay_exists(AbBranch *b, AbFork *f, SMgrRelation reln)
 	if (!long_enough(reln->smgr_rnode.node, f->key.fork, f->limit, &exists) && exists)
 	{
 		/* its length did not survive a crash, or is being cut right now */
-		ab_overlay_create(b, f, reln);
+		ab_overlay_make(b, f, reln, true);
 		return true;
 	}
 	f->own_exists = exists;

@@ -90,6 +90,7 @@ init_shared(void)
 	ab_shared->event_lock = &locks[4].lock;
 	ab_shared->ready_lock = &locks[5].lock;
 	pg_atomic_init_u32(&ab_shared->layer_generation, 1);
+	pg_atomic_init_u32(&ab_shared->unsynced_names, 0);
 	pg_atomic_init_u32(&ab_shared->image_generation, 1);
 	pg_atomic_init_u32(&ab_shared->poison_generation, 1);
 	for (int i = 0; i < AB_GENERATIONS; i++)

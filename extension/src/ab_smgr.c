@@ -216,7 +216,7 @@ ab_smgr_extend(SMgrRelation reln, ForkNumber fork, BlockNumber block,
 	begin_change(reln, fork, block);
 	if (f == NULL)
 		prepare_plain(reln, fork, block);
-	else if (!ab_overlay_exists(b, f, reln))
+	else
 		ab_overlay_create(b, f, reln);
 	mdextend(reln, fork, block, buffer, skipFsync);
 	end_change(reln);

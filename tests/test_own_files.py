@@ -1,0 +1,88 @@
+"""A branch's own files while they are being made: who learns of them, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from ab_checks import calm_log, create, create_database, healthy, oid_of, run
+from ab_cluster import Cluster, wait_for
+from ab_faults import Faults
+from ab_oracle import SETTINGS
+from test_live_steps import Holding
+
+# Pages are written by checkpoints and by who needs a buffer, and by nobody else.
+SETTINGS_HERE: dict[str, object] = {
+    **SETTINGS,
+    "bgwriter_lru_maxpages": "0",
+    "checkpoint_timeout": "1h",
+    "agent_branch.sweep_interval": "0",
+}
+
+
+def evict(cluster: Cluster) -> None:
+    """Fill all buffers with pages of another database, a few times over."""
+    for _ in range(10):
+        run(cluster, "other", "SELECT pg_prewarm('big')")
+
+
+def test_others_write_while_the_file_is_made(
+    make_cluster: Callable[..., Cluster], faults: Faults
+) -> None:
+    """The checkpointer is the first to write a page of a branch's table, and is held up when the
+    new file has its name, but before that is synced.  Another process needs the buffer of
+    another page of the table, which the branch has changed, and writes it.  Who has seen that
+    there was no file must learn of it: else he reads the page as it was before, and logs that
+    as an image, so that what was committed in it is gone."""
+    server = make_cluster("making", SETTINGS_HERE)
+    create_database(
+        server,
+        "p",
+        "CREATE TABLE t (id int, v text) WITH (fillfactor = 50)",
+        "INSERT INTO t SELECT i, repeat('o', 300) FROM generate_series(1, 200) AS i",
+    )
+    create_database(
+        server,
+        "other",
+        "CREATE EXTENSION pg_prewarm",
+        "CREATE TABLE big AS SELECT i, repeat('b', 900) AS v FROM generate_series(1, 4000) AS i",
+    )
+    create(server, "b", "p")
+    faults.restart(server, "fast")
+    rows = "SELECT id, v FROM t ORDER BY id"
+    with (
+        ThreadPoolExecutor(2) as pool,
+        Holding(faults) as held,
+        server.connect("b") as session,
+    ):
+        before = session.execute(rows).fetchall()
+        session.execute("UPDATE t SET v = 'first' WHERE id = 1")
+        session.execute("UPDATE t SET v = 'new' WHERE id > 190")
+        after = session.execute(rows).fetchall()
+        assert after != before
+        faults.arm_stop(f"base/{oid_of(server, 'b')}", only="fsync")
+        checkpoint = pool.submit(run, server, "postgres", "CHECKPOINT")
+        checkpointer = held.wait(checkpoint)
+        eviction = pool.submit(evict, server)
+        wait_for(
+            lambda: (
+                eviction.done()
+                or server.scalar(
+                    "SELECT count(*) FROM pg_stat_activity"
+                    " WHERE datname = 'other' AND wait_event_type = 'LWLock'"
+                )
+            ),
+            what="the other page to be written, or to wait",
+        )
+        assert session.execute(rows).fetchall() == after
+        held.let_go(checkpointer)
+        checkpoint.result(60)
+        eviction.result(60)
+        session.execute("UPDATE t SET v = v || '!'")
+        after = [(number, text + "!") for number, text in after]
+        assert session.execute(rows).fetchall() == after
+    server.crash()
+    assert server.sql(rows, dbname="b") == after
+    assert server.sql(rows, dbname="p") == before
+    healthy(server)
+    calm_log(server)
