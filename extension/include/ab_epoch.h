@@ -50,6 +50,12 @@ extern bool ab_epoch_has_relation(AbSnapId id, Oid spc, Oid rel, bool *known);
  */
 extern void ab_epoch_poison(Oid db, AbSnapId live, XLogRecPtr newest_image, int error);
 
+/*
+ * Poison one snapshot, whatever it sees, for an I/O error with that errno.  False: it
+ * could not be marked durably.  Under no lock of the store.
+ */
+extern bool ab_epoch_poison_one(AbSnapId id, int error);
+
 /* ---- with the guard held exclusively ---- */
 
 /* A new snapshot is the newest one; its files are there.  Raises 53400. */

@@ -188,6 +188,12 @@ extern bool ab_imagefile_header_is_valid(Oid db, AbSnapId epoch);
 extern uint64 ab_imagefile_swept(Oid db, AbSnapId epoch);
 extern void ab_imagefile_set_swept(Oid db, AbSnapId epoch, uint64 living);
 
+/*
+ * Has the file of an epoch no images and no whole first block, as after a crash of who
+ * made it?
+ */
+extern bool ab_imagefile_is_unmade(Oid db, AbSnapId epoch);
+
 /* False: I/O error.  A header or mark that is damaged counts as poisoned from the start. */
 extern bool ab_imagefile_poisoned_from(Oid db, AbSnapId epoch, XLogRecPtr *from);
 extern bool ab_imagefile_poison(Oid db, AbSnapId epoch, XLogRecPtr from);

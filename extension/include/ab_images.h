@@ -103,12 +103,13 @@ extern bool ab_images_exists(Oid db, AbSnapId epoch);
 /*
  * In the postmaster before any other process: throw the index away and make it from
  * the .images files.  Images that no sync is known to have covered are checked by
- * their CRC; all of them if check_all.  Epochs >= forget_from (0: none) are
- * removed: replay brings them back (base backup).  Tolerates damaged files (LOG);
+ * their CRC; all of them in a backup.  Of epochs after redo, where replay begins, it
+ * removes those that replay brings back: in a backup all, else those whose file was not
+ * finished.  Tolerates damaged files (LOG);
  * snapshots that may have needed what is lost are poisoned.  False: not even that could
  * be done; then no snapshot of db may be read.
  */
-extern bool ab_images_rebuild(Oid db, bool check_all, XLogRecPtr forget_from);
+extern bool ab_images_rebuild(Oid db, bool backup, XLogRecPtr redo);
 
 /* OIDs of databases that have a directory here, palloc'd. */
 extern Oid *ab_images_databases(int *n);

@@ -81,7 +81,7 @@ extern void ab_limit_drop_relation(AbBranch *b, RelFileNode rnode);
 
 /*
  * Write the origin file of a new branch and bump its generation.  durably: it is when
- * this returns; otherwise that is ab_originsync.h's.
+ * this returns; otherwise that is ab_latesync.h's.
  */
 extern void ab_origin_create(const AbOriginHeader *header, bool durably);
 

@@ -14,7 +14,7 @@
  *	  keeper_lock	 protects the request slots
  *	  event_lock	 protects the notes about events
  *	  ready_lock	 protects what was seen in databases (ready[])
- *	  originsync_lock  exclusive while origin files are made durable
+ *	  latesync_lock  exclusive while files are made durable late
  *	  guard			 one of AB_GUARDS, by database: shared around every change of
  *					 a file of a plain database, exclusive to begin or end a
  *					 snapshot of it (ab_epoch.h)
@@ -122,15 +122,24 @@ typedef struct AbRequest
 
 #define AB_REQUESTS 64
 
-/* Origin files that are written and not durable yet (ab_originsync.c). */
-#define AB_ORIGINSYNC_MAX 4096
+/*
+ * Files that are written and not durable yet (ab_latesync.c): the origin of a database,
+ * or, if that is 0, the manifest of a snapshot.
+ */
+typedef struct AbLateFile
+{
+	Oid			db;
+	AbSnapId	snapshot;
+} AbLateFile;
 
-typedef struct AbOriginSync
+#define AB_LATESYNC_MAX 4096
+
+typedef struct AbLateSync
 {
 	slock_t		mutex;
 	int			n;
-	Oid			db[AB_ORIGINSYNC_MAX];
-} AbOriginSync;
+	AbLateFile	file[AB_LATESYNC_MAX];
+} AbLateSync;
 
 typedef struct AbShared
 {
@@ -142,7 +151,7 @@ typedef struct AbShared
 	LWLock	   *snap_lock;
 	LWLock	   *keeper_lock;
 	LWLock	   *ready_lock;
-	LWLock	   *originsync_lock;
+	LWLock	   *latesync_lock;
 	LWLock	   *event_lock;
 
 	pg_atomic_uint32 layer_generation;	/* bumped when a layer is removed */
@@ -199,7 +208,7 @@ typedef struct AbShared
 	int64		events_notified;	/* the keeper's: last id that was sent */
 	pg_atomic_uint32 events_poked;	/* the keeper has been told that there are some */
 
-	AbOriginSync originsync;
+	AbLateSync latesync;
 
 	/* own files whose names may not be durable; one that cannot be synced counts for ever */
 	pg_atomic_uint32 unsynced_names;

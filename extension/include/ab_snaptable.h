@@ -21,7 +21,8 @@ extern void ab_snaptable_check_room(void);
 
 /*
  * Raises the same; in recovery, where an error would stop the server, it warns.
- * An id that is there already stays as it is.
+ * An id that is there already stays as it is, but that what its manifest did not say
+ * is filled in.
  */
 extern void ab_snaptable_add(AbSnapId id, Oid source_db, bool confirmed, bool live);
 extern void ab_snaptable_confirm(AbSnapId id);

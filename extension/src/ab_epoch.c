@@ -360,6 +360,14 @@ mark_by_file(AbSnapId id)
 	return ok;
 }
 
+/* Whoever knows of branches of a snapshot that was poisoned looks again. */
+static void
+forget_branches(void)
+{
+	for (int i = 0; i < AB_GENERATIONS; i++)
+		pg_atomic_fetch_add_u32(&ab_shared->generation[i], 1);
+}
+
 void
 ab_epoch_poison(Oid db, AbSnapId live, XLogRecPtr newest_image, int error)
 {
@@ -384,15 +392,11 @@ ab_epoch_poison(Oid db, AbSnapId live, XLogRecPtr newest_image, int error)
 		p->all_poisoned = all_are_poisoned(db);
 	LWLockRelease(ab_shared->snap_lock);
 
-	/*
-	 * Before the page is overwritten: see ab_epoch_require_sound().  And whoever knows
-	 * of a branch of these looks again.
-	 */
+	/* before the page is overwritten: see ab_epoch_require_sound() */
 	pg_atomic_fetch_add_u32(&ab_shared->poison_generation, 1);
-	for (int i = 0; i < AB_GENERATIONS && news; i++)
-		pg_atomic_fetch_add_u32(&ab_shared->generation[i], 1);
 	if (news)
 	{
+		forget_branches();
 		errno = error;
 		ereport(LOG,
 				(errcode(ERRCODE_DATA_CORRUPTED),
@@ -401,6 +405,37 @@ ab_epoch_poison(Oid db, AbSnapId live, XLogRecPtr newest_image, int error)
 						   error ? strerror(error) : "the stored image is damaged"),
 				 errhint("Their branches answer with an error; delete or reset them. The database itself is not affected.")));
 	}
+}
+
+bool
+ab_epoch_poison_one(AbSnapId id, int error)
+{
+	Oid			db = InvalidOid;
+	AbParent   *p;
+
+	if (!mark_by_file(id))
+		return false;
+	LWLockAcquire(ab_shared->snap_lock, LW_EXCLUSIVE);
+	for (int i = 0; i < ab_shared->nsnapslots; i++)
+		if (AbSnapIdIsValid(ab_shared->snap[i].id) &&
+			AbSnapIdEquals(ab_shared->snap[i].id, id))
+		{
+			ab_shared->snap[i].poisoned = true;
+			db = ab_shared->snap[i].source_db;
+		}
+	p = OidIsValid(db) ? find_parent(db) : NULL;
+	if (p != NULL)
+		p->all_poisoned = all_are_poisoned(db);
+	LWLockRelease(ab_shared->snap_lock);
+	pg_atomic_fetch_add_u32(&ab_shared->poison_generation, 1);
+	forget_branches();
+	errno = error;
+	ereport(LOG,
+			(errcode(ERRCODE_DATA_CORRUPTED),
+			 errmsg("a snapshot of database %u cannot be kept any longer", db),
+			 errdetail("Its manifest could not be made durable: %m."),
+			 errhint("Its branches answer with an error; delete or reset them. The database itself is not affected.")));
+	return true;
 }
 
 static void

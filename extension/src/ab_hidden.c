@@ -25,6 +25,7 @@
 #include "commands/seclabel.h"
 #include "storage/lock.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
@@ -92,8 +93,12 @@ ab_hidden_add(AbSnapId id, Oid source_db,
 	ab_agent_copy_dependencies(source_db, oid);
 	table_close(rel, NoLock);
 
-	/* the snapshot is confirmed on the strength of this row (S3) */
-	ForceSyncCommit();
+	/*
+	 * The snapshot is confirmed on the strength of this row (S3), by a record that the
+	 * requester logs after our commit and flushes.
+	 */
+	(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
 }
 
 bool

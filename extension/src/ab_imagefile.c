@@ -565,6 +565,29 @@ read_poison(int fd, Oid db, AbSnapId epoch, XLogRecPtr *from)
 	return true;
 }
 
+/* Not through the cache either. */
+bool
+ab_imagefile_is_unmade(Oid db, AbSnapId epoch)
+{
+	char		path[MAXPGPATH];
+	AbImagesHeader h;
+	AbImagesPoison p;
+	struct stat st;
+	bool		unmade;
+	int			fd;
+
+	ab_images_path(path, db, epoch);
+	fd = open_path(path, O_RDONLY);
+	if (fd < 0)
+		return false;
+	unmade = fstat(fd, &st) == 0 && st.st_size <= BLCKSZ &&
+		ab_imagefile_read_padded(fd, &h, sizeof(h), 0) &&
+		ab_imagefile_read_padded(fd, &p, sizeof(p), AB_POISON_OFFSET) &&
+		(!header_is_valid(&h, db, epoch) || p.crc != CRC_OF(&p));
+	(void) close(fd);
+	return unmade;
+}
+
 /* Not through the cache: this asks many files, each once. */
 bool
 ab_imagefile_poisoned_from(Oid db, AbSnapId epoch, XLogRecPtr *from)

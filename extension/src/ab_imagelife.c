@@ -3,7 +3,8 @@
  *	  The store of before-images: its files' beginning, and poison.
  *
  * Backends that take a snapshot and the startup process make files; poison is set by
- * whoever cannot save an image.  A crash leaves a tmp. file, which rebuilding removes.
+ * whoever cannot save an image.  A crash may leave a file without its first block: its
+ * snapshot's record is replayed, rebuilding removes the file, and replay makes it anew.
  */
 #include "ab_images.h"
 
@@ -32,6 +33,31 @@ make_dir(const char *path)
 				 errmsg("could not create directory \"%s\": %m", path)));
 }
 
+/* Under its final name at once: syncing the file has then made its name durable, mostly. */
+static void
+make_file(const char *path, const char *block)
+{
+	int			fd = OpenTransientFile(path, O_RDWR | O_CREAT | O_EXCL | PG_BINARY);
+	bool		ok;
+	int			save_errno;
+
+	if (fd < 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not create file \"%s\": %m", path)));
+	errno = 0;
+	ok = ab_imagefile_write(fd, block, BLCKSZ, 0) && pg_fsync(fd) == 0;
+	save_errno = errno;
+	CloseTransientFile(fd);
+	if (ok)
+		return;
+	unlink(path);
+	errno = save_errno;
+	ereport(ERROR,
+			(errcode_for_file_access(),
+			 errmsg("could not write file \"%s\": %m", path)));
+}
+
 void
 ab_images_begin(Oid db, AbSnapId epoch)
 {
@@ -42,16 +68,16 @@ ab_images_begin(Oid db, AbSnapId epoch)
 	ab_images_dir_path(path, db);
 	make_dir(path);
 	ab_images_path(path, db, epoch);
-	if (ab_file_exists(path))
+
+	/* in recovery it may be there, by who crashed before the next line */
+	if (!ab_file_exists(path))
 	{
-		/* who made it may have crashed before this */
-		ab_file_sync_parent(path);
-		return;
+		block = palloc(BLCKSZ);
+		ab_imagefile_format(block, db, epoch);
+		make_file(path, block);
+		pfree(block);
 	}
-	block = palloc(BLCKSZ);
-	ab_imagefile_format(block, db, epoch);
-	ab_file_write_durably(path, block, BLCKSZ);
-	pfree(block);
+	ab_file_sync_parent(path);
 }
 
 bool

@@ -39,7 +39,8 @@ typedef struct EpochFile
 typedef struct Rebuild
 {
 	Oid			db;
-	bool		check_all;
+	bool		backup;
+	XLogRecPtr	redo;			/* where replay begins */
 	int			nfiles;
 	EpochFile  *files;
 	EpochFile  *file;			/* being read */
@@ -131,8 +132,19 @@ sync_directory(Oid db)
 	return ok;
 }
 
+/*
+ * Files of a backup that replay brings again, and files that whoever made them did not
+ * come to finish: replay makes them.
+ */
+static bool
+is_to_go(Rebuild *r, AbSnapId epoch)
+{
+	return epoch.lsn > r->redo &&
+		(r->backup || ab_imagefile_is_unmade(r->db, epoch));
+}
+
 static void
-list_files(Rebuild *r, XLogRecPtr forget_from)
+list_files(Rebuild *r)
 {
 	int			n;
 	AbSnapId   *epochs = ab_imagefile_list(r->db, &n);
@@ -141,7 +153,7 @@ list_files(Rebuild *r, XLogRecPtr forget_from)
 	r->files = palloc0(sizeof(EpochFile) * (n + 1));
 	for (int i = 0; i < n; i++)
 	{
-		if (forget_from != InvalidXLogRecPtr && epochs[i].lsn >= forget_from)
+		if (is_to_go(r, epochs[i]))
 		{
 			char		path[MAXPGPATH];
 
@@ -317,7 +329,7 @@ read_slot(Rebuild *r, AbImageRef at, AbImageEntry *e, bool synced)
 		return false;
 	if (!keep || (e->flags & AB_IMAGE_DEAD))
 		return true;
-	if (synced && r->check_all)
+	if (synced && r->backup)
 		report_page(r, at, e);
 	return add_entry(r, at, e);
 }
@@ -416,11 +428,11 @@ poison_file(Rebuild *r, AbSnapId epoch)
 }
 
 static bool
-rebuild(Rebuild *r, XLogRecPtr forget_from)
+rebuild(Rebuild *r)
 {
 	bool		ok = true;
 
-	list_files(r, forget_from);
+	list_files(r);
 	if (!remove_index(r->db))
 		r->failed = true;
 	for (int i = 0; i < r->nfiles && !r->failed; i++)
@@ -445,17 +457,17 @@ rebuild(Rebuild *r, XLogRecPtr forget_from)
 }
 
 bool
-ab_images_rebuild(Oid db, bool check_all, XLogRecPtr forget_from)
+ab_images_rebuild(Oid db, bool backup, XLogRecPtr redo)
 {
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
 												  "agent_branch image rebuild",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
-	Rebuild		r = {.db = db, .check_all = check_all};
+	Rebuild		r = {.db = db, .backup = backup, .redo = redo};
 	bool		ok;
 
 	ab_images_forget_poison();
-	ok = rebuild(&r, forget_from);
+	ok = rebuild(&r);
 
 	/* processes that are forked from here open their own */
 	ab_imagefile_close_all();

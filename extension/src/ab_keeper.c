@@ -28,7 +28,7 @@
 #include "ab_base.h"
 #include "ab_eventsync.h"
 #include "ab_hidden.h"
-#include "ab_originsync.h"
+#include "ab_latesync.h"
 #include "ab_registry.h"
 #include "ab_quotaload.h"
 #include "ab_settings.h"
@@ -377,7 +377,7 @@ ab_keeper_main(Datum arg)
 		retry = ab_eventsync_tend();
 		if (!ab_quotaload_first())
 			retry = QUOTA_RETRY_MS;
-		ab_originsync_tend();
+		ab_latesync_tend();
 		tend = ab_witness_tend();
 		check_sweeper();
 		timeout = sweep_due_in();

@@ -86,7 +86,7 @@ init_shared(void)
 	ab_shared->journal_lock = &locks[0].lock;
 	ab_shared->snap_lock = &locks[1].lock;
 	ab_shared->keeper_lock = &locks[2].lock;
-	ab_shared->originsync_lock = &locks[3].lock;
+	ab_shared->latesync_lock = &locks[3].lock;
 	ab_shared->event_lock = &locks[4].lock;
 	ab_shared->ready_lock = &locks[5].lock;
 	pg_atomic_init_u32(&ab_shared->layer_generation, 1);
@@ -104,7 +104,7 @@ init_shared(void)
 	pg_atomic_init_u32(&ab_shared->notes_used, 0);
 	pg_atomic_init_u32(&ab_shared->events_poked, 0);
 	ab_shared->events_wanted = 1;
-	SpinLockInit(&ab_shared->originsync.mutex);
+	SpinLockInit(&ab_shared->latesync.mutex);
 	for (int i = 0; i < AB_GUARDS; i++)
 	{
 		pg_atomic_init_u32(&ab_shared->unlinks_begun[i], 0);

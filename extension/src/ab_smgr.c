@@ -32,7 +32,7 @@
 #include "ab_layer.h"
 #include "ab_origin.h"
 #include "ab_originfile.h"
-#include "ab_originsync.h"
+#include "ab_latesync.h"
 #include "ab_overlay.h"
 #include "ab_page.h"
 #include "ab_parentfile.h"
@@ -75,7 +75,7 @@ static void
 begin_change(SMgrRelation reln, ForkNumber fork, BlockNumber block)
 {
 	if (reln->smgr_rnode.node.spcNode == GLOBALTABLESPACE_OID)
-		ab_originsync_before_write();	/* O2 */
+		ab_latesync_before_write();	/* O2 */
 	if (!is_guarded(reln->smgr_rnode))
 		return;
 	ab_guard_enter(reln->smgr_rnode.node.dbNode);

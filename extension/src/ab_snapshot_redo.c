@@ -382,11 +382,16 @@ write_live_manifest(Replay *r)
 	ab_file_write_durably(ab_snapshot_path(r->id, ".pending"), image, len);
 }
 
+/* Either name may have come through a power cut with contents that did not. */
 static void
 make_live_files(Replay *r)
 {
-	if (!is_sound(r->id, ".manifest") && !is_sound(r->id, ".pending"))
-		write_live_manifest(r);
+	if (!is_sound(r->id, ".manifest"))
+	{
+		remove_suffix(r->id, ".manifest");
+		if (!is_sound(r->id, ".pending"))
+			write_live_manifest(r);
+	}
 	ab_images_begin(r->rec.source_db, r->id);
 }
 

@@ -45,6 +45,7 @@
 #include "ab_images.h"
 #include "ab_initfile.h"
 #include "ab_kept.h"
+#include "ab_latesync.h"
 #include "ab_method.h"
 #include "ab_origin.h"
 #include "ab_request.h"
@@ -75,9 +76,27 @@ typedef struct Taking
 	instr_time	flushing;		/* spent on what was dirty */
 	instr_time	waiting;		/* spent on transactions that wrote */
 	AbSnapId	id;				/* valid from its WAL record until given up */
+	bool		late;			/* between ab_latesync_begin() and _end() */
 	bool		hidden_asked;	/* the keeper may have committed a row */
 	bool		done;			/* CONFIRM is durable: nothing is undone now */
 } Taking;
+
+/* ---- records and the files that belong to them (ab_latesync.c) ---- */
+
+static void
+begin_late(Taking *t)
+{
+	ab_latesync_begin();
+	t->late = true;
+}
+
+static void
+end_late(Taking *t)
+{
+	if (t->late)
+		ab_latesync_end();
+	t->late = false;
+}
 
 /* ---- giving up ---- */
 
@@ -117,6 +136,7 @@ abandon(int code, Datum arg)
 	Taking	   *t = (Taking *) DatumGetPointer(arg);
 
 	LWLockReleaseAll();
+	end_late(t);
 	if (!t->done)
 	{
 		give_up_attempt(t);
@@ -276,15 +296,26 @@ insert_record(Taking *t, xl_ab_snapshot *rec)
 	return end;
 }
 
+static void
+write_pending(const Taking *t, const char *image, size_t len)
+{
+	char	   *pending = ab_snapshot_path(t->id, ".pending");
+	char	   *tmp = ab_file_tmp_name();
+
+	ab_file_write_via(tmp, pending, image, len, false);
+	pfree(tmp);
+	pfree(pending);
+}
+
 /*
  * From now on whoever changes a file of the source saves the old page.  Everything
- * that takes is there, durably, before (E5).  The guard is closed.
+ * that takes is there before, durably (E5) or so that replay makes it.  The guard is
+ * closed.
  */
 static void
 make_live(Taking *t)
 {
 	Oid			db = t->capture.source_db;
-	char	   *pending = ab_snapshot_path(t->id, ".pending");
 	char	   *image;
 	size_t		len;
 
@@ -294,9 +325,8 @@ make_live(Taking *t)
 	/* from here on the sweeps know that the files are somebody's */
 	ab_snaptable_add(t->id, db, false, true);
 	ab_images_begin(db, t->id);
-	ab_file_write_durably(pending, image, len);
+	write_pending(t, image, len);
 	ab_epoch_begin(db, t->id);
-	pfree(pending);
 }
 
 /* Log SNAPSHOT; a snapshot that is live is so from its position on.  False: try again. */
@@ -322,18 +352,26 @@ log_snapshot(Taking *t)
 	if (t->capture.live && t->capture.source_manifest)
 		rec.nruns = t->view.h->nruns;
 
-	if (t->capture.live && !ab_guard_try_close(db, t->deadline))
+	if (!t->capture.live)
+	{
+		end = insert_record(t, &rec);
+		t->id = ab_snapid_make(rec.tli, end);
+		return AbSnapIdIsValid(t->id);
+	}
+	begin_late(t);
+	if (!ab_guard_try_close(db, t->deadline))
 		ab_gate_give_up(db, t->dbname);
-	if (!t->capture.live || ab_kept_still_no_unlinks(db, t->no_unlinks))
+	if (ab_kept_still_no_unlinks(db, t->no_unlinks))
 		end = insert_record(t, &rec);
 	if (!XLogRecPtrIsInvalid(end))
 	{
 		t->id = ab_snapid_make(rec.tli, end);
-		if (t->capture.live)
-			make_live(t);
+		make_live(t);
 	}
-	if (t->capture.live)
-		ab_guard_open(db);
+	ab_guard_open(db);
+	if (!XLogRecPtrIsInvalid(end))
+		ab_latesync_manifest(t->id);
+	end_late(t);
 	return !XLogRecPtrIsInvalid(end);
 }
 
@@ -500,8 +538,8 @@ mend(Taking *t)
 /* ---- making it usable ---- */
 
 /*
- * Step 6: all files are durable, the manifest still called .pending.  Those of a live
- * snapshot are since its record.
+ * Step 6, but of a live snapshot: all files are durable, the manifest still called
+ * .pending.
  */
 static void
 write_files(Taking *t)
@@ -532,15 +570,16 @@ confirm(Taking *t)
 	char	   *pending = ab_snapshot_path(t->id, ".pending");
 	char	   *manifest = ab_snapshot_path(t->id, ".manifest");
 
+	/* with it the hidden row, whose commit nobody has flushed */
+	begin_late(t);
 	XLogFlush(ab_wal_confirm(t->id));
-
-	/* its contents are durable; CONFIRM would be replayed, but only for a while */
 	if (rename(pending, manifest) < 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not rename file \"%s\" to \"%s\": %m",
 						pending, manifest)));
-	ab_file_sync_parent(manifest);
+	ab_latesync_manifest(t->id);
+	end_late(t);
 	t->done = true;
 	ab_snaptable_confirm(t->id);
 	pfree(pending);

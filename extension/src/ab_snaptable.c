@@ -22,6 +22,7 @@
 
 #include "ab_agentready.h"
 #include "ab_file.h"
+#include "ab_imagefile.h"
 #include "ab_images.h"
 #include "ab_manifest.h"
 #include "ab_origin.h"
@@ -56,6 +57,26 @@ fill_slot(AbSnapSlot *slot, AbSnapId id, Oid source_db, bool confirmed, bool liv
 	slot->clean_upto = id.lsn;
 	slot->catalog_changes = AB_CHANGES_UNKNOWN;
 	slot->id = id;
+}
+
+/*
+ * Is the manifest one that a power cut has left in part?  Replay writes it anew if its
+ * record is after the redo pointer.
+ */
+static bool
+is_unknown(const AbSnapSlot *slot)
+{
+	return !OidIsValid(slot->source_db);
+}
+
+/* What the manifest would have said. */
+static void
+learn(AbSnapSlot *slot, Oid source_db, bool live)
+{
+	slot->source_db = source_db;
+	slot->live = live;
+	if (!live)
+		slot->ahead = false;
 }
 
 static void
@@ -103,7 +124,7 @@ load_snapshot(AbSnapId id, const char *suffix, XLogRecPtr redo)
 		  ab_manifest_read_pending_header(id, &h)))
 		memset(&h, 0, sizeof(h));
 	if (!confirmed && (h.flags & AB_MANIFEST_LIVE) == 0)
-		return;
+		return;					/* or torn, and nobody hangs on it yet */
 	slot = free_slot();
 	if (slot == NULL)
 	{
@@ -112,7 +133,7 @@ load_snapshot(AbSnapId id, const char *suffix, XLogRecPtr redo)
 	}
 	fill_slot(slot, id, h.source_db, confirmed, (h.flags & AB_MANIFEST_LIVE) != 0);
 	slot->left = !confirmed;
-	slot->ahead = slot->live && id.lsn > redo;
+	slot->ahead = (slot->live || is_unknown(slot)) && id.lsn > redo;
 	slot->poisoned = is_poisoned(id, &h, redo);
 }
 
@@ -132,6 +153,52 @@ load_snapshots(XLogRecPtr redo)
 				load_snapshot(id, suffixes[i], redo);
 	}
 	FreeDir(dir);
+}
+
+/*
+ * Of a live snapshot whose record will be replayed a power cut may have taken the
+ * manifest (ab_latesync.c).  The file of its epoch is there (E5), and says whose it is.
+ */
+static void
+load_epoch(Oid db, AbSnapId id)
+{
+	AbSnapSlot *slot = find_slot(id);
+
+	if (slot != NULL && !is_unknown(slot))
+		return;
+	if (slot != NULL)
+		learn(slot, db, true);
+	else if ((slot = free_slot()) != NULL)
+	{
+		fill_slot(slot, id, db, false, true);
+		slot->left = true;
+		slot->ahead = true;
+	}
+	else
+	{
+		report_full(LOG);
+		return;
+	}
+	slot->poisoned |= ab_images_is_poisoned(db, id);
+}
+
+static void
+load_epochs(XLogRecPtr redo)
+{
+	int			ndbs;
+	Oid		   *dbs = ab_images_databases(&ndbs);
+
+	for (int i = 0; i < ndbs; i++)
+	{
+		int			n;
+		AbSnapId   *ids = ab_imagefile_list(dbs[i], &n);
+
+		for (int k = 0; k < n; k++)
+			if (ids[k].lsn > redo)
+				load_epoch(dbs[i], ids[k]);
+		pfree(ids);
+	}
+	pfree(dbs);
 }
 
 /* A damaged origin must not keep the server from starting (B2). */
@@ -173,6 +240,7 @@ ab_snaptable_load(XLogRecPtr redo)
 	int			n;
 
 	load_snapshots(redo);
+	load_epochs(redo);
 	dbs = ab_origin_list(&n);
 	for (int i = 0; i < n; i++)
 		load_branch(dbs[i]);
@@ -198,12 +266,18 @@ void
 ab_snaptable_add(AbSnapId id, Oid source_db, bool confirmed, bool live)
 {
 	bool		added = true;
+	AbSnapSlot *slot;
 
 	LWLockAcquire(ab_shared->snap_lock, LW_EXCLUSIVE);
-	if (find_slot(id) == NULL)
+	slot = find_slot(id);
+	if (slot != NULL)
 	{
-		AbSnapSlot *slot = free_slot();
-
+		if (is_unknown(slot))
+			learn(slot, source_db, live);
+	}
+	else
+	{
+		slot = free_slot();
 		if (slot)
 		{
 			fill_slot(slot, id, source_db, confirmed, live);

@@ -39,7 +39,7 @@ rebuild_images(bool backup, XLogRecPtr redo)
 	Oid		   *dbs = ab_images_databases(&n);
 
 	for (int i = 0; i < n; i++)
-		if (!ab_images_rebuild(dbs[i], backup, backup ? redo + 1 : InvalidXLogRecPtr))
+		if (!ab_images_rebuild(dbs[i], backup, redo))
 			ab_witness_poison_database(dbs[i],
 									   "Saved pages could not be read when the server started.");
 	pfree(dbs);

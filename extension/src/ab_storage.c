@@ -27,7 +27,6 @@
 #include "storage/fd.h"
 #include "storage/lwlock.h"
 #include "storage/md.h"
-#include "storage/proc.h"
 #include "storage/procsignal.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -35,7 +34,7 @@
 #include "ab_file.h"
 #include "ab_initfile.h"
 #include "ab_origin.h"
-#include "ab_originsync.h"
+#include "ab_latesync.h"
 #include "ab_snaptable.h"
 #include "ab_storagefiles.h"
 
@@ -233,7 +232,26 @@ log_and_write_origin(AbCreated *c, xl_ab_branch_create *rec)
 	c->incarnation = ab_snapid_make(rec->tli, end);
 	ab_storage_write_origin(rec, c->incarnation, false);
 	c->counted = true;
-	ab_originsync_later(c->db);
+	ab_latesync_origin(c->db);
+}
+
+/*
+ * No checkpoint may complete between the record and the origin file: a base backup
+ * begun there would have neither.  And O1 (ab_latesync.c).
+ */
+static void
+log_origin(AbCreated *c, xl_ab_branch_create *rec)
+{
+	ab_latesync_begin();
+	PG_TRY();
+	{
+		log_and_write_origin(c, rec);
+	}
+	PG_FINALLY();
+	{
+		ab_latesync_end();
+	}
+	PG_END_TRY();
 }
 
 void
@@ -261,21 +279,7 @@ ab_storage_create(Oid db, Oid spc, Oid parent_db, AbSnapId snapshot)
 	rec.parent_db = parent_db;
 	rec.created_at = GetCurrentTimestamp();
 
-	/*
-	 * No checkpoint may complete between the record and the origin file: a base
-	 * backup begun there would have neither.  And O1 (ab_originsync.c).
-	 */
-	Assert((MyProc->delayChkptFlags & DELAY_CHKPT_START) == 0);
-	MyProc->delayChkptFlags |= DELAY_CHKPT_START;
-	PG_TRY();
-	{
-		log_and_write_origin(c, &rec);
-	}
-	PG_FINALLY();
-	{
-		MyProc->delayChkptFlags &= ~DELAY_CHKPT_START;
-	}
-	PG_END_TRY();
+	log_origin(c, &rec);
 }
 
 bool

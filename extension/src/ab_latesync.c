@@ -1,0 +1,301 @@
+/*
+ * ab_latesync.c
+ *	  Which files are not durable yet, and who makes them so.
+ *
+ * Creating a branch logs a record from which redo makes its origin file again, and so
+ * does a live snapshot for its manifest.  Hence these files need not be durable at
+ * commit, only before the redo pointer is beyond their record for good.  (Nor need the
+ * name of a manifest: CONFIRM gives it that.)  No hook runs in a checkpoint, but a
+ * checkpoint cannot complete before each shared buffer that was dirty at its start is
+ * written, through ab_smgr_write(), by whoever does it.  Hence:
+ *
+ * O1  Between the record and the moment when a page of pg_database is marked dirty,
+ *     after the file is in the list, its maker holds DELAY_CHKPT_START.  A checkpoint
+ *     whose redo pointer is beyond the record therefore finds that page dirty, or it
+ *     has been written since, in any case after the entry was made.
+ * O2  Nobody writes or extends a shared relation while the list holds files that were
+ *     there when he began.  (Any shared relation: VACUUM FULL gives pg_database a
+ *     new file, whose pages it writes itself.)
+ * O3  An entry leaves the list after its file and their directory were synced, or
+ *     because the file is gone.
+ *
+ * Any process that writes shared buffers, and who makes such files.  latesync_lock is
+ * held while syncing, below buffer content locks; nothing but I/O is done under it.  The
+ * list itself has a spinlock.  A crash of the server loses the list; before crash
+ * recovery the server syncs every file in the data directory.
+ */
+#include "ab_latesync.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "catalog/pg_database.h"
+#include "catalog/pg_tablespace_d.h"
+#include "miscadmin.h"
+#include "storage/bufmgr.h"
+#include "storage/fd.h"
+#include "storage/lmgr.h"
+#include "storage/proc.h"
+#include "storage/spin.h"
+#include "utils/relmapper.h"
+
+#include "ab_epoch.h"
+#include "ab_format.h"
+#include "ab_shmem.h"
+
+/* ---- the list ---- */
+
+/* False if it is full. */
+static bool
+append(const AbLateFile *file)
+{
+	AbLateSync *s = &ab_shared->latesync;
+	bool		done;
+
+	SpinLockAcquire(&s->mutex);
+	done = s->n < AB_LATESYNC_MAX;
+	if (done)
+		s->file[s->n++] = *file;
+	SpinLockRelease(&s->mutex);
+	return done;
+}
+
+static int
+waiting(void)
+{
+	AbLateSync *s = &ab_shared->latesync;
+	int			n;
+
+	SpinLockAcquire(&s->mutex);
+	n = s->n;
+	SpinLockRelease(&s->mutex);
+	return n;
+}
+
+/* The first n are durable; others may have been appended meanwhile. */
+static void
+remove_first(int n)
+{
+	AbLateSync *s = &ab_shared->latesync;
+
+	SpinLockAcquire(&s->mutex);
+	s->n -= n;
+	memmove(s->file, s->file + n, s->n * sizeof(AbLateFile));
+	SpinLockRelease(&s->mutex);
+}
+
+/* ---- syncing ---- */
+
+static void
+raise_io_error(const char *verb, const char *path)
+{
+	ereport(data_sync_elevel(ERROR),
+			(errcode_for_file_access(),
+			 errmsg("could not %s file \"%s\": %m", verb, path)));
+}
+
+static void
+name_of(const AbLateFile *file, const char *suffix, char path[MAXPGPATH])
+{
+	char		id[AB_SNAPID_TEXT_LEN + 1];
+
+	if (OidIsValid(file->db))
+	{
+		snprintf(path, MAXPGPATH, AB_BRANCH_DIR "/%u", file->db);
+		return;
+	}
+	ab_snapid_format(file->snapshot, id);
+	snprintf(path, MAXPGPATH, AB_SNAPSHOT_DIR "/%s%s", id, suffix);
+}
+
+/*
+ * Descriptor of a file, or -1 if it is gone already.  A manifest may be given its name
+ * between the first look and the second.
+ */
+static int
+open_late(const AbLateFile *file, char path[MAXPGPATH])
+{
+	static const char *const suffixes[] = {".manifest", ".pending", ".manifest"};
+	int			fd = -1;
+
+	for (int i = 0; i < lengthof(suffixes) && fd < 0; i++)
+	{
+		name_of(file, suffixes[i], path);
+		fd = BasicOpenFile(path, O_RDWR | PG_BINARY);
+		if (fd < 0 && errno != ENOENT)
+			raise_io_error("open", path);
+	}
+	return fd;
+}
+
+static bool
+sync_and_close(int fd)
+{
+	int			rc = pg_fsync(fd);
+	int			save_errno = errno;
+
+	close(fd);
+	errno = save_errno;
+	return rc == 0;
+}
+
+static void
+require_synced(bool ok, const AbLateFile *file, const char *path)
+{
+	/* a snapshot that cannot be kept is nobody else's failure (E2) */
+	if (!ok && (OidIsValid(file->db) || !ab_epoch_poison_one(file->snapshot, errno)))
+		raise_io_error("fsync", path);
+}
+
+static void
+sync_manifest_names(const AbLateFile *file, int n)
+{
+	int			fd = BasicOpenFile(AB_SNAPSHOT_DIR, O_RDONLY | PG_BINARY);
+	bool		ok;
+
+	if (fd < 0)
+		raise_io_error("open", AB_SNAPSHOT_DIR);
+	ok = sync_and_close(fd);
+	for (int i = 0; i < n && !ok; i++)
+		if (!OidIsValid(file[i].db))
+			require_synced(false, &file[i], AB_SNAPSHOT_DIR);
+}
+
+/*
+ * All of them are handed to the kernel before the first is waited for, so that one
+ * commit of the filesystem's journal does for many.  Entries below n do not move, for
+ * only the holder of latesync_lock removes any.
+ */
+static void
+sync_first(int n)
+{
+	const AbLateFile *file = ab_shared->latesync.file;
+	bool		origins = false;
+	bool		manifests = false;
+	char		path[MAXPGPATH];
+
+	for (int i = 0; n > 1 && i < n; i++)
+	{
+		int			fd = open_late(&file[i], path);
+
+		if (fd < 0)
+			continue;
+		pg_flush_data(fd, 0, 0);
+		close(fd);
+	}
+	for (int i = 0; i < n; i++)
+	{
+		int			fd = open_late(&file[i], path);
+
+		if (fd >= 0)
+			require_synced(sync_and_close(fd), &file[i], path);
+		origins |= OidIsValid(file[i].db);
+		manifests |= !OidIsValid(file[i].db);
+	}
+	if (origins)
+		fsync_fname(AB_BRANCH_DIR, true);
+	if (manifests)
+		sync_manifest_names(file, n);
+}
+
+static void
+sync_all(void)
+{
+	int			n;
+
+	LWLockAcquire(ab_shared->latesync_lock, LW_EXCLUSIVE);
+	n = waiting();
+	if (n > 0)
+	{
+		sync_first(n);
+		remove_first(n);
+	}
+	LWLockRelease(ab_shared->latesync_lock);
+}
+
+/* ---- who calls ---- */
+
+/*
+ * Its content is what it was, so this needs no WAL: if the page on disk differs from it,
+ * the change that makes the difference is in WAL with an image, or the page is dirty
+ * anyway.
+ */
+static void
+dirty_shared_page(void)
+{
+	RelFileNode rnode;
+	Buffer		buffer;
+
+	rnode.spcNode = GLOBALTABLESPACE_OID;
+	rnode.dbNode = InvalidOid;
+	rnode.relNode = RelationMapOidToFilenode(DatabaseRelationId, true);
+	buffer = ReadBufferWithoutRelcache(rnode, MAIN_FORKNUM, 0, RBM_NORMAL, NULL, true);
+	LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
+	MarkBufferDirty(buffer);
+	UnlockReleaseBuffer(buffer);
+}
+
+static void
+wake_keeper(void)
+{
+	LWLockAcquire(ab_shared->keeper_lock, LW_SHARED);
+	if (ab_shared->keeper_latch != NULL)
+		SetLatch(ab_shared->keeper_latch);
+	LWLockRelease(ab_shared->keeper_lock);
+}
+
+void
+ab_latesync_begin(void)
+{
+	Assert((MyProc->delayChkptFlags & DELAY_CHKPT_START) == 0);
+	LockRelationOid(DatabaseRelationId, AccessShareLock);
+	MyProc->delayChkptFlags |= DELAY_CHKPT_START;
+}
+
+void
+ab_latesync_end(void)
+{
+	MyProc->delayChkptFlags &= ~DELAY_CHKPT_START;
+	UnlockRelationOid(DatabaseRelationId, AccessShareLock);
+}
+
+static void
+later(const AbLateFile *file)
+{
+	Assert((MyProc->delayChkptFlags & DELAY_CHKPT_START) != 0);
+	while (!append(file))
+		sync_all();
+	dirty_shared_page();
+	if (waiting() == AB_LATESYNC_MAX / 2)
+		wake_keeper();
+}
+
+void
+ab_latesync_origin(Oid db)
+{
+	AbLateFile	file = {.db = db};
+
+	later(&file);
+}
+
+void
+ab_latesync_manifest(AbSnapId snapshot)
+{
+	AbLateFile	file = {.snapshot = snapshot};
+
+	later(&file);
+}
+
+void
+ab_latesync_before_write(void)
+{
+	if (ab_shared->latesync.n > 0)
+		sync_all();
+}
+
+void
+ab_latesync_tend(void)
+{
+	if (waiting() >= AB_LATESYNC_MAX / 2)
+		sync_all();
+}

@@ -1,0 +1,272 @@
+"""Origin files and manifests are synced late: what a power cut may take away before a
+checkpoint, redo makes again, and what a checkpoint leaves behind is on disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from ab_checks import branches, create, create_database, healthy, nothing_left, run
+from ab_cluster import Cluster
+from ab_faults import Faults
+
+MB = 1024 * 1024
+MADE = ("CREATE TABLE t AS SELECT g AS id FROM generate_series(1, 100) g",)
+
+
+def origin(cluster: Cluster, name: str) -> Path:
+    oid = cluster.scalar("SELECT oid FROM pg_database WHERE datname = %s", (name,))
+    return cluster.data / "agent_branch" / "branches" / str(oid)
+
+
+def directory(cluster: Cluster, name: str) -> Path:
+    return cluster.data / "base" / origin(cluster, name).name
+
+
+def rows(cluster: Cluster, name: str) -> list[tuple[int]]:
+    return cluster.sql("SELECT id FROM t ORDER BY id", dbname=name)
+
+
+@pytest.mark.parametrize("lost", ["name", "contents", "half", "directory", "mark"])
+def test_lost_before_a_checkpoint(make_cluster: Callable[..., Cluster], lost: str) -> None:
+    """The power goes right after a commit: of what creation wrote beside WAL nothing, or a
+    part, has reached the disk.  The branch is there with everything written to it since."""
+    server = make_cluster("late", {"checkpoint_timeout": "1h", "full_page_writes": "on"})
+    create_database(server, "p", *MADE)
+    create(server, "kept", "p")
+    server.sql("CHECKPOINT")
+    create(server, "b", "p")
+    run(server, "b", "INSERT INTO t VALUES (101)", "CREATE TABLE own AS SELECT 1 AS i")
+    run(server, "b", "TRUNCATE own", "DELETE FROM t WHERE id = 1")
+    file, place = origin(server, "b"), directory(server, "b")
+    server.kill()
+
+    data = file.read_bytes()
+    if lost == "name":
+        file.unlink()
+    elif lost == "contents":
+        file.write_bytes(b"")
+    elif lost == "half":
+        file.write_bytes(data[: len(data) // 2])
+    elif lost == "directory":
+        file.unlink()
+        shutil.rmtree(place)
+    else:
+        file.rename(f"{file}.new")
+    server.start()
+    assert origin(server, "b").read_bytes()[:64] == data[:64]
+    assert rows(server, "b") == [(i,) for i in range(2, 102)]
+    assert server.sql("SELECT * FROM own", dbname="b") == []
+    assert rows(server, "kept") == [(i,) for i in range(1, 101)]
+    healthy(server)
+
+
+def snapshot_files(cluster: Cluster) -> list[Path]:
+    """Manifests, oldest first."""
+    return sorted((cluster.data / "agent_branch" / "snapshots").glob("*.manifest"))
+
+
+def epoch_files(cluster: Cluster, name: str) -> list[Path]:
+    oid = cluster.scalar("SELECT oid FROM pg_database WHERE datname = %s", (name,))
+    return sorted((cluster.data / "agent_branch" / "images" / str(oid)).glob("*.images"))
+
+
+def values(cluster: Cluster, name: str) -> list[tuple[int, int]]:
+    return cluster.sql("SELECT v, count(*)::int FROM big GROUP BY v ORDER BY v", dbname=name)
+
+
+@pytest.mark.parametrize("lost", ["name", "contents", "tail", "torn old name"])
+def test_manifests_lost_before_a_checkpoint(
+    make_cluster: Callable[..., Cluster], lost: str
+) -> None:
+    """The power goes while manifests of several snapshots, of which images have been saved
+    already, are not on disk, or in part; the only older snapshot of the same database was
+    retired since the checkpoint."""
+    server = make_cluster("late", {"checkpoint_timeout": "1h", "agent_branch.sweep_interval": 0})
+    create_database(
+        server, "p", "CREATE TABLE big AS SELECT g AS i, 0 AS v FROM generate_series(1, 5000) g"
+    )
+    run(server, "p", "UPDATE big SET v = 2")
+    server.sql("CHECKPOINT")
+    server.sql("SELECT branch.snapshot('p', 'retired')")
+    server.sql("SELECT branch.drop_snapshot('retired')")
+    server.sql("SELECT * FROM branch.gc()")
+    assert snapshot_files(server) == []
+    create(server, "b", "p")
+    run(server, "p", "UPDATE big SET v = 3")
+    create(server, "c", "p")  # flushes p: images for b
+    run(server, "p", "UPDATE big SET v = 4")
+    run(server, "b", "UPDATE big SET v = 10 WHERE i = 1")
+    create(server, "child", "b")
+    run(server, "b", "UPDATE big SET v = 11 WHERE i = 1")
+    fresh = snapshot_files(server)
+    assert len(fresh) == 3
+    server.kill()
+
+    for file in fresh:
+        data = file.read_bytes()
+        if lost == "name":
+            file.unlink()
+        elif lost == "contents":
+            file.write_bytes(b"")
+        else:
+            file.write_bytes(data[:512] + bytes(len(data) - 512))
+        if lost == "torn old name":
+            file.rename(file.with_suffix(".pending"))
+    server.start()
+    server.sql("SELECT * FROM branch.gc()")
+    assert values(server, "b") == [(2, 4999), (11, 1)]
+    assert values(server, "c") == [(3, 5000)]
+    assert values(server, "child") == [(2, 4999), (10, 1)]
+    run(server, "p", "UPDATE big SET v = 5", "CHECKPOINT")
+    server.restart()
+    assert values(server, "b") == [(2, 4999), (11, 1)]
+    assert values(server, "c") == [(3, 5000)]
+    assert values(server, "p") == [(5, 5000)]
+    healthy(server)
+    for name in ("child", "b", "c"):
+        server.sql("SELECT branch.delete(%s, hard => true)", (name,))
+    server.sql("SELECT * FROM branch.gc()")
+    nothing_left(server, "by torn manifests")
+
+
+@pytest.mark.parametrize("size", [0, 4096])
+def test_epoch_file_that_was_not_finished(
+    make_cluster: Callable[..., Cluster], size: int
+) -> None:
+    """Killed while the file of an epoch was being made, or the power went: it is made anew,
+    and snapshots before it are as good as they were."""
+    server = make_cluster("unmade", {"checkpoint_timeout": "1h"})
+    create_database(server, "p", *MADE)
+    create(server, "kept", "p")
+    run(server, "p", "INSERT INTO t VALUES (101)")
+    server.sql("CHECKPOINT")
+    create(server, "b", "p")
+    file = epoch_files(server, "p")[-1]
+    server.kill()
+    data = file.read_bytes()
+    assert len(data) == 8192, "images have been saved in it"
+    file.write_bytes(data[:size])
+    server.start()
+    run(server, "p", "DELETE FROM t")
+    server.sql("CHECKPOINT")
+    assert rows(server, "kept") == [(i,) for i in range(1, 101)]
+    assert rows(server, "b") == [(i,) for i in range(1, 102)]
+    healthy(server)
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_manifest_that_cannot_be_synced(
+    make_cluster: Callable[..., Cluster], faults: Faults, nth: int
+) -> None:
+    """A checkpoint cannot make a manifest, or its name, durable: the snapshot is given up, the
+    checkpoint and the parent go on."""
+    settings = {"fsync": "on", "checkpoint_timeout": "1h", "bgwriter_lru_maxpages": "0"}
+    server = make_cluster("eio", settings)
+    create_database(server, "p", *MADE)
+    faults.restart(server, "fast")
+    create(server, "b", "p")
+    faults.arm("agent_branch/snapshots", nth, errno.EIO, only="fsync")
+    run(server, "p", "INSERT INTO t VALUES (101)", "CHECKPOINT")
+    assert faults.disarm()[1] == 1
+    for _ in range(2):
+        assert rows(server, "p") == [(i,) for i in range(1, 102)]
+        with pytest.raises(psycopg.Error, match="cannot be read any more"):
+            rows(server, "b")
+        server.restart("immediate")
+    assert "PANIC" not in server.log_text()
+    create(server, "c", "p")
+    assert rows(server, "c") == [(i,) for i in range(1, 102)]
+    for name in ("b", "c"):
+        server.sql("SELECT branch.delete(%s, hard => true)", (name,))
+    server.sql("SELECT * FROM branch.gc()")
+    healthy(server)
+    nothing_left(server, "by a failed sync")
+
+
+@pytest.fixture
+def cut_disk(tmp_path: Path) -> Iterator[Path]:
+    """An XFS of its own whose unwritten log can be thrown away."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a file system takes root")
+    if shutil.which("mkfs.xfs") is None or shutil.which("xfs_io") is None:
+        pytest.skip("no xfsprogs")
+    image = tmp_path / "xfs.img"
+    with image.open("wb") as f:
+        f.truncate(1024 * MB)
+    subprocess.run(["mkfs.xfs", "-q", str(image)], check=True)
+    place = Path(f"/var/tmp/ab-cut-{os.getpid()}")
+    place.mkdir(mode=0o755)
+    mounted = subprocess.run(
+        ["mount", "-o", "loop", str(image), str(place)],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    if mounted.returncode != 0:
+        place.rmdir()
+        pytest.skip(f"cannot mount an XFS: {mounted.stderr.strip()}")
+    (place / "image").symlink_to(image)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+        place.rmdir()
+
+
+def cut_power(server: Cluster, place: Path) -> None:
+    """What was not synced is gone; the server starts on what is left."""
+    image = (place / "image").readlink()
+    server.kill()
+    subprocess.run(["xfs_io", "-x", "-c", "shutdown", str(place)], check=True)
+    subprocess.run(["umount", str(place)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+    server.start()
+
+
+def test_durable_after_a_checkpoint(cut_disk: Path) -> None:
+    """Branches made before a checkpoint and after it, by several ways for pages of
+    pg_database to reach the disk; then the power goes."""
+    server = Cluster.create(cut_disk, "cut", {"fsync": "on", "checkpoint_timeout": "1h"})
+    try:
+        create_database(server, "p", *MADE)
+        subprocess.run(["sync", "-f", str(cut_disk)], check=True)  # initdb did not
+        expected: dict[str, int] = {}
+        last = 100
+
+        def make(*names: str) -> None:
+            """Each of a snapshot of its own."""
+            nonlocal last
+            for name in names:
+                last += 1
+                run(server, "p", f"INSERT INTO t VALUES ({last})")
+                create(server, name, "p")
+                expected[name] = last
+
+        make("a1", "a2")
+        server.sql("CHECKPOINT")
+        make("b1")
+        cut_power(server, cut_disk)
+        make("c1", "c2")
+        server.sql("VACUUM FULL pg_database")
+        server.sql("CHECKPOINT")
+        cut_power(server, cut_disk)
+        with server.connect() as one, server.connect() as other:
+            # committed after the checkpoint that left its record behind
+            one.execute("BEGIN")
+            one.execute("SELECT branch.create('d1', 'p')")
+            other.execute("CHECKPOINT")
+            one.execute("COMMIT")
+        expected["d1"] = last
+        cut_power(server, cut_disk)
+        assert set(expected) <= set(branches(server))
+        for name, newest in expected.items():
+            assert rows(server, name) == [(i,) for i in range(1, newest + 1)]
+        healthy(server)
+        nothing_left(server, "by power cuts")
+    finally:
+        server.destroy()
