@@ -137,9 +137,7 @@ def test_manifests_lost_before_a_checkpoint(
 
 
 @pytest.mark.parametrize("size", [0, 4096])
-def test_epoch_file_that_was_not_finished(
-    make_cluster: Callable[..., Cluster], size: int
-) -> None:
+def test_epoch_file_that_was_not_finished(make_cluster: Callable[..., Cluster], size: int) -> None:
     """Killed while the file of an epoch was being made, or the power went: it is made anew,
     and snapshots before it are as good as they were."""
     server = make_cluster("unmade", {"checkpoint_timeout": "1h"})
