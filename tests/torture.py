@@ -6,6 +6,9 @@ of branches below them.  Rounds of snapshots, deletions, garbage collection, che
 clean stops, kill -9 (also in recovery) follow one another at random; a standby goes with
 them.  The seed decides what is tried; what the processes make of it is the machine's.
 
+``--lifecycle``: instead, the tests of the life of branches against their models, 64 clients
+and one, with ten times as many rounds, under one seed after another.
+
 ``--power-cuts``: instead, a tree of branches (ab_power.py) on file systems that lose again and
 again what is not on disk.
 
@@ -16,8 +19,10 @@ directory is kept then.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
+import subprocess
 import sys
 import time
 import traceback
@@ -238,6 +243,35 @@ def cut_power(arguments: argparse.Namespace, base: Path, kind: str) -> None:
     cluster.destroy()
 
 
+def lead_lives(arguments: argparse.Namespace) -> int:
+    """Tests of many clients and of one, again and again, each time with the next seed."""
+    here = Path(__file__).parent
+    end = time.monotonic() + arguments.seconds
+    seed = arguments.seed
+    while True:
+        print(f"torture: lifecycle, seed {seed}", flush=True)
+        ended = subprocess.run(
+            [
+                *(sys.executable, "-m", "pytest", "-q", "-s", "-x", "-p", "no:cacheprovider"),
+                *(str(here / name) for name in ("test_lifecycle_model.py", "test_one_life.py")),
+            ],
+            cwd=here.parent,
+            env={
+                **os.environ,
+                "AGENT_BRANCH_SEED": str(seed),
+                "AGENT_BRANCH_LIFECYCLE": str(arguments.times),
+            },
+            check=False,
+        )
+        if ended.returncode != 0:
+            again = f"--lifecycle --seconds 0 --times {arguments.times} --seed {seed}"
+            print(f'torture: failed; again: make torture TORTURE="{again}"')
+            return 1
+        if time.monotonic() >= end:
+            return 0
+        seed += 1
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=int, default=3600, help="how long (an hour)")
@@ -246,8 +280,12 @@ def main() -> int:
     parser.add_argument("--depth", type=int, default=50, help="most branches below each other")
     parser.add_argument("--no-standby", dest="standby", action="store_false")
     parser.add_argument("--power-cuts", action="store_true", help="power cuts, and only these")
+    parser.add_argument("--lifecycle", action="store_true", help="lives against models only")
+    parser.add_argument("--times", type=int, default=10, help="size of a round of --lifecycle")
     arguments = parser.parse_args()
     print(f"torture: seed {arguments.seed}", flush=True)
+    if arguments.lifecycle:
+        return lead_lives(arguments)
     base = workspace("ab-torture-")
     if arguments.power_cuts:
         for kind in ("ext4", "xfs"):
