@@ -386,11 +386,23 @@ delete_deleted(const AbDeleteOptions *opt)
 	return OidIsValid(db);
 }
 
+/* One that was deleted when we looked for the living may live when we look for the deleted. */
+static bool
+delete_either(const AbDeleteOptions *opt)
+{
+	do
+	{
+		if (delete_living(opt) || delete_deleted(opt))
+			return true;
+	} while (OidIsValid(ab_find_own_branch(opt->name, "delete")));
+	return false;
+}
+
 void
 ab_delete_branch(const AbDeleteOptions *opt)
 {
 	ab_prevent_read_only("branch deletion");
-	if (delete_living(opt) || (opt->hard && delete_deleted(opt)))
+	if (opt->hard ? delete_either(opt) : delete_living(opt))
 		return;
 	if (!opt->if_exists)
 		ereport(ERROR,
