@@ -40,7 +40,7 @@ class Node:
 
 @dataclass(eq=False)
 class Snapshot:
-    source: Node  # whose it is: it stays with the name, as its contents may not
+    source: Node
     rows: set[str]
 
 
@@ -215,8 +215,6 @@ class Life:
             new.expires = node.expires
             node.name = preserve
             self.nodes.append(new)
-            for snapshot in self.snapshots_of(node):
-                self.snapshots[snapshot].source = new
         self.tell("restored" if at else "reset", name)
         return NOTHING_WRONG
 

@@ -153,16 +153,17 @@ class Client(RuleBasedStateMachine):
 
 
 def clean(server: Cluster) -> None:
-    for name, state in server.sql(
-        "SELECT name::text, current_state FROM branch.branches ORDER BY depth DESC"
-    ):
+    """Nothing is left of this life, whatever it has come to."""
+    there = server.sql("SELECT name::text, current_state FROM branch.branches ORDER BY depth DESC")
+    for name, state in there:
         if state == "ready":
             server.sql("SELECT branch.unprotect(%s)", (name,))
+    for name, _ in there:
         server.sql(
             "SELECT branch.delete(%s, hard => true, on_children => 'keep', force => true)", (name,)
         )
     server.sql("SELECT branch.drop_snapshot(name) FROM branch.snapshots WHERE name IS NOT NULL")
     server.sql("SELECT * FROM branch.gc()")
-    for (name,) in server.sql("SELECT datname FROM pg_database WHERE length(datname) = 1"):
-        server.sql(f"DROP DATABASE {name}")
+    for name in NAMES:
+        server.sql(f"DROP DATABASE IF EXISTS {name}")
     server.sql("TRUNCATE t", dbname="main")
