@@ -192,6 +192,40 @@ def test_interrupted_drop(make_cluster: Callable[..., Cluster]) -> None:
     wait_events(server, "%", [("created", "i1"), ("deleted", "i1")])
 
 
+def test_names_of_snapshots(cluster: Cluster) -> None:
+    """A name that is given, that is taken away or whose time is over: the database is called
+    what it is called then."""
+    cluster.sql("SELECT branch.create('s1')")
+    cluster.sql("SELECT branch.snapshot('s1', 'brief', keep => '1 microsecond')")
+    cluster.sql("SELECT branch.snapshot('s1', 'long')")
+    cluster.sql("SELECT branch.rename('s1', 's2')")
+    cluster.sql("SELECT * FROM branch.gc()")
+    cluster.sql("SELECT branch.drop_snapshot('long')")
+    assert cluster.sql(
+        "SELECT event, branch, detail ->> 'snapshot' FROM branch.events"
+        " WHERE event LIKE 'snapshot%' AND branch IN ('s1', 's2') ORDER BY id"
+    ) == [
+        ("snapshot_taken", "s1", "brief"),
+        ("snapshot_taken", "s1", "long"),
+        ("snapshot_expired", "s2", "brief"),
+        ("snapshot_dropped", "s2", "long"),
+    ]
+
+
+def test_extension_made_anew(make_cluster: Callable[..., Cluster]) -> None:
+    """Who remembers the last event of an extension that was dropped gets those of the next."""
+    cluster = make_cluster("anew", {"fsync": "off"})
+    cluster.sql("SELECT branch.create_many(ARRAY['x1', 'x2', 'x3', 'x4'])")
+    for _ in range(20):
+        cluster.sql("SELECT branch.set_labels('x1', '{}')")
+    last = cluster.scalar("SELECT max(id) FROM branch.events")
+    cluster.sql("DROP EXTENSION agent_branch")
+    cluster.sql("CREATE EXTENSION agent_branch")
+    cluster.sql("SELECT branch.create('x5')")
+    told = cluster.sql("SELECT event, branch FROM branch.events_after(%s)", (last,))
+    assert ("created", "x5") in told
+
+
 def test_retention(make_cluster: Callable[..., Cluster]) -> None:
     """Old events go, but for those that tell how a living branch came to be."""
     cluster = make_cluster("retention", {"agent_branch.sweep_interval": "0"})

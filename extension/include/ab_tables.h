@@ -15,6 +15,9 @@
 #include "datatype/timestamp.h"
 #include "nodes/pg_list.h"
 
+/* Names of snapshots (ab_snapnames.c), in schema branch. */
+#define AB_NAMED_TABLE "named_snapshots"
+
 /* One name of a snapshot. */
 typedef struct AbNamedSnapshot
 {
@@ -39,12 +42,8 @@ extern uint64 ab_tables_execute(const char *sql, int nargs, Oid *types,
 /* Does a name protect this snapshot now?  Sees what is committed. */
 extern bool ab_tables_snapshot_kept(AbSnapId id);
 
-/*
- * All protected ids, as palloc'd AbSnapId *.  expire: rows whose keep_until is
- * over are deleted first, and those whose snapshot has been closed are marked; they
- * protect nothing any more.
- */
-extern List *ab_tables_kept_snapshots(bool expire);
+/* All protected ids, as palloc'd AbSnapId *. */
+extern List *ab_tables_kept_snapshots(void);
 
 /* All names, as palloc'd AbNamedSnapshot *, in order of name. */
 extern List *ab_tables_names(void);

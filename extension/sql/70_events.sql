@@ -12,6 +12,13 @@ CREATE TABLE branch.event_log (
     detail jsonb NOT NULL
 );
 
+-- Microseconds of now: who remembers an id of an earlier installation misses nothing of this one.
+SELECT
+    pg_catalog.setval(
+        pg_catalog.pg_get_serial_sequence('branch.event_log', 'id'),
+        (extract(EPOCH FROM pg_catalog.clock_timestamp()) * 1000000)::bigint
+    );
+
 COMMENT ON TABLE branch.event_log IS 'events, written by the library; view branch.events shows them';
 COMMENT ON COLUMN branch.event_log.id
 IS 'number; transactions commit in another order: branch.events_after() waits for them';

@@ -37,6 +37,7 @@
 #include "ab_registry.h"
 #include "ab_request.h"
 #include "ab_settings.h"
+#include "ab_snapnames.h"
 #include "ab_snapshot.h"
 #include "ab_softdelete.h"
 #include "ab_sql.h"
@@ -114,18 +115,6 @@ snapshot_name_exists(const char *name)
 	return exists;
 }
 
-static void
-report_snapshot(const char *event, const char *name, Oid source, const char *source_name)
-{
-	StringInfoData detail;
-
-	initStringInfo(&detail);
-	appendStringInfoString(&detail, "{\"snapshot\": ");
-	escape_json(&detail, name);
-	appendStringInfoChar(&detail, '}');
-	ab_event(event, source, source_name, NULL, detail.data);
-}
-
 /* A name whose time is over is free, even if no sweep has come by yet. */
 void
 ab_sql_name_snapshot(const char *name, AbSnapId id, Oid source, const char *source_name,
@@ -164,7 +153,7 @@ ab_sql_name_snapshot(const char *name, AbSnapId id, Oid source, const char *sour
 	SPI_finish();
 	if (n == 0)
 		raise_duplicate(name);
-	report_snapshot("snapshot_taken", name, source, source_name);
+	ab_snapnames_report("snapshot_taken", name, source, source_name);
 }
 
 /* A snapshot that is as old as its source cannot be kept for long if that is old. */
@@ -319,7 +308,7 @@ ab_sql_drop_snapshot(PG_FUNCTION_ARGS)
 	(void) ab_tables_execute("DELETE FROM branch.named_snapshots WHERE name = $1",
 							 1, types, values, NULL);
 	SPI_finish();
-	report_snapshot("snapshot_dropped", name, source, source_name);
+	ab_snapnames_report("snapshot_dropped", name, source, source_name);
 	PG_RETURN_VOID();
 }
 
@@ -392,13 +381,14 @@ ab_sql_gc(PG_FUNCTION_ARGS)
 	if (!dry_run)
 		ab_base_sweep(true);
 	put_items(rsinfo, ab_sweep_orphans(dry_run));
-	put_items(rsinfo, ab_retire_snapshots(dry_run, true,
-										 ab_tables_kept_snapshots(!dry_run)));
+	if (!dry_run)
+		ab_snapnames_expire();
+	put_items(rsinfo, ab_retire_snapshots(dry_run, true, ab_tables_kept_snapshots()));
 	if (!dry_run)
 	{
 		/* deleted branches whose files were needed until now, and what these held */
 		put_items(rsinfo, ab_sweep_orphans(false));
-		put_items(rsinfo, ab_retire_snapshots(false, true, ab_tables_kept_snapshots(false)));
+		put_items(rsinfo, ab_retire_snapshots(false, true, ab_tables_kept_snapshots()));
 		forget_gone_databases();
 	}
 	ab_hidden_warn(true);

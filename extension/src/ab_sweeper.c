@@ -26,6 +26,7 @@
 #include "ab_keptnames.h"
 #include "ab_quotaload.h"
 #include "ab_settings.h"
+#include "ab_snapnames.h"
 #include "ab_softdelete.h"
 
 PGDLLEXPORT void ab_sweeper_main(Datum arg);
@@ -83,10 +84,11 @@ purge_deleted(void)
 static void
 sweep_snapshots(void)
 {
-	if (ab_retire_snapshots(false, false, ab_tables_kept_snapshots(true)) == NIL)
+	ab_snapnames_expire();
+	if (ab_retire_snapshots(false, false, ab_tables_kept_snapshots()) == NIL)
 		return;
 	(void) ab_sweep_orphans(false);
-	(void) ab_retire_snapshots(false, false, ab_tables_kept_snapshots(false));
+	(void) ab_retire_snapshots(false, false, ab_tables_kept_snapshots());
 }
 
 static void

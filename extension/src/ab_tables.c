@@ -20,7 +20,6 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
-#define NAMED_TABLE "named_snapshots"
 #define PROTECTS "closed_at IS NULL AND (keep_until IS NULL OR keep_until > clock_timestamp())"
 
 bool
@@ -36,12 +35,12 @@ tables_owner(void)
 	HeapTuple	tuple;
 	Oid			owner;
 
-	relid = get_relname_relid(NAMED_TABLE, get_namespace_oid("branch", false));
+	relid = get_relname_relid(AB_NAMED_TABLE, get_namespace_oid("branch", false));
 	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
 	if (!HeapTupleIsValid(tuple))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("table \"branch.%s\" does not exist", NAMED_TABLE),
+				 errmsg("table \"branch.%s\" does not exist", AB_NAMED_TABLE),
 				 errhint("Run DROP EXTENSION agent_branch and CREATE EXTENSION agent_branch again.")));
 	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
 	ReleaseSysCache(tuple);
@@ -90,55 +89,15 @@ ab_tables_snapshot_kept(AbSnapId id)
 	values[0] = CStringGetTextDatum(text);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	kept = ab_tables_execute("SELECT 1 FROM branch." NAMED_TABLE
+	kept = ab_tables_execute("SELECT 1 FROM branch." AB_NAMED_TABLE
 							  " WHERE id = $1 AND " PROTECTS,
 							  1, types, values, NULL) > 0;
 	SPI_finish();
 	return kept;
 }
 
-static bool
-any_name(const char *condition)
-{
-	char	   *sql = psprintf("SELECT 1 FROM branch." NAMED_TABLE " AS n WHERE %s LIMIT 1",
-							   condition);
-
-	return ab_tables_execute(sql, 0, NULL, NULL, NULL) > 0;
-}
-
-/*
- * Look first: a statement that writes would wait at the gate for nothing.  Names that
- * somebody is changing are left for another time, so that nobody holds up a sweep.
- */
-static void
-change_names(const char *change, const char *condition)
-{
-	if (any_name(condition))
-		(void) ab_tables_execute(psprintf("%s WHERE name IN"
-										  " (SELECT n.name FROM branch." NAMED_TABLE " AS n"
-										  " WHERE %s FOR UPDATE SKIP LOCKED)",
-										  change, condition),
-								 0, NULL, NULL, NULL);
-}
-
-/*
- * Whoever gives a name has the hidden row in sight before and keeps it until the name
- * is committed, so a name without the row is one of a closed snapshot.
- */
-static void
-expire_names(void)
-{
-	change_names("DELETE FROM branch." NAMED_TABLE,
-				 "n.keep_until <= clock_timestamp()");
-	change_names("UPDATE branch." NAMED_TABLE " SET closed_at = clock_timestamp()",
-				 "n.closed_at IS NULL"
-				 " AND n.created_at < now()"	/* not this transaction's, which may see less */
-				 " AND NOT EXISTS (SELECT 1 FROM pg_database AS d"
-				 " WHERE d.datname = ('agent_branch_snapshot_' || n.id)::name)");
-}
-
 List *
-ab_tables_kept_snapshots(bool expire)
+ab_tables_kept_snapshots(void)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	List	   *result = NIL;
@@ -149,9 +108,7 @@ ab_tables_kept_snapshots(bool expire)
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 
-	if (expire)
-		expire_names();
-	n = ab_tables_execute("SELECT id FROM branch." NAMED_TABLE " WHERE " PROTECTS,
+	n = ab_tables_execute("SELECT id FROM branch." AB_NAMED_TABLE " WHERE " PROTECTS,
 						  0, NULL, NULL, NULL);
 	for (uint64 i = 0; i < n; i++)
 	{
@@ -194,7 +151,7 @@ ab_tables_names(void)
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	n = ab_tables_execute("SELECT name, id, source_id, closed_at, warned_at"
-						  " FROM branch." NAMED_TABLE " ORDER BY name",
+						  " FROM branch." AB_NAMED_TABLE " ORDER BY name",
 						  0, NULL, NULL, NULL);
 	for (uint64 i = 0; i < n; i++)
 	{
