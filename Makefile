@@ -73,7 +73,7 @@ uninstall-python:
 # ---- from nothing ------------------------------------------------------------------
 
 .PHONY: deps demo demo-stop test lint venv regress isolation pytest installcheck \
-	check-core bench torture install-for-tests clean-tests
+	check-core bench torture install-for-tests release-sql clean-tests
 
 deps:
 	tools/deps.sh
@@ -95,6 +95,10 @@ test:
 	+$(MAKE) --no-print-directory regress
 	+$(MAKE) --no-print-directory isolation
 	+$(MAKE) --no-print-directory pytest
+
+# A release keeps its install script: upgrades are tested from there (extension/README, Versions).
+release-sql: $(INSTALL_SQL)
+	install -D -m 644 $(INSTALL_SQL) extension/released/$(notdir $(INSTALL_SQL))
 
 # Root installs.  Others may test what somebody has installed, if it is this.
 install-for-tests:
