@@ -111,7 +111,7 @@ CHANGES = {
     "a trigger is new": Change(
         "DROP TRIGGER restored_row ON branch.registry;",
         "CREATE TRIGGER restored_row BEFORE INSERT ON branch.registry"
-        " FOR EACH ROW EXECUTE FUNCTION branch._restored_row('branch');",
+        " FOR EACH ROW EXECUTE FUNCTION branch._restored_row('registry');",
         "trigger of table branch.registry trigger restored_row",
     ),
     "a view has other options": Change(

@@ -114,7 +114,7 @@ COMMENT ON COLUMN branch.registry.deleted_allowconn IS 'whether it could be conn
 COMMENT ON COLUMN branch.registry.system_id IS 'system identifier of the cluster that has it';
 
 CREATE TRIGGER restored_row BEFORE INSERT ON branch.registry
-FOR EACH ROW EXECUTE FUNCTION branch._restored_row('branch');
+FOR EACH ROW EXECUTE FUNCTION branch._restored_row('registry');
 
 CREATE TABLE branch.agent_roles (
     id oid PRIMARY KEY,

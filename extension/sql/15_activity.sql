@@ -11,7 +11,8 @@ CREATE TABLE branch.activity (
     active_us bigint NOT NULL,
     rows_written bigint NOT NULL,
     bytes_written bigint NOT NULL,
-    suspended_at timestamptz
+    suspended_at timestamptz,
+    system_id bigint NOT NULL DEFAULT branch._cluster()
 );
 
 CREATE INDEX activity_suspended_idx ON branch.activity (db) WHERE suspended_at IS NOT null;
@@ -29,6 +30,12 @@ COMMENT ON COLUMN branch.activity.active_us IS 'microseconds for which such stat
 COMMENT ON COLUMN branch.activity.rows_written IS 'rows inserted, updated, deleted, merged and copied in';
 COMMENT ON COLUMN branch.activity.bytes_written IS 'bytes of WAL that these sessions wrote';
 COMMENT ON COLUMN branch.activity.suspended_at IS 'when it was suspended; null: it is not';
+COMMENT ON COLUMN branch.activity.system_id IS 'system identifier of the cluster that has it';
+
+CREATE TRIGGER restored_row BEFORE INSERT ON branch.activity
+FOR EACH ROW EXECUTE FUNCTION branch._restored_row('branch');
+
+SELECT pg_catalog.pg_extension_config_dump('branch.activity', '');
 
 REVOKE ALL ON TABLE branch.activity FROM public;
 

@@ -168,7 +168,11 @@ write_rows(const AbActivity *rows, int n)
 	(void) ab_tables_execute(query, NCOLUMNS, types, values, NULL);
 }
 
-/* Nobody but the worker changes the batch, so it is read without the lock. */
+/*
+ * Nobody but the worker changes the batch, so it is read without the lock.  Statements
+ * that run always have something new: more is worth writing at once only after a full
+ * batch, or one from the file.
+ */
 bool
 ab_activityflush_write(void)
 {
@@ -190,7 +194,7 @@ ab_activityflush_write(void)
 	if (nrows > 0)
 		write_rows(rows, nrows);
 	SPI_finish();
-	return nrows > 0;
+	return nrows > 0 && (n == AB_ACTIVITY_BATCH || ab_activity->batch_spill > 0);
 }
 
 /* ---- the worker's other duties ---- */

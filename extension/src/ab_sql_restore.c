@@ -98,24 +98,36 @@ put(Row *row, const char *name, Datum value, bool isnull)
 /* ---- rows about branches and snapshots ---- */
 
 /*
- * Its branch may have been recovered since, and its agent's role is one that was made
- * here (branch.agent_roles is not dumped: a role of which nothing tells that it is a
- * living agent's would lose its rights).
+ * Columns db and origin_at: the branch is there and still the same, or the plain
+ * database is there, of which origin_at says nothing (it is older than any branch).
  */
 static bool
-is_of_branch(Row *row)
+is_of_database(const Row *row)
 {
 	AbOriginHeader origin;
 	Oid			db = get_oid(row, "db");
-	Oid			role = get_oid(row, "agent_role");
 	bool		isnull;
+	TimestampTz origin_at = DatumGetTimestampTz(get(row, "origin_at", &isnull));
 
 	/* the files of a deleted one may still be there */
-	if (row->elsewhere || !SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(db)) ||
-		!ab_storage_read_origin(db, &origin) ||
-		origin.created_at != DatumGetTimestampTz(get(row, "origin_at", &isnull)))
+	if (row->elsewhere || !SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(db)))
 		return false;
-	if (!ab_database_is_deleted(db))
+	if (ab_storage_read_origin(db, &origin))
+		return origin.created_at == origin_at;
+	return origin_at < 0;
+}
+
+/*
+ * The branch may have been recovered since.  Its agent's role is one that was made here
+ * (branch.agent_roles is not dumped: a role of which nothing tells that it is a living
+ * agent's would lose its rights).
+ */
+static void
+settle_registry(Row *row)
+{
+	Oid			role = get_oid(row, "agent_role");
+
+	if (!ab_database_is_deleted(get_oid(row, "db")))
 	{
 		put(row, "deleted_at", (Datum) 0, true);
 		put(row, "deleted_by", (Datum) 0, true);
@@ -124,7 +136,6 @@ is_of_branch(Row *row)
 	}
 	if (OidIsValid(role) && ab_agent_is_role(role))
 		ab_agent_roles_remember(1, &role);
-	return true;
 }
 
 static bool
@@ -242,7 +253,13 @@ settle(FunctionCallInfo fcinfo, Row *row, int nargs, char **args)
 	bool		stays = !row->elsewhere;
 
 	if (strcmp(args[0], "branch") == 0)
-		stays = is_of_branch(row);
+		stays = is_of_database(row);
+	else if (strcmp(args[0], "registry") == 0)
+	{
+		stays = is_of_database(row);
+		if (stays)
+			settle_registry(row);
+	}
 	else if (strcmp(args[0], "snapshot") == 0)
 		stays = is_of_snapshot(row);
 	else if (strcmp(args[0], "here") != 0)
@@ -259,8 +276,8 @@ settle(FunctionCallInfo fcinfo, Row *row, int nargs, char **args)
 }
 
 /*
- * Arguments: 'branch' (columns db, origin_at), 'snapshot' (column id), 'here' (whatever
- * this cluster wrote stays), or triples: 'database' or 'role', the column of the OID,
+ * Arguments: 'branch' (columns db, origin_at), 'registry', 'snapshot' (column id), 'here'
+ * (whatever this cluster wrote stays), or triples: 'database' or 'role', the column of the OID,
  * the column of the name.  Before INSERT, and UPDATE too where there are names.
  */
 Datum
