@@ -1,10 +1,12 @@
 """The page oracle for as long as wanted: ``torture.py [--seconds N] [--seed N] ...``.
 
-One server, one parent in a storm, and up to hundreds of snapshots of it that live side by
-side, each with a branch whose every page must stay what its parent had, some with branches
-of branches below them.  Rounds of snapshots, deletions, garbage collection, checkpoints,
-clean stops, kill -9 (also in recovery) follow one another at random; a standby goes with
-them.  The seed decides what is tried; what the processes make of it is the machine's.
+One server, one parent in a storm, and hundreds of snapshots of it that live side by side,
+each with a branch whose every page must stay what its parent had, and branches of branches as
+deep as asked for.  All of them are made first, with kill -9 in between, and compared; then
+rounds of snapshots, deletions, garbage collection, checkpoints, clean stops, kill -9 (also in
+recovery) follow one another at random; at the end all are compared again.  A standby goes with
+them, and is promoted.  The seed decides what is tried; what the processes make of it is the
+machine's.
 
 ``--lifecycle``: instead, the tests of the life of branches against their models, 64 clients
 and one, with ten times as many rounds, under one seed after another.
@@ -27,6 +29,7 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import psycopg
@@ -52,6 +55,7 @@ from ab_storm import (
 )
 
 PARENT = "p"
+ROOM = 20  # witnesses that may be there beside those on so many snapshots of the parent
 
 
 class Torture:
@@ -65,6 +69,8 @@ class Torture:
         self.done: Counter[str] = Counter()
         self.names = 0
         self.numbers: set[int] = set()  # of files that some snapshot of the parent had
+        self.deepest = 0
+        self.most_at_once = 0
         self.standby: Cluster | None = None
         if arguments.standby:
             self.standby = cluster.standby("torture-standby", {"max_standby_streaming_delay": "-1"})
@@ -72,6 +78,40 @@ class Torture:
     def name(self) -> str:
         self.names += 1
         return f"t{self.names}"
+
+    # ---- as many as asked for ----
+
+    def fill(self) -> None:
+        """Snapshots until there are as many as asked for, and below one of them branches of
+        branches; a quarter of the way at a time, each ended by kill -9."""
+        for quarter in range(1, 5):
+            with (
+                Storm(self.cluster, PARENT, f"{self.seed}/fill{quarter}", clients=3) as storm,
+                checkpoints(self.cluster, f"{self.seed}/fill{quarter}"),
+            ):
+                if quarter == 1:
+                    self.chain(storm, self.depth, every=10)
+                for _ in range(self.most * quarter // 4 - self.most * (quarter - 1) // 4):
+                    storm.run(self.rng.randint(1, 4))
+                    self.take(storm)
+                self.cluster.kill()
+            self.cluster.start()
+            self.done["end: kill"] += 1
+        self.note_how_many()
+        assert self.most_at_once >= self.most, f"{self.most_at_once} snapshots at once"
+        assert self.deepest >= self.depth, f"{self.deepest} branches below each other"
+        self.check(0)
+
+    def note_how_many(self) -> None:
+        """Snapshots of the parent that branches hang on, and how deep branches of branches are."""
+        alive = self.cluster.scalar(
+            "SELECT count(*) FROM branch.snapshots WHERE parent_name = %s AND branches > 0"
+            " AND kind = 'before_image' AND NOT poisoned",
+            (PARENT,),
+        )
+        deep = self.cluster.scalar("SELECT coalesce(max(depth), 0) FROM branch.branches")
+        self.most_at_once = max(self.most_at_once, int(alive))
+        self.deepest = max(self.deepest, int(deep))
 
     # ---- one round: a storm with things happening in it ----
 
@@ -112,7 +152,7 @@ class Torture:
         elif what == "busy":
             self.busy()
         elif what == "chain":
-            self.chain(storm)
+            self.chain(storm, self.rng.randint(2, self.depth))
         elif what == "delete":
             self.forget(self.rng.randint(1, 5))
         elif what == "gc":
@@ -125,8 +165,9 @@ class Torture:
     def take(self, storm: Storm) -> None:
         with storm.held():
             self.witnesses.append(Witness.make(self.cluster, self.name(), PARENT))
-        if len(self.witnesses) > self.most:
-            self.forget(len(self.witnesses) - self.most)
+        surplus = len(self.witnesses) - self.most - ROOM
+        if surplus > 0:
+            self.forget(surplus)
 
     def busy(self) -> None:
         try:
@@ -134,12 +175,13 @@ class Torture:
         except psycopg.errors.LockNotAvailable:
             self.done["busy, timed out"] += 1
 
-    def chain(self, storm: Storm) -> None:
-        """Branches of branches down from a new one; the last is the witness."""
+    def chain(self, storm: Storm, depth: int, every: int = 0) -> None:
+        """Branches of branches down from a new one, each written before the next; beside the
+        last there is a witness, and beside every so many-th."""
         source = self.name()
         with storm.held():
             create(self.cluster, source, PARENT)
-        for _ in range(self.rng.randint(1, self.depth)):
+        for level in range(2, depth + 1):
             low = self.rng.randrange(1, 3500)
             name = self.name()
             run(
@@ -149,13 +191,14 @@ class Torture:
                 f"INSERT INTO c SELECT i, '{name}' FROM generate_series(1, 40) AS i",
                 self.rng.choice(("TRUNCATE c", "VACUUM a", "REINDEX TABLE b", "SELECT 1")),
             )
-            before = State.read(self.cluster, source)
+            if level == depth or (every and level % every == 0):
+                before = State.read(self.cluster, source)
+                self.witnesses.append(Witness(f"{name}_w", source, [before]))
+                create(self.cluster, f"{name}_w", source)
             create(self.cluster, name, source)
-            bottom = Witness(name, source, [before])
             source = name
-        self.witnesses.append(bottom)
         if self.rng.random() < 0.5:
-            bottom.check(self.cluster, "at once")
+            self.witnesses[-1].check(self.cluster, "at once")
 
     def write_in_branch(self) -> None:
         """A branch of a witness is written: what they share stays."""
@@ -190,11 +233,12 @@ class Torture:
         usable(self.cluster, PARENT)
         there = branches(self.cluster)
         assert {witness.name for witness in self.witnesses} <= set(there)
+        self.note_how_many()
         some = self.witnesses
         if number % 5:
             some = self.rng.sample(self.witnesses, min(12, len(self.witnesses)))
         check_all(self.cluster, some, when)
-        self.done["checked"] += len(some)
+        self.count(some)
         self.cluster.sql("SELECT * FROM branch.gc()")
         nothing_left(self.cluster, when)
         if self.standby is not None:
@@ -204,11 +248,16 @@ class Torture:
                 self.standby.crash()
             self.cluster.wait_caught_up(self.standby, 600)
             check_all(self.standby, some, f"{when}, standby")
+            self.count(some)
             assert rows_of(self.standby, PARENT) == rows_of(self.cluster, PARENT), when
             calm_log(self.standby)
         if number % 10 == 0:
             amcheck(self.cluster, PARENT)
         calm_log(self.cluster)
+
+    def count(self, witnesses: Sequence[Witness]) -> None:
+        self.done["branches compared"] += len(witnesses)
+        self.done["pages compared"] += sum(len(w.states[0].pages) for w in witnesses)
 
     def finish(self) -> None:
         self.check(0)
@@ -276,8 +325,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=int, default=3600, help="how long (an hour)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1, 2**31))
-    parser.add_argument("--snapshots", type=int, default=200, help="most that live at once")
-    parser.add_argument("--depth", type=int, default=50, help="most branches below each other")
+    parser.add_argument("--snapshots", type=int, default=200, help="of the parent, at once")
+    parser.add_argument("--depth", type=int, default=50, help="branches below each other")
     parser.add_argument("--no-standby", dest="standby", action="store_false")
     parser.add_argument("--power-cuts", action="store_true", help="power cuts, and only these")
     parser.add_argument("--lifecycle", action="store_true", help="lives against models only")
@@ -309,6 +358,12 @@ def main() -> int:
     began = time.monotonic()
     number = 0
     try:
+        torture.fill()
+        print(
+            f"filled, {time.monotonic() - began:.0f} s: {torture.most_at_once} snapshots with"
+            f" branches at once, {torture.deepest} branches below each other",
+            flush=True,
+        )
         while time.monotonic() - began < arguments.seconds:
             number += 1
             torture.round(number)
@@ -328,7 +383,10 @@ def main() -> int:
                 left.keep_running = True
         cluster.keep_running = True
         return 1
-    print(f"torture: {number} rounds, seed {arguments.seed}: {dict(torture.done)}")
+    print(
+        f"torture: {number} rounds, seed {arguments.seed}, {torture.most_at_once} snapshots at"
+        f" once, depth {torture.deepest}: {dict(torture.done)}"
+    )
     for left in {id(c): c for c in (cluster, torture.cluster)}.values():
         left.destroy()
     base.rmdir()
