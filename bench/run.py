@@ -307,9 +307,15 @@ def live_settled(size: Sizes) -> None:
 
 
 def live_history(size: Sizes) -> None:
-    """Point reads in a branch with many later snapshots of its parent beside one with one."""
+    """Point reads in a branch with many later snapshots of its parent beside one with one.
+
+    The pages are spread over as many files as there are snapshots, and the server is set up
+    for that as the README says."""
     later = 1000 if size.full else 50
-    settings: dict[str, Any] = {"agent_branch.max_snapshots": 2000}
+    settings: dict[str, Any] = {
+        "agent_branch.max_snapshots": 2000,
+        "max_files_per_process": 4 * later,
+    }
     with server("history", shared_buffers="8MB", max_wal_size="8GB", **settings) as cluster:
         for name, snapshots in (("many", later), ("few", 1)):
             filled(cluster, name, size.scale)

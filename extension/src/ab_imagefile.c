@@ -32,7 +32,7 @@
  * Descriptors that a process keeps: a branch of an old snapshot reads pages from as
  * many files as there are later snapshots.  A name belongs into one set.
  */
-#define OPEN_SETS 64			/* a power of 2 */
+#define OPEN_SETS 256			/* a power of 2 */
 #define OPEN_WAYS 8
 #define IN_HAND 16				/* the last so many that were asked for */
 
