@@ -23,7 +23,9 @@ UNITS = {
     "ms": {"ms": 1, "s": 1000, "min": 60_000, "h": 3_600_000, "d": 86_400_000},
     "s": {"s": 1, "min": 60, "h": 3600, "d": 86_400},
 }
-ROW = re.compile(r"^\| `(agent_branch\.\w+)` \| `(.*?)` \| (.*?) \| (\w+) \| (.+) \|$", re.MULTILINE)
+ROW = re.compile(
+    r"^\| `(agent_branch\.\w+)` \| `(.*?)` \| (.*?) \| (\w+) \| (.+) \|$", re.MULTILINE
+)
 ADVICE = (
     "README, section Settings, and the server disagree. A new setting needs a row there:"
     " | `agent_branch.name` | `default` | `min` – `max`, unit (or text, or the values)"
@@ -189,4 +191,5 @@ def test_bad_values(cluster: Cluster, settings: dict[str, dict[str, Any]]) -> No
                 with pytest.raises(psycopg.errors.InvalidParameterValue) as raised:
                     conn.execute(f"ALTER SYSTEM SET {name} = '{value}'")
                 assert name in str(raised.value), raised.value
-    assert cluster.sql("SELECT name FROM pg_file_settings WHERE sourcefile LIKE '%.auto.conf'") == []
+    written = "SELECT name FROM pg_file_settings WHERE sourcefile LIKE '%.auto.conf'"
+    assert cluster.sql(written) == []
