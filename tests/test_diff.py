@@ -427,6 +427,38 @@ def test_a_cancelled_diff_leaves_nothing(cluster: Cluster) -> None:
     )
 
 
+def test_progress_and_cancel(cluster: Cluster) -> None:
+    """A long comparison says how far it is, keeps a batch of rows in memory, and ends at once."""
+    cluster.sql("CREATE DATABASE long")
+    cluster.sql(
+        "CREATE TABLE l (id int PRIMARY KEY, v int);"
+        "INSERT INTO l SELECT g, 0 FROM generate_series(1, 60000) AS g",
+        dbname="long",
+    )
+    cluster.sql("SELECT branch.create('long1', 'long')")
+    cluster.sql("UPDATE l SET v = 1", dbname="long1")
+    with cluster.connect() as conn:
+        said: list[str] = []
+
+        def hear(diagnostic: psycopg.errors.Diagnostic) -> None:
+            said.append(diagnostic.message_primary or "")
+            conn.cancel()
+
+        conn.add_notice_handler(hear)
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            conn.execute("SELECT * FROM branch.diff_summary('long1')")
+        assert said[0] == "100000 rows read, now in table public.l"
+    wait_for(
+        lambda: (
+            not cluster.scalar(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname IN ('long', 'long1')"
+                " AND backend_type LIKE 'agent_branch%'"
+            )
+        ),
+        what="the sessions of the comparison to end",
+    )
+
+
 def test_rights(cluster: Cluster) -> None:
     """The caller's own: to connect, to read every table, and no row hidden by a policy."""
     cluster.sql("CREATE ROLE reader LOGIN")

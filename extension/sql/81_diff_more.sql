@@ -1,4 +1,29 @@
--- The state that two databases have in common.
+-- More about differences: how much there is, and the state that two databases have in common.
+
+CREATE FUNCTION branch.diff_stat(
+    source text,
+    target text DEFAULT null,
+    at text DEFAULT null,
+    exact boolean DEFAULT false,
+    OUT table_name text,
+    OUT pages_changed bigint,
+    OUT pages_read bigint,
+    OUT pages_total bigint,
+    OUT rows_estimated bigint,
+    OUT rows_added bigint,
+    OUT rows_modified bigint,
+    OUT rows_deleted bigint,
+    OUT note text
+) RETURNS SETOF record
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+from agent_branch import data
+return data.diff_stat(source, target, at, exact)
+$$;
+
+COMMENT ON FUNCTION branch.diff_stat(text, text, text, boolean)
+IS 'in how many pages source may differ from target (its parent), by table and (null) in all; exact: counts the rows, too';
 
 CREATE FUNCTION branch._merge_base(
     a oid,

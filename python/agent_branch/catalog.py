@@ -82,6 +82,30 @@ comparable AS (
         )) THEN pg_catalog.min(l.operator)
         ELSE 'OPERATOR(pg_catalog.=)' END AS operator
     FROM leaves AS l GROUP BY l.root
+),
+definitions AS MATERIALIZED (
+    SELECT p.root, pg_catalog.md5(pg_catalog.string_agg(
+        pg_catalog.format_type(p.part, NULL) || ' ' || CASE y.typtype
+        WHEN 'e' THEN (
+            SELECT pg_catalog.array_agg(e.enumlabel ORDER BY e.enumlabel)::pg_catalog.text
+            FROM pg_catalog.pg_enum AS e WHERE e.enumtypid = y.oid)
+        WHEN 'c' THEN (
+            SELECT pg_catalog.array_agg(pg_catalog.quote_ident(a.attname) || ' '
+                || pg_catalog.format_type(a.atttypid, a.atttypmod) ORDER BY a.attnum
+            )::pg_catalog.text
+            FROM pg_catalog.pg_attribute AS a
+            WHERE a.attrelid = y.typrelid AND a.attnum > 0 AND NOT a.attisdropped)
+        WHEN 'd' THEN pg_catalog.format_type(y.typbasetype, y.typtypmod) || y.typnotnull || (
+            SELECT COALESCE(pg_catalog.array_agg(d.def ORDER BY d.def)::pg_catalog.text, '')
+            FROM (
+                SELECT pg_catalog.pg_get_constraintdef(k.oid) AS def
+                FROM pg_catalog.pg_constraint AS k WHERE k.contypid = y.oid) AS d)
+        WHEN 'r' THEN (
+            SELECT pg_catalog.format_type(g.rngsubtype, NULL)
+            FROM pg_catalog.pg_range AS g WHERE g.rngtypid = y.oid)
+        END, '; ' ORDER BY p.part::pg_catalog.regtype::pg_catalog.text COLLATE "C")) AS definition
+    FROM parts AS p JOIN pg_catalog.pg_type AS y ON y.oid = p.part
+    WHERE y.typtype IN ('e', 'c', 'd', 'r') GROUP BY p.root
 )"""
 
 _COLUMNS = """
@@ -90,10 +114,13 @@ SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
     'number', a.attnum,
     'type', pg_catalog.format_type(a.atttypid, a.atttypmod),
     'equals', c.operator,
+    'definition', COALESCE(f.definition, ''),
     'not_null', a.attnotnull,
     'generated', a.attgenerated <> '',
     'identity', a.attidentity) ORDER BY a.attnum)
-FROM pg_catalog.pg_attribute AS a LEFT JOIN comparable AS c ON c.root = a.atttypid
+FROM pg_catalog.pg_attribute AS a
+LEFT JOIN comparable AS c ON c.root = a.atttypid
+LEFT JOIN definitions AS f ON f.root = a.atttypid
 WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped"""
 
 # Every index that keeps rows apart.  An index of expressions, or of some rows, depends on more
@@ -154,7 +181,9 @@ WHERE k.contype = 'f' AND k.conrelid = t.oid"""
 
 _HEAD = f"""
 WITH RECURSIVE tables AS (
-    SELECT c.oid, c.relname, n.nspname, c.relreplident, c.relfilenode, c.reltablespace
+    SELECT c.oid, c.relname, n.nspname, c.relreplident, c.relfilenode, c.reltablespace,
+        CASE WHEN c.relpages > 0 AND c.reltuples >= 0 THEN
+            c.reltuples::pg_catalog.float8 OPERATOR(pg_catalog./) c.relpages END AS density
     FROM pg_catalog.pg_class AS c
     JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
     WHERE c.relkind = 'r' AND c.relpersistence <> 't'
@@ -167,6 +196,7 @@ SELECT pg_catalog.jsonb_build_object(
     'tablespace', t.reltablespace,
     'file', t.relfilenode,
     'file_now', pg_catalog.pg_relation_filenode(t.oid),
+    'density', t.density,
     'columns', ({_COLUMNS}),
     'indexes', ({_INDEXES}),
     'foreign_keys', ({_FOREIGN_KEYS}))
@@ -183,7 +213,8 @@ class Table:
     """A table of one database.
 
     ``file``: number of its file, in ``tablespace`` (0: the database's default), as the
-    transaction sees it; ``file_now``: as it is.
+    transaction sees it; ``file_now``: as it is.  ``density``: rows in a page, about, as of the
+    last VACUUM or ANALYZE; None: not known.
     """
 
     shape: TableShape
@@ -191,6 +222,7 @@ class Table:
     tablespace: int
     file: int
     file_now: int
+    density: float | None = None
 
 
 def table_from(row: Row) -> Table:
@@ -226,6 +258,7 @@ def table_from(row: Row) -> Table:
                 not_null=column["not_null"],
                 generated=column["generated"],
                 identity=column["identity"],
+                definition=column["definition"],
             )
             for column in columns
         ),
@@ -234,8 +267,10 @@ def table_from(row: Row) -> Table:
         apart,
         tuple(_foreign_key(key, place) for key in found["foreign_keys"] or []),
     )
-    numbers = (int(found[name]) for name in ("oid", "tablespace", "file", "file_now"))
-    return Table(shape, *numbers)
+    oid, tablespace, file, file_now = (
+        int(found[name]) for name in ("oid", "tablespace", "file", "file_now")
+    )
+    return Table(shape, oid, tablespace, file, file_now, found["density"])
 
 
 def type_text(name: str) -> str:

@@ -6,7 +6,7 @@ not is "added".
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agent_branch import bags
@@ -23,7 +23,14 @@ from agent_branch.diff import (
     scan,
 )
 from agent_branch.errors import ReportedError
-from agent_branch.sqltext import Limits, Session, Statement, Value, batches
+from agent_branch.largeobjects import (
+    CONTENTS,
+    METADATA,
+    UNREADABLE,
+    catalogs,
+    changed_objects,
+)
+from agent_branch.sqltext import Limits, Session, Statement, Value, batches, qualified
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import same_definition
 
@@ -63,10 +70,20 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A session that sees one moment of its database, and the tables there."""
+    """A session that sees one moment of its database, and the tables there.
+
+    ``objects``: the catalogs that large objects are in; ``closed``: those that cannot be read.
+    """
 
     session: Session
     tables: Mapping[TableId, Table]
+    objects: Mapping[TableId, Table] = field(default_factory=dict)
+    closed: frozenset[TableId] = frozenset()
+
+    @property
+    def files(self) -> Mapping[TableId, Table]:
+        """All that has a file."""
+        return {**self.tables, **self.objects}
 
 
 def side(session: Session) -> Side:
@@ -79,7 +96,8 @@ def side(session: Session) -> Side:
     for batch in batches(names, LOCKED_AT_ONCE, len):
         session.execute(Statement(f"LOCK TABLE {', '.join(batch)} IN ACCESS SHARE MODE"))
     tables = {table.shape.id: table for table in _tables(session)}
-    for table in tables.values():
+    found = Side(session, tables, *_objects(session))
+    for table in found.files.values():
         if table.file != table.file_now:
             raise ReportedError(
                 REWRITTEN,
@@ -87,7 +105,15 @@ def side(session: Session) -> Side:
                 detail="Its rows cannot be seen any more as they were when the comparison began.",
                 hint="Compare again.",
             )
-    return Side(session, tables)
+    return found
+
+
+def _objects(session: Session) -> tuple[dict[TableId, Table], frozenset[TableId]]:
+    closed = {name for name, (_, readable) in catalogs(session).items() if not readable}
+    for name in {METADATA, CONTENTS} - closed:
+        session.execute(Statement(f"LOCK TABLE {qualified(*name)} IN ACCESS SHARE MODE"))
+    held = {name: table for name, (table, _) in catalogs(session).items()}
+    return held, frozenset(closed)
 
 
 def _tables(session: Session) -> list[Table]:
@@ -112,10 +138,12 @@ class Comparison:
     after: Side
     extents: Extents
     limits: Limits = field(default_factory=Limits)
+    # Called with each table before it is compared.
+    turn_to: Callable[[TableId], None] = lambda _: None
 
     def plan(self, name: TableId) -> TableDiff:
         """Of a table that is on both sides."""
-        old, new, extent = self.before.tables[name], self.after.tables[name], self.extents[name]
+        old, new, extent = self.before.files[name], self.after.files[name], self.extents[name]
         # One list for both: which side changed a page makes no difference.
         return plan_diff(
             TableState(old.shape, old.file, extent.changed, extent.before),
@@ -127,6 +155,7 @@ def summaries(whole: Comparison) -> Iterator[Summary]:
     """The tables that differ, by name."""
     before, after = whole.before, whole.after
     for name in sorted({*before.tables, *after.tables}):
+        whole.turn_to(name)
         old, new, extent = before.tables.get(name), after.tables.get(name), whole.extents[name]
         if old is not None and new is not None:
             found = _summary(whole, name, old, new)
@@ -138,6 +167,9 @@ def summaries(whole: Comparison) -> Iterator[Summary]:
         elif old is not None:
             there = _count(before.session, old)
             yield Summary(name, True, extent.before, "only the target has the table", removed=there)
+    found = _objects_summary(whole)
+    if found.data_change or found.note == UNREADABLE:
+        yield found
 
 
 def _summary(whole: Comparison, name: TableId, old: Table, new: Table) -> Summary:
@@ -157,6 +189,36 @@ def _summary(whole: Comparison, name: TableId, old: Table, new: Table) -> Summar
     return found
 
 
+def large_objects(whole: Comparison) -> Iterator[tuple[ChangeKind, str]]:
+    """(kind, OID) of each large object that differs."""
+    whole.turn_to(CONTENTS)
+    closed = whole.before.closed | whole.after.closed
+    metadata, contents = (
+        None if name in closed else whole.plan(name) for name in (METADATA, CONTENTS)
+    )
+    return changed_objects(
+        metadata, contents, whole.before.session, whole.after.session, whole.limits
+    )
+
+
+def _objects_summary(whole: Comparison) -> Summary:
+    closed = whole.before.closed | whole.after.closed
+    plans = {name: whole.plan(name) for name in (METADATA, CONTENTS)}
+    notes = [UNREADABLE for name in closed if plans[name].blocks]
+    notes += [plan.reason for plan in plans.values() if plan.reason]
+    pages = sum(plan.pages_read for name, plan in plans.items() if name not in closed)
+    found = Summary(CONTENTS, False, pages, "".join(notes[:1]))
+    for kind, _ in large_objects(whole):
+        match kind:
+            case "added":
+                found.added += 1
+            case "removed":
+                found.removed += 1
+            case "modified":
+                found.modified += 1
+    return found
+
+
 def _count(session: Session, table: Table) -> int:
     statement = Statement(f"SELECT pg_catalog.count(*) FROM {table.shape.only} AS t")
     return sum(int(row[0] or 0) for row in session.rows(statement))
@@ -164,6 +226,12 @@ def _count(session: Session, table: Table) -> int:
 
 def changed_rows(whole: Comparison, table: TableId) -> Iterator[Shown]:
     """(kind, row before, row after) of each row that differs, as jsonb."""
+    whole.turn_to(table)
+    if table == CONTENTS:
+        for kind, oid in large_objects(whole):
+            one = f'{{"loid": {oid}}}'
+            yield kind, None if kind == "added" else one, None if kind == "removed" else one
+        return
     before, after = whole.before, whole.after
     old, new = before.tables.get(table), after.tables.get(table)
     if old is not None and new is not None:
@@ -193,6 +261,8 @@ def find_table(before: Side, after: Side, parts: Sequence[str]) -> TableId:
 
     Raises ``ReportedError``: 42P01 neither database has it, 42702 it is in several schemas.
     """
+    if tuple(parts) in (CONTENTS, CONTENTS[1:]):
+        return CONTENTS
     known = {*before.tables, *after.tables}
     if len(parts) == 2:
         found = [name for name in known if name == tuple(parts)]

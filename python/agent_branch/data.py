@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import plpy
 
-from agent_branch import bases, compare
+from agent_branch import bases, compare, diffstat
 from agent_branch.blocks import Blocks
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
 from agent_branch.remote import Remote
@@ -27,16 +27,42 @@ NO_PARENT = "55000"
 AT_BASE = "base"
 
 
+# A NOTICE for so many rows read.
+ROWS_BETWEEN_NOTICES = 100_000
+
+
+class Progress:
+    """Tells the client how far it is, as long as it takes."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._table = ""
+
+    def turn_to(self, table: tuple[str, str]) -> None:
+        """A table begins."""
+        self._table = _name(table)
+
+    def row(self) -> None:
+        """A row was read."""
+        self._rows += 1
+        if self._rows % ROWS_BETWEEN_NOTICES == 0:
+            where = f", now in table {self._table}" if self._table else ""
+            plpy.notice(f"{self._rows} rows read{where}")
+
+
 class Reading:
     """A ``Session`` in another database, for queries."""
 
-    def __init__(self, database: str) -> None:
+    def __init__(self, database: str, progress: Progress | None = None) -> None:
+        self._progress = progress or Progress()
         self._remote = Remote(database, read_only=True, isolation="repeatable read")
         for _ in self.rows(settings_statement()):
             pass
 
     def rows(self, statement: Statement) -> Iterator[Row]:
-        return (tuple(row) for row in self._remote.rows(statement.inline()))
+        for row in self._remote.rows(statement.inline()):
+            self._progress.row()
+            yield tuple(row)
 
     def execute(self, statement: Statement) -> int:
         tag = self._remote.run(statement.inline()) or ""
@@ -95,10 +121,14 @@ def _open(source: str | None, target: str | None, at: str | None = None) -> Open
     if at is not None:
         other = bases.open_base(_state(named, other, at))
     # Their transactions see what they see from here on; what is changed is asked afterwards.
-    sessions = Reading(other), Reading(named)
+    progress = Progress()
+    sessions = Reading(other, progress), Reading(named, progress)
     before, after = (compare.side(session) for session in sessions)
     return Opened(
-        sessions, compare.Comparison(before, after, _extents(other, named, before, after))
+        sessions,
+        compare.Comparison(
+            before, after, _extents(other, named, before, after), turn_to=progress.turn_to
+        ),
     )
 
 
@@ -119,11 +149,11 @@ def _state(source: str, target: str, at: str) -> bases.State:
 def _extents(
     target: str, source: str, before: compare.Side, after: compare.Side
 ) -> compare.Extents:
-    names = sorted({*before.tables, *after.tables})
+    names = sorted({*before.files, *after.files})
     sides = ((before, target), (after, source))
     values: list[object] = []
     for side, database in sides:
-        tables = [side.tables.get(name) for name in names]
+        tables = [side.files.get(name) for name in names]
         values += [
             database,
             [table.tablespace if table else 0 for table in tables],
@@ -198,6 +228,42 @@ def diff_summary(source: str | None, target: str | None, at: str | None = None) 
         _report(error)
     opened.close()
     return lines
+
+
+StatLine = tuple[
+    str | None, int, int, int, int | None, int | None, int | None, int | None, str | None
+]
+
+
+def diff_stat(
+    source: str | None, target: str | None, at: str | None, exact: bool | None
+) -> list[StatLine]:
+    """(table, pages_changed, pages_read, pages_total, rows_estimated, added, modified, removed,
+    note) of each table that may differ; at last the sums, without a table.
+
+    Errors: as ``diff_summary``.
+    """
+    try:
+        opened = _open(source, target, at)
+        found = list(diffstat.stats(opened.whole))
+        if exact:
+            found = diffstat.counted(found, compare.summaries(opened.whole))
+        found.append(diffstat.total(found))
+    except ReportedError as error:
+        _report(error)
+    opened.close()
+    return [
+        (
+            _name(stat.table) if stat.table else None,
+            stat.pages_changed,
+            stat.pages_read,
+            stat.pages,
+            stat.rows,
+            *((stat.exact if exact else None) or (None, None, None)),
+            stat.note or None,
+        )
+        for stat in found
+    ]
 
 
 def diff(

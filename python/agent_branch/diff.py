@@ -127,7 +127,7 @@ def common_shape(before: TableShape, after: TableShape) -> TableShape:
 
 
 def _common_column(one: Column, other: Column) -> Column:
-    same_type = one.type_name == other.type_name
+    same_type = (one.type_name, one.definition) == (other.type_name, other.definition)
     return Column(
         other.name,
         other.type_name if same_type else "pg_catalog.text",
@@ -135,6 +135,7 @@ def _common_column(one: Column, other: Column) -> Column:
         not_null=one.not_null and other.not_null,
         generated=one.generated or other.generated,
         identity=other.identity,
+        definition=other.definition if same_type else "",
     )
 
 

@@ -99,7 +99,8 @@ def is_fast_forward(pairs: Iterable[tuple[TableState | None, TableState | None]]
 def _different_columns(base: TableState, ours: TableState, theirs: TableState) -> str:
     sides = (("base", base.shape), ("target", ours.shape), ("source", theirs.shape))
     kinds = {
-        side: {c.name: (c.type_name, c.generated) for c in shape.columns} for side, shape in sides
+        side: {c.name: (c.type_name, c.generated, c.definition) for c in shape.columns}
+        for side, shape in sides
     }
     every = dict.fromkeys(name for columns in kinds.values() for name in columns)
     for name in every:
@@ -108,6 +109,8 @@ def _different_columns(base: TableState, ours: TableState, theirs: TableState) -
                 f"{side}: {columns[name][0] if name in columns else 'missing'}"
                 for side, columns in kinds.items()
             )
+            if len({columns.get(name, "")[:2] for columns in kinds.values()}) == 1:
+                facts = f"{facts}; the type is not the same everywhere"
             return f'column "{name}" differs ({facts})'
     return ""
 

@@ -27,6 +27,9 @@ class Column:
     without padding; and one json text with more blanks than another is not the same.
 
     ``identity``: '' none, 'a' GENERATED ALWAYS, 'd' BY DEFAULT.
+
+    ``definition``: of a type that users have made, what tells it from others of its name: its
+    labels, fields, constraints.  Values of one may be none of the other.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Column:
     not_null: bool = False
     generated: bool = False
     identity: str = ""
+    definition: str = ""
 
     @property
     def sql(self) -> str:
