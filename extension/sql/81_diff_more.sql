@@ -23,7 +23,7 @@ return data.diff_stat(source, target, at, exact)
 $$;
 
 COMMENT ON FUNCTION branch.diff_stat(text, text, text, boolean)
-IS 'in how many pages source may differ from target (its parent), by table and (null) in all; exact: counts the rows, too';
+IS 'pages in which source may differ from target (its parent), by table and (null) in all; exact: counts rows, too';
 
 CREATE FUNCTION branch._merge_base(
     a oid,
