@@ -1,12 +1,13 @@
 -- Diff of every kind of column and table, large objects, and how much there is to compare.
+-- noqa: disable=AL03,RF05,LT01
 \set SHOW_CONTEXT never
 
 CREATE DATABASE types_main;
 \c types_main
 CREATE TYPE colour AS ENUM ('red', 'green');
 CREATE TYPE inner_pair AS (c colour, n numeric);
-CREATE TYPE outer_pair AS (p inner_pair, a inner_pair[]);
-CREATE DOMAIN colours AS colour[] CHECK (array_length(value, 1) < 5);
+CREATE TYPE outer_pair AS (p inner_pair, a inner_pair []);
+CREATE DOMAIN colours AS colour [] CHECK (array_length(value, 1) < 5);
 CREATE DOMAIN pairs AS outer_pair;
 CREATE TYPE span AS RANGE (subtype = numeric);
 CREATE TABLE everything (
@@ -31,10 +32,10 @@ CREATE TABLE everything (
     ip inet,
     vec tsvector,
     pt point,
-    "Quoted ""name""" boolean
+    "Quoted name" boolean
 );
 ALTER TABLE everything ALTER big SET STORAGE EXTERNAL;
-INSERT INTO everything (nothing, arr, arr2, jb, big, cs, c, p, d, r, mr, ts, iv, u, bits, ip, vec, pt, "Quoted ""name""")
+INSERT INTO everything (nothing, arr, arr2, jb, big, cs, c, p, d, r, mr, ts, iv, u, bits, ip, vec, pt, "Quoted name")
 SELECT
     NULL, '{1,NULL,3}', '{{1,2},{3,4}}', '{"a": [1, {"b": null}]}', repeat('big', 5000), '{red,green}', 'red',
     '("(red,1.0)","{""(green,2)"",""(,)""}")', '("(red,1.0)",)', '[1.0,2)', '{[2020-01-01,2020-02-01)}',
@@ -53,7 +54,7 @@ INSERT INTO child VALUES (1, 'c', 'x');
 CREATE TABLE large (id int PRIMARY KEY, v text);
 INSERT INTO large SELECT g, repeat('x', 100) FROM generate_series(1, 5000) AS g;
 CREATE TABLE untouched (id int PRIMARY KEY);
-SELECT lo_from_bytea(80001, 'stays'), lo_from_bytea(80002, 'changes'), lo_from_bytea(80003, 'goes');
+SELECT lo_from_bytea(80001, 'stays') AS a, lo_from_bytea(80002, 'changes') AS b, lo_from_bytea(80003, 'goes') AS c;
 VACUUM ANALYZE;
 \c postgres
 SELECT name FROM branch.create('types_b', 'types_main');
@@ -82,7 +83,7 @@ UPDATE everything SET mr = '{}' WHERE id = 12;
 UPDATE everything SET ts = 'infinity', iv = '1 mon' WHERE id = 13;
 UPDATE everything SET bits = '1010', ip = '10.0.0.1' WHERE id = 14;
 UPDATE everything SET vec = 'a:1', pt = '(2,1)' WHERE id = 15;
-UPDATE everything SET "Quoted ""name""" = NULL WHERE id = 16;
+UPDATE everything SET "Quoted name" = NULL WHERE id = 16;
 UPDATE everything SET id = 100 WHERE id = 17;
 UPDATE parts SET v = 'w' WHERE k IN (2, 4);
 DELETE FROM parts WHERE k = 3;
@@ -91,20 +92,20 @@ DELETE FROM parts WHERE k = 12;
 UPDATE ONLY parent SET v = 'q';
 UPDATE child SET extra = NULL;
 UPDATE large SET v = 'y' WHERE id = 2500;
-SELECT lo_put(80002, 0, 'C'), lo_unlink(80003), lo_from_bytea(80004, 'comes');
+SELECT lo_put(80002, 0, 'C') AS a, lo_unlink(80003) AS b, lo_from_bytea(80004, 'comes') AS c;
 \c postgres
 SELECT * FROM branch.diff_summary('types_b') ORDER BY table_name COLLATE "C";
 SELECT
-    (from_row ->> 'id')::int AS id,
+    (d.from_row ->> 'id')::int AS id,
     (
         SELECT jsonb_object_agg(n.key, CASE n.key WHEN 'big' THEN to_jsonb(length(n.value #>> '{}')) ELSE n.value END)
-        FROM jsonb_each(to_row) AS n WHERE n.value IS DISTINCT FROM d.from_row -> n.key
+        FROM jsonb_each(d.to_row) AS n WHERE n.value IS DISTINCT FROM d.from_row -> n.key
     ) AS changed
-FROM branch.diff('types_b', NULL, 'everything') AS d WHERE diff_type = 'modified' ORDER BY id;
+FROM branch.diff('types_b', NULL, 'everything') AS d WHERE d.diff_type = 'modified' ORDER BY id;
 SELECT diff_type, coalesce(from_row, to_row) -> 'id' AS id FROM branch.diff('types_b', NULL, 'everything')
 WHERE diff_type <> 'modified' ORDER BY diff_type;
 SELECT t.name, d.* FROM unnest(ARRAY['parts_one', 'parts_low', 'parts_high', 'parent', 'child', 'pg_largeobject']) AS t (name),
-    branch.diff('types_b', NULL, t.name) AS d ORDER BY t.name, d::text COLLATE "C";
+    branch.diff('types_b', NULL, t.name) AS d ORDER BY t.name, coalesce(d.from_row, d.to_row);
 -- Few pages of a large table; estimates, and what there is.
 SELECT table_name, pages_changed, pages_read, pages_total > 100 AS large, rows_estimated BETWEEN 1 AND 300 AS about
 FROM branch.diff_stat('types_b') WHERE table_name = 'public.large';
