@@ -193,3 +193,58 @@ def test_bad_values(cluster: Cluster, settings: dict[str, dict[str, Any]]) -> No
                 assert name in str(raised.value), raised.value
     written = "SELECT name FROM pg_file_settings WHERE sourcefile LIKE '%.auto.conf'"
     assert cluster.sql(written) == []
+
+
+def said(cluster: Cluster, statement: str) -> tuple[str | None, ...]:
+    """SQLSTATE, message, DETAIL and HINT of a statement that fails."""
+    with cluster.connect() as conn, pytest.raises(psycopg.Error) as raised:
+        conn.execute(statement)
+    diag = raised.value.diag
+    mb = re.compile(r"\d+ MB")
+    return (
+        diag.sqlstate,
+        diag.message_primary,
+        mb.sub("* MB", diag.message_detail or ""),
+        diag.message_hint,
+    )
+
+
+def test_errors_of_limits(cluster: Cluster) -> None:
+    """What only the configuration file sets has its errors as well."""
+    cluster.sql("SELECT branch.create('limited', 'main')")
+    cluster.set(agent_branch__min_free_disk="100%", agent_branch__max_branches=1)
+    another = "SELECT branch.create('another', 'main')"
+    assert said(cluster, another) == (
+        "53400",
+        "there is not enough free disk space to create a branch",
+        "agent_branch.min_free_disk asks for * MB, and * MB are free.",
+        "Free some space; deleting branches and calling branch.gc() may help.",
+    )
+    cluster.set(agent_branch__min_free_disk=0)
+    n = cluster.scalar("SELECT count(*) FROM branch.branches")
+    assert said(cluster, another) == (
+        "53400",
+        "there are too many branches",
+        f"agent_branch.max_branches is 1, and there are {n}.",
+        "Delete branches, or raise agent_branch.max_branches.",
+    )
+    cluster.configure(agent_branch__max_branches=0, agent_branch__max_quotas=0)
+    cluster.restart()
+    assert said(cluster, "SELECT branch.set_quota('main', max_branches => 1)") == (
+        "53400",
+        "there are too many quotas",
+        "agent_branch.max_quotas is 0.",
+        "Raise it, which needs a restart, or remove quotas that nobody needs.",
+    )
+    cluster.configure(shared_preload_libraries="")
+    cluster.restart()
+    not_preloaded = (
+        "55000",
+        "agent_branch is not preloaded",
+        "Branches need the library in every process of the server.",
+        "Add agent_branch to shared_preload_libraries and restart the server.",
+    )
+    for call in ("branch.create('x')", "branch.gc()", "branch.set_quota('main')"):
+        assert said(cluster, f"SELECT {call}") == not_preloaded
+    cluster.configure(shared_preload_libraries="agent_branch")
+    cluster.restart()

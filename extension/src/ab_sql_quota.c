@@ -51,6 +51,11 @@ limit_argument(FunctionCallInfo fcinfo, int n, const char *name)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("argument \"%s\" must not be negative", name),
 				 errhint("Null sets no limit.")));
+	if (strcmp(name, "max_own_bytes") != 0 && value > INT_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must not exceed %d", name, INT_MAX),
+				 errhint("Null sets no limit.")));
 	return value;
 }
 
