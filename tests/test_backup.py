@@ -18,6 +18,11 @@ from ab_cluster import Cluster, identity, wait_for
 # Tables of which nothing is dumped, and why.
 NOT_DUMPED = {
     "event_log": "living branches are written anew from their files",
+    "accounts": "what branches of this cluster have cost; their numbers mean nothing elsewhere",
+    "usage_rows": "the same, by time",
+    "prices": "noted again from the settings",
+    "budget_list": "of accounts",
+    "job_list": "filled by the next runs; branch.schedule_jobs() makes the rest anew",
     "agent_roles": "follows from branch.registry; a stale one would take a living agent's rights",
 }
 

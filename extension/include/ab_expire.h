@@ -7,6 +7,7 @@
 
 #include "ab_types.h"
 
+#include "datatype/timestamp.h"
 #include "nodes/pg_list.h"
 
 typedef struct AbExpired
@@ -16,6 +17,7 @@ typedef struct AbExpired
 	uint32		depth;
 	bool		deleted;		/* or would be */
 	char	   *reason;			/* why, or why not */
+	TimestampTz last_used;		/* only in ab_cleanup.c's lists */
 } AbExpired;
 
 /*
@@ -25,5 +27,20 @@ typedef struct AbExpired
  * AbExpired *.  Needs a transaction.
  */
 extern List *ab_expire(bool dry_run, int limit);
+
+/* Why branches are deleted: their event, and whether that is still so (under the lock). */
+typedef struct AbWhyDue
+{
+	const char *event;
+	bool		(*still_due) (Oid db, void *arg);
+	void	   *arg;
+} AbWhyDue;
+
+/*
+ * The same for a list of AbExpired * that the caller has made and sorted with
+ * ab_deepest_first().  Returns it up to the last one that was deleted, if limit was reached.
+ */
+extern List *ab_delete_due(List *due, const AbWhyDue *why, bool dry_run, int limit);
+extern int	ab_deepest_first(const ListCell *a, const ListCell *b);
 
 #endif							/* AB_EXPIRE_H */

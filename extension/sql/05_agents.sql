@@ -41,6 +41,22 @@ $$;
 
 COMMENT ON FUNCTION delete_agent_branch(text) IS 'deletes the branch of an agent; branch.recover brings it back';
 
+CREATE FUNCTION cleanup_inactive_branches(p_dry_run boolean DEFAULT false) RETURNS integer
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_cleanup_inactive_branches';
+
+COMMENT ON FUNCTION cleanup_inactive_branches(boolean)
+IS 'deletes branches unused for agent_branch.cleanup_after, recoverably, at most 1,000; returns how many';
+
+CREATE FUNCTION auto_cleanup_branches(p_dry_run boolean DEFAULT false) RETURNS integer
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_auto_cleanup_branches';
+
+COMMENT ON FUNCTION auto_cleanup_branches(boolean)
+IS 'the same for schedulers: of several that are called at once, one does the work';
+
+REVOKE ALL ON FUNCTION cleanup_inactive_branches(boolean) FROM public;
+REVOKE ALL ON FUNCTION auto_cleanup_branches(boolean) FROM public;
 REVOKE ALL ON FUNCTION create_agent_branch(text, text, text) FROM public;
 REVOKE ALL ON FUNCTION create_agent_branches(text[], text, text[]) FROM public;
 REVOKE ALL ON FUNCTION delete_agent_branch(text) FROM public;

@@ -14,10 +14,22 @@ SELECT -- noqa: ST06
     branch._own_bytes(d.oid) AS own_bytes,
     a.since,
     a.last_active_at,
-    a.suspended_at
+    a.suspended_at,
+    round(greatest(a.active_us, c.active_us, 0) / 1000000.0, 6) AS compute_seconds,
+    round(
+        coalesce(c.cost, 0)
+        + coalesce(branch._price_seconds(
+            c.sampled_at, pg_catalog.clock_timestamp(), c.own_bytes, c.pinned_bytes
+        ), 0)
+        + coalesce(branch._price_use(
+            greatest(a.last_active_at, c.sampled_at), greatest(a.active_us - coalesce(c.active_us, 0), 0)
+        ), 0), 9
+    ) AS total_cost
 FROM branch._databases AS d
 CROSS JOIN LATERAL branch._origin(d.oid) AS o
 LEFT JOIN branch._activity() AS a ON d.oid = a.db AND o.created_at = a.origin_at
+LEFT JOIN branch.accounts AS c
+    ON d.oid = c.db AND o.created_at = c.origin_at AND c.closed_at IS null
 WHERE o.depth >= 1;
 
 COMMENT ON VIEW branch.usage IS 'what each branch is used for, up to this moment';
@@ -33,3 +45,6 @@ COMMENT ON COLUMN branch.usage.own_bytes IS 'disk space of the pages it has writ
 COMMENT ON COLUMN branch.usage.since IS 'when counting began; null: nobody has been in it';
 COMMENT ON COLUMN branch.usage.last_active_at IS 'when a client connected, or a statement ended, last';
 COMMENT ON COLUMN branch.usage.suspended_at IS 'when it was suspended; null: it is not';
+COMMENT ON COLUMN branch.usage.compute_seconds IS 'active seconds that are charged: a crash does not take any back';
+COMMENT ON COLUMN branch.usage.total_cost
+IS 'what all that, its own bytes and what it pins have cost so far, each part at the price of its time';

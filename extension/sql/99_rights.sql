@@ -1,8 +1,8 @@
 -- Who may: nobody, but for what checks rights itself or shows only what the caller may see.
--- branch.gc, branch.expire, branch.verify and branch.take_scheduled_snapshots are for superusers
--- and those they grant it to.
+-- branch.gc, branch.expire, branch.cleanup, branch.verify, branch.take_scheduled_snapshots, the
+-- jobs and what schedules them are for superusers and those they grant it to.
 
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA branch FROM public;
+REVOKE ALL ON ALL ROUTINES IN SCHEMA branch FROM public;
 
 GRANT USAGE ON SCHEMA branch TO public;
 GRANT SELECT ON TABLE branch.branches, branch.snapshots, branch.pinned, branch.snapshot_schedules TO public;
@@ -78,3 +78,16 @@ GRANT EXECUTE ON FUNCTION branch.merge_base(text, text) TO public;
 GRANT EXECUTE ON FUNCTION branch._activity() TO public;
 GRANT EXECUTE ON FUNCTION branch._activity_of(oid) TO public;
 GRANT SELECT ON TABLE branch.usage TO public;
+
+-- Health: for those who watch servers.
+GRANT EXECUTE ON FUNCTION branch.health() TO pg_monitor;
+
+-- Use and cost. branch.set_budget is for superusers and those they grant it to.
+GRANT SELECT ON TABLE branch.usage_log, branch.budgets TO public;
+GRANT EXECUTE ON FUNCTION branch._price_seconds(timestamptz, timestamptz, bigint, bigint) TO public;
+GRANT EXECUTE ON FUNCTION branch._price_use(timestamptz, bigint) TO public;
+GRANT EXECUTE ON FUNCTION branch.usage_history(text, timestamptz, timestamptz, text) TO public;
+GRANT EXECUTE ON FUNCTION branch.cost_report(numeric, bigint, numeric, numeric, numeric, numeric) TO public;
+
+-- Metrics: for those who watch servers.
+GRANT SELECT ON TABLE branch.metrics TO pg_monitor;

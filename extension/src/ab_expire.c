@@ -1,11 +1,12 @@
 /*
  * ab_expire.c
- *	  Deleting branches whose time is over.
+ *	  Deleting branches whose time is over: those that have expired, and others for
+ *	  ab_cleanup.c.
  *
- * Backends that call branch.expire() in the control database, and the sweeper; with
- * the rights of whoever does.  Each branch is deleted in a subtransaction of its own,
- * under the locks of a deletion, and after another look: its time may have been
- * prolonged, or it may have been protected, while we waited for them.
+ * Backends that call branch.expire() or branch.cleanup() in the control database, and
+ * the sweeper; with the rights of whoever does.  Each branch is deleted in a
+ * subtransaction of its own, under the locks of a deletion, and after another look: its
+ * time may have been prolonged, or it may have been protected, while we waited for them.
  */
 #include "ab_expire.h"
 
@@ -29,7 +30,7 @@
 
 /* When did it expire?  False: it has not, or is deleted or gone. */
 static bool
-has_expired(Oid db, TimestampTz *when)
+expired_at(Oid db, TimestampTz *when)
 {
 	AbRegistryRow row;
 
@@ -40,6 +41,14 @@ has_expired(Oid db, TimestampTz *when)
 	return *when <= GetCurrentTimestamp();
 }
 
+static bool
+has_expired(Oid db, void *arg)
+{
+	TimestampTz when;
+
+	return expired_at(db, &when);
+}
+
 static void
 add_expired(List **list, Oid db)
 {
@@ -48,7 +57,7 @@ add_expired(List **list, Oid db)
 	TimestampTz when;
 	AbExpired  *e;
 
-	if (name == NULL || !has_expired(db, &when) || !ab_storage_read_origin(db, &origin))
+	if (name == NULL || !expired_at(db, &when) || !ab_storage_read_origin(db, &origin))
 		return;
 	e = palloc0(sizeof(AbExpired));
 	e->db = db;
@@ -58,8 +67,8 @@ add_expired(List **list, Oid db)
 	*list = lappend(*list, e);
 }
 
-static int
-deepest_first(const ListCell *a, const ListCell *b)
+int
+ab_deepest_first(const ListCell *a, const ListCell *b)
 {
 	const AbExpired *x = lfirst(a);
 	const AbExpired *y = lfirst(b);
@@ -91,7 +100,7 @@ list_expired(void)
 		MemoryContextSwitchTo(old);
 	}
 	SPI_finish();
-	list_sort(list, deepest_first);
+	list_sort(list, ab_deepest_first);
 	return list;
 }
 
@@ -138,31 +147,39 @@ why_not(const AbExpired *e, List *expired)
 
 /* ---- deleting ---- */
 
+typedef struct Deletion
+{
+	const AbWhyDue *why;
+	AbExpired  *e;
+} Deletion;
+
 /* The lock first: what is found under it stays true, and no session is ended before. */
 static void
-delete_expired(void *arg)
+delete_it(void *arg)
 {
-	AbExpired  *e = arg;
-	TimestampTz when;
+	const AbWhyDue *why = ((Deletion *) arg)->why;
+	AbExpired  *e = ((Deletion *) arg)->e;
 
 	if (ab_find_own_branch(e->name, "delete") != e->db)
 		return;
 	ab_lock_branch_name(e->name);
 	LockSharedObject(DatabaseRelationId, e->db, 0, AccessExclusiveLock);
-	if (ab_find_own_branch(e->name, "delete") != e->db || !has_expired(e->db, &when))
+	if (ab_find_own_branch(e->name, "delete") != e->db ||
+		!why->still_due(e->db, why->arg))
 		return;
 	ab_check_not_template(e->db, e->name);
 	if (!ab_lock_for_delete(e->db, e->name, "delete", false, true))
 		return;
-	ab_event("expired", e->db, e->name, NULL, NULL);
+	ab_event(why->event, e->db, e->name, NULL, NULL);
 	ab_delete_locked(e->db, e->name, false);
 	e->deleted = true;
 }
 
 static void
-expire(AbExpired *e)
+attempt(const AbWhyDue *why, AbExpired *e)
 {
-	ErrorData  *edata = ab_attempt(delete_expired, e);
+	Deletion	deletion = {why, e};
+	ErrorData  *edata = ab_attempt(delete_it, &deletion);
 
 	if (edata != NULL)
 	{
@@ -174,18 +191,14 @@ expire(AbExpired *e)
 }
 
 List *
-ab_expire(bool dry_run, int limit)
+ab_delete_due(List *due, const AbWhyDue *why, bool dry_run, int limit)
 {
-	List	   *expired;
 	ListCell   *lc;
 
-	if (!ab_tables_installed())
-		return NIL;
-	expired = list_expired();
-	foreach(lc, expired)
+	foreach(lc, due)
 	{
 		AbExpired  *e = lfirst(lc);
-		char	   *reason = why_not(e, expired);
+		char	   *reason = why_not(e, due);
 
 		CHECK_FOR_INTERRUPTS();
 		if (reason != NULL)
@@ -193,9 +206,19 @@ ab_expire(bool dry_run, int limit)
 		else if (dry_run)
 			e->deleted = true;
 		else
-			expire(e);
+			attempt(why, e);
 		if (e->deleted && --limit == 0)
-			return list_truncate(expired, foreach_current_index(lc) + 1);
+			return list_truncate(due, foreach_current_index(lc) + 1);
 	}
-	return expired;
+	return due;
+}
+
+List *
+ab_expire(bool dry_run, int limit)
+{
+	static const AbWhyDue why = {"expired", has_expired, NULL};
+
+	if (!ab_tables_installed())
+		return NIL;
+	return ab_delete_due(list_expired(), &why, dry_run, limit);
 }

@@ -27,10 +27,18 @@ int			ab_max_branches = 0;
 int			ab_max_quotas = 1000;
 int			ab_session_grace = 5000;
 int			ab_recovery_window = 7 * 24 * 3600;
+int			ab_cleanup_after = 30 * 24 * 3600;
 char	   *ab_connection_template;
 bool		ab_agent_roles = false;
 int			ab_max_tracked_branches = 20000;
 int			ab_activity_flush_interval = 10;
+
+/* Read by SQL, as numeric. */
+static char *price_per_compute_hour;
+static char *price_per_gb_month;
+static char *price_per_pinned_gb_month;
+static int	usage_retention;
+static int	usage_day_retention;
 
 static char *min_free_disk;		/* ab_diskspace.c has what it means */
 
@@ -57,9 +65,61 @@ define_activity(void)
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 }
 
+/* Money: digits, at most one point, no sign; what SQL reads as numeric, exactly. */
+static bool
+check_price(char **newval, void **extra, GucSource source)
+{
+	size_t		whole = strspn(*newval, "0123456789");
+	const char *rest = *newval + whole;
+	size_t		fraction = 0;
+
+	if (*rest == '.')
+	{
+		fraction = strspn(rest + 1, "0123456789");
+		rest += 1 + fraction;
+	}
+	if (*rest == '\0' && whole + fraction > 0 && whole <= 12 && fraction <= 12)
+		return true;
+	GUC_check_errdetail("A price is a decimal number like 0.16, with up to 12 digits before and after the point.");
+	return false;
+}
+
+static void
+define_price(const char *name, const char *what, char **variable, const char *value)
+{
+	DefineCustomStringVariable(name, what,
+							   "What was used before a change costs what it did.",
+							   variable, value, PGC_SIGHUP, 0, check_price, NULL, NULL);
+}
+
+static void
+define_cost_settings(void)
+{
+	define_price("agent_branch.price_per_compute_hour",
+				 "Price of an hour in which a branch runs statements.",
+				 &price_per_compute_hour, "0.16");
+	define_price("agent_branch.price_per_gb_month",
+				 "Price of a month of a GB that a branch has written.",
+				 &price_per_gb_month, "0.35");
+	define_price("agent_branch.price_per_pinned_gb_month",
+				 "Price of a month of a GB of old pages that only a branch's snapshot needs.",
+				 &price_per_pinned_gb_month, "0");
+	DefineCustomIntVariable("agent_branch.usage_retention",
+							"How long the use of branches is kept by the hour.",
+							"Zero keeps it for ever.",
+							&usage_retention, 30 * 24 * 3600, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("agent_branch.usage_day_retention",
+							"How long the use of branches is kept by the day.",
+							"Also how long deleted branches are remembered. Zero keeps it for ever.",
+							&usage_day_retention, 400 * 24 * 3600, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+}
+
 void
 ab_settings_define(void)
 {
+	define_cost_settings();
 	DefineCustomStringVariable("agent_branch.control_database",
 							   "Database in which branches are managed.",
 							   "CREATE EXTENSION agent_branch works there and nowhere else.",
@@ -120,6 +180,11 @@ ab_settings_define(void)
 							"How long a deleted branch can be recovered.",
 							"Zero: deleted branches cannot be recovered.",
 							&ab_recovery_window, 7 * 24 * 3600, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("agent_branch.cleanup_after",
+							"How long branches go unused before cleanup_inactive_branches() deletes them.",
+							"Zero: they are kept.",
+							&ab_cleanup_after, 30 * 24 * 3600, 0, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomStringVariable("agent_branch.connection_template",
 							   "Connection string given to agents; {database}, {host}, {port} and {role} are replaced.",

@@ -1,6 +1,6 @@
 /*
  * ab_sql_events.c
- *	  branch.events_after.
+ *	  branch.events_after, and events that are not the library's.
  *
  * Backends in the control database.  No locks but those of ordinary queries.
  */
@@ -12,6 +12,7 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "tcop/utility.h"
+#include "utils/builtins.h"
 #include "utils/tuplestore.h"
 
 #include "ab_eventorder.h"
@@ -20,6 +21,7 @@
 #include "ab_sql.h"
 
 PG_FUNCTION_INFO_V1(ab_sql_events_after);
+PG_FUNCTION_INFO_V1(ab_sql_event);
 
 /*
  * The view is read with the caller's rights.  Its snapshot has to be newer than the
@@ -59,4 +61,15 @@ ab_sql_events_after(PG_FUNCTION_ARGS)
 		tuplestore_puttuple(rsinfo->setResult, SPI_tuptable->vals[i]);
 	SPI_finish();
 	return (Datum) 0;
+}
+
+/* For the extension's own functions; nobody else may call it. */
+Datum
+ab_sql_event(PG_FUNCTION_ARGS)
+{
+	ab_require_control_database();
+	ab_event(text_to_cstring(PG_GETARG_TEXT_PP(0)), PG_GETARG_OID(1),
+			 text_to_cstring(PG_GETARG_TEXT_PP(2)), NULL,
+			 text_to_cstring(PG_GETARG_TEXT_PP(3)));
+	PG_RETURN_VOID();
 }

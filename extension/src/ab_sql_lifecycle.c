@@ -94,6 +94,10 @@ remember_reset(Oid new_db, const AbReplaced *old, bool preserved)
 				new_db, old->db);
 	execute_for("UPDATE branch.schedules SET parent_id = $1 WHERE parent_id = $2",
 				new_db, old->db);
+	execute_for("UPDATE branch.accounts SET db = $1, origin_at ="
+				" (SELECT o.created_at FROM branch._origin($1) AS o)"
+				" WHERE db = $2 AND closed_at IS NULL",
+				new_db, old->db);
 	SPI_finish();
 	ab_sql_move_quotas(old->db, new_db);
 }

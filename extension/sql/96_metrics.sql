@@ -1,0 +1,135 @@
+-- Figures for exporters: one row for each, named and with units as Prometheus has them. Sums over
+-- branches are those of job usage, up to its last run; a branch of its own are only the largest.
+
+CREATE VIEW branch.metrics AS
+WITH totals AS (
+    SELECT
+        coalesce(sum(a.request_count), 0) AS requests,
+        coalesce(sum(a.active_us), 0) AS active_us,
+        coalesce(sum(a.rows_written), 0) AS rows_written,
+        coalesce(sum(a.bytes_written), 0) AS bytes_written,
+        coalesce(sum(a.cost), 0) AS cost, -- noqa: RF04
+        coalesce(sum(a.own_bytes) FILTER (WHERE a.closed_at IS null), 0) AS own_bytes
+    FROM branch.accounts AS a
+),
+
+states AS (
+    SELECT
+        count(*) FILTER (WHERE NOT d.is_deleted) AS living,
+        count(*) FILTER (WHERE d.is_deleted) AS deleted
+    FROM branch._databases AS d
+    CROSS JOIN LATERAL branch._origin(d.oid) AS o
+    WHERE o.depth >= 1
+),
+
+snapshots AS (
+    SELECT
+        count(*) AS snapshots,
+        count(*) FILTER (WHERE s.poisoned) AS poisoned,
+        coalesce(max(s.age_percent), 0) AS age_percent,
+        coalesce(sum(s.bytes), 0) AS bytes
+    FROM branch._snapshots() AS s
+),
+
+activity AS (
+    SELECT
+        coalesce(sum(v.sessions), 0) AS sessions,
+        count(*) FILTER (WHERE v.suspended_at IS NOT null) AS suspended
+    FROM branch._activity() AS v
+    WHERE v.origin_at > '-infinity'
+),
+
+largest AS (
+    SELECT
+        a.name,
+        a.own_bytes
+    FROM branch.accounts AS a
+    WHERE a.closed_at IS null AND a.own_bytes > 0
+    ORDER BY a.own_bytes DESC, a.id ASC LIMIT 10
+),
+
+busiest AS (
+    SELECT
+        a.name,
+        a.active_us
+    FROM branch.accounts AS a
+    WHERE a.closed_at IS null AND a.active_us > 0
+    ORDER BY a.active_us DESC, a.id ASC LIMIT 10
+)
+
+SELECT
+    'agent_branch_branches' AS name, -- noqa: RF04
+    jsonb_build_object('state', x.state) AS labels,
+    x.branches::numeric AS value -- noqa: RF04
+FROM states AS s
+CROSS JOIN activity AS v
+CROSS JOIN
+    LATERAL (
+        VALUES
+        ('ready', s.living - v.suspended), ('suspended', v.suspended), ('deleted', s.deleted)
+    ) AS x (state, branches)
+UNION ALL
+SELECT
+    x.name,
+    '{}'::jsonb AS labels,
+    x.value
+FROM totals AS t
+CROSS JOIN snapshots AS s
+CROSS JOIN activity AS v
+CROSS JOIN
+    LATERAL (
+        VALUES
+        ('agent_branch_sessions', v.sessions::numeric),
+        ('agent_branch_requests_total', t.requests),
+        ('agent_branch_active_seconds_total', round(t.active_us / 1000000, 6)),
+        ('agent_branch_rows_written_total', t.rows_written),
+        ('agent_branch_wal_written_bytes_total', t.bytes_written),
+        ('agent_branch_cost_total', round(t.cost, 6)),
+        ('agent_branch_own_bytes', t.own_bytes),
+        ('agent_branch_snapshots', s.snapshots),
+        ('agent_branch_snapshots_poisoned', s.poisoned),
+        ('agent_branch_snapshot_bytes', s.bytes),
+        ('agent_branch_snapshot_age_ratio', round(s.age_percent / 100.0, 2))
+    ) AS x (name, value)
+UNION ALL
+SELECT
+    x.name,
+    jsonb_build_object('job', j.job) AS labels,
+    x.value
+FROM branch.job_list AS j
+CROSS JOIN
+    LATERAL (
+        VALUES
+        ('agent_branch_job_runs_total', j.runs::numeric),
+        ('agent_branch_job_failures_total', j.failures),
+        ('agent_branch_job_failed', CASE WHEN j.error IS null THEN 0 ELSE 1 END),
+        ('agent_branch_job_finished_timestamp_seconds', extract(EPOCH FROM j.finished_at))
+    ) AS x (name, value)
+WHERE x.value IS NOT null
+UNION ALL
+SELECT
+    'agent_branch_budget_spent_ratio' AS name, -- noqa: RF04
+    jsonb_build_object(
+        'branch', coalesce(a.name, ''), 'labels', coalesce(b.labels::text, ''), 'period', b.period
+    ) AS labels,
+    round(u.spent / b.amount, 4) AS value -- noqa: RF04
+FROM branch.budget_list AS b
+INNER JOIN branch._budget_use AS u ON b.id = u.id
+LEFT JOIN branch.accounts AS a ON b.account = a.id
+UNION ALL
+SELECT
+    'agent_branch_top_own_bytes' AS name, -- noqa: RF04
+    jsonb_build_object('branch', l.name) AS labels,
+    l.own_bytes
+FROM largest AS l
+UNION ALL
+SELECT
+    'agent_branch_top_active_seconds_total' AS name, -- noqa: RF04
+    jsonb_build_object('branch', b.name) AS labels,
+    round(b.active_us / 1000000.0, 6) AS value -- noqa: RF04
+FROM busiest AS b;
+
+COMMENT ON VIEW branch.metrics IS 'figures for exporters; for members of pg_monitor';
+COMMENT ON COLUMN branch.metrics.name IS 'name of the metric; one that ends with _total only grows';
+COMMENT ON COLUMN branch.metrics.labels IS 'what it is of';
+COMMENT ON COLUMN branch.metrics.value IS 'its value, in the unit that the name has';
