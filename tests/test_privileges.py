@@ -157,6 +157,7 @@ CASES: dict[str, Case] = {
     "branch.diff_summary": owners("SELECT * FROM branch.diff_summary('vault_branch', 'vault')"),
     "branch.diff": owners("SELECT * FROM branch.diff('vault_branch', 'vault', 'secrets')"),
     "branch.diff_stat": owners("SELECT * FROM branch.diff_stat('vault_branch', 'vault')"),
+    "branch.schema_diff": owners("SELECT * FROM branch.schema_diff('vault_branch', 'vault')"),
     "branch.merge_base": owners("SELECT * FROM branch.merge_base('vault_branch', 'vault')"),
     "branch._merge_base": owners(f"SELECT branch._merge_base({BRANCH}, {VAULT})"),
     "branch._snapshot_at": owners(f"SELECT branch._snapshot_at({VAULT}, 'top_secret')"),

@@ -69,6 +69,7 @@ GRANT EXECUTE ON FUNCTION branch._changed_blocks(oid, oid[], oid[], oid, oid[], 
 GRANT EXECUTE ON FUNCTION branch.diff_summary(text, text, text) TO public;
 GRANT EXECUTE ON FUNCTION branch.diff(text, text, text, text) TO public;
 GRANT EXECUTE ON FUNCTION branch.diff_stat(text, text, text, boolean) TO public;
+GRANT EXECUTE ON FUNCTION branch.schema_diff(text, text, text) TO public;
 GRANT EXECUTE ON FUNCTION branch._merge_base(oid, oid) TO public;
 GRANT EXECUTE ON FUNCTION branch._snapshot_at(oid, text) TO public;
 GRANT EXECUTE ON FUNCTION branch._base_open(text, oid) TO public;

@@ -19,6 +19,8 @@ from agent_branch import bases, compare, diffstat
 from agent_branch.blocks import Blocks
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
 from agent_branch.remote import Remote
+from agent_branch.schemadiff import compare_schemas, object_from
+from agent_branch.schemaobjects import OBJECTS
 from agent_branch.sqltext import Row, Statement, Value, settings_statement
 
 NO_PARENT = "55000"
@@ -115,11 +117,17 @@ class Opened:
             session.close()
 
 
-def _open(source: str | None, target: str | None, at: str | None = None) -> Opened:
+def _databases(source: str | None, target: str | None, at: str | None) -> tuple[str, str]:
+    """Names of the databases to be compared; the target first."""
     named = _required("source", source)
     other = _target(named, target)
     if at is not None:
         other = bases.open_base(_state(named, other, at))
+    return other, named
+
+
+def _open(source: str | None, target: str | None, at: str | None = None) -> Opened:
+    other, named = _databases(source, target, at)
     # Their transactions see what they see from here on; what is changed is asked afterwards.
     progress = Progress()
     sessions = Reading(other, progress), Reading(named, progress)
@@ -179,6 +187,31 @@ def _extent(row: Mapping[str, Any]) -> compare.Extent:
 
 def _name(table: tuple[str, str]) -> str:
     return ".".join(plpy.quote_ident(part) for part in table)
+
+
+def schema_diff(
+    source: str | None, target: str | None, at: str | None
+) -> list[tuple[str, str, str, str | None, str | None]]:
+    """(kind, name, diff_type, definition in the target, in the source) of what differs.
+
+    Errors: as ``diff_summary``, but no right to read tables is needed.
+    """
+    try:
+        other, named = _databases(source, target, at)
+        progress = Progress()
+        sessions = Reading(other, progress), Reading(named, progress)
+        before, after = (
+            [one for row in session.rows(OBJECTS) if (one := object_from(row)) is not None]
+            for session in sessions
+        )
+    except ReportedError as error:
+        _report(error)
+    for session in sessions:
+        session.close()
+    return [
+        (change.kind, change.name, change.change, change.before, change.after)
+        for change in compare_schemas(before, after)
+    ]
 
 
 def merge_base(
