@@ -119,6 +119,9 @@ CASES: dict[str, Case] = {
     "branch.events_after": everybody("SELECT * FROM branch.events_after(0)"),
     "branch._activity": everybody("SELECT * FROM branch._activity()"),
     "branch._activity_of": everybody(f"SELECT branch._activity_of({VAULT})"),
+    "branch.suspend": owners("SELECT * FROM branch.suspend('vault_branch')"),
+    "branch.resume": owners("SELECT * FROM branch.resume('vault_branch')"),
+    "branch.suspend_idle": superusers("SELECT branch.suspend_idle()"),
     # quotas
     "branch.set_quota": superusers("SELECT branch.set_quota('vault', max_branches => 9)"),
     "branch._quota_use": everybody(f"SELECT branch._quota_use(0, {VAULT})"),
@@ -194,6 +197,7 @@ RELATIONS: dict[str, tuple[str, ...]] = {
     "branch.quotas": ROLES,
     "branch.usage": ROLES,
     "branch.activity": (SUPERUSER,),
+    "branch.suspended_stats": (SUPERUSER,),
     "branch.quota_list": (SUPERUSER,),
     "branch._databases": (SUPERUSER,),
     "branch.named_snapshots": (SUPERUSER,),

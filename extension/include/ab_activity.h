@@ -56,7 +56,6 @@ typedef struct AbActivitySlot
 
 	/* Asked to leave, if it has not been active since then; 0: not (ab_suspend.c). */
 	TimestampTz leave_if_idle_since;
-	bool		leave_transaction;	/* also in a transaction */
 } AbActivitySlot;
 
 /* Instead of the time at which a branch was made: a database that is none (1970). */
@@ -72,6 +71,7 @@ typedef struct AbActivity
 	TimestampTz last_active;	/* DT_NOBEGIN: not known here */
 	TimestampTz suspended_at;	/* 0: it is not suspended */
 	bool		changed;		/* last_active or suspended_at not in the table */
+	bool		stats_put_away; /* its statistics are in branch.suspended_stats */
 	AbUse		pending;
 } AbActivity;
 

@@ -33,6 +33,10 @@ extern bool ab_agent_roles;		/* agent_branch.agent_roles, superuser */
 
 extern int	ab_max_tracked_branches;	/* agent_branch.max_tracked_branches, postmaster */
 extern int	ab_activity_flush_interval; /* agent_branch.activity_flush_interval, s, sighup */
+extern int	ab_auto_suspend_seconds;	/* agent_branch.auto_suspend_seconds, sighup */
+extern int	ab_suspend_idle_in_transaction; /* agent_branch.suspend_idle_in_transaction,
+											 * s, sighup; -1: for ever */
+extern bool ab_auto_resume_enabled; /* agent_branch.auto_resume_enabled, sighup */
 
 extern void ab_settings_define(void);
 

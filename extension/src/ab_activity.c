@@ -101,6 +101,7 @@ evict_some(void)
 	while ((entry = hash_seq_search(&seq)) != NULL)
 	{
 		if (entry->sessions > 0 || entry->suspended_at != 0 || entry->changed ||
+			entry->stats_put_away ||
 			!ab_use_is_zero(&entry->pending) || is_in_batch(entry->db))
 			continue;
 		ab_activity->none_to_evict = false;

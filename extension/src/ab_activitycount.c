@@ -6,13 +6,13 @@
  * Installed by _PG_init in the postmaster, run by client backends; no locks but when a
  * session begins and ends.  Each writes its slot with plain stores (ab_activity.h).
  *
- * A request is a statement that a client sent: what functions, triggers and rules run is
- * part of it, and several executions of one portal are one.  It is active from the
- * arrival of its message, or the end of the statement before it, to its own end; the
- * commit of a transaction that wrote counts as well, and deferred triggers do.  Rows are
- * those that INSERT, UPDATE, DELETE, MERGE and COPY report, at any depth; bytes are the
- * WAL that the session wrote.  Time between the statements of a transaction is not active,
- * nor is a connection that is open.
+ * A request is a statement that a client sent and that began to run: what functions,
+ * triggers and rules run is part of it, and several executions of one portal are one.  It
+ * is active from the arrival of its message, or the end of the statement before it, to its
+ * own end; the commit of a transaction that wrote counts as well, and deferred triggers
+ * do.  Rows are those that INSERT, UPDATE, DELETE, MERGE, COPY and CREATE TABLE AS report,
+ * at any depth; bytes are the WAL that the session wrote.  Time between the statements of a
+ * transaction is not active, nor is a connection that is open.
  *
  * Background workers, replication and autovacuum are not counted, and nothing is on a
  * standby.
@@ -188,6 +188,13 @@ run_next_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 								queryEnv, dest, qc);
 }
 
+static bool
+writes_rows(const Node *stmt)
+{
+	return (IsA(stmt, CopyStmt) && ((const CopyStmt *) stmt)->is_from) ||
+		IsA(stmt, CreateTableAsStmt);
+}
+
 static void
 process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 				ProcessUtilityContext context, ParamListInfo params,
@@ -203,12 +210,11 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 		  is_from_client() && context == PROCESS_UTILITY_TOPLEVEL && pstmt->canSetTag);
 	PG_TRY();
 	{
-		bool		copies_in = IsA(pstmt->utilityStmt, CopyStmt) &&
-		((CopyStmt *) pstmt->utilityStmt)->is_from;
+		bool		writes = writes_rows(pstmt->utilityStmt);
 
 		run_next_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv,
 						 dest, qc);
-		if (copies_in && qc != NULL)
+		if (writes && qc != NULL)
 			rows += qc->nprocessed;
 	}
 	PG_FINALLY();

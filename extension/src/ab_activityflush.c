@@ -227,7 +227,8 @@ ab_activityflush_load(void)
 		AbActivity *entry = ab_activity_find(db);
 
 		/* somebody came first, or the entry is older than the restart */
-		if (entry != NULL)
+		if (entry != NULL && (entry->suspended_at != 0 || entry->sessions > 0 ||
+							  !ab_use_is_zero(&entry->pending)))
 		{
 			entry->changed |= entry->suspended_at == 0;
 			continue;
@@ -272,6 +273,9 @@ ab_activityflush_forget(void)
 								 " (SELECT a.db FROM branch.activity AS a WHERE NOT EXISTS"
 								 " (SELECT FROM pg_database AS d WHERE d.oid = a.db)"
 								 " FOR UPDATE SKIP LOCKED)", 0, NULL, NULL, NULL);
+	(void) ab_tables_execute("DELETE FROM branch.suspended_stats AS s WHERE NOT EXISTS"
+							 " (SELECT FROM pg_database AS d WHERE d.oid = s.db)",
+							 0, NULL, NULL, NULL);
 	SPI_finish();
 }
 
@@ -287,6 +291,7 @@ ab_activityflush_discard(void)
 	n = ab_activity_all(all, room);
 	for (int i = 0; i < n; i++)
 		ab_activity_remove(all[i].db);
+	ab_activity->known = true;
 	ab_activity->spill_done = ab_activity->spilled;
 	LWLockRelease(ab_activity->lock);
 	pfree(all);

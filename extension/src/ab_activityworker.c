@@ -24,6 +24,7 @@
 
 #include "ab_activityflush.h"
 #include "ab_settings.h"
+#include "ab_suspendstats.h"
 #include "ab_sweeper.h"
 
 #define RESTART_S		5
@@ -33,7 +34,7 @@
 
 PGDLLEXPORT void ab_activityworker_main(Datum arg);
 
-static bool again;				/* there may be more than one batch */
+static bool again;				/* a step has done a part only */
 static int	rounds = 0;
 
 void
@@ -65,9 +66,24 @@ write_batch(void)
 	else
 	{
 		if (!ab_activity->known)
+		{
+			ab_suspendstats_load();
 			ab_activityflush_load();
+		}
 		again = ab_activityflush_write();
 	}
+}
+
+static void
+put_stats_away(void)
+{
+	again = ab_activityflush_possible() && ab_suspendstats_put_away();
+}
+
+static void
+bring_stats_back(void)
+{
+	again = ab_activityflush_possible() && ab_suspendstats_bring_back();
 }
 
 static void
@@ -77,9 +93,12 @@ forget(void)
 		ab_activityflush_forget();
 }
 
-static void
+/* False: it failed. */
+static bool
 run_step(void (*step) (void), const char *activity)
 {
+	volatile bool done = false;
+
 	SetCurrentStatementStartTimestamp();
 	pgstat_report_activity(STATE_RUNNING, activity);
 	PG_TRY();
@@ -89,6 +108,7 @@ run_step(void (*step) (void), const char *activity)
 		step();
 		PopActiveSnapshot();
 		CommitTransactionCommand();
+		done = true;
 	}
 	PG_CATCH();
 	{
@@ -105,16 +125,36 @@ run_step(void (*step) (void), const char *activity)
 	ab_activity_settle();
 	pgstat_report_stat(true);
 	pgstat_report_activity(STATE_IDLE, NULL);
+	return done;
+}
+
+static void
+move_stats(void (*step) (void), const char *activity)
+{
+	bool		more;
+
+	do
+	{
+		if (!run_step(step, activity))
+			break;
+		more = again;
+	} while (run_step(ab_suspendstats_committed, activity) && more);
 }
 
 static void
 run_round(void)
 {
 	do
-		run_step(write_batch, "writing the activity of branches");
+		(void) run_step(write_batch, "writing the activity of branches");
 	while (again);
+	move_stats(bring_stats_back, "bringing back the statistics of branches");
+	if (ab_activity->nsuspended > 0)
+	{
+		move_stats(put_stats_away, "putting away the statistics of suspended branches");
+		(void) run_step(ab_suspendstats_tidy, "looking after suspended branches");
+	}
 	if (rounds++ % FORGET_EVERY == 0)
-		run_step(forget, "forgetting the activity of databases that are gone");
+		(void) run_step(forget, "forgetting the activity of databases that are gone");
 }
 
 /* ---- life ---- */

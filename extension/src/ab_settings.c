@@ -32,6 +32,9 @@ char	   *ab_connection_template;
 bool		ab_agent_roles = false;
 int			ab_max_tracked_branches = 20000;
 int			ab_activity_flush_interval = 10;
+int			ab_auto_suspend_seconds = 300;
+int			ab_suspend_idle_in_transaction = -1;
+bool		ab_auto_resume_enabled = true;
 
 /* Read by SQL, as numeric. */
 static char *price_per_compute_hour;
@@ -63,6 +66,21 @@ define_activity(void)
 							"A crash loses as much of it.",
 							&ab_activity_flush_interval, 10, 1, 3600,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("agent_branch.auto_suspend_seconds",
+							"Time without activity after which branch.suspend_idle() suspends a branch.",
+							"Zero: only branches with a timeout of their own are suspended.",
+							&ab_auto_suspend_seconds, 300, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("agent_branch.suspend_idle_in_transaction",
+							"How long a session idle in a transaction keeps its branch from being suspended.",
+							"-1: as long as it lasts, if it holds a snapshot or has written.",
+							&ab_suspend_idle_in_transaction, -1, -1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomBoolVariable("agent_branch.auto_resume_enabled",
+							 "Connecting to a suspended branch resumes it.",
+							 "If off, it is refused with 57P03 until branch.resume() is called.",
+							 &ab_auto_resume_enabled, true,
+							 PGC_SIGHUP, 0, NULL, NULL, NULL);
 }
 
 /* Money: digits, at most one point, no sign; what SQL reads as numeric, exactly. */

@@ -20,6 +20,7 @@
 #include "ab_settings.h"
 #include "ab_shmem.h"
 #include "ab_startup.h"
+#include "ab_suspend.h"
 #include "ab_wal.h"
 
 PG_MODULE_MAGIC;
@@ -41,6 +42,7 @@ _PG_init(void)
 	ab_redo_wrap_builtin();
 	ab_hooks_install();
 	ab_activitycount_install();
+	ab_suspendsession_install();
 	ab_agent_login_install();
 	ab_keeper_register();
 	ab_activityworker_register();

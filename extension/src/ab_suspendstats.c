@@ -1,0 +1,406 @@
+/*
+ * ab_suspendstats.c
+ *	  The cumulative statistics of suspended branches: table branch.suspended_stats.
+ *
+ * Autovacuum's launcher passes over a database without an entry in the statistics, unless
+ * its age asks for a visit, and the memory and the file of statistics grow with every
+ * table of every database.  So while a branch is suspended its statistics are in the
+ * table, and nothing of them is in memory; the activity worker moves them, some at a
+ * time, long after anybody waits for it (M23).
+ *
+ * Putting away: copied to the table, and dropped from memory when that has committed,
+ * unless the branch has been resumed.  Bringing back: the row is deleted, and added to
+ * what has been counted since when that has committed.  A crash empties the statistics
+ * anyway, and leaves what the table has.  A visit of autovacuum makes entries anew; they
+ * are dropped when it has gone.
+ */
+#include "ab_suspendstats.h"
+
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "lib/dshash.h"
+#include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/lock.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/pgstat_internal.h"
+
+#include "ab_tables.h"
+
+/* Databases in one go: dropping one looks at all entries of the server. */
+#define PART	50
+
+/* One entry; its data follow. */
+typedef struct Record
+{
+	int32		kind;
+	Oid			object;
+	uint32		len;
+} Record;
+
+typedef struct Moved
+{
+	Oid			db;
+	TimestampTz origin_at;
+	StringInfoData data;
+} Moved;
+
+/* Of the transaction that is under way. */
+static Moved moved[PART];
+static int	nmoved = 0;
+static bool moved_away;
+static MemoryContext moved_data = NULL;
+
+static void
+connect_tables(void)
+{
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+}
+
+static void
+start_data(StringInfo data)
+{
+	MemoryContext old = MemoryContextSwitchTo(moved_data);
+
+	initStringInfo(data);
+	MemoryContextSwitchTo(old);
+}
+
+/* Those to put away, or to bring back. */
+static bool
+choose(bool away)
+{
+	int			room = ab_activity_room();
+	AbActivity *all = palloc_extended(sizeof(AbActivity) * room, MCXT_ALLOC_HUGE);
+	bool		more = false;
+	int			n;
+
+	if (moved_data == NULL)
+		moved_data = AllocSetContextCreate(TopMemoryContext, "statistics that are moved",
+										   ALLOCSET_DEFAULT_SIZES);
+	MemoryContextReset(moved_data);
+	nmoved = 0;
+	moved_away = away;
+	LWLockAcquire(ab_activity->lock, LW_SHARED);
+	n = ab_activity_all(all, room);
+	LWLockRelease(ab_activity->lock);
+	for (int i = 0; i < n && !more; i++)
+	{
+		Moved	   *m = &moved[nmoved];
+
+		if ((all[i].suspended_at != 0) != away || all[i].stats_put_away == away)
+			continue;
+		more = nmoved == PART;
+		if (more)
+			break;
+		m->db = all[i].db;
+		m->origin_at = all[i].origin_at;
+		start_data(&m->data);
+		nmoved++;
+	}
+	pfree(all);
+	return more;
+}
+
+static Moved *
+find_moved(Oid db)
+{
+	for (int i = 0; i < nmoved; i++)
+		if (moved[i].db == db)
+			return &moved[i];
+	return NULL;
+}
+
+/* ---- putting away ---- */
+
+static void
+copy_entries(void)
+{
+	dshash_seq_status seq;
+	PgStatShared_HashEntry *entry;
+
+	dshash_seq_init(&seq, pgStatLocal.shared_hash, false);
+	while ((entry = dshash_seq_next(&seq)) != NULL)
+	{
+		Moved	   *m = entry->dropped ? NULL : find_moved(entry->key.dboid);
+		PgStatShared_Common *body;
+		Record		record;
+
+		if (m == NULL)
+			continue;
+		body = dsa_get_address(pgStatLocal.dsa, entry->body);
+		record.kind = entry->key.kind;
+		record.object = entry->key.objoid;
+		record.len = pgstat_get_entry_len(entry->key.kind);
+		LWLockAcquire(&body->lock, LW_SHARED);
+		appendBinaryStringInfo(&m->data, (char *) &record, sizeof(record));
+		appendBinaryStringInfo(&m->data, pgstat_get_entry_data(entry->key.kind, body),
+							   record.len);
+		LWLockRelease(&body->lock);
+	}
+	dshash_seq_term(&seq);
+}
+
+static Datum
+bytea_of(const StringInfoData *data)
+{
+	bytea	   *value = palloc(VARHDRSZ + data->len);
+
+	SET_VARSIZE(value, VARHDRSZ + data->len);
+	memcpy(VARDATA(value), data->data, data->len);
+	return PointerGetDatum(value);
+}
+
+bool
+ab_suspendstats_put_away(void)
+{
+	static const char query[] =
+	"INSERT INTO branch.suspended_stats (db, origin_at, entries) VALUES ($1, $2, $3)"
+	" ON CONFLICT (db) DO UPDATE SET origin_at = excluded.origin_at, entries = excluded.entries";
+	Oid			types[3] = {OIDOID, TIMESTAMPTZOID, BYTEAOID};
+	bool		more = choose(true);
+
+	if (nmoved > 0)
+		copy_entries();
+	connect_tables();
+	for (int i = 0; i < nmoved; i++)
+	{
+		Datum		values[3];
+
+		if (moved[i].data.len == 0)
+			continue;			/* it has none */
+		values[0] = ObjectIdGetDatum(moved[i].db);
+		values[1] = TimestampTzGetDatum(moved[i].origin_at);
+		values[2] = bytea_of(&moved[i].data);
+		(void) ab_tables_execute(query, 3, types, values, NULL);
+	}
+	SPI_finish();
+	return more;
+}
+
+/* ---- bringing back ---- */
+
+bool
+ab_suspendstats_bring_back(void)
+{
+	bool		more = choose(false);
+	Oid			types[2] = {OIDOID, TIMESTAMPTZOID};
+
+	connect_tables();
+	for (int i = 0; i < nmoved; i++)
+	{
+		Datum		values[2] = {ObjectIdGetDatum(moved[i].db),
+		TimestampTzGetDatum(moved[i].origin_at)};
+
+		if (ab_tables_execute("DELETE FROM branch.suspended_stats WHERE db = $1"
+							  " AND origin_at = $2 RETURNING entries",
+							  2, types, values, NULL) > 0)
+		{
+			bool		isnull;
+			bytea	   *entries = DatumGetByteaPP(SPI_getbinval(SPI_tuptable->vals[0],
+																 SPI_tuptable->tupdesc, 1,
+																 &isnull));
+
+			appendBinaryStringInfo(&moved[i].data, VARDATA_ANY(entries),
+								   VARSIZE_ANY_EXHDR(entries));
+		}
+	}
+	SPI_finish();
+	return more;
+}
+
+static bool
+is_time(PgStat_Kind kind, size_t offset)
+{
+	if (kind == PGSTAT_KIND_DATABASE)
+		return offset == offsetof(PgStat_StatDBEntry, last_autovac_time) ||
+			offset == offsetof(PgStat_StatDBEntry, last_checksum_failure) ||
+			offset == offsetof(PgStat_StatDBEntry, stat_reset_timestamp);
+	if (kind == PGSTAT_KIND_RELATION)
+		return offset == offsetof(PgStat_StatTabEntry, vacuum_timestamp) ||
+			offset == offsetof(PgStat_StatTabEntry, autovac_vacuum_timestamp) ||
+			offset == offsetof(PgStat_StatTabEntry, analyze_timestamp) ||
+			offset == offsetof(PgStat_StatTabEntry, autovac_analyze_timestamp);
+	return false;
+}
+
+/* All members are counters or times, of 8 bytes. */
+static void
+merge_entry(Oid db, const Record *record, const char *data)
+{
+	PgStat_EntryRef *ref;
+	int64	   *now;
+
+	if (record->len != pgstat_get_entry_len(record->kind) || record->len % sizeof(int64) != 0)
+		return;
+	ref = pgstat_get_entry_ref_locked(record->kind, db, record->object, false);
+	now = pgstat_get_entry_data(record->kind, ref->shared_stats);
+	for (size_t offset = 0; offset < record->len; offset += sizeof(int64))
+	{
+		int64		old;
+
+		memcpy(&old, data + offset, sizeof(old));
+		if (is_time(record->kind, offset))
+			*now = Max(*now, old);
+		else
+			*now += old;
+		now++;
+	}
+	pgstat_unlock_entry(ref);
+}
+
+static void
+merge(const Moved *m)
+{
+	int			at = 0;
+	Record		record;
+
+	while (at + (int) sizeof(record) <= m->data.len)
+	{
+		memcpy(&record, m->data.data + at, sizeof(record));
+		at += sizeof(record);
+		if (at + (int64) record.len > m->data.len)
+			return;
+		if (record.kind == PGSTAT_KIND_DATABASE || record.kind == PGSTAT_KIND_RELATION ||
+			record.kind == PGSTAT_KIND_FUNCTION)
+			merge_entry(m->db, &record, m->data.data + at);
+		at += record.len;
+	}
+}
+
+/* ---- when it has committed ---- */
+
+static bool
+has_entry(Oid db)
+{
+	PgStat_HashKey key;
+	PgStatShared_HashEntry *entry;
+	bool		there;
+
+	memset(&key, 0, sizeof(key));
+	key.kind = PGSTAT_KIND_DATABASE;
+	key.dboid = db;
+	entry = dshash_find(pgStatLocal.shared_hash, &key, false);
+	there = entry != NULL && !entry->dropped;
+	if (entry != NULL)
+		dshash_release_lock(pgStatLocal.shared_hash, entry);
+	return there;
+}
+
+static bool
+set_put_away(const Moved *m, bool away)
+{
+	AbActivity *entry;
+	bool		agrees;
+
+	LWLockAcquire(ab_activity->lock, LW_EXCLUSIVE);
+	entry = ab_activity_find(m->db);
+	agrees = entry != NULL && entry->origin_at == m->origin_at;
+	if (agrees)
+		entry->stats_put_away = away;
+	LWLockRelease(ab_activity->lock);
+	return agrees;
+}
+
+/*
+ * False: it was resumed meanwhile, or somebody has it locked.  Who connects waits for a
+ * moment, if it is just now.
+ */
+static bool
+drop_entries(Oid db)
+{
+	LOCKTAG		tag;
+	bool		suspended;
+
+	if (!has_entry(db))
+		return true;
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, db, 0);
+	if (LockAcquire(&tag, ShareLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
+		return false;
+	suspended = ab_activity_suspended_at(db) != 0;
+	if (suspended)
+		(void) pgstat_drop_entry(PGSTAT_KIND_DATABASE, db, InvalidOid);
+	(void) LockRelease(&tag, ShareLock, false);
+	return suspended;
+}
+
+/* The statistics have stayed where they were. */
+static void
+delete_row(const Moved *m)
+{
+	Oid			types[1] = {OIDOID};
+	Datum		values[1] = {ObjectIdGetDatum(m->db)};
+
+	connect_tables();
+	(void) ab_tables_execute("DELETE FROM branch.suspended_stats WHERE db = $1",
+							 1, types, values, NULL);
+	SPI_finish();
+}
+
+void
+ab_suspendstats_committed(void)
+{
+	for (int i = 0; i < nmoved; i++)
+	{
+		if (!moved_away && set_put_away(&moved[i], false))
+			merge(&moved[i]);
+		else if (moved_away && drop_entries(moved[i].db))
+			(void) set_put_away(&moved[i], true);
+		else if (moved_away)
+			delete_row(&moved[i]);
+	}
+	nmoved = 0;
+}
+
+/* What a visit of autovacuum has left. */
+void
+ab_suspendstats_tidy(void)
+{
+	int			room = ab_activity_room();
+	AbActivity *all = palloc_extended(sizeof(AbActivity) * room, MCXT_ALLOC_HUGE);
+	int			left = PART;
+	int			n;
+
+	LWLockAcquire(ab_activity->lock, LW_SHARED);
+	n = ab_activity_all(all, room);
+	LWLockRelease(ab_activity->lock);
+	for (int i = 0; i < n && left > 0; i++)
+	{
+		if (all[i].suspended_at == 0 || !all[i].stats_put_away || !has_entry(all[i].db))
+			continue;
+		(void) drop_entries(all[i].db);
+		left--;
+	}
+	pfree(all);
+}
+
+void
+ab_suspendstats_load(void)
+{
+	uint64		n;
+
+	connect_tables();
+	n = ab_tables_execute("SELECT s.db, s.origin_at FROM branch.suspended_stats AS s"
+						  " INNER JOIN pg_database AS d ON s.db = d.oid", 0, NULL, NULL, NULL);
+	LWLockAcquire(ab_activity->lock, LW_EXCLUSIVE);
+	for (uint64 i = 0; i < n; i++)
+	{
+		bool		isnull;
+		Oid			db = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i],
+														SPI_tuptable->tupdesc, 1, &isnull));
+		TimestampTz origin_at = DatumGetTimestampTz(SPI_getbinval(SPI_tuptable->vals[i],
+																  SPI_tuptable->tupdesc, 2,
+																  &isnull));
+		AbActivity *entry = ab_activity_make(db, origin_at);
+
+		if (entry != NULL)
+			entry->stats_put_away = true;
+	}
+	LWLockRelease(ab_activity->lock);
+	SPI_finish();
+}

@@ -1,0 +1,291 @@
+"""Suspending: idle branches go cold, nobody who is active is disturbed, connecting wakes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+import pytest
+from ab_cluster import Cluster, wait_for
+
+ENDED = "57P01"
+
+
+@pytest.fixture(scope="module")
+def server(cluster_base: Any) -> Iterator[Cluster]:
+    made = Cluster.create(
+        cluster_base,
+        "suspend",
+        {"agent_branch.activity_flush_interval": 1, "autovacuum": "off"},
+    )
+    yield made
+    made.destroy()
+
+
+@pytest.fixture
+def branch(server: Cluster, request: pytest.FixtureRequest) -> str:
+    name = "s_" + str(abs(hash(request.node.name)) % 10**8)
+    server.sql("SELECT name FROM branch.create(%s, 'main')", (name,))
+    server.sql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS i", dbname=name)
+    return name
+
+
+def state(cluster: Cluster, name: str) -> str:
+    return str(
+        cluster.scalar("SELECT current_state FROM branch.branches WHERE name = %s", (name,))
+    )
+
+
+def suspend(cluster: Cluster, name: str) -> str | None:
+    """None, or the detail of 55006."""
+    try:
+        cluster.sql("SELECT branch.suspend(%s)", (name,))
+    except psycopg.errors.ObjectInUse as error:
+        return error.diag.message_detail
+    assert state(cluster, name) == "suspended"
+    return None
+
+
+def buffers(cluster: Cluster, name: str) -> int:
+    return int(
+        cluster.scalar(
+            "SELECT count(*) FROM pg_buffercache AS b JOIN pg_database AS d"
+            " ON d.oid = b.reldatabase WHERE d.datname = %s",
+            (name,),
+        )
+    )
+
+
+def how_ended(conn: psycopg.Connection[Any]) -> psycopg.errors.Diagnostic:
+    with pytest.raises(psycopg.errors.AdminShutdown) as caught:
+        conn.execute("SELECT 1")
+    return caught.value.diag
+
+
+def test_idle_session_is_told_why(server: Cluster, branch: str) -> None:
+    server.sql("CREATE EXTENSION IF NOT EXISTS pg_buffercache")
+    conn = server.connect(branch)
+    conn.execute("INSERT INTO t VALUES (0)")
+    assert buffers(server, branch) > 0
+    assert suspend(server, branch) is None
+    assert buffers(server, branch) == 0
+    diag = how_ended(conn)
+    assert diag.sqlstate == ENDED
+    assert diag.message_primary == (
+        f'terminating connection because branch "{branch}" is suspended'
+    )
+    assert "idle since" in str(diag.message_detail)
+    assert diag.message_hint == "Connecting again resumes the branch."
+
+    # dropped with all that was written; connecting is enough to resume
+    assert server.scalar("SELECT count(*) FROM t", dbname=branch) == 1001
+    assert state(server, branch) == "ready"
+    assert server.scalar(
+        "SELECT pg_relation_filepath('t') IS NOT NULL AND count(*) = 1 FROM t WHERE i = 0",
+        dbname=branch,
+    )
+
+
+def test_who_keeps_it_awake(server: Cluster, branch: str) -> None:
+    """A running statement and a transaction with a snapshot or an id; BEGIN alone does not."""
+    running = server.connect(branch)
+    pid = running.info.backend_pid
+
+    def sleep() -> None:
+        with suppress(psycopg.errors.QueryCanceled):
+            running.execute("SELECT pg_sleep(600)")
+
+    thread = threading.Thread(target=sleep, daemon=True)
+    thread.start()
+    wait_for(
+        lambda: server.scalar("SELECT wait_event FROM pg_stat_activity WHERE pid = %s", (pid,))
+        == "PgSleep"
+    )
+    assert suspend(server, branch) == f"Process {pid} is running a statement."
+    running.cancel()
+    thread.join(60)
+    running.rollback()
+
+    for first in ("SELECT pg_current_xact_id()", "DECLARE c CURSOR FOR SELECT * FROM t"):
+        running = server.connect(branch)
+        running.execute("BEGIN")
+        running.execute(first)  # type: ignore[arg-type]
+        pid = running.info.backend_pid
+        assert suspend(server, branch) == f"Process {pid} is in a transaction."
+        running.execute("COMMIT")
+        assert suspend(server, branch) is None
+        how_ended(running)
+
+    for last in ("BEGIN", "BEGIN; SELECT count(*) FROM t", "BEGIN; SELECT 1 / (i - i) FROM t"):
+        idle = server.connect(branch)
+        with suppress(psycopg.errors.DivisionByZero):
+            idle.execute(last)  # type: ignore[arg-type]
+        assert suspend(server, branch) is None
+        how_ended(idle)
+
+    with server.connect(branch) as conn:
+        conn.execute("BEGIN")
+        conn.execute("INSERT INTO t VALUES (-1)")
+        conn.execute("PREPARE TRANSACTION 'asleep'")
+    assert suspend(server, branch) == "It has prepared transactions."
+    server.sql("COMMIT PREPARED 'asleep'", dbname=branch)
+
+
+def test_idle_in_transaction_for_too_long(server: Cluster, branch: str) -> None:
+    conn = server.connect(branch)
+    conn.execute("BEGIN")
+    conn.execute("SELECT pg_current_xact_id()")
+    assert suspend(server, branch) is not None
+    server.set(**{"agent_branch.suspend_idle_in_transaction": 0})
+    assert suspend(server, branch) is None
+    how_ended(conn)
+    server.set(**{"agent_branch.suspend_idle_in_transaction": -1})
+
+
+def test_suspend_idle(server: Cluster, branch: str) -> None:
+    """Those whose own time, or else the default's, is over; never those with zero."""
+    assert server.scalar("SELECT branch.suspend_idle()") == 0
+    never = branch + "_never"
+    server.sql("SELECT name FROM branch.create(%s, suspend_timeout => '0')", (never,))
+    server.sql("SELECT branch.set_suspend_timeout(%s, '0.001 seconds')", (branch,))
+    conn = server.connect(branch)
+    assert wait_for(lambda: server.scalar("SELECT branch.suspend_idle()")) == 1
+    assert state(server, branch) == "suspended"
+    how_ended(conn)
+    server.set(**{"agent_branch.auto_suspend_seconds": 1})
+
+    def all_asleep() -> bool:
+        server.sql("SELECT branch.suspend_idle()")
+        return server.sql(
+            "SELECT name FROM branch.branches WHERE current_state <> 'suspended'"
+        ) == [(never,)]
+
+    wait_for(all_asleep, what="all but one to be suspended")
+    server.set(**{"agent_branch.auto_suspend_seconds": 300})
+
+    # it is remembered, also over a crash
+    asleep = "SELECT count(*) FROM branch.activity WHERE suspended_at IS NOT NULL"
+    suspended = server.scalar("SELECT count(*) FROM branch.branches") - 1
+    wait_for(lambda: server.scalar(asleep) == suspended, what="the table to have it")
+    for again in (server.restart, server.crash):
+        again()
+        wait_for(lambda: state(server, branch) == "suspended", what="it to be suspended")
+        assert state(server, never) == "ready"
+    assert server.scalar("SELECT count(*) FROM t", dbname=branch) == 1000
+    wait_for(lambda: server.scalar(asleep) == suspended - 1, what="the table to have it")
+
+
+def test_resume_only_when_told(server: Cluster, branch: str) -> None:
+    server.set(**{"agent_branch.auto_resume_enabled": "off"})
+    assert suspend(server, branch) is None
+    with pytest.raises(psycopg.OperationalError) as refused:
+        server.connect(branch)
+    assert f'branch "{branch}" is suspended' in str(refused.value)
+    assert "Call branch.resume()" in str(refused.value)
+    assert "57P03" in server.log_tail(20)
+    assert server.scalar("SELECT (branch.resume(%s)).current_state", (branch,)) == "ready"
+    server.sql("SELECT 1", dbname=branch)
+    server.set(**{"agent_branch.auto_resume_enabled": "on"})
+
+    # who is not let in wakes nobody
+    assert suspend(server, branch) is None
+    server.sql("CREATE ROLE outsider LOGIN")
+    server.sql(f"REVOKE CONNECT ON DATABASE {branch} FROM PUBLIC")
+    with pytest.raises(psycopg.OperationalError):
+        server.connect(branch, user="outsider")
+    assert state(server, branch) == "suspended"
+
+
+def test_statistics_over_the_nap(server: Cluster, branch: str) -> None:
+    """Nothing of them is left for autovacuum's launcher to see, and they come back."""
+    seen = (
+        "SELECT n_live_tup, n_tup_ins, seq_scan, last_analyze FROM pg_stat_user_tables"
+        " WHERE relname = 't'"
+    )
+    with server.connect(branch) as conn:
+        conn.execute("SELECT count(*) FROM t")
+        conn.execute("ANALYZE t")
+        conn.execute("SELECT pg_stat_force_next_flush()")
+        (before,) = conn.execute(seen).fetchall()
+    assert before[1] == 1000
+    assert suspend(server, branch) is None
+    entry = (
+        "SELECT count(*) FROM pg_stat_database AS s WHERE s.datname = %s AND s.xact_commit > 0"
+    )
+    wait_for(lambda: not server.scalar(entry, (branch,)), what="the statistics to go")
+    server.restart()
+    assert not server.scalar(entry, (branch,))
+    with server.connect(branch) as conn:
+        wait_for(
+            lambda: conn.execute(seen).fetchall() == [before], what="the statistics to come back"
+        )
+    assert server.scalar(entry, (branch,))
+
+
+def test_nobody_active_is_ended(server: Cluster, branch: str) -> None:
+    """Clients connect, write and leave while the branch is suspended without pause.  Whoever
+    is ended was idle: its statement has not begun, and nothing of it is there."""
+    server.sql("CREATE TABLE done (id int)", dbname=branch)
+    stop = threading.Event()
+    finished: list[int] = []
+    ended: list[int] = []
+    other: list[str] = []
+
+    def work(number: int) -> None:
+        for i in range(60):
+            ident = number * 1000 + i
+            try:
+                with server.connect(branch) as conn:
+                    for part in range(1 + i % 3):
+                        conn.execute("INSERT INTO done VALUES (%s)", (ident * 10 + part,))
+                        finished.append(ident * 10 + part)
+            except psycopg.OperationalError as error:
+                # 57P01, or lost where the statement crossed the message
+                ended.append(ident * 10 + part)
+                if error.sqlstate not in (None, ENDED):
+                    other.append(repr(error))
+
+    def trouble() -> None:
+        with server.connect() as conn:
+            while not stop.is_set():
+                with suppress(psycopg.errors.ObjectInUse):
+                    conn.execute("SELECT branch.suspend(%s)", (branch,))
+
+    suspender = threading.Thread(target=trouble, daemon=True)
+    suspender.start()
+    threads = [threading.Thread(target=work, args=(n,), daemon=True) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    stop.set()
+    suspender.join(60)
+    assert not other
+    with server.connect(branch) as conn:
+        there = [row[0] for row in conn.execute("SELECT id FROM done ORDER BY 1").fetchall()]
+    assert there == sorted(finished)
+    assert not set(ended) & set(there)
+    assert server.sql("SELECT * FROM branch.verify(%s)", (branch,)) == []
+
+
+def test_rights(server: Cluster, branch: str) -> None:
+    """The owner's, and only if it may end the sessions that are there."""
+    server.sql("CREATE ROLE keeper_of_it LOGIN")
+    server.sql(f"ALTER DATABASE {branch} OWNER TO keeper_of_it")
+    with server.connect(user="keeper_of_it") as conn:
+        other = server.connect(branch)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            conn.execute("SELECT branch.suspend(%s)", (branch,))
+        other.execute("SELECT 1")
+        other.close()
+        wait_for(
+            lambda: not server.scalar(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = %s", (branch,)
+            )
+        )
+        conn.execute("SELECT branch.suspend(%s)", (branch,))
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            conn.execute("SELECT branch.suspend_idle()")
