@@ -92,6 +92,7 @@ GRANT EXECUTE ON FUNCTION branch.cost_report(numeric, bigint, numeric, numeric, 
 
 -- Metrics: for those who watch servers.
 GRANT SELECT ON TABLE branch.metrics TO pg_monitor;
+
 -- Suspending: the owner's branches. branch.suspend_idle is for superusers and those they grant it to.
 GRANT EXECUTE ON FUNCTION branch.suspend(text) TO public;
 GRANT EXECUTE ON FUNCTION branch.resume(text) TO public;
