@@ -48,6 +48,10 @@ def written(cluster: Cluster, name: str) -> int:
     return int(found[0][0]) if found else 0
 
 
+def wait_written(cluster: Cluster, name: str, n: int) -> None:
+    wait_for(lambda: written(cluster, name) == n, what="the table to have it")
+
+
 def clients(cluster: Cluster, name: str, n: int, work: Callable[[Any, int], None]) -> None:
     errors: list[BaseException] = []
 
@@ -77,7 +81,7 @@ def test_what_is_a_request(server: Cluster) -> None:
         def counts(n: int, *statements: str, prepare: bool | None = None) -> None:
             nonlocal before
             for statement in statements:
-                conn.execute(statement, prepare=prepare)  # type: ignore[call-overload]
+                conn.execute(statement, prepare=prepare)
             now = usage(server, name)["request_count"]
             assert now - before == n, statements
             before = now
@@ -99,7 +103,7 @@ def test_what_is_a_request(server: Cluster) -> None:
         counts(1, "SET max_parallel_workers_per_gather = 0")
         for failing in ("SELECT 1 / (i - i) FROM generate_series(1, 1) AS i", "SELECT f()"):
             with pytest.raises(psycopg.Error):
-                conn.execute(failing)  # type: ignore[arg-type]
+                conn.execute(failing)
         counts(2)
         with conn.transaction():
             cursor = conn.cursor("c")
@@ -135,7 +139,7 @@ def test_exact_over_restarts(server: Cluster) -> None:
         server.restart()
         assert usage(server, name)["request_count"] == total * done
         assert usage(server, name)["sessions_total"] == 8 * done
-    wait_for(lambda: written(server, name) == 2 * total, what="the table to have it")
+    wait_written(server, name, 2 * total)
     assert usage(server, name)["request_count"] == 2 * total
 
 
@@ -165,9 +169,7 @@ def test_active_time(server: Cluster) -> None:
 
     # and it grows while a statement runs
     with server.connect(name) as conn:
-        running = threading.Thread(
-            target=lambda: conn.execute("SELECT pg_sleep(1)"), daemon=True
-        )
+        running = threading.Thread(target=lambda: conn.execute("SELECT pg_sleep(1)"), daemon=True)
         running.start()
         wait_for(
             lambda: usage(server, name)["active_us"] / 1e6 > active + 0.3, what="time to be counted"
@@ -187,9 +189,7 @@ def test_more_databases_than_are_tracked(server: Cluster) -> None:
     expected = {name: 3 * i + 3 for i, name in enumerate(names)}
 
     def counted() -> dict[str, int]:
-        rows = server.sql(
-            "SELECT name, request_count FROM branch.usage WHERE name LIKE 'many%'"
-        )
+        rows = server.sql("SELECT name, request_count FROM branch.usage WHERE name LIKE 'many%'")
         return {name: int(n) for name, n in rows}
 
     assert counted() == expected
@@ -214,7 +214,7 @@ def test_crash_loses_an_interval_at_most(make_cluster: Any) -> None:
             for _ in range(50):
                 conn.execute("SELECT 1")
             counted += 50
-            wait_for(lambda: written(server, name) == counted, what="the table to have all")
+            wait_written(server, name, counted)
             for _ in range(7):
                 conn.execute("SELECT 1")
             server.crash()
@@ -258,7 +258,7 @@ def test_worker_ended_anywhere(make_cluster: Any) -> None:
     stop.set()
     troublemaker.join(60)
     assert usage(server, name)["request_count"] == 1500
-    wait_for(lambda: written(server, name) == 1500, what="the table to have it")
+    wait_written(server, name, 1500)
     server.restart()
     assert usage(server, name)["request_count"] == 1500
 
@@ -269,16 +269,18 @@ def test_reset_goes_on_counting(server: Cluster) -> None:
     server.sql("SELECT name FROM branch.reset('again')")
     server.sql("SELECT 1", dbname=name)
     assert usage(server, name)["request_count"] == 2
-    wait_for(lambda: written(server, name) == 2, what="the table to have it")
+    wait_written(server, name, 2)
     with server.connect(autocommit=False) as conn:
         conn.execute("SELECT name FROM branch.reset('again')")
         conn.rollback()
     assert usage(server, name)["request_count"] == 2
     server.sql("SELECT branch.delete('again', hard => true)")
     wait_for(
-        lambda: not server.scalar(
-            "SELECT count(*) FROM branch.activity AS a"
-            " WHERE NOT EXISTS (SELECT FROM pg_database AS d WHERE d.oid = a.db)"
+        lambda: (
+            not server.scalar(
+                "SELECT count(*) FROM branch.activity AS a"
+                " WHERE NOT EXISTS (SELECT FROM pg_database AS d WHERE d.oid = a.db)"
+            )
         ),
         what="rows of databases that are gone to go",
     )

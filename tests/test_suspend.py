@@ -34,9 +34,7 @@ def branch(server: Cluster, request: pytest.FixtureRequest) -> str:
 
 
 def state(cluster: Cluster, name: str) -> str:
-    return str(
-        cluster.scalar("SELECT current_state FROM branch.branches WHERE name = %s", (name,))
-    )
+    return str(cluster.scalar("SELECT current_state FROM branch.branches WHERE name = %s", (name,)))
 
 
 def suspend(cluster: Cluster, name: str) -> str | None:
@@ -101,8 +99,10 @@ def test_who_keeps_it_awake(server: Cluster, branch: str) -> None:
     thread = threading.Thread(target=sleep, daemon=True)
     thread.start()
     wait_for(
-        lambda: server.scalar("SELECT wait_event FROM pg_stat_activity WHERE pid = %s", (pid,))
-        == "PgSleep"
+        lambda: (
+            server.scalar("SELECT wait_event FROM pg_stat_activity WHERE pid = %s", (pid,))
+            == "PgSleep"
+        )
     )
     assert suspend(server, branch) == f"Process {pid} is running a statement."
     running.cancel()
@@ -112,7 +112,7 @@ def test_who_keeps_it_awake(server: Cluster, branch: str) -> None:
     for first in ("SELECT pg_current_xact_id()", "DECLARE c CURSOR FOR SELECT * FROM t"):
         running = server.connect(branch)
         running.execute("BEGIN")
-        running.execute(first)  # type: ignore[arg-type]
+        running.execute(first)
         pid = running.info.backend_pid
         assert suspend(server, branch) == f"Process {pid} is in a transaction."
         running.execute("COMMIT")
@@ -122,7 +122,7 @@ def test_who_keeps_it_awake(server: Cluster, branch: str) -> None:
     for last in ("BEGIN", "BEGIN; SELECT count(*) FROM t", "BEGIN; SELECT 1 / (i - i) FROM t"):
         idle = server.connect(branch)
         with suppress(psycopg.errors.DivisionByZero):
-            idle.execute(last)  # type: ignore[arg-type]
+            idle.execute(last)
         assert suspend(server, branch) is None
         how_ended(idle)
 
@@ -212,9 +212,7 @@ def test_statistics_over_the_nap(server: Cluster, branch: str) -> None:
         (before,) = conn.execute(seen).fetchall()
     assert before[1] == 1000
     assert suspend(server, branch) is None
-    entry = (
-        "SELECT count(*) FROM pg_stat_database AS s WHERE s.datname = %s AND s.xact_commit > 0"
-    )
+    entry = "SELECT count(*) FROM pg_stat_database AS s WHERE s.datname = %s AND s.xact_commit > 0"
     wait_for(lambda: not server.scalar(entry, (branch,)), what="the statistics to go")
     server.restart()
     assert not server.scalar(entry, (branch,))
@@ -282,8 +280,10 @@ def test_rights(server: Cluster, branch: str) -> None:
         other.execute("SELECT 1")
         other.close()
         wait_for(
-            lambda: not server.scalar(
-                "SELECT count(*) FROM pg_stat_activity WHERE datname = %s", (branch,)
+            lambda: (
+                not server.scalar(
+                    "SELECT count(*) FROM pg_stat_activity WHERE datname = %s", (branch,)
+                )
             )
         )
         conn.execute("SELECT branch.suspend(%s)", (branch,))
