@@ -1,5 +1,5 @@
 -- branch.schema_diff: objects that a branch has other than its parent.
--- noqa: disable=AL03,RF05,LT01
+-- noqa: disable=AL03,CP05,RF05,LT01
 \set SHOW_CONTEXT never
 
 CREATE ROLE regress_sd_owner;

@@ -103,8 +103,8 @@ def _change(
     yield SchemaChange(
         *key,
         change,
-        was and _definition(was, old, with_columns=whole),
-        became and _definition(became, new, with_columns=whole),
+        None if was is None else _definition(was, old, with_columns=whole),
+        None if became is None else _definition(became, new, with_columns=whole),
     )
 
 
