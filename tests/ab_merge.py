@@ -13,6 +13,7 @@ from agent_branch.mergeplan import plan_table
 from agent_branch.mergerun import Endangered, MergeRun, Written
 from agent_branch.sqltext import (
     Limits,
+    Refusal,
     Row,
     Statement,
     array_text,
@@ -57,6 +58,12 @@ class PgSession:
 
     def execute(self, statement: Statement) -> int:
         return self._run(statement).command_tuples or 0
+
+    def attempt(self, statement: Statement) -> int | Refusal:
+        """Constraints raise, as anything else does."""
+        if not statement.answers:
+            return self.execute(statement)
+        return sum(int(row[0] or 0) for row in self.rows(statement))
 
     def sql(self, text: str) -> list[Row]:
         """Any one statement; its rows."""
@@ -129,6 +136,8 @@ def merge(
         for step in run.write():
             if isinstance(step, Written):
                 merged.written.append(step)
-            else:
+            elif isinstance(step, Endangered):
                 merged.endangered.append(step)
+            else:
+                raise AssertionError(step)
     return merged

@@ -14,7 +14,7 @@ from agent_branch.claims import Claims, claims_of
 from agent_branch.diff import TableState, mask_from, plan_diff
 from agent_branch.merge import (
     Action,
-    Decision,
+    Decisions,
     Delete,
     Insert,
     Recount,
@@ -22,6 +22,7 @@ from agent_branch.merge import (
     TableMerge,
     Update,
     Versions,
+    digest,
 )
 from agent_branch.mergeplan import is_fast_forward, plan_table, untouched
 from agent_branch.revert import from_json, inverse, to_json
@@ -100,10 +101,10 @@ def run(
     ours: Table,
     theirs: Table,
     strategy: Strategy = "manual",
-    decisions: dict[Row, Decision] | None = None,
+    decisions: Decisions | None = None,
 ) -> tuple[Table, list[Action], TableMerge]:
     """The target after the planner's actions, the actions, and its counts."""
-    planned = TableMerge(SHAPE, strategy, decisions or {})
+    planned = TableMerge(SHAPE, strategy, decisions or Decisions())
     actions = []
     for key in sorted({*base, *ours, *theirs}):
         b, o, t = (full(key, table) for table in (base, ours, theirs))
@@ -237,10 +238,10 @@ def test_decisions(seed: int) -> None:
             return {key: row for key, row in table.items() if key in chosen}
 
         for side in ("ours", "theirs"):
-            decisions: dict[Row, Decision] = {
-                (key,): Decision(side, full(key, base), full(key, ours), full(key, theirs))
-                for key in keys
-            }
+            decisions = Decisions()
+            getattr(decisions, side).update(
+                digest((key,), full(key, base), full(key, ours), full(key, theirs)) for key in keys
+            )
             decided, _, counts = run(base, ours, theirs, "manual", decisions)
             assert equal(decided, reference(base, ours, theirs, side)[0])
             assert counts.unresolved == 0

@@ -171,6 +171,20 @@ CASES: dict[str, Case] = {
     "branch._changed_blocks": owners(
         f"SELECT * FROM branch._changed_blocks({VAULT}, '{{}}', '{{}}', {BRANCH}, '{{}}', '{{}}')"
     ),
+    "branch.merge": owners("SELECT * FROM branch.merge('vault_branch', 'vault')"),
+    "branch.preview_merge": owners("SELECT * FROM branch.preview_merge('vault_branch', 'vault')"),
+    "branch.sync": owners("SELECT * FROM branch.sync('vault_branch')"),
+    "branch.conflicts_resolve": owners(
+        "SELECT * FROM branch.conflicts_resolve((SELECT min(id) FROM branch.merge_log), 'ours',"
+        " '{none}')"
+    ),
+    "branch.conflict_rows": everybody(
+        "SELECT * FROM branch.merge_log AS m, branch.conflict_rows(m.id)"
+    ),
+    "branch._merge_snapshot": owners(f"SELECT branch._merge_snapshot({BRANCH}, {VAULT})"),
+    "branch._may_merge": everybody(f"SELECT branch._may_merge({BRANCH}, {VAULT})"),
+    "branch._merge_state": everybody("SELECT branch._merge_state(pg_current_xact_id())"),
+    "branch._is_merging": everybody(f"SELECT branch._is_merging({VAULT})"),
     "branch._remote_open": owners("SELECT branch._remote_open('vault_branch')"),
     "branch._remote_rows": owners(
         "SELECT branch._remote_rows('vault_branch', 'SELECT count(*) FROM public.secrets')"
@@ -198,6 +212,11 @@ RELATIONS: dict[str, tuple[str, ...]] = {
     "branch.usage": ROLES,
     "branch.activity": (SUPERUSER,),
     "branch.suspended_stats": (SUPERUSER,),
+    "branch.merges": ROLES,
+    "branch.conflicts": ROLES,
+    "branch.merge_log": ROLES,
+    "branch.merge_conflicts": ROLES,
+    "branch.merge_log_id_seq": (SUPERUSER,),
     "branch.quota_list": (SUPERUSER,),
     "branch._databases": (SUPERUSER,),
     "branch.named_snapshots": (SUPERUSER,),
@@ -243,6 +262,18 @@ def vault(cluster: Cluster) -> Cluster:
         conn.execute("SELECT branch.delete('gone')")
         conn.execute("SELECT create_agent_branch('1', 'vault')")
         conn.execute("SELECT branch.schedule_snapshots('vault', '1 year', '1 day', 'top_secret')")
+        conn.execute(
+            "INSERT INTO branch.merge_log (source_id, source_name, target_id, target_name,"
+            " merged_by, strategy, message) SELECT a.oid, a.datname, b.oid, b.datname,"
+            " 'platform'::regrole, 'manual', 'top_secret'"
+            " FROM pg_database AS a, pg_database AS b"
+            " WHERE a.datname = 'vault_branch' AND b.datname = 'vault'"
+        )
+        conn.execute("UPDATE branch.merge_log SET state = 'conflicts'")
+        conn.execute(
+            "INSERT INTO branch.merge_conflicts (merge_id, n, kind, our_row)"
+            " SELECT id, 1, 'update_update', to_jsonb('classified'::text) FROM branch.merge_log"
+        )
     return cluster
 
 
@@ -355,6 +386,8 @@ def test_owners_see_their_own(session: Conn) -> None:
         "SELECT branch.tree()",
         "SELECT branch FROM branch.events",
         "SELECT holders FROM branch.pinned",
+        "SELECT source_name FROM branch.merges",
+        "SELECT our_row FROM branch.conflicts",
     ):
         code, said = attempt(session, PLATFORM, call)
         assert code == "00000", call

@@ -31,6 +31,9 @@ typedef struct AbNamedSnapshot
 /* Is the extension created in this database? */
 extern bool ab_tables_installed(void);
 
+/* Who owns the tables. */
+extern Oid	ab_tables_owner(void);
+
 /*
  * One statement through SPI (the caller is connected), as the owner of the
  * extension's tables and with search_path = pg_catalog, pg_temp.  nulls as in
@@ -41,6 +44,12 @@ extern uint64 ab_tables_execute(const char *sql, int nargs, Oid *types,
 
 /* Does a name protect this snapshot now?  Sees what is committed. */
 extern bool ab_tables_snapshot_kept(AbSnapId id);
+
+/*
+ * Is it the base of the next merge of two databases?  Nobody is kept from dropping or
+ * detaching one of them by that, so only the sweep leaves it alone.
+ */
+extern bool ab_tables_is_merge_base(AbSnapId id);
 
 /* All protected ids, as palloc'd AbSnapId *. */
 extern List *ab_tables_kept_snapshots(void);

@@ -47,6 +47,7 @@
 #include "ab_softdelete.h"
 #include "ab_storage.h"
 #include "ab_storagefiles.h"
+#include "ab_tables.h"
 
 #define GC_LOCK_KEY		0x41424743	/* "ABGC" */
 #define GC_LOCK_CLASS	0xAB	/* users' advisory locks have 1 and 2 here */
@@ -442,6 +443,10 @@ close_one(AbSnapSlot *slot, HTAB *keep, bool unused_too, HTAB *dry_references)
 	if (dry_run && !id_in(dry_references, slot->id))
 		slot->nbranches = 0;
 	if (!to_be_closed(slot, keep, unused_too, open ? &age : NULL))
+		return false;
+
+	/* a merge that was committed since the others were looked for */
+	if (open && !id_in(keep, slot->id) && ab_tables_is_merge_base(slot->id))
 		return false;
 	if (open && !dry_run && !ab_request_drop_hidden(slot->id))
 		return false;

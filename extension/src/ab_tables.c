@@ -22,14 +22,25 @@
 
 #define PROTECTS "closed_at IS NULL AND (keep_until IS NULL OR keep_until > clock_timestamp())"
 
+/* The base of the next merge between two databases, as long as there are both. */
+#define MERGED_SNAPSHOTS \
+	"SELECT m.source_snapshot AS id FROM branch.merge_log AS m" \
+	" JOIN pg_database AS s ON s.oid = m.source_id" \
+	" JOIN pg_database AS t ON t.oid = m.target_id" \
+	" WHERE m.source_snapshot IS NOT NULL AND m.state IN ('committing', 'merged')" \
+	" AND NOT EXISTS (SELECT 1 FROM branch.merge_log AS l" \
+	" WHERE least(l.source_id, l.target_id) = least(m.source_id, m.target_id)" \
+	" AND greatest(l.source_id, l.target_id) = greatest(m.source_id, m.target_id)" \
+	" AND l.id > m.id AND l.state = 'merged' AND l.source_snapshot IS NOT NULL)"
+
 bool
 ab_tables_installed(void)
 {
 	return OidIsValid(get_extension_oid("agent_branch", true));
 }
 
-static Oid
-tables_owner(void)
+Oid
+ab_tables_owner(void)
 {
 	Oid			relid;
 	HeapTuple	tuple;
@@ -61,7 +72,7 @@ ab_tables_execute(const char *sql, int nargs, Oid *types, Datum *values,
 	int			ret;
 
 	GetUserIdAndSecContext(&save_user, &save_context);
-	SetUserIdAndSecContext(tables_owner(),
+	SetUserIdAndSecContext(ab_tables_owner(),
 						   save_context | SECURITY_LOCAL_USERID_CHANGE);
 	guc_level = NewGUCNestLevel();
 	(void) set_config_option("search_path", "pg_catalog, pg_temp",
@@ -96,6 +107,26 @@ ab_tables_snapshot_kept(AbSnapId id)
 	return kept;
 }
 
+bool
+ab_tables_is_merge_base(AbSnapId id)
+{
+	char		text[AB_SNAPID_TEXT_LEN + 1];
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1];
+	bool		is_base;
+
+	if (!ab_tables_installed())
+		return false;
+	ab_snapid_format(id, text);
+	values[0] = CStringGetTextDatum(text);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	is_base = ab_tables_execute(MERGED_SNAPSHOTS " AND m.source_snapshot = $1",
+								1, types, values, NULL) > 0;
+	SPI_finish();
+	return is_base;
+}
+
 List *
 ab_tables_kept_snapshots(void)
 {
@@ -108,7 +139,8 @@ ab_tables_kept_snapshots(void)
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 
-	n = ab_tables_execute("SELECT id FROM branch." AB_NAMED_TABLE " WHERE " PROTECTS,
+	n = ab_tables_execute("SELECT id FROM branch." AB_NAMED_TABLE " WHERE " PROTECTS
+						  " UNION " MERGED_SNAPSHOTS,
 						  0, NULL, NULL, NULL);
 	for (uint64 i = 0; i < n; i++)
 	{

@@ -24,8 +24,10 @@ because only the database knows what is equal.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Literal
 
 from agent_branch.diff import RowChange, mask_from, match
@@ -157,27 +159,43 @@ def resolve(conflict: Conflict, side: Side) -> Action | None:
     return _update(c.key, c.ours, c.theirs, columns)
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What somebody decided for a row in conflict, and the versions that they saw."""
+def digest(key: Row, base: Row | None, ours: Row | None, theirs: Row | None) -> int:
+    """Stands for the versions of a row: a signed number of 64 bits, for a table of decisions."""
+    text = json.dumps([key, base, ours, theirs], ensure_ascii=False)
+    data = text.encode("utf-8", errors="surrogateescape")
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "big", signed=True)
 
-    side: Side
-    base: Row | None
-    ours: Row | None
-    theirs: Row | None
+
+@dataclass(slots=True)
+class Decisions:
+    """What was decided for conflicts, by digest of the versions that were seen.
+
+    A million of them take some 100 MB.
+    """
+
+    ours: set[int] = field(default_factory=set)
+    theirs: set[int] = field(default_factory=set)
+
+    def side(self, seen: int) -> Side | None:
+        return "ours" if seen in self.ours else "theirs" if seen in self.theirs else None
+
+    def side_of(self, c: Conflict) -> Side | None:
+        if not self.ours and not self.theirs:
+            return None
+        return self.side(digest(c.key, c.base, c.ours, c.theirs))
 
 
 @dataclass(slots=True)
 class TableMerge:
     """Merges the rows of one table, fed one by one, and counts.
 
-    ``decisions``, by key, hold only for conflicts between the very versions that were decided
-    on; all others go by ``strategy``.
+    ``decisions`` hold only for conflicts between the very versions that were decided on; all
+    others go by ``strategy``.
     """
 
     shape: TableShape
     strategy: Strategy = "manual"
-    decisions: Mapping[Row, Decision] = field(default_factory=dict)
+    decisions: Decisions = field(default_factory=Decisions)
     inserted: int = 0
     updated: int = 0
     deleted: int = 0
@@ -195,7 +213,7 @@ class TableMerge:
             self.count(outcome)
             return outcome, None
         self.conflicts += 1
-        side = self._side(outcome)
+        side = self.side_of(outcome)
         if side is None:
             self.unresolved += 1
             return None, outcome
@@ -203,11 +221,11 @@ class TableMerge:
         self.count(action)
         return action, outcome
 
-    def _side(self, conflict: Conflict) -> Side | None:
-        decision = self.decisions.get(conflict.key)
-        seen = (conflict.base, conflict.ours, conflict.theirs)
-        if decision is not None and (decision.base, decision.ours, decision.theirs) == seen:
-            return decision.side
+    def side_of(self, conflict: Conflict) -> Side | None:
+        """Whom a conflict is decided for; None: for nobody."""
+        decided = self.decisions.side_of(conflict)
+        if decided is not None:
+            return decided
         return None if self.strategy == "manual" else self.strategy
 
     def count(self, action: Action | None) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from agent_branch.diff import TableDiff, TableState, plan_diff
-from agent_branch.tableshape import TableShape, Unique, common_key, same_rows
+from agent_branch.tableshape import TableShape, Unique, common_key, restricted, same_rows
 
 # nothing: the source has nothing to bring into it; rows: matched by key; counts: rows without a
 # key; create: only the source has it; conflict: the three are not the same kind of table.
@@ -34,11 +34,17 @@ class TablePlan:
 
 
 def plan_table(
-    base: TableState | None, ours: TableState | None, theirs: TableState | None
+    base: TableState | None,
+    ours: TableState | None,
+    theirs: TableState | None,
+    *,
+    ignore_new: bool = False,
 ) -> TablePlan:
     """Plan the merge of one table, given its three versions; None where it does not exist.
 
-    ``changed`` of ours and theirs counts from the base, whose own is empty.
+    ``changed`` of ours and theirs counts from the base, whose own is empty.  A column that only
+    ours has keeps what it has, or gets its default; ``ignore_new``: of one that only theirs has,
+    nothing is taken.
     """
     if theirs is None:
         if base is None or ours is None:
@@ -52,14 +58,15 @@ def plan_table(
         return TablePlan("nothing")
     if ours is None:
         return TablePlan("conflict", theirs.shape, reason="the target has dropped the table")
-    different = _different_columns(base, ours, theirs)
+    different = _different_columns(base, ours, theirs, ignore_new)
     if different:
         return TablePlan("conflict", ours.shape, reason=different)
     return _plan_rows(base, ours, theirs)
 
 
 def _plan_rows(base: TableState, ours: TableState, theirs: TableState) -> TablePlan:
-    shape = _with_key(ours.shape, common_key([ours.shape, theirs.shape, base.shape]))
+    key = common_key([ours.shape, theirs.shape, base.shape])
+    shape = _with_key(restricted(ours.shape, _common_columns(base, ours, theirs)), key)
     diff = plan_diff(base, theirs, shape)
     if shape.key:
         return TablePlan("rows", shape, diff, reason=diff.reason)
@@ -96,7 +103,14 @@ def is_fast_forward(pairs: Iterable[tuple[TableState | None, TableState | None]]
     )
 
 
-def _different_columns(base: TableState, ours: TableState, theirs: TableState) -> str:
+def _common_columns(*states: TableState) -> set[str]:
+    named = [{column.name for column in state.shape.columns} for state in states]
+    return set.intersection(*named)
+
+
+def _different_columns(
+    base: TableState, ours: TableState, theirs: TableState, ignore_new: bool
+) -> str:
     sides = (("base", base.shape), ("target", ours.shape), ("source", theirs.shape))
     kinds = {
         side: {c.name: (c.type_name, c.generated, c.definition) for c in shape.columns}
@@ -104,6 +118,9 @@ def _different_columns(base: TableState, ours: TableState, theirs: TableState) -
     }
     every = dict.fromkeys(name for columns in kinds.values() for name in columns)
     for name in every:
+        having = [side for side, columns in kinds.items() if name in columns]
+        if having == ["target"] or (ignore_new and having == ["source"]):
+            continue
         if len({columns.get(name) for columns in kinds.values()}) > 1:
             facts = ", ".join(
                 f"{side}: {columns[name][0] if name in columns else 'missing'}"

@@ -20,7 +20,7 @@ from agent_branch.diff import RowChange, diff_rows
 from agent_branch.merge import (
     Action,
     Conflict,
-    Decision,
+    Decisions,
     Recount,
     Strategy,
     TableMerge,
@@ -28,10 +28,18 @@ from agent_branch.merge import (
 )
 from agent_branch.mergeplan import TablePlan
 from agent_branch.revert import from_json, to_json
-from agent_branch.sqltext import Limits, Row, Session, Statement
+from agent_branch.sqltext import (
+    Limits,
+    Refusal,
+    Row,
+    Session,
+    Statement,
+    WritingSession,
+    qualified,
+)
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import TableShape
-from agent_branch.writes import GuardPart
+from agent_branch.writes import GuardPart, Part, halves, key_in
 
 # Actions of a table are kept in memory up to here, then in a file.
 SPOOL_BYTES = 1 << 20
@@ -79,6 +87,28 @@ class Endangered:
     row: str
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A constraint refused the change of the row with ``key``, which was not made.
+
+    ``key`` None: it is not known which row; ``table`` None: nor of which table.
+    """
+
+    table: TableId | None
+    key: Row | None
+    why: Refusal
+
+
+Step = Written | Endangered | Refused
+
+# Constraints that can be deferred: (schema, name).
+DEFERRABLE = Statement(
+    "SELECT DISTINCT n.nspname, c.conname FROM pg_catalog.pg_constraint AS c"
+    " JOIN pg_catalog.pg_namespace AS n ON n.oid = c.connamespace"
+    " WHERE c.condeferrable ORDER BY n.nspname, c.conname"
+)
+
+
 @dataclass(slots=True)
 class TableRun:
     plan: TablePlan
@@ -95,14 +125,18 @@ class TableRun:
 
 @dataclass(slots=True)
 class MergeRun:
-    """One merge.  ``schema``: all tables of the target; ``strategies``, ``decisions``: of single
-    tables."""
+    """One merge.
 
-    ours: Session
+    ``schema``: all tables of the target; ``strategies``, ``decisions``: of single tables;
+    ``left_out``: keys of rows that are not touched, whatever the source did to them.
+    """
+
+    ours: WritingSession
     schema: Sequence[TableShape]
     strategy: Strategy = "manual"
     strategies: Mapping[TableId, Strategy] = field(default_factory=dict)
-    decisions: Mapping[TableId, Mapping[Row, Decision]] = field(default_factory=dict)
+    decisions: Mapping[TableId, Decisions] = field(default_factory=dict)
+    left_out: Mapping[TableId, set[Row]] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     tables: dict[TableId, TableRun] = field(default_factory=dict)
 
@@ -122,7 +156,10 @@ class MergeRun:
     def collect_counts(self, plan: TablePlan, actions: Iterable[Recount]) -> None:
         """Rows without a key: what is decided already."""
         run = self._run(plan)
+        left_out = self.left_out.get(run.merge.shape.id, set())
         for action in actions:
+            if action.key in left_out:
+                continue
             run.merge.count(action)
             run.take(action)
 
@@ -132,7 +169,10 @@ class MergeRun:
         """The same for changes that are known, as those that take a merge back."""
         run = self._run(plan)
         shape = run.merge.shape
+        left_out = self.left_out.get(shape.id, set())
         for versions in versions_of(shape, changes, self.ours, self.limits):
+            if versions.key in left_out:
+                continue
             action, conflict = run.merge.feed(versions)
             run.take(action)
             if conflict is not None:
@@ -144,7 +184,7 @@ class MergeRun:
         merge = TableMerge(
             shape,
             self.strategies.get(shape.id, self.strategy),
-            self.decisions.get(shape.id, {}),
+            self.decisions.get(shape.id, Decisions()),
         )
         run = TableRun(plan, merge, claims_of(shape, self.schema), Spool())
         self.tables[shape.id] = run
@@ -158,11 +198,11 @@ class MergeRun:
     def rows(self) -> int:
         return sum(run.merge.rows for run in self.tables.values())
 
-    def write(self) -> Iterator[Written | Endangered]:
+    def write(self) -> Iterator[Step]:
         """Write the actions into the target, and report each step.
 
-        Errors of the server's come as they are; the caller's transaction is then to be rolled
-        back, at least to where it was before.
+        What constraints refuse is reported, and the rest written; then, as after an error of
+        the server's, the caller's transaction is to be rolled back.
         """
         active = [run for run in self.tables.values() if run.spool.count]
         self.ours.execute(DEFER)
@@ -176,14 +216,34 @@ class MergeRun:
                 if isinstance(part, GuardPart):
                     yield from self._endangered(part, self.ours.rows(statement))
                 else:
-                    done = self._done(statement)
-                    yield Written(part.shape.id, one.kind, statement.rows, done)
-        self.ours.execute(CHECK)
+                    yield from self._written(part, one.kind, statement)
+        yield from self._checked()
 
-    def _done(self, statement: Statement) -> int:
-        if not statement.answers:
-            return self.ours.execute(statement)
-        return sum(int(row[0] or 0) for row in self.ours.rows(statement))
+    def _written(self, part: Part, kind: Kind, statement: Statement) -> Iterator[Step]:
+        """A batch in which something is refused is halved until it is known what."""
+        done = self.ours.attempt(statement)
+        if not isinstance(done, Refusal):
+            yield Written(part.shape.id, kind, statement.rows, done)
+            return
+        smaller = halves(part, statement)
+        for half in smaller:
+            yield from self._written(part, kind, half)
+        if not smaller:
+            yield Refused(part.shape.id, key_in(part, statement), done)
+
+    def _checked(self) -> Iterator[Step]:
+        """The server stops at the first constraint that does not hold; each is asked for."""
+        if not isinstance(self.ours.attempt(CHECK), Refusal):
+            return
+        for schema, name in list(self.ours.rows(DEFERRABLE)):
+            assert schema is not None
+            assert name is not None
+            said = self.ours.attempt(
+                Statement(f"SET CONSTRAINTS {qualified(schema, name)} IMMEDIATE")
+            )
+            if isinstance(said, Refusal):
+                table = (said.schema, said.table)
+                yield Refused(table if said.table else None, None, said)
 
     def _endangered(self, part: GuardPart, answers: Iterator[Row]) -> Iterator[Endangered]:
         width = len(part.shape.key)

@@ -175,6 +175,27 @@ class Session(Protocol):
         """Run a statement that changes data; how many rows it changed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a constraint refused, in the words of the server; ``constraint``: empty for NOT NULL."""
+
+    sqlstate: str
+    message: str
+    detail: str = ""
+    constraint: str = ""
+    schema: str = ""
+    table: str = ""
+
+
+class WritingSession(Session, Protocol):
+    def attempt(self, statement: Statement) -> int | Refusal:
+        """Run a statement that changes data: how many rows it changed, or why it did not.
+
+        One that a constraint refuses (SQLSTATE class 23) has changed nothing, and the session
+        can be used further.
+        """
+
+
 # Under these the text form of every value can be read back, and is the same in all databases,
 # and queries of the catalogs mean what they say.
 # jit: guesses about arrays and catalogs make it pay never.  row_security: a policy that would

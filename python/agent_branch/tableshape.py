@@ -7,7 +7,7 @@ for ``columns[i]``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from agent_branch.sqltext import TEXT, Row, qualified, quote_ident
@@ -174,6 +174,37 @@ def positions(mask: int) -> Iterator[int]:
 
 def names(shape: TableShape, mask: int) -> list[str]:
     return [shape.columns[i].name for i in positions(mask)]
+
+
+def restricted(shape: TableShape, names: Collection[str]) -> TableShape:
+    """A table as if it had some of its columns only; what depends on others is not exact."""
+    if all(column.name in names for column in shape.columns):
+        return shape
+    kept = [i for i, column in enumerate(shape.columns) if column.name in names]
+    place = {old: new for new, old in enumerate(kept)}
+
+    def inside(columns: Sequence[int]) -> bool:
+        return all(i in place for i in columns)
+
+    def moved(columns: Sequence[int]) -> tuple[int, ...]:
+        return tuple(place[i] for i in columns if i in place)
+
+    return TableShape(
+        shape.schema,
+        shape.name,
+        tuple(shape.columns[i] for i in kept),
+        moved(shape.key) if inside(shape.key) else (),
+        tuple(moved(key) for key in shape.other_keys if inside(key)),
+        tuple(
+            replace(one, columns=moved(one.columns), exact=one.exact and inside(one.columns))
+            for one in shape.uniques
+        ),
+        tuple(
+            replace(key, columns=moved(key.columns))
+            for key in shape.foreign_keys
+            if inside(key.columns)
+        ),
+    )
 
 
 def same_rows(one: TableShape, other: TableShape) -> bool:

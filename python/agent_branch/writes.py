@@ -282,3 +282,40 @@ class RecountPart:
             f" OPERATOR(pg_catalog.=) ARRAY[{given}]::pg_catalog.text[]"
             ") AS x WHERE x.number OPERATOR(pg_catalog.<=) x.copies))"
         )
+
+
+# ---- parts of a statement ----------------------------------------------------------------
+
+
+def halves(part: Part, statement: Statement) -> list[Statement]:
+    """The same for each half of its rows; none for one row, or if it is all or nothing."""
+    number = len(statement.parameters[0]) if statement.parameters else 0
+    if number < 2 or statement.answers:
+        return []
+    middle = number // 2
+    return [_slice(part, statement, rows) for rows in (slice(0, middle), slice(middle, number))]
+
+
+def _slice(part: Part, statement: Statement, rows: slice) -> Statement:
+    parameters = tuple(column[rows] for column in statement.parameters)
+    if isinstance(part, RecountPart):
+        number = sum(int(copies or 0) for copies in parameters[0])
+    else:
+        number = len(parameters[0])
+    return Statement(statement.template, parameters, number)
+
+
+def key_in(part: Part, statement: Statement) -> Row | None:
+    """Key of the one row of a statement; None if it cannot be told, or there are more rows."""
+    if statement.answers or not statement.parameters or len(statement.parameters[0]) != 1:
+        return None
+    row = tuple(column[0] for column in statement.parameters)
+    shape = part.shape
+    if isinstance(part, RecountPart):
+        return row[1:]
+    if not isinstance(part, InsertPart):
+        return row[: len(shape.key)]
+    places = {position: i for i, position in enumerate(shape.stored)}
+    if any(i not in places for i in shape.key):
+        return None
+    return tuple(row[places[i]] for i in shape.key)

@@ -1,0 +1,260 @@
+"""The rows that say what became of a merge (branch.merge_log, branch.merge_conflicts).
+
+They are written by transactions of their own in the control database, with the caller's rights:
+what the target does cannot be rolled back by the caller's transaction, so neither can they.  The
+row names the target's transaction before that commits; whatever is killed then, its fate is
+known to the server (pg_xact_status).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import plpy
+
+from agent_branch.mergeoptions import Options
+from agent_branch.remote import Remote
+from agent_branch.sqltext import (
+    Limits,
+    Row,
+    Statement,
+    batches,
+    columns_of,
+    quote_literal,
+    size_of,
+    unnest,
+)
+
+# First key of advisory locks: who merges holds (LOCK, OID of the target), and that of the source
+# in shared mode.  View branch.merges knows it.
+LOCK = 1094864199
+
+CONFLICT_COLUMNS = (
+    ("n", "pg_catalog.int8"),
+    ("table_name", "pg_catalog.text"),
+    ("kind", "pg_catalog.text"),
+    ("key", "pg_catalog.text[]"),
+    ("columns", "pg_catalog.text[]"),
+    ("base_row", "pg_catalog.jsonb"),
+    ("our_row", "pg_catalog.jsonb"),
+    ("their_row", "pg_catalog.jsonb"),
+    ("constraint_name", "pg_catalog.text"),
+    ("detail", "pg_catalog.text"),
+    ("versions", "pg_catalog.int8"),
+    ("resolution", "pg_catalog.text"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A merge of database ``source`` into ``target``."""
+
+    source: str
+    source_id: int
+    target: str
+    target_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """``base``: snapshot of the database ``base_of`` at the last merge of the two, if any."""
+
+    number: int
+    base: str | None
+    base_of: int | None
+
+
+def literal(value: object) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    return quote_literal(str(value))
+
+
+def _control() -> str:
+    name: str = plpy.execute("SELECT current_database() AS d")[0]["d"]
+    return name
+
+
+class Log:
+    """A transaction in the control database that is committed at the end of ``with``."""
+
+    def __init__(self) -> None:
+        self._remote = Remote(_control(), read_only=False, isolation="read committed")
+        # Somebody's setting would make policies errors.
+        self._remote.run("SET LOCAL row_security = on; SET LOCAL synchronous_commit = on")
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._remote.commit()
+        else:
+            self._remote.close()
+
+    def rows(self, sql: str) -> list[Row]:
+        return [tuple(row) for row in self._remote.rows(sql)]
+
+    def run(self, sql: str) -> None:
+        self._remote.run(sql)
+
+    def update(self, number: int, **values: object) -> None:
+        assigned = ", ".join(f"{name} = {literal(value)}" for name, value in values.items())
+        self.run(f"UPDATE branch.merge_log SET {assigned} WHERE id = {number}")
+
+
+def lock_pair(pair: Pair) -> None:
+    """One merge into a database at a time, and none out of it; until the transaction ends.
+
+    In the order of their OIDs, so that nobody waits in a circle.
+    """
+    plan = plpy.prepare(
+        "SELECT CASE WHEN $3 THEN pg_advisory_xact_lock_shared($1, $2)"
+        " ELSE pg_advisory_xact_lock($1, $2) END",
+        ["int4", "int4", "bool"],
+    )
+    for oid in sorted({pair.source_id, pair.target_id}):
+        signed = oid - (1 << 32) if oid >= 1 << 31 else oid
+        plpy.execute(plan, [LOCK, signed, oid != pair.target_id])
+
+
+_OVER = "UPDATE branch.merge_log SET finished_at = clock_timestamp() WHERE id = {}"
+
+# What was broken off, or whose end nobody has written down.
+_SETTLE = """
+UPDATE branch.merge_log SET finished_at = clock_timestamp(), state = CASE
+    WHEN state = 'committing' AND pg_xact_status(target_xid) = 'committed' THEN 'merged'
+    ELSE 'failed' END
+WHERE state IN ('running', 'committing') AND target_id = {target} AND id <> {number}
+    AND pg_has_role(merged_by, 'USAGE')
+    AND NOT (state = 'committing' AND pg_xact_status(target_xid) = 'in progress')"""
+
+# The source's state at the last merge of the two, in whatever direction, is what both have in
+# common.  Say B was merged into P, when it was B1, and P became P1: P1 has all that B1 has, and B
+# goes on from B1.  So a row that B has as it was in B1 is old news to P, and a row of P that
+# differs from B1 has something that P brought, before or after.  The state of P at that time
+# would not do: what B brought would look like P's own in a merge from P into B.
+_BASE = """
+SELECT m.source_snapshot, m.source_id FROM branch.merge_log AS m
+WHERE least(m.source_id, m.target_id) = least({source}::oid, {target}::oid)
+    AND greatest(m.source_id, m.target_id) = greatest({source}::oid, {target}::oid)
+    AND m.source_snapshot IS NOT NULL AND (m.state = 'merged'
+        OR m.state = 'committing' AND pg_xact_status(m.target_xid) = 'committed')
+ORDER BY m.id DESC LIMIT 1"""
+
+
+def begin(pair: Pair, strategy: str, message: str | None, options: dict[str, Any]) -> Begun:
+    """The row of a new merge.  The pair is locked, so others of the same target are over."""
+    values = ", ".join(
+        literal(value)
+        for value in (
+            pair.source_id,
+            pair.source,
+            pair.target_id,
+            pair.target,
+            strategy,
+            message,
+            json.dumps(options),
+        )
+    )
+    with Log() as log:
+        number = int(
+            log.rows(
+                "INSERT INTO branch.merge_log (source_id, source_name, target_id, target_name,"
+                " strategy, message, options, merged_by)"
+                f" SELECT {values}, r.oid FROM pg_roles AS r WHERE r.rolname = current_user"
+                " RETURNING id"
+            )[0][0]
+            or 0
+        )
+        log.run(_SETTLE.format(target=pair.target_id, number=number))
+        base, of = last_base(log, pair)
+    return Begun(number, base, of)
+
+
+def last_base(log: Log, pair: Pair) -> tuple[str | None, int | None]:
+    found = log.rows(_BASE.format(source=pair.source_id, target=pair.target_id))
+    if not found:
+        return None, None
+    return found[0][0], int(found[0][1] or 0)
+
+
+_KEY = (
+    "(SELECT jsonb_object_agg(k.name,"
+    " COALESCE(u.our_row::jsonb, u.their_row::jsonb, u.base_row::jsonb) -> k.name)"
+    " FROM unnest(u.key::text[]) AS k (name))"
+)
+
+
+def record_conflicts(number: int, clashes: Iterable[Row], **values: object) -> None:
+    """Rows in the order of ``CONFLICT_COLUMNS``; ``values``: of the row of the merge.
+
+    A key is given as the names of its columns.
+    """
+    names = [name for name, _ in CONFLICT_COLUMNS]
+    cast = ", ".join(
+        _KEY if name == "key" else f"u.{name}::{kind}" for name, kind in CONFLICT_COLUMNS
+    )
+    with Log() as log:
+        for batch in batches(clashes, Limits(), size_of):
+            statement = Statement(
+                f"INSERT INTO branch.merge_conflicts (merge_id, {', '.join(names)}, resolved_at)"
+                f" SELECT {number}, {cast},"
+                " CASE WHEN u.resolution IS NOT NULL THEN clock_timestamp() END"
+                f" FROM {unnest(1, len(names))} AS u ({', '.join(names)})",
+                columns_of(batch, len(names)),
+            )
+            log.run(statement.inline())
+        if values:
+            log.update(number, **values)
+            log.run(_OVER.format(number))
+
+
+def look_up_base(pair: Pair) -> tuple[str | None, int | None]:
+    with Log() as log:
+        return last_base(log, pair)
+
+
+def update(number: int, **values: object) -> None:
+    with Log() as log:
+        log.update(number, **values)
+
+
+def finish(number: int, **values: object) -> None:
+    with Log() as log:
+        log.update(number, **values)
+        log.run(_OVER.format(number))
+
+
+def settle(number: int, note: str) -> bool:
+    """After an error: has the target's transaction committed nevertheless?"""
+    with Log() as log:
+        rows = log.rows(
+            "SELECT pg_xact_status(target_xid) FROM branch.merge_log"
+            f" WHERE id = {number} AND state = 'committing'"
+        )
+        status = rows[0][0] if rows else None
+        if status != "in progress":
+            state = "merged" if status == "committed" else "failed"
+            log.update(number, state=state, note=None if state == "merged" else note)
+            log.run(_OVER.format(number))
+    return status == "committed"
+
+
+def with_recorded(options: Options, text: str) -> Options:
+    """Options as a row of a merge remembers them (``Options.recorded``)."""
+    said = json.loads(text)
+    strategies = {(schema, name): strategy for schema, name, strategy in said.get("strategies", [])}
+    return replace(
+        options,
+        strategies=strategies,
+        fire_triggers=said.get("fire_triggers", True),
+        schema=said.get("schema", "stop"),
+    )

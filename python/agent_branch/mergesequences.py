@@ -1,0 +1,82 @@
+"""Sequences in a merge: the target's are advanced to where the source's are, if that is further."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from agent_branch.sequences import SequenceState, advanced, read_state, set_state
+from agent_branch.sqltext import Session, Statement
+from agent_branch.tableorder import TableId
+
+# Sequences whose states are read by one query.
+AT_ONCE = 200
+
+# (schema, name, increment, cycles) of those that the role may read.
+_READABLE = Statement(
+    "SELECT n.nspname, c.relname, s.seqincrement, s.seqcycle"
+    " FROM pg_catalog.pg_sequence AS s"
+    " JOIN pg_catalog.pg_class AS c ON c.oid = s.seqrelid AND c.relpersistence <> 't'"
+    " JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace"
+    " WHERE n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%'"
+    " AND pg_catalog.has_schema_privilege(n.oid, 'USAGE')"
+    " AND CASE c.relkind WHEN 'S' THEN pg_catalog.has_sequence_privilege(c.oid, 'SELECT') END"
+    " ORDER BY n.nspname, c.relname"
+)
+
+States = dict[TableId, SequenceState]
+
+
+def read_sequences(session: Session, without: Iterable[str] = ()) -> States:
+    found: dict[TableId, tuple[int, bool]] = {}
+    for schema, name, step, cycles in session.rows(_READABLE):
+        assert schema is not None
+        assert name is not None
+        if schema not in without:
+            found[schema, name] = int(step or 1), cycles == "t"
+    names = list(found)
+    states: States = {}
+    for start in range(0, len(names), AT_ONCE):
+        some = names[start : start + AT_ONCE]
+        query = " UNION ALL ".join(
+            f"SELECT {n}, x.* FROM ({read_state(*one).template}) AS x" for n, one in enumerate(some)
+        )
+        for n, last, is_called in session.rows(Statement(query)):
+            one = some[int(n or 0)]
+            states[one] = SequenceState(int(last or 0), is_called == "t", *found[one])
+    return states
+
+
+def steps(base: States, ours: States, theirs: States) -> dict[TableId, SequenceState]:
+    """What the target's sequences are set to."""
+    found = {}
+    for name, there in theirs.items():
+        if name in ours and base.get(name) != there:
+            state = advanced(base.get(name), ours[name], there)
+            if state is not None:
+                found[name] = state
+    return found
+
+
+def advance_sequences(
+    base: Session, ours: Session, theirs: Session, without: Iterable[str] = ()
+) -> int:
+    """How many were advanced.  The target's transaction is to be committed right after."""
+    states = [read_sequences(session, without) for session in (base, ours, theirs)]
+    found = steps(*states)
+    for name, state in found.items():
+        for _ in ours.rows(_further(name, state)):
+            pass
+    return len(found)
+
+
+def _further(name: TableId, state: SequenceState) -> Statement:
+    """Somebody may use it meanwhile: it is looked at again."""
+    if state.cycles:
+        return set_state(*name, state)
+    before = "<" if state.step > 0 else ">"
+    return Statement(
+        f"SELECT ({set_state(*name, state).template}) FROM ({read_state(*name).template}) AS s"
+        f" WHERE s.last_value OPERATOR(pg_catalog.{before}) {state.last}::pg_catalog.int8"
+        f" OR s.last_value OPERATOR(pg_catalog.=) {state.last}::pg_catalog.int8"
+        " AND NOT s.is_called"
+    )

@@ -1,0 +1,165 @@
+"""The target of a merge: the one transaction in which its rows are read and written."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Collection, Iterator, Sequence
+
+import plpy
+
+from agent_branch.errors import ReportedError
+from agent_branch.mergelog import LOCK
+from agent_branch.remote import Remote
+from agent_branch.sqltext import (
+    Refusal,
+    Row,
+    Statement,
+    qualified,
+    quote_ident,
+    restore_statements,
+    settings_statement,
+)
+from agent_branch.tableorder import TableId
+
+LOCK_NOT_AVAILABLE = "55P03"
+
+# One round of locking ends before the server would look for deadlocks (after 1 s): so it is the
+# merge that gives way, never a client of the target.
+ROUND_MS = 200
+
+_TRIGGERS = """
+SELECT n.nspname, c.relname, t.tgname, t.tgenabled
+FROM pg_catalog.pg_trigger AS t
+JOIN pg_catalog.pg_class AS c ON c.oid = t.tgrelid
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE NOT t.tgisinternal AND t.tgenabled <> 'D'
+ORDER BY n.nspname, c.relname, t.tgname"""
+
+_ENABLE = {"O": "ENABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA"}
+
+
+def refusal_of(error: plpy.SPIError) -> Refusal | None:
+    """What a constraint said; None: it was something else."""
+    if not error.sqlstate.startswith("23"):
+        return None
+    _, detail, _, _, _, schema, table, _, _, constraint = error.spidata
+    return Refusal(
+        error.sqlstate, str(error), detail or "", constraint or "", schema or "", table or ""
+    )
+
+
+class Target:
+    """A ``WritingSession`` in the target.  Nothing of it stays unless ``commit`` returns."""
+
+    def __init__(self, database: str, oid: int) -> None:
+        self._remote = Remote(database, read_only=False, isolation="read committed")
+        self._disabled: list[tuple[str, str, str]] = []
+        # Who was killed while it committed may not be over yet.
+        signed = oid - (1 << 32) if oid >= 1 << 31 else oid
+        self._lock_timeout = int(
+            self._one("SELECT setting FROM pg_settings WHERE name = 'lock_timeout'") or 0
+        )
+        self._one(f"SELECT pg_advisory_xact_lock({LOCK}, {signed})::text")
+        for _ in self.rows(settings_statement()):
+            pass
+
+    def _one(self, sql: str) -> str | None:
+        return next(iter([tuple(row) for row in self._remote.rows(sql)]))[0]
+
+    def rows(self, statement: Statement) -> Iterator[Row]:
+        return (tuple(row) for row in self._remote.rows(statement.inline()))
+
+    def execute(self, statement: Statement) -> int:
+        return _count(self._remote.run(statement.inline()))
+
+    def attempt(self, statement: Statement) -> int | Refusal:
+        try:
+            tag = self._remote.run(statement.inline(), savepoint=True)
+            if tag is not None:
+                return _count(tag)
+            return sum(int(row[0] or 0) for row in self._remote.fetch(2))
+        except plpy.SPIError as error:
+            refusal = refusal_of(error)
+            if refusal is None:
+                raise
+            return refusal
+
+    # ---- locks ----
+
+    def lock(self, tables: Sequence[TableId]) -> None:
+        """Hold writers of these tables off; readers go on.
+
+        Raises ``ReportedError`` 55P03 after lock_timeout (10 s if it is not set).
+        """
+        wanted = list(tables)
+        if not wanted:
+            return
+        until = time.monotonic() + self._lock_timeout / 1000
+        while not self._lock_round(wanted):
+            plpy.execute("SELECT 1")  # a cancelled query ends here
+            if time.monotonic() > until:
+                raise ReportedError(
+                    LOCK_NOT_AVAILABLE,
+                    "could not lock the tables to be merged",
+                    detail="Their writers did not leave a moment within"
+                    f" {self._lock_timeout / 1000:g} s (lock_timeout).",
+                    hint="Merge when there are fewer long transactions.",
+                )
+            random.shuffle(wanted)
+
+    def _lock_round(self, tables: Sequence[TableId]) -> bool:
+        names = ", ".join(f"ONLY {qualified(*table)}" for table in tables)
+        try:
+            self._remote.run(
+                f"SET LOCAL lock_timeout = {ROUND_MS};"
+                f" LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE;"
+                f" SET LOCAL lock_timeout = {self._lock_timeout}",
+                savepoint=True,
+            )
+        except plpy.SPIError as error:
+            if error.sqlstate != LOCK_NOT_AVAILABLE:
+                raise
+            return False
+        return True
+
+    # ---- writing ----
+
+    def prepare(self, tables: Collection[TableId], *, fire_triggers: bool) -> None:
+        """Before rows are written; ``finish`` afterwards."""
+        for statement in restore_statements():
+            self.execute(statement)
+        if fire_triggers:
+            return
+        found = list(self.rows(Statement(_TRIGGERS)))
+        for schema, table, trigger, how in found:
+            assert schema is not None
+            assert table is not None
+            assert trigger is not None
+            if (schema, table) not in tables:
+                continue
+            on = f"ALTER TABLE ONLY {qualified(schema, table)}"
+            name = quote_ident(trigger)
+            self.execute(Statement(f"{on} DISABLE TRIGGER {name}"))
+            self._disabled.append((on, _ENABLE[how or "O"], name))
+
+    def finish(self) -> None:
+        for on, enable, name in self._disabled:
+            self.execute(Statement(f"{on} {enable} TRIGGER {name}"))
+        self._disabled = []
+
+    def transaction(self) -> str:
+        """Its id, which it has from now on."""
+        self._remote.run("SET LOCAL synchronous_commit = on")
+        return self._one("SELECT pg_current_xact_id()::text") or ""
+
+    def commit(self) -> None:
+        self._remote.commit()
+
+    def close(self) -> None:
+        self._remote.close()
+
+
+def _count(tag: str | None) -> int:
+    count = (tag or "").rpartition(" ")[2]
+    return int(count) if count.isdigit() else 0

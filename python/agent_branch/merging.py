@@ -1,0 +1,501 @@
+"""Merges, inside the server: what the PL/Python functions of the extension call.
+
+The state of the source is frozen first: a snapshot, which is also the base of the next merge.
+It and the base are read in databases made of snapshots (bases.py); the target's tables are locked
+against writers, then its rows are read and written in one transaction of a session there, with the
+rights of the role that calls.  mergelog.py says what became of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import plpy
+
+from agent_branch import bases, mergelog
+from agent_branch.clashes import Clash, Clashes, of_endangered, of_refused, of_rows, of_short
+from agent_branch.compare import Extent, Extents, Side
+from agent_branch.data import Reading
+from agent_branch.data import _extents as changed_extents
+from agent_branch.data import _name as name_of
+from agent_branch.data import _report as report
+from agent_branch.data import _required as required
+from agent_branch.data import _target as target_of
+from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
+from agent_branch.mergelog import Pair
+from agent_branch.mergeoptions import Options
+from agent_branch.mergeoptions import options as parse_options
+from agent_branch.mergeplan import TablePlan
+from agent_branch.mergerun import Endangered, MergeRun, Refused
+from agent_branch.mergesequences import advance_sequences
+from agent_branch.mergetarget import Target
+from agent_branch.sqltext import Row
+from agent_branch.tableorder import TableId
+from agent_branch.threeway import ThreeWay, read_side, sizes
+
+NO_RIGHT = "42501"
+NOTHING_IN_COMMON = "55000"
+
+# Tables that came or changed between being planned and being locked: plan again so often.
+ROUNDS = 10
+
+
+class Result(NamedTuple):
+    """branch.merge_result."""
+
+    merge_id: int | None
+    fast_forward: bool
+    rows_applied: int
+    conflicts: int
+    message: str
+
+
+@dataclass(slots=True)
+class Line:
+    """What a merge does with one table."""
+
+    table: str
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    conflicts: int = 0
+    pages_read: int = 0
+    note: str = ""
+
+    @property
+    def rows(self) -> int:
+        return self.inserted + self.updated + self.deleted
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Of one attempt.  ``open``: conflicts for which nothing was decided.  ``again``: rows are to
+    be left out that were not; ``left_out``: conflicts that say so."""
+
+    lines: list[Line]
+    fast_forward: bool
+    clashes: Clashes
+    open: int = 0
+    again: bool = False
+    left_out: list[Clash] = field(default_factory=list)
+
+    def add(self, clash: Clash) -> None:
+        self.clashes.add(clash)
+        if clash.resolution is None:
+            self.open += 1
+        elif clash.kind in ("constraint", "cascade") and clash.resolution == "ours":
+            self.left_out.append(clash)
+
+    def total(self, name: str) -> int:
+        return sum(getattr(line, name) for line in self.lines)
+
+    @property
+    def rows(self) -> int:
+        return sum(self.total(name) for name in ("inserted", "updated", "deleted"))
+
+    @property
+    def note(self) -> str | None:
+        """Which tables were read further than what changed, and why."""
+        said = [f"{line.table}: {line.note}" for line in self.lines if line.note]
+        return "; ".join(said) or None
+
+
+def find_pair(source: str | None, target: str | None) -> Pair:
+    named = required("source", source)
+    other = target_of(named, target)
+    pair = Pair(named, bases.database_oid(named), other, bases.database_oid(other))
+    if pair.source_id == pair.target_id:
+        raise ReportedError(
+            INVALID_PARAMETER_VALUE, f'database "{named}" cannot be merged into itself'
+        )
+    return pair
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """A session in database ``name``, which has a state of another one."""
+
+    state: bases.State
+    name: str
+    session: Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """``target``: still to be committed; None: there are open conflicts."""
+
+    outcome: Outcome
+    target: Target | None
+
+
+def open_frozen_base(pair: Pair, last: tuple[str | None, int | None]) -> Frozen:
+    state, name = _base_of(pair, last)
+    return Frozen(state, name, Reading(name))
+
+
+def _base_of(pair: Pair, last: tuple[str | None, int | None]) -> tuple[bases.State, str]:
+    """(state, name of a database that has it): of the last merge, else of their common origin."""
+    snapshot, of = last
+    if snapshot is not None and of is not None:
+        state = bases.State(snapshot, of)
+        try:
+            return state, bases.open_base(state)
+        except plpy.SPIError as error:
+            if error.sqlstate != NOTHING_IN_COMMON:
+                raise
+            # It is too old.  What both have had since is then compared as if both had made it.
+    found = bases.merge_base(pair.source, pair.target)
+    if found is None:
+        raise ReportedError(
+            NOTHING_IN_COMMON,
+            f'databases "{pair.source}" and "{pair.target}" have no state in common',
+            detail="Neither is a branch of the other, and they descend from no common one.",
+        )
+    return found, bases.open_base(found)
+
+
+def _without(database: str) -> tuple[str, ...]:
+    """In the control database the tables of this extension are not merged."""
+    rows = plpy.execute("SELECT current_database() AS d")
+    return ("branch",) if rows[0]["d"] == database else ()
+
+
+def _extents_of_theirs(base: Side, theirs: Side, base_name: str, source: str) -> Extents:
+    """Where the frozen source may differ from the base.
+
+    Asked of the living source: what had changed when it was frozen has changed still, if the
+    file is the same.  Sizes are the frozen ones: it may have been truncated since.
+    """
+    found = changed_extents(base_name, source, base, theirs)
+    size = sizes(theirs, theirs.tables)
+    return {
+        name: Extent(extent.before, size.get(name, 0), extent.changed)
+        for name, extent in found.items()
+    }
+
+
+@dataclass(slots=True)
+class Attempt:
+    """Reads the three sides, and decides; ``write`` then does it."""
+
+    pair: Pair
+    options: Options
+    base: Reading
+    base_name: str
+    theirs: Reading
+    ours: Any
+
+    def collect(self, *, locking: bool) -> tuple[MergeRun, Outcome]:
+        without = {*_without(self.pair.source), *_without(self.pair.target)}
+        base, theirs = read_side(self.base, without), read_side(self.theirs, without)
+        of_theirs = _extents_of_theirs(base, theirs, self.base_name, self.pair.source)
+        three, plans = self._planned(base, theirs, of_theirs, without)
+        locked: set[TableId] = set()
+        for _ in range(ROUNDS if locking else 0):
+            wanted = {name for name, plan in plans.items() if plan.course in ("rows", "counts")}
+            if wanted <= locked:
+                break
+            self.ours.lock(sorted(wanted - locked))
+            locked |= wanted
+            three, plans = self._planned(base, theirs, of_theirs, without)
+        run = MergeRun(
+            self.ours,
+            three.schema(plans),
+            self.options.strategy,
+            self.options.strategies,
+            self.options.decisions,
+            self.options.left_out,
+        )
+        outcome = Outcome([], three.is_fast_forward, Clashes())
+        for name, plan in plans.items():
+            outcome.lines.append(self._collect_table(run, name, plan, outcome))
+        return run, outcome
+
+    def _planned(
+        self, base: Side, theirs: Side, of_theirs: Extents, without: set[str]
+    ) -> tuple[ThreeWay, dict[TableId, TablePlan]]:
+        ours = read_side(self.ours, without)
+        of_ours = changed_extents(self.base_name, self.pair.target, base, ours)
+        three = ThreeWay(base, ours, theirs, of_theirs, of_ours, self.options.schema)
+        return three, dict(three.plans())
+
+    def _collect_table(
+        self, run: MergeRun, name: TableId, plan: TablePlan, outcome: Outcome
+    ) -> Line:
+        line = Line(name_of(name), pages_read=plan.pages_read, note=plan.reason)
+        if plan.course == "conflict":
+            outcome.add(Clash(line.table, "schema", detail=plan.reason))
+            line.conflicts = 1
+            return line
+        assert plan.shape is not None
+        found = (c for _, c in run.collect(plan, self.base, self.theirs))
+        for clash in of_rows(
+            self.ours, plan.shape, found, lambda c: run.tables[name].merge.side_of(c), name_of
+        ):
+            outcome.add(clash)
+        merged = run.tables[name].merge
+        line.inserted, line.updated, line.deleted = merged.inserted, merged.updated, merged.deleted
+        line.conflicts = merged.conflicts
+        return line
+
+    def write(self, run: MergeRun, outcome: Outcome) -> None:
+        """Write; what the target does not take are further conflicts."""
+        changed = {name for name, one in run.tables.items() if one.spool.count}
+        shapes = {name: one.merge.shape for name, one in run.tables.items()}
+        refused: list[Refused] = []
+        short: dict[tuple[TableId, str], int] = {}
+        self.ours.prepare(changed, fire_triggers=self.options.fire_triggers)
+        for step in run.write():
+            if isinstance(step, Refused):
+                refused.append(step)
+            elif isinstance(step, Endangered):
+                clash = of_endangered(step, shapes[step.table], name_of)
+                self._judge(outcome, step.table, step.key, clash, about=step.child)
+            elif step.done < step.planned:
+                place = (step.table, step.kind)
+                short[place] = short.get(place, 0) + step.planned - step.done
+        for (table, kind), number in short.items():
+            self._judge(outcome, table, None, of_short(table, kind, number, name_of))
+        actions = of_refused(
+            self.ours, shapes, refused, lambda name: run.tables[name].spool, name_of
+        )
+        for one, clash in actions:
+            self._judge(outcome, one.table, one.key, clash)
+
+    def _judge(
+        self,
+        outcome: Outcome,
+        table: TableId | None,
+        key: Row | None,
+        clash: Clash,
+        about: TableId | None = None,
+    ) -> None:
+        """Of something that the target does not take; ``about``: of which table it is, if not of
+        the one of the row.
+
+        Decided for ours, the row is left out, and all is done again without it; for theirs, it
+        is as it is, unless a constraint refuses it: nobody can decide that.
+        """
+        side = None
+        if table is not None and clash.versions is not None:
+            side = self.options.side_of(about or table, clash.versions)
+        if side == "ours" and key is not None and table is not None:
+            self.options.leave_out(table, key)
+            outcome.again = True
+            outcome.add(replace(clash, resolution="ours"))
+        elif side is not None and clash.kind != "constraint":
+            outcome.add(replace(clash, resolution=side))
+        else:
+            outcome.add(clash)
+
+
+# ---- one merge ----------------------------------------------------------------
+
+
+def attempt_merge(pair: Pair, options: Options, base: Frozen, theirs: Reading) -> Merged:
+    """Collect and write, until there is nothing more to be left out; the target is then either
+    ready to be committed or closed."""
+    left_out: list[Clash] = []
+    while True:
+        target = Target(pair.target, pair.target_id)
+        attempt = Attempt(pair, options, base.session, base.name, theirs, target)
+        run, outcome = attempt.collect(locking=True)
+        for clash in left_out:
+            outcome.add(clash)
+        if not outcome.open and run.rows:
+            attempt.write(run, outcome)
+        run.close()
+        if not outcome.open and not outcome.again:
+            return Merged(outcome, target)
+        target.close()
+        if outcome.open:
+            return Merged(outcome, None)
+        left_out = outcome.left_out
+
+
+def _frozen(pair: Pair, snapshot: str) -> Reading:
+    return Reading(bases.open_base(bases.State(snapshot, pair.source_id)))
+
+
+def run_merge(pair: Pair, options: Options, resolves: int | None = None) -> Result:
+    """A merge from end to end; ``resolves``: number of the one whose conflicts were decided.
+
+    Raises ``ReportedError``, and plpy's errors.
+    """
+    mergelog.lock_pair(pair)
+    rows = plpy.execute(
+        plpy.prepare("SELECT branch._merge_snapshot($1, $2) AS s", ["oid", "oid"]),
+        [pair.source_id, pair.target_id],
+    )
+    snapshot: str = rows[0]["s"]
+    begun = mergelog.begin(pair, options.strategy, options.message, options.recorded())
+    try:
+        base = open_frozen_base(pair, (begun.base, begun.base_of))
+        theirs = _frozen(pair, snapshot)
+        merged = attempt_merge(pair, options, base, theirs)
+        outcome = merged.outcome
+        facts: dict[str, object] = {
+            "base_snapshot": base.state.snapshot,
+            "fast_forward": outcome.fast_forward,
+            "conflicts": outcome.clashes.count,
+            "note": outcome.note,
+        }
+        if merged.target is None:
+            mergelog.record_conflicts(begun.number, outcome.clashes, state="conflicts", **facts)
+        else:
+            _commit(merged.target, begun.number, outcome, base, theirs, snapshot, facts)
+            if resolves is not None:
+                mergelog.finish(resolves, state="resolved", note=f"merge {begun.number}")
+        base.session.close()
+        theirs.close()
+    except (ReportedError, plpy.SPIError) as error:
+        if not mergelog.settle(begun.number, str(error)):
+            raise
+    outcome.clashes.close()
+    return _result(begun.number, outcome, done=merged.target is not None)
+
+
+def _commit(
+    target: Target,
+    number: int,
+    outcome: Outcome,
+    base: Frozen,
+    theirs: Reading,
+    snapshot: str,
+    facts: dict[str, object],
+) -> None:
+    advance_sequences(base.session, target, theirs, ("branch",))
+    target.finish()
+    if outcome.clashes.count:
+        mergelog.record_conflicts(number, outcome.clashes)
+    mergelog.update(
+        number,
+        state="committing",
+        target_xid=target.transaction(),
+        source_snapshot=snapshot,
+        rows_inserted=outcome.total("inserted"),
+        rows_updated=outcome.total("updated"),
+        rows_deleted=outcome.total("deleted"),
+        **facts,
+    )
+    target.commit()
+    mergelog.finish(number, state="merged")
+
+
+def _result(number: int | None, outcome: Outcome, *, done: bool) -> Result:
+    rows = outcome.rows if done else 0
+    if outcome.open:
+        said = f"{outcome.open} conflicts are open; nothing was changed"
+    elif not outcome.rows and not outcome.clashes.count:
+        said = "nothing to merge"
+    else:
+        said = f"{rows} rows changed in {sum(1 for line in outcome.lines if line.rows)} tables"
+        if outcome.clashes.count:
+            said += f", {outcome.clashes.count} conflicts decided"
+    return Result(number, outcome.fast_forward, rows, outcome.clashes.count, said)
+
+
+def rehearse(pair: Pair, options: Options) -> Outcome:
+    """Collect only, from the databases as they are now; constraints are not asked."""
+    last: tuple[str | None, int | None] = mergelog.look_up_base(pair)
+    base = open_frozen_base(pair, last)
+    theirs, ours = Reading(pair.source), Reading(pair.target)
+    attempt = Attempt(pair, options, base.session, base.name, theirs, ours)
+    run, outcome = attempt.collect(locking=False)
+    run.close()
+    outcome.clashes.close()
+    for session in (base.session, theirs, ours):
+        session.close()
+    return outcome
+
+
+# ---- what SQL calls ----------------------------------------------------------------
+
+
+def parse_name(name: str) -> list[str]:
+    rows = plpy.execute(plpy.prepare("SELECT parse_ident($1) AS p", ["text"]), [name])
+    parts: list[str] = rows[0]["p"]
+    return parts
+
+
+def merge(
+    source: str | None,
+    target: str | None,
+    strategy: str | None,
+    message: str | None,
+    strategies: str | None,
+    fire_triggers: bool | None,
+    schema: str | None,
+    dry_run: bool | None,
+) -> Result:
+    """branch.merge.
+
+    Errors: 22023 arguments; 3D000, 42501 of reaching the databases, and rights in them, 42501
+    a row security policy that would hide rows; 55000 nothing in common; 55P03 no quiet moment
+    of the source, or of the target's tables; and those of the target's triggers.
+    """
+    try:
+        chosen = parse_options(strategy, strategies, fire_triggers, schema, message, parse_name)
+        pair = find_pair(source, target)
+        if dry_run:
+            outcome = rehearse(pair, chosen)
+            return _result(None, outcome, done=True)
+        return run_merge(pair, chosen)
+    except ReportedError as error:
+        report(error)
+
+
+def _check_may_see(name: str) -> None:
+    """Somebody else's branch has a parent, too, even if nobody else may know."""
+    rows = plpy.execute(
+        plpy.prepare("SELECT branch._may_see($1) AS v", ["oid"]), [bases.database_oid(name)]
+    )
+    if not rows[0]["v"]:
+        raise ReportedError(NO_RIGHT, f'permission denied for database "{name}"')
+
+
+def sync(
+    name: str | None,
+    strategy: str | None,
+    message: str | None,
+    strategies: str | None,
+    fire_triggers: bool | None,
+    schema: str | None,
+    dry_run: bool | None,
+) -> Result:
+    """branch.sync: the parent merged into the branch.  Errors: as ``merge``."""
+    try:
+        named = required("name", name)
+        _check_may_see(named)
+        parent = target_of(named, None)
+    except ReportedError as error:
+        report(error)
+    return merge(parent, name, strategy, message, strategies, fire_triggers, schema, dry_run)
+
+
+def preview(
+    source: str | None,
+    target: str | None,
+    strategy: str | None,
+    strategies: str | None,
+    schema: str | None,
+) -> list[tuple[str, int, int, int, int, int, str | None]]:
+    """branch.preview_merge.  Errors: as ``merge``."""
+    try:
+        chosen = parse_options(strategy, strategies, True, schema, None, parse_name)
+        outcome = rehearse(find_pair(source, target), chosen)
+    except ReportedError as error:
+        report(error)
+    return [
+        (
+            line.table,
+            line.inserted,
+            line.updated,
+            line.deleted,
+            line.conflicts,
+            line.pages_read,
+            line.note or None,
+        )
+        for line in outcome.lines
+    ]

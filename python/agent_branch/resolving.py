@@ -1,0 +1,112 @@
+"""Deciding conflicts of merges, inside the server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import plpy
+
+from agent_branch import mergelog
+from agent_branch.data import _report as report
+from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
+from agent_branch.merge import Decisions
+from agent_branch.mergelog import Log
+from agent_branch.mergeoptions import Options, table_id
+from agent_branch.mergeoptions import options as parse_options
+from agent_branch.merging import Result, find_pair, parse_name, run_merge
+from agent_branch.sqltext import array_text
+from agent_branch.tableorder import TableId
+
+WRONG_STATE = "55000"
+NO_RIGHT = "42501"
+
+
+def _set(number: int, side: str, tables: Sequence[str] | None) -> tuple[int, int]:
+    """(decided now, still open)."""
+    chosen = ""
+    if tables is not None:
+        chosen = f" AND c.table_name = ANY ({mergelog.literal(array_text(tables))}::text[])"
+    with Log() as log:
+        done = log.rows(
+            "WITH d AS (UPDATE branch.merge_conflicts AS c"
+            f" SET resolution = {mergelog.literal(side)}, resolved_at = clock_timestamp(),"
+            " resolved_by = (SELECT r.oid FROM pg_roles AS r WHERE r.rolname = current_user)"
+            f" WHERE c.merge_id = {number} AND c.resolution IS NULL AND c.versions IS NOT NULL"
+            f" AND NOT (c.kind = 'constraint' AND {side == 'theirs'}){chosen} RETURNING 1)"
+            " SELECT count(*) FROM d"
+        )
+        left = log.rows(
+            "SELECT count(*) FROM branch.merge_conflicts AS c"
+            f" WHERE c.merge_id = {number} AND c.resolution IS NULL"
+        )
+    return int(done[0][0] or 0), int(left[0][0] or 0)
+
+
+def _decisions(number: int) -> dict[TableId, Decisions]:
+    found: dict[str, Decisions] = {}
+    with Log() as log:
+        for table, side, versions in log.rows(
+            "SELECT c.table_name, c.resolution, c.versions FROM branch.merge_conflicts AS c"
+            f" WHERE c.merge_id = {number} AND c.resolution IS NOT NULL"
+            " AND c.versions IS NOT NULL AND c.table_name IS NOT NULL"
+        ):
+            one = found.setdefault(table or "", Decisions())
+            (one.ours if side == "ours" else one.theirs).add(int(versions or 0))
+    return {table_id(parse_name(name), name): one for name, one in found.items()}
+
+
+def _merge_to_resolve(number: int | None) -> tuple[str, str, Options]:
+    with Log() as log:
+        rows = log.rows(
+            "SELECT m.source_name, m.target_name, m.strategy, m.message, m.options::text, m.state"
+            f" FROM branch.merge_log AS m WHERE m.id = {mergelog.literal(number)}::bigint"
+            " AND pg_has_role(m.merged_by, 'USAGE')"
+        )
+    if not rows:
+        raise ReportedError(
+            NO_RIGHT,
+            f"merge {number} is none that the current role has made",
+            hint="The view branch.merges lists merges; who merged decides about conflicts.",
+        )
+    source, target, strategy, message, text, state = rows[0]
+    if state != "conflicts":
+        raise ReportedError(
+            WRONG_STATE,
+            f"merge {number} has no conflicts to be decided",
+            detail=f"Its state is {state}.",
+        )
+    chosen = parse_options(strategy, None, True, "stop", message, parse_name)
+    return source or "", target or "", mergelog.with_recorded(chosen, text or "{}")
+
+
+def conflicts_resolve(number: int | None, side: str | None, tables: Sequence[str] | None) -> Result:
+    """branch.conflicts_resolve.
+
+    A decision is about the versions of a row that were in conflict.  When none is open the merge
+    is run again, under a number of its own: what has come since is merged, too, and can be a
+    conflict anew.
+
+    Errors: 22023, 42501 no merge of the caller's, 55000 it has no conflicts; those of a merge.
+    """
+    try:
+        if side not in ("ours", "theirs"):
+            raise ReportedError(
+                INVALID_PARAMETER_VALUE,
+                f'argument "side" cannot be "{side}"',
+                hint="There are: ours, theirs.",
+            )
+        source, target, chosen = _merge_to_resolve(number)
+        assert number is not None
+        names = None if tables is None else [_shown(name) for name in tables]
+        done, left = _set(number, side, names)
+        if left:
+            return Result(number, False, 0, left, f"{done} conflicts decided, {left} are open")
+        decided = replace(chosen, decisions=_decisions(number))
+        return run_merge(find_pair(source, target), decided, resolves=number)
+    except ReportedError as error:
+        report(error)
+
+
+def _shown(name: str) -> str:
+    return ".".join(plpy.quote_ident(part) for part in table_id(parse_name(name), name))

@@ -1,0 +1,122 @@
+"""Three databases of one merge, table by table: what is planned, which versions are read.
+
+*base* is what both sides began with, *ours* the target, *theirs* the source; see merge.py.
+No server here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from agent_branch.blocks import NONE
+from agent_branch.catalog import TABLES, Table, table_from
+from agent_branch.compare import Extent, Extents, Side
+from agent_branch.diff import TableState
+from agent_branch.mergeplan import TablePlan, is_fast_forward, plan_table
+from agent_branch.sqltext import Session, Statement
+from agent_branch.tableorder import TableId
+from agent_branch.tableshape import TableShape
+
+# What becomes of tables and columns that only the source has.  stop: they are conflicts;
+# ignore: they stay where they are.
+SchemaMode = Literal["stop", "ignore"]
+
+UNKNOWN = Extent(0, 0, None)
+
+
+def read_side(session: Session, without: Collection[str] = ()) -> Side:
+    """The tables of a database, but those in some schemas; they are not locked."""
+    tables = (table_from(row) for row in session.rows(TABLES))
+    return Side(session, {t.shape.id: t for t in tables if t.shape.schema not in without})
+
+
+def sizes(side: Side, wanted: Collection[TableId]) -> dict[TableId, int]:
+    """Sizes of tables, in blocks."""
+    numbers = {str(side.tables[name].oid): name for name in wanted if name in side.tables}
+    if not numbers:
+        return {}
+    listed = ", ".join(sorted(numbers))
+    rows = side.session.rows(
+        Statement(
+            "SELECT x.oid, pg_catalog.pg_relation_size(x.oid)"
+            " OPERATOR(pg_catalog./) pg_catalog.current_setting('block_size')::pg_catalog.int8"
+            f" FROM pg_catalog.unnest(ARRAY[{listed}]::pg_catalog.oid[]) AS x (oid)"
+        )
+    )
+    return {numbers[oid]: int(blocks or 0) for oid, blocks in rows if oid is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class ThreeWay:
+    """``of_theirs``: where theirs may differ from base; ``of_ours``: where ours may."""
+
+    base: Side
+    ours: Side
+    theirs: Side
+    of_theirs: Extents
+    of_ours: Extents
+    mode: SchemaMode = "stop"
+
+    @property
+    def names(self) -> list[TableId]:
+        return sorted({*self.base.tables, *self.ours.tables, *self.theirs.tables})
+
+    def plan(self, name: TableId) -> TablePlan:
+        plan = plan_table(
+            _state(self.base.tables.get(name), self.of_theirs.get(name, UNKNOWN), before=True),
+            _state(self.ours.tables.get(name), self.of_ours.get(name, UNKNOWN)),
+            _state(self.theirs.tables.get(name), self.of_theirs.get(name, UNKNOWN)),
+            ignore_new=self.mode == "ignore",
+        )
+        if plan.course == "create":
+            if self.mode == "ignore":
+                return TablePlan("nothing", plan.shape, reason="only the source has the table")
+            return TablePlan("conflict", plan.shape, reason="only the source has the table")
+        return plan
+
+    def plans(self) -> Iterator[tuple[TableId, TablePlan]]:
+        """Of the tables with which something is to be done, by name."""
+        for name in self.names:
+            plan = self.plan(name)
+            if plan.course != "nothing":
+                yield name, plan
+
+    @property
+    def is_fast_forward(self) -> bool:
+        return is_fast_forward(
+            (
+                _state(self.base.tables.get(name), self.of_ours.get(name, UNKNOWN), before=True),
+                _state(self.ours.tables.get(name), self.of_ours.get(name, UNKNOWN)),
+            )
+            for name in self.names
+        )
+
+    def schema(self, planned: Mapping[TableId, TablePlan]) -> list[TableShape]:
+        """All tables of the target, without foreign keys to columns that are not merged."""
+        shapes = [table.shape for table in self.ours.tables.values()]
+        merged = {name: plan.shape for name, plan in planned.items() if plan.shape is not None}
+        return [_pointing(shape, merged) for shape in shapes]
+
+
+def _pointing(shape: TableShape, merged: Mapping[TableId, TableShape]) -> TableShape:
+    def known(target: TableId, columns: Iterable[str]) -> bool:
+        if target not in merged:
+            return True
+        names = {column.name for column in merged[target].columns}
+        return all(name in names for name in columns)
+
+    keys = tuple(key for key in shape.foreign_keys if known(key.target, key.target_columns))
+    return shape if keys == shape.foreign_keys else replace(shape, foreign_keys=keys)
+
+
+def _state(table: Table | None, extent: Extent, *, before: bool = False) -> TableState | None:
+    """A version of a table; the base has changed nothing, but that may not be known."""
+    if table is None:
+        return None
+    if extent.changed is None:
+        return TableState(table.shape, table.file, None, extent.before if before else extent.after)
+    if before:
+        return TableState(table.shape, table.file, NONE, extent.before)
+    return TableState(table.shape, table.file, extent.changed, extent.after)

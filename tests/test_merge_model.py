@@ -1,0 +1,331 @@
+"""branch.merge and branch.sync against a three-way merge of plain Python dicts.
+
+Hundreds of small tables are merged at once, each an example of its own: keys, columns, types, rows
+and edits are random, and so is who wins.  Merges go in both directions, again and again.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from ab_cluster import Cluster
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as hypothesis_seed
+from hypothesis import strategies as st
+
+Side = Literal["ours", "theirs"]
+Row = tuple[str | None, ...]
+Rows = dict[Row, Row]
+# (key, kind, columns)
+Conflict = tuple[Row, str, tuple[str, ...]]
+
+TABLES = 170
+ROUNDS = 4
+
+# Values as their types write them.
+VALUES: dict[str, tuple[str, ...]] = {
+    "int": ("0", "1", "-7", "2147483647"),
+    "text": ("", "a", "it's", 'q"b\\s', "NULL", "zwölf", "x" * 3000),
+    "numeric(10,2)": ("0.00", "1.50", "-3.25"),
+    "boolean": ("true", "false"),
+    "date": ("2024-02-29", "1999-12-31"),
+    "timestamptz": ("2024-06-01 12:00:00+00", "2001-01-01 00:00:00+00"),
+    "jsonb": ('{"a": 1}', "[]", "null", '{"a": [1, "b"]}'),
+    "int[]": ("{}", "{1,NULL,3}"),
+    "text[]": ('{a,"b,c"}', '{NULL,"NULL"}'),
+    "bytea": ("\\x", "\\x00ff"),
+    "uuid": ("00000000-0000-0000-0000-000000000001",),
+    "int4range": ("empty", "[1,5)"),
+    "mood": ("sad", "happy"),
+    "pair": ("(1,a)", "(,)"),
+}
+KEYS: dict[str, tuple[str, ...]] = {
+    "int": tuple(str(i) for i in range(12)),
+    "text": ("", "k", "K", "k'", "ß", "k k"),
+    "date": ("2024-01-01", "2024-01-02", "2024-01-03"),
+}
+
+
+@dataclass
+class Table:
+    """One example: a table, and what it has in main and in its branch."""
+
+    name: str
+    rng: random.Random
+    keys: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+    base: Rows = field(default_factory=dict)
+    main: Rows = field(default_factory=dict)
+    b: Rows = field(default_factory=dict)
+
+    @property
+    def key_names(self) -> list[str]:
+        return [f"k{i}" for i in range(len(self.keys))]
+
+    @property
+    def column_names(self) -> list[str]:
+        return [f"c{i}" for i in range(len(self.columns))]
+
+    def some_key(self) -> Row:
+        return tuple(self.rng.choice(KEYS[kind]) for kind in self.keys)
+
+    def some_value(self, i: int) -> str | None:
+        return None if self.rng.random() < 0.2 else self.rng.choice(VALUES[self.columns[i]])
+
+    def some_row(self) -> Row:
+        return tuple(self.some_value(i) for i in range(len(self.columns)))
+
+
+def make(seed: int) -> Table:
+    rng = random.Random(seed)
+    table = Table(f"t{seed}", rng)
+    table.keys = rng.choices(sorted(KEYS), k=rng.choice((1, 1, 2)))
+    table.columns = rng.choices(sorted(VALUES), k=rng.randint(0, 5))
+    for _ in range(rng.randint(0, 14)):
+        table.base[table.some_key()] = table.some_row()
+    table.main, table.b = dict(table.base), dict(table.base)
+    return table
+
+
+def literal(value: str | None) -> str:
+    if value is None:
+        return "NULL"
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"E'{escaped}'"
+
+
+def created(table: Table) -> list[str]:
+    columns = [
+        *(f"{n} {kind} NOT NULL" for n, kind in zip(table.key_names, table.keys, strict=True)),
+        *(f"{n} {kind}" for n, kind in zip(table.column_names, table.columns, strict=True)),
+    ]
+    table.rng.shuffle(columns)
+    key = ", ".join(table.key_names)
+    statement = f"CREATE TABLE m.{table.name} ({', '.join(columns)}, PRIMARY KEY ({key}))"
+    return [statement, *(inserted(table, key, row) for key, row in table.base.items())]
+
+
+def inserted(table: Table, key: Row, row: Row) -> str:
+    names = ", ".join([*table.key_names, *table.column_names])
+    return f"INSERT INTO m.{table.name} ({names}) VALUES ({', '.join(map(literal, key + row))})"
+
+
+def where(table: Table, key: Row) -> str:
+    return " AND ".join(f"{n} = {literal(v)}" for n, v in zip(table.key_names, key, strict=True))
+
+
+def edited(table: Table, rows: Rows) -> list[str]:
+    """Random changes of one side, made in ``rows`` as well."""
+    rng, statements = table.rng, []
+    for _ in range(rng.choice((0, 0, 1, 2, 4))):
+        kind = rng.choice(("put", "drop", "set", "set", "same", "rewrite"))
+        key = rng.choice(sorted(rows, key=str)) if rows and kind != "put" else table.some_key()
+        if kind == "rewrite" and rng.random() < 0.3:
+            statements.append(f"CLUSTER m.{table.name} USING {table.name}_pkey")
+        elif key not in rows:
+            rows[key] = table.some_row()
+            statements.append(inserted(table, key, rows[key]))
+        elif kind == "drop":
+            del rows[key]
+            statements.append(f"DELETE FROM m.{table.name} WHERE {where(table, key)}")
+        elif kind in ("set", "same") and table.columns:
+            row = list(rows[key])
+            i = rng.randrange(len(row))
+            if kind == "set":
+                row[i] = table.some_value(i)
+            rows[key] = tuple(row)
+            statements.append(
+                f"UPDATE m.{table.name} SET c{i} = {literal(row[i])} WHERE {where(table, key)}"
+            )
+    return statements
+
+
+def merged(
+    table: Table, base: Rows, ours: Rows, theirs: Rows, side: Side
+) -> tuple[Rows, set[Conflict]]:
+    """The three-way merge: what the target then has, and what both changed differently."""
+    result: Rows = {}
+    conflicts: set[Conflict] = set()
+    for key in {*base, *ours, *theirs}:
+        was, here, there = base.get(key), ours.get(key), theirs.get(key)
+        if there == was or here == there:
+            row = here
+        elif here == was:
+            row = there
+        elif here is None or there is None:
+            kind = "update_delete" if there is None else "delete_update"
+            conflicts.add((key, kind, ()))
+            row = there if side == "theirs" else here
+        else:
+            row, apart = _columns(table, was, here, there, side)
+            if apart:
+                kind = "insert_insert" if was is None else "update_update"
+                conflicts.add((key, kind, apart))
+        if row is not None:
+            result[key] = row
+    return result, conflicts
+
+
+def _columns(
+    table: Table, was: Row | None, here: Row, there: Row, side: Side
+) -> tuple[Row, tuple[str, ...]]:
+    values, apart = [], []
+    for i, name in enumerate(table.column_names):
+        if here[i] == there[i] or (was is not None and there[i] == was[i]):
+            values.append(here[i])
+        elif was is not None and here[i] == was[i]:
+            values.append(there[i])
+        else:
+            apart.append(name)
+            values.append(there[i] if side == "theirs" else here[i])
+    return tuple(values), tuple(apart)
+
+
+# ---- the server ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster(cluster_base: Path) -> Iterator[Cluster]:
+    made = Cluster.create(
+        cluster_base,
+        "merge_model",
+        {"autovacuum": "off", "fsync": "off", "max_locks_per_transaction": 1024},
+    )
+    made.sql(
+        "CREATE TYPE mood AS ENUM ('sad', 'happy'); CREATE TYPE pair AS (i int, t text)",
+        dbname="main",
+    )
+    yield made
+    made.destroy()
+
+
+def run(cluster: Cluster, database: str, statements: list[str]) -> None:
+    """The order of statements of one table counts, that of tables does not."""
+    cluster.sql(";".join(["SET datestyle = iso", *statements]), dbname=database)
+
+
+def rows_of(cluster: Cluster, database: str, tables: list[Table]) -> dict[str, Rows]:
+    query = " UNION ALL ".join(
+        f"SELECT '{t.name}', ARRAY[{', '.join(f'{n}::text' for n in t.key_names)}],"
+        f" ARRAY[{', '.join(f'{n}::text' for n in t.column_names)}]::text[] FROM m.{t.name}"
+        for t in tables
+    )
+    found: dict[str, Rows] = {t.name: {} for t in tables}
+    for name, key, row in cluster.sql(query, dbname=database):
+        found[name][tuple(key)] = tuple(row)
+    return found
+
+
+def same(cluster: Cluster, tables: list[Table], what: str) -> None:
+    for database in ("main", "b"):
+        found = rows_of(cluster, database, tables)
+        for table in tables:
+            assert found[table.name] == getattr(table, database), (what, database, table)
+
+
+def conflicts_of(cluster: Cluster, number: int, tables: list[Table]) -> dict[str, set[Conflict]]:
+    found: dict[str, set[Conflict]] = {t.name: set() for t in tables}
+    keys = {t.name: t.key_names for t in tables}
+    for name, kind, key, columns in cluster.sql(
+        "SELECT table_name, kind, key, columns FROM branch.conflict_rows(%s)", [number]
+    ):
+        short = name.removeprefix("m.")
+        found[short].add((tuple(str(key[n]) for n in keys[short]), kind, tuple(columns or ())))
+    return found
+
+
+def step(cluster: Cluster, tables: list[Table], source: str, target: str, what: str) -> int:
+    """Merge, tell what was in conflict, decide at random; then compare everything."""
+    sides: dict[str, Side] = {t.name: t.rng.choice(("ours", "theirs")) for t in tables}
+    expected: dict[str, set[Conflict]] = {}
+    results: dict[str, Rows] = {}
+    for t in tables:
+        ours, theirs = getattr(t, target), getattr(t, source)
+        results[t.name], expected[t.name] = merged(t, t.base, ours, theirs, sides[t.name])
+    ((number, _, applied, conflicts, _),) = cluster.sql(
+        "SELECT * FROM branch.merge(%s, %s)", [source, target]
+    )
+    assert conflicts == sum(map(len, expected.values())), what
+    assert conflicts_of(cluster, number, tables) == expected, what
+    if conflicts:
+        assert applied == 0
+        same(cluster, tables, f"{what}: conflicts")
+        chosen = {f"m.{name}": side for name, side in sides.items()}
+        ((number, _, applied, again, _),) = cluster.sql(
+            "SELECT * FROM branch.merge(%s, %s, strategies => %s::jsonb, strategy => 'ours')",
+            [source, target, json.dumps(chosen)],
+        )
+        assert again == conflicts
+    assert cluster.sql("SELECT state FROM branch.merges WHERE id = %s", [number]) == [("merged",)]
+    for t in tables:
+        setattr(t, target, results[t.name])
+        t.base = dict(getattr(t, source))
+    same(cluster, tables, what)
+    return int(applied)
+
+
+def nothing_more(cluster: Cluster, source: str, target: str) -> None:
+    found = cluster.sql("SELECT * FROM branch.merge(%s, %s)", [source, target])
+    assert [(row[2], row[3]) for row in found] == [(0, 0)]
+
+
+def edit(cluster: Cluster, tables: list[Table], *databases: str) -> None:
+    for database in databases:
+        run(cluster, database, [s for t in tables for s in edited(t, getattr(t, database))])
+
+
+def story(cluster: Cluster, seeds: list[int], *, turned: bool) -> None:
+    tables = [make(seed) for seed in seeds]
+    run(cluster, "main", ["CREATE SCHEMA m", *(s for t in tables for s in created(t))])
+    cluster.sql("SELECT branch.create('b', 'main')")
+    edit(cluster, tables, "main", "b")
+    if turned:
+        # The other way round: what is ours to one is theirs to the other.
+        cluster.sql("SELECT branch.create('main_too', 'main'), branch.create('b_too', 'b')")
+        cluster.sql("SELECT branch.merge('main_too', 'b_too', 'ours')")
+        turned_rows = rows_of(cluster, "b_too", tables)
+        for t in tables:
+            assert turned_rows[t.name] == merged(t, t.base, t.main, t.b, "theirs")[0], t
+    step(cluster, tables, "b", "main", "first merge")
+    nothing_more(cluster, "b", "main")
+    edit(cluster, tables, "main", "b")
+    step(cluster, tables, "main", "b", "sync")
+    nothing_more(cluster, "main", "b")
+    edit(cluster, tables, "b")
+    step(cluster, tables, "b", "main", "merge after sync")
+    assert cluster.sql("SELECT * FROM branch.diff_summary('b')") == []
+    assert all(t.main == t.b for t in tables)
+
+
+def test_as_plain_python(cluster: Cluster, seed: int) -> None:
+    """2,000 tables merged: 170 at a time, 3 times each, in 4 rounds."""
+    rounds = 0
+
+    @hypothesis_seed(seed)
+    @settings(
+        max_examples=ROUNDS,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.sets(st.integers(0, 2**31), min_size=TABLES, max_size=TABLES))
+    def check(seeds: set[int]) -> None:
+        nonlocal rounds
+        rounds += 1
+        story(cluster, sorted(seeds), turned=rounds == 1)
+        clean(cluster)
+
+    check()
+
+
+def clean(cluster: Cluster) -> None:
+    for name in ("main_too", "b_too", "b"):
+        cluster.sql("SELECT branch.delete(%s, hard => true, if_exists => true)", [name])
+    cluster.sql("DROP SCHEMA m CASCADE", dbname="main")
