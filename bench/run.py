@@ -29,6 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+import diff_cost  # noqa: E402
 import live_parent as live  # noqa: E402
 from ab_cluster import Cluster, workspace  # noqa: E402
 from tree_search import SETTINGS as SEARCH  # noqa: E402
@@ -352,6 +353,40 @@ def live_size(size: Sizes) -> None:
         )
 
 
+def diff_changed(size: Sizes) -> None:
+    """Finding 1 % changed rows of a table of 1 GB beside reading both tables whole."""
+    rows = 1_000_000 if size.calls >= 500 else 50_000
+    count = rows // 100
+    with server("diff", shared_buffers="256MB", max_wal_size="8GB") as cluster:
+        diff_cost.table(cluster, rows)
+        for name, scattered in (("scattered", True), ("clustered", False)):
+            diff_cost.changed(cluster, name, rows, count, scattered=scattered)
+            changed, read, total = diff_cost.pages(cluster, name)
+            print(f"  {name}: {changed} pages changed, {read} read of {total} on both sides")
+            report(
+                f"diff-{name}",
+                1 / 50,
+                False,
+                alternate(
+                    size.repeats,
+                    partial(diff_cost.diff_ms, cluster, name, count),
+                    partial(diff_cost.full_ms, cluster, name, count),
+                ),
+            )
+
+
+def diff_memory(size: Sizes) -> None:
+    """Memory (MB) of a diff that finds a million rows beside one of a tenth of them."""
+    rows = 1_000_000 if size.calls >= 500 else 100_000
+    with server("memory", shared_buffers="128MB", max_wal_size="8GB") as cluster:
+        diff_cost.table(cluster, rows, 32)
+        diff_cost.changed(cluster, "many", rows, rows, scattered=False)
+        diff_cost.changed(cluster, "few", rows, rows // 10, scattered=False)
+        few = diff_cost.peak_mb(cluster, "few", rows // 10)
+        many = diff_cost.peak_mb(cluster, "many", rows)
+        report("diff-memory", 1.5, False, [(many, few)])
+
+
 BENCHMARKS: dict[str, Callable[[Sizes], None]] = {
     "create-clean": create_clean,
     "create-template": create_template,
@@ -363,6 +398,8 @@ BENCHMARKS: dict[str, Callable[[Sizes], None]] = {
     "live-history": live_history,
     "live-size": live_size,
     "tree-search": tree_search,
+    "diff-changed": diff_changed,
+    "diff-memory": diff_memory,
 }
 
 
