@@ -1,0 +1,418 @@
+"""Money: what branches cost, exactly, at the prices of its time, through all that befalls them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from ab_cluster import Cluster, wait_for
+from agent_branch import cost
+from agent_branch.errors import ReportedError
+from hypothesis import given
+from hypothesis import strategies as st
+
+# ---- arithmetic ----
+
+SEED_CASE = cost.Plan(
+    hours_per_day=Decimal(1),
+    branches=Decimal(1000),
+    gb_per_branch=Decimal("0.01"),
+    instance_price_per_hour=Decimal("0.16"),
+    gb_per_instance=Decimal(1),
+    server_price_per_month=Decimal(0),
+    price_per_compute_hour=Decimal("0.16"),
+    price_per_gb_month=Decimal("0.35"),
+)
+
+
+def test_thousand_agents_an_hour_a_day() -> None:
+    """The example of README."""
+    lines = {line.item: line for line in cost.report(SEED_CASE)}
+    assert lines["compute"][2:] == tuple(
+        map(Decimal, ("30416.666667", "4866.67", "730000.000000", "116800.00", "111933.33"))
+    )
+    assert lines["storage"][2:] == tuple(
+        map(Decimal, ("10.000000", "3.50", "1000.000000", "350.00", "346.50"))
+    )
+    total = lines["total"]
+    assert (total.branches_cost, total.instances_cost, total.saved) == tuple(
+        map(Decimal, ("4870.17", "117150.00", "112279.83"))
+    )
+    assert lines["per agent"].branches_cost == Decimal("4.87")
+
+
+amounts = st.decimals(min_value=0, max_value=10**6, places=4)
+plans = st.builds(
+    cost.Plan,
+    st.decimals(min_value=0, max_value=24, places=3),
+    st.integers(0, 10**6).map(Decimal),
+    *([amounts] * 6),
+)
+
+
+@given(plans)
+def test_reports_add_up(plan: cost.Plan) -> None:
+    lines = {line.item: line for line in cost.report(plan)}
+    parts = [lines[name] for name in ("compute", "storage", "server")]
+    for column in ("branches_cost", "instances_cost", "saved"):
+        total = getattr(lines["total"], column)
+        assert abs(sum(getattr(part, column) for part in parts) - total) <= Decimal("0.015")
+    # Always on, at one price, and as large as an instance: the same to the cent.
+    same = plan._replace(
+        hours_per_day=Decimal(24),
+        instance_price_per_hour=plan.price_per_compute_hour,
+        gb_per_instance=plan.gb_per_branch,
+        server_price_per_month=Decimal(0),
+    )
+    assert {line.saved for line in cost.report(same)} == {Decimal("0.00")}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"hours_per_day": Decimal(25)},
+        {"hours_per_day": Decimal(-1)},
+        {"branches": Decimal(-1)},
+        {"gb_per_instance": Decimal("NaN")},
+        {"server_price_per_month": Decimal("Infinity")},
+    ],
+)
+def test_wrong_plans(wrong: dict[str, Decimal]) -> None:
+    with pytest.raises(ReportedError) as refused:
+        cost.report(SEED_CASE._replace(**wrong))
+    assert refused.value.sqlstate == "22023"
+    assert next(iter(wrong)) in refused.value.message
+
+
+# ---- on a server ----
+
+HOUR_US = 3_600_000_000
+GB_MONTH = Decimal(1073741824) * 730 * 3600
+
+
+@pytest.fixture(scope="module")
+def priced(cluster_base: Path) -> Iterator[Cluster]:
+    made = Cluster.create(
+        cluster_base,
+        "cost",
+        {
+            "agent_branch.activity_flush_interval": "1",
+            "agent_branch.price_per_compute_hour": "0.36",
+            "agent_branch.price_per_gb_month": "0.73",
+            "agent_branch.sweep_interval": "0",
+        },
+    )
+    yield made
+    made.destroy()
+
+
+def add_up(cluster: Cluster) -> None:
+    cluster.sql("CALL branch.run_job('usage')")
+
+
+def account(cluster: Cluster, name: str) -> dict[str, Any]:
+    row = cluster.scalar(
+        "SELECT row_to_json(a) FROM branch.accounts AS a WHERE name = %s ORDER BY id DESC", (name,)
+    )
+    assert row is not None
+    exact = cluster.sql(
+        "SELECT cost, own_byte_seconds FROM branch.accounts WHERE id = %s", (row["id"],)
+    )[0]
+    return {**row, "cost": exact[0], "own_byte_seconds": exact[1]}
+
+
+def use(cluster: Cluster, name: str, hours: int, ago: str = "0") -> None:
+    """As if statements had been running for that long, the last of them some time ago."""
+    cluster.sql(
+        "INSERT INTO branch.activity AS a (db, origin_at, since, last_active_at, sessions_total,"
+        " request_count, active_us, rows_written, bytes_written)"
+        " SELECT d.oid, o.created_at, now(), now() - %s::interval, 1, 1, %s, 0, 0"
+        " FROM pg_database AS d, branch._origin(d.oid) AS o WHERE d.datname = %s"
+        " ON CONFLICT (db) DO UPDATE SET active_us = a.active_us + excluded.active_us,"
+        " last_active_at = excluded.last_active_at",
+        (ago, hours * HOUR_US, name),
+    )
+
+
+def set_own_bytes(cluster: Cluster, name: str, own: int, ago: str) -> None:
+    """As if it had been measured with so many, and added up, that long ago."""
+    cluster.sql(
+        "UPDATE branch.accounts SET own_bytes = %s, sampled_at = now() - %s::interval"
+        " WHERE name = %s AND closed_at IS NULL",
+        (own, ago, name),
+    )
+
+
+def cents(value: Decimal) -> Decimal:
+    return value.quantize(Decimal("0.0001"))
+
+
+def test_compute_and_storage(priced: Cluster) -> None:
+    priced.sql("SELECT branch.create('b', 'main')")
+    use(priced, "b", 10)
+    live = priced.scalar("SELECT total_cost FROM branch.usage WHERE name = 'b'")
+    assert cents(live) == Decimal("3.6000")
+    add_up(priced)
+    assert cents(account(priced, "b")["cost"]) == Decimal("3.6000")
+    assert cents(
+        priced.scalar("SELECT total_cost FROM branch.usage WHERE name = 'b'")
+    ) == live.quantize(Decimal("0.0001"))
+
+    # Ten days of 10 GB, while it was not used.
+    set_own_bytes(priced, "b", 10 * 1073741824, "10 days")
+    storage = Decimal(10 * 240) / 730 * Decimal("0.73")
+    live = priced.scalar("SELECT total_cost FROM branch.usage WHERE name = 'b'")
+    assert cents(live - storage) == Decimal("3.6000")
+    add_up(priced)
+    assert cents(account(priced, "b")["cost"] - storage) == Decimal("3.6000")
+
+    # The history has the same, in hours and in days, and nothing twice.
+    for unit, rows in (("hour", 241), ("day", 11)):
+        history = priced.sql(
+            "SELECT at, cost, own_gb_hours, active_seconds"
+            " FROM branch.usage_history('b', now() - interval '30 days', NULL, %s)",
+            (unit,),
+        )
+        assert len(history) in (rows, rows - 1)
+        assert sum(row[1] for row in history) == account(priced, "b")["cost"]
+        assert round(sum(row[2] for row in history), 1) == 2400
+        assert round(sum(row[3] for row in history)) == 36000
+    add_up(priced)
+    again = account(priced, "b")["cost"]
+    add_up(priced)
+    assert account(priced, "b")["cost"] - again < Decimal("0.0001")
+
+
+def test_a_new_price_is_of_what_comes(priced: Cluster) -> None:
+    priced.sql("SELECT branch.create('p', 'main')")
+    use(priced, "p", 10)
+    add_up(priced)
+    priced.set(agent_branch__price_per_compute_hour="100")
+    try:
+        add_up(priced)
+        assert cents(account(priced, "p")["cost"]) == Decimal("3.6000")
+        assert cents(
+            priced.scalar("SELECT total_cost FROM branch.usage WHERE name = 'p'")
+        ) == Decimal("3.6000")
+        use(priced, "p", 1)
+        add_up(priced)
+        assert cents(account(priced, "p")["cost"]) == Decimal("103.6000")
+    finally:
+        priced.set(agent_branch__price_per_compute_hour="0.36")
+    add_up(priced)
+    assert cents(account(priced, "p")["cost"]) == Decimal("103.6000")
+
+    # A branch that is added up late: each part of the time at its price.
+    set_own_bytes(priced, "p", 1073741824, "730 hours")
+    priced.sql("INSERT INTO branch.prices SELECT now() - interval '365 hours', 1, 7.3, 0")
+    before = account(priced, "p")["cost"]
+    add_up(priced)
+    priced.sql("DELETE FROM branch.prices WHERE gb_month = 7.3")
+    spent = account(priced, "p")["cost"] - before
+    last = priced.scalar(
+        "SELECT extract(epoch FROM now() - since) FROM branch.prices WHERE since >"
+        " now() - interval '1 hour' ORDER BY since LIMIT 1"
+    )
+    expected = Decimal("0.73") / 2 + Decimal("7.3") / 2
+    expected -= (Decimal("7.3") - Decimal("0.73")) * last / (730 * 3600)
+    assert cents(spent) == cents(expected)
+
+
+@pytest.mark.parametrize("wrong", ["-1", "free", "1e3", "1.2.3", ".", "", "NaN"])
+def test_prices_are_decimal_numbers(priced: Cluster, wrong: str) -> None:
+    with pytest.raises(psycopg.errors.InvalidParameterValue):
+        priced.sql(f"ALTER SYSTEM SET agent_branch.price_per_gb_month = '{wrong}'")
+
+
+def test_reset_rename_delete(priced: Cluster) -> None:
+    """An account goes with its branch, and stays when that is gone."""
+    priced.sql("SELECT branch.create('r', 'main')")
+    use(priced, "r", 10)
+    add_up(priced)
+    number = account(priced, "r")["id"]
+    priced.sql("SELECT branch.reset('r')")
+    use(priced, "r", 10)
+    add_up(priced)
+    priced.sql("SELECT branch.rename('r', 's')")
+    use(priced, "s", 10)
+    add_up(priced)
+    now = account(priced, "s")
+    assert (now["id"], cents(now["cost"])) == (number, Decimal("10.8000"))
+    assert cents(priced.scalar("SELECT total_cost FROM branch.usage WHERE name = 's'")) == Decimal(
+        "10.8000"
+    )
+    # Rolled back, nothing of that has happened.
+    with priced.connect(autocommit=False) as conn:
+        conn.execute("SELECT branch.reset('s')")
+        conn.rollback()
+    add_up(priced)
+    assert account(priced, "s")["closed_at"] is None
+
+    priced.sql("SELECT branch.delete('s')")
+    add_up(priced)
+    assert account(priced, "s")["closed_at"] is None  # it can be recovered
+    priced.sql("SELECT branch.delete('s', hard => true)")
+    add_up(priced)
+    add_up(priced)
+    gone = account(priced, "s")
+    assert gone["id"] == number
+    assert gone["closed_at"] is not None
+    assert gone["cost"] >= now["cost"]
+    history = priced.sql("SELECT cost FROM branch.usage_history('s', granularity => 'day')")
+    assert sum(row[0] for row in history) == gone["cost"]
+    # A new branch of that name is another one.
+    priced.sql("SELECT branch.create('s', 'main')")
+    add_up(priced)
+    assert account(priced, "s")["id"] != number
+    assert priced.scalar("SELECT total_cost FROM branch.usage WHERE name = 's'") < 1
+
+
+def test_sizes_are_measured(priced: Cluster) -> None:
+    priced.sql("SELECT branch.create('m', 'main')")
+    priced.sql("CREATE TABLE t AS SELECT generate_series(1, 50000) AS n", dbname="m")
+    priced.sql("CHECKPOINT")
+    wait_for(
+        lambda: priced.scalar(
+            "SELECT v.sessions = 0 FROM pg_database AS d, branch._activity_of(d.oid) AS v"
+            " WHERE d.datname = 'm'"
+        )
+    )
+    add_up(priced)
+    measured = priced.scalar("SELECT own_bytes FROM branch.usage WHERE name = 'm'")
+    assert account(priced, "m")["own_bytes"] == measured > 1000000
+
+
+def test_old_history_goes(priced: Cluster) -> None:
+    priced.sql("SELECT branch.create('h', 'main')")
+    add_up(priced)
+    number = account(priced, "h")["id"]
+    for unit in ("hour", "day"):
+        priced.sql(
+            "INSERT INTO branch.usage_rows SELECT %s, %s, date_trunc('day', now()) - d * interval"
+            " '1 day', 1, 1, 1, 1, 1, 1, 1 FROM unnest(ARRAY[29, 32, 399, 402]) AS d",
+            (number, unit),
+        )
+    add_up(priced)
+    left = "SELECT unit, (now()::date - at::date) FROM branch.usage_rows WHERE account = %s"
+    assert sorted(priced.sql(left, (number,))) == [
+        ("day", 29),
+        ("day", 32),
+        ("day", 399),
+        ("hour", 29),
+    ]
+
+
+def test_history_arguments(priced: Cluster) -> None:
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="granularity"):
+        priced.sql("SELECT * FROM branch.usage_history(granularity => 'year')")
+    with pytest.raises(psycopg.errors.InvalidCatalogName, match='branch "nobody"'):
+        priced.sql("SELECT * FROM branch.usage_history('nobody')")
+
+
+def test_who_sees_what(priced: Cluster) -> None:
+    """The history is for owners, that of branches that are gone, too; not for others."""
+    priced.sql("CREATE ROLE own1 LOGIN CREATEDB; CREATE ROLE own2 LOGIN CREATEDB")
+    priced.sql("SELECT branch.create('o1', 'main', owner => 'own1')")
+    use(priced, "o1", 1)
+    add_up(priced)
+    for role, sees in (("own1", True), ("own2", False)):
+        with priced.connect(user=role) as conn:
+            rows = conn.execute("SELECT DISTINCT name FROM branch.usage_log").fetchall()
+            assert rows == ([("o1",)] if sees else []), role
+            assert bool(conn.execute("SELECT * FROM branch.usage_history()").fetchall()) == sees
+            if not sees:
+                own = conn.execute("SELECT * FROM branch.usage_history('o1')").fetchall()
+                assert own == []
+
+
+def test_status(priced: Cluster) -> None:
+    for name, ago in (("st0", "1 hour"), ("st2", "2 days"), ("st8", "8 days")):
+        priced.sql("SELECT branch.create(%s, 'main')", (name,))
+        use(priced, name, 1, ago)
+    assert priced.sql(
+        "SELECT branch_name, status FROM branch_usage_stats WHERE branch_name LIKE 'st%' ORDER BY 1"
+    ) == [("st0", "active"), ("st2", "inactive"), ("st8", "stale")]
+
+
+# ---- budgets ----
+
+
+def budget_events(cluster: Cluster) -> list[tuple[Any, ...]]:
+    return cluster.sql(
+        "SELECT event, branch, detail ->> 'amount' FROM branch.events WHERE event LIKE 'budget%'"
+        " ORDER BY id"
+    )
+
+
+def test_budgets(priced: Cluster) -> None:
+    for name in ("g1", "g2"):
+        priced.sql("SELECT branch.create(%s, 'main', labels => '{\"team\": \"g\"}')", (name,))
+    priced.sql("SELECT branch.set_budget('g1', amount => 4, period => 'day')")
+    priced.sql('SELECT branch.set_budget(labels => \'{"team": "g"}\', amount => 10)')
+    add_up(priced)
+    assert budget_events(priced) == []
+    use(priced, "g1", 10)  # 3.60 of 4
+    add_up(priced)
+    add_up(priced)
+    assert budget_events(priced) == [("budget_warning", "g1", "4")]
+    use(priced, "g1", 10)  # 7.20 of 4
+    use(priced, "g2", 30)  # and 18.00 of 10, most of it here
+    add_up(priced)
+    add_up(priced)
+    assert sorted(budget_events(priced)[1:]) == [
+        ("budget_exceeded", "g1", "4"),
+        ("budget_exceeded", "g2", "10"),
+    ]
+    assert priced.sql(
+        "SELECT name, labels ->> 'team', round(spent, 1), exceeded FROM branch.budgets ORDER BY 1"
+    ) == [("g1", None, Decimal("7.2"), True), (None, "g", Decimal("18.0"), True)]
+    # Another amount is looked at anew; another period begins at nothing.
+    priced.sql("SELECT branch.set_budget('g1', amount => 5, period => 'day')")
+    add_up(priced)
+    assert budget_events(priced)[-1] == ("budget_exceeded", "g1", "5")
+    priced.sql("UPDATE branch.usage_rows SET at = at - interval '2 months' WHERE unit = 'day'")
+    assert priced.sql("SELECT round(spent, 1), exceeded FROM branch.budgets WHERE name = 'g1'") == [
+        (Decimal("0.0"), True)
+    ]
+    priced.sql("SELECT branch.set_budget('g1', period => 'day')")
+    priced.sql('SELECT branch.set_budget(labels => \'{"team": "g"}\')')
+    assert priced.sql("TABLE branch.budgets") == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "amount => 1",
+        "'g1', '{}', 1",
+        "labels => '[]', amount => 1",
+        "'g1', amount => 0",
+        "'g1', amount => 'NaN'",
+        "'g1', amount => 1, period => 'year'",
+        "'g1', amount => 1, action => 'delete'",
+        "'g1', amount => 1, warn_percent => 0",
+    ],
+)
+def test_wrong_budgets(priced: Cluster, arguments: str) -> None:
+    with pytest.raises(psycopg.errors.InvalidParameterValue):
+        priced.sql(f"SELECT branch.set_budget({arguments})")
+
+
+def test_metrics(priced: Cluster) -> None:
+    add_up(priced)
+    rows = priced.sql("SELECT name, labels, value FROM branch.metrics")
+    names = [name for name, _, _ in rows]
+    keys = [(name, str(sorted(labels.items()))) for name, labels, _ in rows]
+    assert len(keys) == len(set(keys)), "a series twice"
+    assert all(value is not None and value >= 0 for _, _, value in rows)
+    assert all(name.startswith("agent_branch_") for name in names)
+    figures = {name: value for name, labels, value in rows if not labels}
+    total = priced.scalar("SELECT round(sum(cost), 6) FROM branch.accounts")
+    assert figures["agent_branch_cost_total"] == total
+    states = {labels["state"]: value for name, labels, value in rows if "state" in labels}
+    living = "SELECT count(*) FROM branch.branches WHERE current_state = 'ready'"
+    assert states["ready"] == priced.scalar(living)
+    assert names.count("agent_branch_top_active_seconds_total") <= 10
