@@ -383,6 +383,34 @@ def test_budgets(priced: Cluster) -> None:
     assert priced.sql("TABLE branch.budgets") == []
 
 
+def state(cluster: Cluster, name: str) -> str:
+    query = "SELECT current_state FROM branch.branches WHERE name = %s"
+    return str(cluster.scalar(query, (name,)))
+
+
+def test_over_budget_is_suspended(priced: Cluster) -> None:
+    """Idle sessions end; one that is active goes on, and the branch has its turn later."""
+    for name in ("x1", "x2"):
+        priced.sql("SELECT branch.create(%s, 'main', labels => '{\"team\": \"x\"}')", (name,))
+        use(priced, name, 10)
+    priced.sql(
+        "SELECT branch.set_budget(labels => '{\"team\": \"x\"}', amount => 5, action => 'suspend')"
+    )
+    with priced.connect("x1") as idle, priced.connect("x2", autocommit=False) as active:
+        idle.execute("SELECT 1")
+        active.execute("SELECT pg_current_xact_id()")
+        add_up(priced)
+        assert (state(priced, "x1"), state(priced, "x2")) == ("suspended", "ready")
+        with pytest.raises(psycopg.errors.AdminShutdown, match="suspended"):
+            idle.execute("SELECT 1")
+        active.rollback()
+        add_up(priced)
+    assert state(priced, "x2") == "suspended"
+    assert priced.scalar("SELECT 1", dbname="x2") == 1
+    assert state(priced, "x2") == "ready"
+    priced.sql('SELECT branch.set_budget(labels => \'{"team": "x"}\')')
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -168,17 +168,25 @@ def test_a_failure_shows(scheduled: Cluster) -> None:
 
 
 def test_pg_cron_runs_them(scheduled: Cluster) -> None:
-    """All jobs in one minute: a branch that expired and one that nobody used are deleted, a
-    snapshot is taken, and storage is given back."""
-    scheduled.sql("SELECT branch.create(n, 'main') FROM unnest('{old,unused,used}'::text[]) AS n")
+    """All jobs in one minute: a branch left alone is suspended, and wakes when somebody connects;
+    one that expired and one that nobody used for its days are deleted, a snapshot is taken, use is
+    added up, and storage is given back."""
+    scheduled.sql(
+        "SELECT branch.create(n, 'main') FROM unnest('{old,unused,used,left}'::text[]) AS n"
+    )
     scheduled.sql("SELECT branch.set_expiration('old', now() + interval '1 hour')")
     scheduled.sql("UPDATE branch.registry SET expires_at = now() - interval '1 minute'")
     scheduled.sql("SELECT branch.schedule_snapshots('main', '1 day', '1 day', 'daily')")
     scheduled.sql("SELECT branch.create('gone', 'main')")
     for name in ("unused", "used", "gone"):
         scheduled.sql("CREATE TABLE t AS SELECT generate_series(1, 10000) AS n", dbname=name)
-    scheduled.sql("SELECT branch.delete('gone', hard => true)")
     age(scheduled, "unused", "31 days")
+    scheduled.sql("SELECT branch.delete('gone', hard => true)")
+    freed = scheduled.scalar("SELECT coalesce(sum(bytes), 0) FROM branch.gc(dry_run => true)")
+    assert freed > 100_000
+    alone = scheduled.connect("left")
+    alone.execute("CREATE TABLE t AS SELECT generate_series(1, 100) AS n")
+    scheduled.sql("SELECT branch.set_suspend_timeout('left', '1 second')")
     every_minute = dict.fromkeys(JOBS, "* * * * *")
     scheduled.sql("SELECT branch.schedule_jobs(%s::jsonb)", (json.dumps(every_minute),))
 
@@ -193,9 +201,16 @@ def test_pg_cron_runs_them(scheduled: Cluster) -> None:
 
     wait_for(done, 120, "all jobs", interval=0.5)
     states = dict(scheduled.sql("SELECT name, current_state FROM branch.branches"))
-    assert states == {"old": "deleted", "unused": "deleted", "used": "ready"}
+    assert states == {"old": "deleted", "unused": "deleted", "used": "ready", "left": "suspended"}
+    with pytest.raises(psycopg.errors.AdminShutdown, match='branch "left" is suspended'):
+        alone.execute("SELECT 1")
+    assert scheduled.scalar("SELECT count(*) FROM t", dbname="left") == 100
+    assert (
+        scheduled.scalar("SELECT current_state FROM branch.branches WHERE name = 'left'") == "ready"
+    )
+    assert scheduled.scalar("SELECT total_cost > 0 FROM branch.usage WHERE name = 'used'")
     assert scheduled.scalar("SELECT count(*) FROM branch.snapshots WHERE name LIKE 'daily-%'") == 1
-    assert not scheduled.sql("SELECT * FROM branch.gc(dry_run => true) WHERE name LIKE '%gone%'")
+    assert scheduled.scalar("SELECT coalesce(sum(bytes), 0) FROM branch.gc(dry_run => true)") == 0
     failed = "SELECT count(*) FROM cron.job_run_details WHERE status = 'failed'"
     assert scheduled.scalar(failed, dbname="timetable") == 0
     assert reasons(scheduled, "jobs") == []

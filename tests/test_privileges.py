@@ -149,6 +149,7 @@ CASES: dict[str, Case] = {
     "branch._job_started": superusers("SELECT branch._job_started('x')"),
     "branch._job_finished": superusers("SELECT branch._job_finished('x', 1, NULL)"),
     "branch._job_scheduled": superusers("SELECT branch._job_scheduled('{}', '{}')"),
+    "branch._job_suspend": superusers("SELECT branch._job_suspend()"),
     "branch._job_expire": superusers("SELECT branch._job_expire()"),
     "branch._job_cleanup": superusers("SELECT branch._job_cleanup()"),
     "branch._job_gc": superusers("SELECT branch._job_gc()"),

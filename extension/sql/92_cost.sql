@@ -94,7 +94,7 @@ CREATE TABLE branch.budget_list (
     labels jsonb,
     period text NOT NULL CHECK (period IN ('day', 'month')),
     amount numeric NOT NULL,
-    action text NOT NULL CHECK (action IN ('warn')), -- noqa: RF04
+    action text NOT NULL CHECK (action IN ('warn', 'suspend')), -- noqa: RF04
     warn_percent integer NOT NULL,
     warned_for timestamptz,
     exceeded_for timestamptz,
@@ -112,7 +112,7 @@ COMMENT ON COLUMN branch.budget_list.account IS 'account of the branch; null: of
 COMMENT ON COLUMN branch.budget_list.labels IS 'labels of the branches together; null: of one branch';
 COMMENT ON COLUMN branch.budget_list.period IS 'day or month, in UTC';
 COMMENT ON COLUMN branch.budget_list.amount IS 'what they may cost in it';
-COMMENT ON COLUMN branch.budget_list.action IS 'what happens when it is exceeded: warn';
+COMMENT ON COLUMN branch.budget_list.action IS 'what happens when it is exceeded: warn, or suspend, too';
 COMMENT ON COLUMN branch.budget_list.warn_percent IS 'share of it at which there is an event budget_warning';
 COMMENT ON COLUMN branch.budget_list.warned_for IS 'beginning of the period in which that was last';
 COMMENT ON COLUMN branch.budget_list.exceeded_for IS 'beginning of the period in which it was last exceeded';
@@ -167,7 +167,7 @@ COMMENT ON COLUMN branch.budgets.period IS 'day or month, in UTC';
 COMMENT ON COLUMN branch.budgets.amount IS 'what they may cost in it';
 COMMENT ON COLUMN branch.budgets.spent IS 'what they cost in the present one, as job usage has added up';
 COMMENT ON COLUMN branch.budgets.percent IS 'the share of it';
-COMMENT ON COLUMN branch.budgets.action IS 'what happens when it is exceeded: warn';
+COMMENT ON COLUMN branch.budgets.action IS 'what happens when it is exceeded: warn, or suspend, too';
 COMMENT ON COLUMN branch.budgets.warn_percent IS 'share at which there is an event budget_warning';
 COMMENT ON COLUMN branch.budgets.period_start IS 'when the present period began';
 COMMENT ON COLUMN branch.budgets.exceeded IS 'whether it was found exceeded in this period';

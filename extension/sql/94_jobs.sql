@@ -67,6 +67,18 @@ $$;
 
 COMMENT ON FUNCTION branch._job_scheduled(text[], text[]) IS 'remembers which jobs pg_cron runs';
 
+CREATE FUNCTION branch._job_suspend(OUT done bigint, OUT again boolean) RETURNS record
+LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT
+        s.n::bigint,
+        s.n >= 100
+    FROM branch.suspend_idle(100) AS s (n)
+$$;
+
+COMMENT ON FUNCTION branch._job_suspend() IS 'a batch of job suspend: branches that nobody is active in';
+
 CREATE FUNCTION branch._job_expire(OUT done bigint, OUT again boolean) RETURNS record
 LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp

@@ -26,6 +26,7 @@ class Job(NamedTuple):
 
 
 JOBS: dict[str, Job] = {
+    "suspend": Job("* * * * *", "_job_suspend"),
     "expire": Job("* * * * *", "_job_expire"),
     "snapshots": Job("* * * * *", "_job_snapshots"),
     "cleanup": Job("0 2 * * *", "_job_cleanup"),

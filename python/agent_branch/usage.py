@@ -126,7 +126,7 @@ def cost_report(
 # ---- budgets ----
 
 
-ACTIONS = ("warn",)
+ACTIONS = ("warn", "suspend")
 
 
 def _budget_account(name: str) -> int:
@@ -202,13 +202,14 @@ ORDER BY b.id
 
 # The branches of a budget that are there, those that cost most in the period first.
 MEMBERS = """
-SELECT a.db, d.name, d.is_deleted
+SELECT a.db, d.name, d.is_deleted, v.suspended_at IS NOT NULL AS suspended
 FROM branch.accounts AS a
 INNER JOIN branch._databases AS d ON d.oid = a.db
+LEFT JOIN branch._activity() AS v ON v.db = a.db
 LEFT JOIN branch.usage_rows AS w
     ON w.account = a.id AND w.unit = 'day' AND w.at >= $3
 WHERE a.closed_at IS NULL AND (a.id = $1 OR ($1 IS NULL AND a.labels @> $2))
-GROUP BY a.db, d.name, d.is_deleted
+GROUP BY a.db, d.name, d.is_deleted, v.suspended_at
 ORDER BY coalesce(sum(w.cost), 0) DESC, a.db
 """
 
@@ -246,6 +247,19 @@ def check_budgets() -> None:
         elif budget["tell_warning"]:
             _tell("budget_warning", budget, members[0])
             _mark(budget, "warned_for")
+        if budget["exceeded"] and budget["action"] == "suspend":
+            for member in members:
+                _suspend(member)
+
+
+def _suspend(member: dict[str, Any]) -> None:
+    """Idle sessions end; a branch that somebody is active in has its turn in another run."""
+    if member["is_deleted"] or member["suspended"]:
+        return
+    try:
+        _query("SELECT branch.suspend($1)", ["text"], [member["name"]])
+    except plpy.SPIError as error:
+        plpy.log(f'branch "{member["name"]}" is over its budget and was not suspended: {error}')
 
 
 def _mark(budget: dict[str, Any], column: str) -> None:
