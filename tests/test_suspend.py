@@ -269,6 +269,24 @@ def test_nobody_active_is_ended(server: Cluster, branch: str) -> None:
     assert server.sql("SELECT * FROM branch.verify(%s)", (branch,)) == []
 
 
+def test_what_was_sent_is_answered(server: Cluster, branch: str) -> None:
+    """A statement that was on its way before anybody thought of suspending: the session has
+    read it, perhaps, but not begun to run it."""
+    with server.connect() as control:
+        for _ in range(60):
+            conn = server.connect(branch)
+            conn.execute("SELECT 1")
+            conn.pgconn.send_query(b"SELECT count(*) FROM t")
+            conn.pgconn.flush()
+            with suppress(psycopg.errors.ObjectInUse):
+                control.execute("SELECT branch.suspend(%s)", (branch,))
+            result = conn.pgconn.get_result()
+            assert result is not None
+            assert result.status == psycopg.pq.ExecStatus.TUPLES_OK, result.error_message
+            assert result.get_value(0, 0) == b"1000"
+            conn.close()
+
+
 def test_rights(server: Cluster, branch: str) -> None:
     """The owner's, and only if it may end the sessions that are there."""
     server.sql("CREATE ROLE keeper_of_it LOGIN")

@@ -48,6 +48,7 @@ typedef struct Guest
 	BackendId	id;
 	Oid			role;
 	bool		autovacuum;
+	bool		worker;
 	bool		in_transaction;
 	bool		holds;			/* a snapshot or a transaction id */
 	bool		counted;		/* it has a slot, hence is a client's */
@@ -89,6 +90,7 @@ list_guests(Oid db, int *n)
 		g->id = proc->backendId;
 		g->role = proc->roleId;
 		g->autovacuum = (proc->statusFlags & PROC_IS_AUTOVACUUM) != 0;
+		g->worker = proc->isBackgroundWorker;
 		g->in_transaction = LocalTransactionIdIsValid(proc->lxid);
 		g->holds = TransactionIdIsValid(proc->xmin) || TransactionIdIsValid(proc->xid);
 		(*n)++;
@@ -214,6 +216,15 @@ send_message(Oid db)
 }
 
 static void
+ask_all(Oid db, const Guest *guests, int n, TimestampTz judged_at)
+{
+	send_message(db);
+	for (int i = 0; i < n; i++)
+		if (!guests[i].autovacuum)
+			ask(db, &guests[i], judged_at);
+}
+
+static void
 take_back(Oid db)
 {
 	LWLockAcquire(ab_activity->lock, LW_EXCLUSIVE);
@@ -242,6 +253,32 @@ count_clients(const Guest *guests, int n)
 	return nclients;
 }
 
+/* A client's process that has given its slot back; or it replicates. */
+static bool
+may_be_leaving(const Guest *guests, int n)
+{
+	for (int i = 0; i < n; i++)
+		if (!guests[i].counted && !guests[i].autovacuum && !guests[i].worker)
+			return true;
+	return false;
+}
+
+static Guest *
+list_guests_but_leaving(Oid db, bool wait, int *n)
+{
+	TimestampTz began_at = GetCurrentTimestamp();
+	Guest	   *guests = list_guests(db, n);
+
+	while (wait && may_be_leaving(guests, *n) &&
+		   !TimestampDifferenceExceeds(began_at, GetCurrentTimestamp(), LEAVE_MS))
+	{
+		pause_a_moment();
+		pfree(guests);
+		guests = list_guests(db, n);
+	}
+	return guests;
+}
+
 /*
  * NULL: they are gone.  Each session decides for itself, so that one that begins to do
  * something stays, and the branch stays awake.
@@ -254,10 +291,7 @@ have_them_leave(Oid db, const Guest *guests, int n, const AbSuspendHow *how)
 	char	   *why = NULL;
 
 	since.idle_since = judged_at;
-	send_message(db);
-	for (int i = 0; i < n; i++)
-		if (!guests[i].autovacuum)
-			ask(db, &guests[i], judged_at);
+	ask_all(db, guests, n, judged_at);
 	for (;;)
 	{
 		int			nleft;
@@ -265,14 +299,16 @@ have_them_leave(Oid db, const Guest *guests, int n, const AbSuspendHow *how)
 
 		if (count_clients(left, nleft) == 0)
 			return NULL;
-		why = judge(left, nleft, &since);
-		pfree(left);
+		if (!may_be_leaving(left, nleft))
+			why = judge(left, nleft, &since);
 		if (why == NULL &&
 			TimestampDifferenceExceeds(judged_at, GetCurrentTimestamp(), LEAVE_MS))
 			why = pstrdup("Its sessions did not leave.");
 		if (why != NULL)
 			return why;
 		pause_a_moment();
+		ask_all(db, left, nleft, judged_at);
+		pfree(left);
 	}
 }
 
@@ -319,7 +355,7 @@ static char *
 empty(Oid db, const AbSuspendHow *how)
 {
 	int			n;
-	Guest	   *guests = list_guests(db, &n);
+	Guest	   *guests = list_guests_but_leaving(db, how->wait, &n);
 	char	   *why = has_prepared(db) ? pstrdup("It has prepared transactions.") :
 		judge(guests, n, how);
 

@@ -10,11 +10,12 @@
  * Autovacuum does not resume anything.
  *
  * Leaving: who suspends sends the signal by which the server has idle sessions look at
- * invalidation messages.  It is acted upon only by a session that waits for a command,
- * outside of a transaction by running an empty one, in a transaction by handling the
- * messages, one of which has our callback called.  So whatever runs here in answer to it
- * runs while the session is idle; that no command has arrived meanwhile is asked of the
- * socket.
+ * invalidation messages, until they have left.  It is acted upon only by a session that
+ * waits for a command, outside of a transaction by running an empty one, in a transaction
+ * by handling the messages, one of which has our callback called.  There is one moment at
+ * which it is acted upon and a command has been read already, of which nothing else tells:
+ * but then the latch is as the signal has set it, while a session that slept resets it as
+ * it wakes.  So who leaves slept, and what came meanwhile is still in the socket.
  */
 #include "ab_suspend.h"
 
@@ -29,6 +30,7 @@
 #include "libpq/libpq.h"
 #include "miscadmin.h"
 #include "storage/backendid.h"
+#include "storage/latch.h"
 #include "tcop/tcopprot.h"
 #include "utils/inval.h"
 #include "utils/timestamp.h"
@@ -66,9 +68,15 @@ client_has_sent_something(void)
 }
 
 static bool
+has_slept(void)
+{
+	return !MyLatch->is_set;
+}
+
+static bool
 is_to_leave(const volatile AbActivitySlot *slot)
 {
-	return !leaving && slot->leave_if_idle_since != 0 && slot->running_since == 0 &&
+	return !leaving && has_slept() && slot->leave_if_idle_since != 0 && slot->running_since == 0 &&
 		slot->last_active < slot->leave_if_idle_since &&
 		debug_query_string == NULL && MyProcPort != NULL &&
 		!client_has_sent_something();
