@@ -18,6 +18,10 @@
  */
 extern List *ab_storage_dirs(Oid db, int elevel);
 
+/* The same in two steps: OIDs of all tablespaces, and a look into one. */
+extern List *ab_storage_tablespaces(int elevel);
+extern bool ab_storage_dir_exists(Oid db, Oid spc);
+
 /* Remove them all; false, after a WARNING, if something is left. */
 extern bool ab_storage_remove_dirs(Oid db);
 

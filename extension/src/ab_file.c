@@ -97,16 +97,29 @@ write_all(int fd, const char *path, const char *data, size_t len)
 	}
 }
 
+/*
+ * An empty file to be written, new or not.  ext4 takes O_TRUNC, even of a file that is
+ * empty, for the beginning of a replacement, and writes its data to disk when it is closed.
+ */
+static int
+open_empty(const char *path)
+{
+	int			fd = OpenTransientFile(path, O_RDWR | O_CREAT | PG_BINARY);
+	struct stat st;
+
+	if (fd < 0 || fstat(fd, &st) < 0 || (st.st_size > 0 && ftruncate(fd, 0) < 0))
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not create file \"%s\": %m", path)));
+	return fd;
+}
+
 void
 ab_file_write_via(const char *tmp, const char *path, const void *data, size_t len,
 				  bool sync)
 {
-	int			fd = OpenTransientFile(tmp, O_RDWR | O_CREAT | O_TRUNC | PG_BINARY);
+	int			fd = open_empty(tmp);
 
-	if (fd < 0)
-		ereport(ERROR,
-				(errcode_for_file_access(),
-				 errmsg("could not create file \"%s\": %m", tmp)));
 	write_all(fd, tmp, data, len);
 	if (sync && pg_fsync(fd) != 0)
 	{

@@ -15,7 +15,8 @@
  *     has been written since, in any case after the entry was made.
  * O2  Nobody writes or extends a shared relation while the list holds files that were
  *     there when he began.  (Any shared relation: VACUUM FULL gives pg_database a
- *     new file, whose pages it writes itself.)
+ *     new file, whose pages it writes itself.)  Making room by a page that says nothing
+ *     is no such write; a batch, which fills page after page, would sync for each.
  * O3  An entry leaves the list after its file and their directory were synced, or
  *     because the file is gone.
  *

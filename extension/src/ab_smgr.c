@@ -72,9 +72,9 @@ is_guarded(RelFileNodeBackend rnode)
  * E1 and E3).  An error in between gives the guard back.
  */
 static void
-begin_change(SMgrRelation reln, ForkNumber fork, BlockNumber block)
+begin_change(SMgrRelation reln, ForkNumber fork, BlockNumber block, const char *page)
 {
-	if (reln->smgr_rnode.node.spcNode == GLOBALTABLESPACE_OID)
+	if (reln->smgr_rnode.node.spcNode == GLOBALTABLESPACE_OID && !PageIsNew((Page) page))
 		ab_latesync_before_write();	/* O2 */
 	if (!is_guarded(reln->smgr_rnode))
 		return;
@@ -213,7 +213,7 @@ ab_smgr_extend(SMgrRelation reln, ForkNumber fork, BlockNumber block,
 		ab_branch_give_up(reln->smgr_rnode.node.dbNode);
 		return;
 	}
-	begin_change(reln, fork, block);
+	begin_change(reln, fork, block, buffer);
 	if (f == NULL)
 		prepare_plain(reln, fork, block);
 	else
@@ -387,7 +387,7 @@ ab_smgr_write(SMgrRelation reln, ForkNumber fork, BlockNumber block,
 		ab_branch_give_up(reln->smgr_rnode.node.dbNode);
 		return;
 	}
-	begin_change(reln, fork, block);
+	begin_change(reln, fork, block, buffer);
 	if (f == NULL)
 		prepare_plain(reln, fork, block + 1);
 	else if (block >= f->limit || fork == FSM_FORKNUM || fork == VISIBILITYMAP_FORKNUM)

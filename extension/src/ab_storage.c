@@ -25,8 +25,10 @@
 #include "replication/slot.h"
 #include "storage/bufmgr.h"
 #include "storage/fd.h"
+#include "storage/lock.h"
 #include "storage/lwlock.h"
 #include "storage/md.h"
+#include "storage/proc.h"
 #include "storage/procsignal.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -52,6 +54,8 @@ typedef struct AbCreated
 } AbCreated;
 
 static AbCreated *created = NULL;	/* in TopMemoryContext, newest first */
+static Oid	lowest_created;		/* if there are any */
+static Oid	highest_created;
 static bool callbacks_registered = false;
 
 /* ---- end of transactions ---- */
@@ -196,14 +200,19 @@ remember(Oid db, Oid spc, AbSnapId snapshot)
 	c->spc = spc;
 	c->level = GetCurrentTransactionNestLevel();
 	c->snapshot = snapshot;
+	lowest_created = created ? Min(lowest_created, db) : db;
+	highest_created = created ? Max(highest_created, db) : db;
 	c->next = created;
 	created = c;
 	return c;
 }
 
+/* Asked for each branch's parent, which is older than a batch. */
 bool
 ab_storage_created_here(Oid db)
 {
+	if (created == NULL || db < lowest_created || db > highest_created)
+		return false;
 	for (AbCreated *c = created; c != NULL; c = c->next)
 		if (c->db == db)
 			return true;
@@ -282,15 +291,40 @@ ab_storage_create(Oid db, Oid spc, Oid parent_db, AbSnapId snapshot)
 	log_origin(c, &rec);
 }
 
+/*
+ * The tablespaces, listed once in a transaction: in one that is made meanwhile nothing
+ * is left over of an earlier database.
+ */
+static List *
+tablespaces(void)
+{
+	static LocalTransactionId listed_in = InvalidLocalTransactionId;
+	static List *list = NIL;
+	MemoryContext old;
+
+	if (!IsTransactionState())
+		return ab_storage_tablespaces(ERROR);
+	if (MyProc->lxid == listed_in)
+		return list;
+	list = NIL;
+	listed_in = InvalidLocalTransactionId;
+	old = MemoryContextSwitchTo(TopTransactionContext);
+	list = ab_storage_tablespaces(ERROR);
+	MemoryContextSwitchTo(old);
+	listed_in = MyProc->lxid;
+	return list;
+}
+
 bool
 ab_storage_exists(Oid db)
 {
-	List	   *dirs = ab_storage_dirs(db, ERROR);
 	char	   *origin = ab_origin_path(db);
-	bool		found = dirs != NIL || ab_file_exists(origin);
+	bool		found = ab_file_exists(origin);
+	ListCell   *lc;
 
-	list_free_deep(dirs);
 	pfree(origin);
+	foreach(lc, tablespaces())
+		found |= ab_storage_dir_exists(db, lfirst_oid(lc));
 	return found;
 }
 

@@ -32,32 +32,42 @@
 
 /* ---- directories ---- */
 
-static List *
-append_existing(List *dirs, Oid db, Oid spc)
+List *
+ab_storage_tablespaces(int elevel)
+{
+	List	   *list = list_make1_oid(DEFAULTTABLESPACE_OID);
+	DIR		   *dir = AllocateDir("pg_tblspc");
+	struct dirent *de;
+
+	while ((de = ReadDirExtended(dir, "pg_tblspc", elevel)) != NULL)
+		if (strspn(de->d_name, "0123456789") == strlen(de->d_name))
+			list = lappend_oid(list, (Oid) strtoul(de->d_name, NULL, 10));
+	FreeDir(dir);
+	return list;
+}
+
+bool
+ab_storage_dir_exists(Oid db, Oid spc)
 {
 	char	   *path = GetDatabasePath(db, spc);
 	struct stat st;
+	bool		exists = lstat(path, &st) == 0;
 
-	if (lstat(path, &st) == 0)
-		return lappend(dirs, path);
 	pfree(path);
-	return dirs;
+	return exists;
 }
 
 List *
 ab_storage_dirs(Oid db, int elevel)
 {
-	List	   *dirs = append_existing(NIL, db, DEFAULTTABLESPACE_OID);
-	DIR		   *dir = AllocateDir("pg_tblspc");
-	struct dirent *de;
+	List	   *list = ab_storage_tablespaces(elevel);
+	List	   *dirs = NIL;
+	ListCell   *lc;
 
-	while ((de = ReadDirExtended(dir, "pg_tblspc", elevel)) != NULL)
-	{
-		if (strspn(de->d_name, "0123456789") != strlen(de->d_name))
-			continue;
-		dirs = append_existing(dirs, db, (Oid) strtoul(de->d_name, NULL, 10));
-	}
-	FreeDir(dir);
+	foreach(lc, list)
+		if (ab_storage_dir_exists(db, lfirst_oid(lc)))
+			dirs = lappend(dirs, GetDatabasePath(db, lfirst_oid(lc)));
+	list_free(list);
 	return dirs;
 }
 
