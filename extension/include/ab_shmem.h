@@ -61,6 +61,7 @@ typedef struct AbSnapSlot
 	bool		lent;			/* a branch on it may be a child of another database
 								 * than its source: that was reset since, or is an
 								 * earlier state of the branch itself */
+	bool		outdated;		/* the source has changed, or may have, since */
 	uint32		nbranches;		/* origin files that hang on it */
 	uint32		catalog_changes;	/* of the source then (ab_agentready.h) */
 	XLogRecPtr	clean_upto;		/* WAL up to here does not change the source's

@@ -56,6 +56,9 @@ extern bool ab_snaptable_newest_live(Oid db, XLogRecPtr before, AbSnapId *id);
 /* Advance clean_upto (never moves back). */
 extern void ab_snaptable_clean(AbSnapId id, XLogRecPtr upto);
 
+/* Its source is not what it was any more, or nobody knows: for good. */
+extern void ab_snaptable_outdated(AbSnapId id);
+
 /* A palloc'd copy of all used slots. */
 extern AbSnapSlot *ab_snaptable_all(int *n);
 

@@ -36,6 +36,9 @@
 /* To take another live snapshot is cheaper than to look through so much WAL. */
 #define WORTH_A_SCAN (16 * 1024 * 1024)
 
+/* Sub-object number of the lock on a source whose WAL is looked through. */
+#define SCAN_SUBID 3
+
 /* So often do others take a snapshot away, or one first, before we complain. */
 #define MAX_ROUNDS 5
 
@@ -232,6 +235,45 @@ check_preconditions(Oid source_db, const char *dbname)
 	ab_branch_require_sound(source_db, dbname);
 }
 
+/* Look through the WAL since the snapshot that nobody has looked through yet. */
+static void
+scan_on(const AbSnapSlot *slot)
+{
+	XLogRecPtr	upto = GetXLogInsertRecPtr();
+
+	if (slot->live && upto - slot->clean_upto > WORTH_A_SCAN)
+		ab_snaptable_outdated(slot->id);
+	else if (ab_walscan(slot->source_db, slot->clean_upto, upto, true, NULL) == AB_SCAN_CLEAN)
+		ab_snaptable_clean(slot->id, upto);
+	else
+		ab_snaptable_outdated(slot->id);
+}
+
+/*
+ * Is the source still what it was?  One at a time looks, as far as WAL goes by then, and
+ * those who have come meanwhile are content with that: a thousand who want a branch at
+ * once do not read the same WAL a thousand times.  The snapshot's hidden row is locked.
+ */
+static bool
+is_current(AbSnapId id)
+{
+	XLogRecPtr	now = GetXLogInsertRecPtr();
+	AbSnapSlot	slot;
+	LOCKTAG		tag;
+
+	while (ab_snaptable_get(id, &slot) && !slot.outdated)
+	{
+		if (slot.clean_upto >= now)
+			return true;
+		SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, slot.source_db, SCAN_SUBID);
+		(void) LockAcquire(&tag, ExclusiveLock, false, false);
+		if (ab_snaptable_get(id, &slot) && !slot.outdated && slot.clean_upto < now)
+			scan_on(&slot);
+		LockRelease(&tag, ExclusiveLock, false);
+	}
+	return false;
+}
+
 /*
  * The newest snapshot, if the database is still what it was then.  *id is set to
  * the newest one in any case, or invalid.
@@ -240,7 +282,6 @@ static bool
 reuse_newest(Oid source_db, AbSnapId *id)
 {
 	AbSnapSlot	slot;
-	XLogRecPtr	now;
 	Oid			hidden;
 
 	memset(id, 0, sizeof(*id));
@@ -252,18 +293,8 @@ reuse_newest(Oid source_db, AbSnapId *id)
 	hidden = lock_hidden(slot.id);
 	if (!OidIsValid(hidden))
 		return false;
-
-	now = GetXLogInsertRecPtr();
-	if (slot.live && now - slot.clean_upto > WORTH_A_SCAN)
-	{
-		UnlockSharedObject(DatabaseRelationId, hidden, 0, AccessShareLock);
-		return false;
-	}
-	if (ab_walscan(source_db, slot.clean_upto, now, true, NULL) == AB_SCAN_CLEAN)
-	{
-		ab_snaptable_clean(slot.id, now);
+	if (is_current(slot.id))
 		return true;
-	}
 	UnlockSharedObject(DatabaseRelationId, hidden, 0, AccessShareLock);
 	return false;
 }

@@ -622,10 +622,18 @@ quiet_part(Taking *t)
 
 /* ---- the whole ---- */
 
+static bool
+is_news(Oid db, const AbSnapId *known)
+{
+	AbSnapSlot	newest;
+
+	return ab_snaptable_newest(db, &newest) && !AbSnapIdEquals(newest.id, *known);
+}
+
 /*
  * Only one of us at a time; false if there is a snapshot we did not know of.  Those who
  * would be content with another's wait in share mode: when it is done all of them go on
- * at once, instead of each waking the next.
+ * at once, instead of each waking the next.  If nothing has come of it they queue.
  */
 static bool
 wait_for_turn(Oid db, const AbSnapId *known)
@@ -638,22 +646,15 @@ wait_for_turn(Oid db, const AbSnapId *known)
 		(void) LockAcquire(&tag, ExclusiveLock, false, false);
 		return true;
 	}
-	for (;;)
+	if (LockAcquire(&tag, ExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
 	{
-		bool		ours = LockAcquire(&tag, ExclusiveLock, false, true) !=
-			LOCKACQUIRE_NOT_AVAIL;
-		AbSnapSlot	newest;
-
-		if (!ours)
-		{
-			(void) LockAcquire(&tag, ShareLock, false, false);
-			LockRelease(&tag, ShareLock, false);
-		}
-		if (ab_snaptable_newest(db, &newest) && !AbSnapIdEquals(newest.id, *known))
+		(void) LockAcquire(&tag, ShareLock, false, false);
+		LockRelease(&tag, ShareLock, false);
+		if (is_news(db, known))
 			return false;
-		if (ours)
-			return true;
+		(void) LockAcquire(&tag, ExclusiveLock, false, false);
 	}
+	return !is_news(db, known);
 }
 
 static bool

@@ -368,6 +368,17 @@ ab_snaptable_clean(AbSnapId id, XLogRecPtr upto)
 	LWLockRelease(ab_shared->snap_lock);
 }
 
+void
+ab_snaptable_outdated(AbSnapId id)
+{
+	AbSnapSlot *slot;
+
+	LWLockAcquire(ab_shared->snap_lock, LW_EXCLUSIVE);
+	if ((slot = find_slot(id)) != NULL)
+		slot->outdated = true;
+	LWLockRelease(ab_shared->snap_lock);
+}
+
 /* ---- asking ---- */
 
 bool
