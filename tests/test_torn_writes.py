@@ -248,3 +248,25 @@ def test_torn_pages_of_branches(
     amcheck(cut, *names)
     healthy(cut)
     calm_log(cut)
+
+
+def test_page_that_is_written_for_a_branch(make_cluster: Make) -> None:
+    """Creating a branch has a page of pg_database written that it does not change, so that a
+    checkpoint waits for the branch's files.  A promoted standby may have hint bits in it that
+    are neither on disk nor in WAL; with data checksums a torn write of it would leave a server
+    that nobody can connect to.  So then it is in WAL, once in each checkpoint cycle."""
+    server = make_cluster("hints", STILL, initdb_args=("--data-checksums",))
+    create_database(server, "p")
+    # The new row does not go into that page.
+    names = [f"b{n}" for n in range(80)]
+    server.sql("SELECT branch.create_many(%s, 'p')", (names,))
+    server.sql("SELECT count(*) FROM pg_database")
+    server.sql("CHECKPOINT")
+    first = server.scalar("SELECT redo_lsn::text FROM pg_control_checkpoint()")
+    create(server, "new", "p")
+    create(server, "newer", "p")
+    last = server.scalar("SELECT pg_current_wal_flush_lsn()::text")
+    log = server.run("pg_waldump", "-p", str(server.data / "pg_wal"), "-s", first, "-e", last)
+    records = [line for line in log.splitlines() if "rel 1664/0/1262 blk 0" in line]
+    assert len(records) == 1, "\n".join(records)
+    assert "FPW" in records[0]

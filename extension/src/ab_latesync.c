@@ -30,6 +30,8 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include "access/xlog.h"
+#include "access/xloginsert.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_tablespace_d.h"
 #include "miscadmin.h"
@@ -219,7 +221,9 @@ sync_all(void)
 /*
  * Its content is what it was, so this needs no WAL: if the page on disk differs from it,
  * the change that makes the difference is in WAL with an image, or the page is dirty
- * anyway.
+ * anyway, or the difference is hint bits, of which a part may get to the disk.  But not
+ * with checksums: then it needs an image, as if the hint bits were set now (a standby sets
+ * them in clean pages, and may be promoted).
  */
 static void
 dirty_shared_page(void)
@@ -232,7 +236,16 @@ dirty_shared_page(void)
 	rnode.relNode = RelationMapOidToFilenode(DatabaseRelationId, true);
 	buffer = ReadBufferWithoutRelcache(rnode, MAIN_FORKNUM, 0, RBM_NORMAL, NULL, true);
 	LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
+	START_CRIT_SECTION();
 	MarkBufferDirty(buffer);
+	if (XLogHintBitIsNeeded())
+	{
+		XLogRecPtr	lsn = XLogSaveBufferForHint(buffer, true);
+
+		if (!XLogRecPtrIsInvalid(lsn))
+			PageSetLSN(BufferGetPage(buffer), lsn);
+	}
+	END_CRIT_SECTION();
 	UnlockReleaseBuffer(buffer);
 }
 
