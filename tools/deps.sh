@@ -12,7 +12,7 @@ set -euo pipefail
 packages=(gcc make libc6-dev python3 python3-psycopg
 	postgresql-15 postgresql-server-dev-15 postgresql-plpython3-15 postgresql-15-cron)
 if [ "${1:-}" != demo ]; then
-	packages+=(python3-venv xfsprogs)
+	packages+=(python3-venv xfsprogs pgbouncer)
 fi
 
 if ! command -v dpkg-query >/dev/null; then
@@ -48,6 +48,19 @@ apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get
 
 "${apt[@]}" -q update
 
+# pgbouncer is only wanted as a program: its service is neither started nor enabled.
+if [[ " ${missing[*]} " = *" pgbouncer "* ]] && [ -d /etc/systemd/system ]; then
+	unit=/etc/systemd/system/pgbouncer.service
+	if [ ! -e "$unit" ] && [ ! -L "$unit" ]; then
+		"${as_root[@]}" ln -s /dev/null "$unit"
+		unmask() {
+			"${as_root[@]}" rm -f "$unit" \
+				/etc/systemd/system/multi-user.target.wants/pgbouncer.service
+		}
+		trap unmask EXIT
+	fi
+fi
+
 if installed postgresql-15; then
 	plan=$("${apt[@]}" -s install "${missing[@]}")
 	if grep -q '^Inst postgresql-15 \[' <<<"$plan"; then
@@ -64,5 +77,5 @@ fi
 no_cluster=/etc/postgresql-common/createcluster.d/agent_branch.conf
 "${as_root[@]}" mkdir -p "$(dirname "$no_cluster")"
 echo 'create_main_cluster = false' | "${as_root[@]}" tee "$no_cluster" >/dev/null
-trap '"${as_root[@]}" rm -f "$no_cluster"' EXIT
+trap '"${as_root[@]}" rm -f "$no_cluster"; if declare -F unmask >/dev/null; then unmask; fi' EXIT
 "${apt[@]}" -q install "${missing[@]}"
