@@ -121,7 +121,7 @@ CREATE FUNCTION branch._price_seconds(
     own_bytes bigint,
     pinned_bytes bigint
 ) RETURNS numeric
-LANGUAGE sql STABLE STRICT PARALLEL RESTRICTED SECURITY DEFINER
+LANGUAGE sql STABLE STRICT PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT coalesce(sum(
@@ -136,7 +136,7 @@ COMMENT ON FUNCTION branch._price_seconds(timestamptz, timestamptz, bigint, bigi
 IS 'what bytes cost that are there for a time, at the prices of that time';
 
 CREATE FUNCTION branch._price_use(used_at timestamptz, active_us bigint) RETURNS numeric
-LANGUAGE sql STABLE STRICT PARALLEL RESTRICTED SECURITY DEFINER
+LANGUAGE sql STABLE STRICT PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT $2 * p.active_us

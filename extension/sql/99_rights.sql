@@ -84,7 +84,7 @@ GRANT SELECT ON TABLE branch.usage TO public;
 GRANT EXECUTE ON FUNCTION branch.health() TO pg_monitor;
 
 -- Use and cost. branch.set_budget is for superusers and those they grant it to.
-GRANT SELECT ON TABLE branch.usage_log, branch.budgets TO public;
+GRANT SELECT ON TABLE branch.usage_log, branch.budgets, branch._price_periods TO public;
 GRANT EXECUTE ON FUNCTION branch._price_seconds(timestamptz, timestamptz, bigint, bigint) TO public;
 GRANT EXECUTE ON FUNCTION branch._price_use(timestamptz, bigint) TO public;
 GRANT EXECUTE ON FUNCTION branch.usage_history(text, timestamptz, timestamptz, text) TO public;
