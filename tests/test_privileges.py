@@ -238,7 +238,7 @@ RELATIONS: dict[str, tuple[str, ...]] = {
     "branch.budget_list_id_seq": (SUPERUSER,),
     "branch.job_list": (SUPERUSER,),
     "branch._budget_use": (SUPERUSER,),
-    "branch._price_periods": (SUPERUSER,),
+    "branch._price_periods": ROLES,
 }
 
 
