@@ -101,7 +101,7 @@ CASES: dict[str, Case] = {
     "branch.expire": superusers("SELECT * FROM branch.expire()"),
     "branch.verify": superusers("SELECT * FROM branch.verify()"),
     "branch._check_installable": superusers("SELECT branch._check_installable()"),
-    "branch._cluster": superusers("SELECT branch._cluster()"),
+    "branch._cluster": everybody("SELECT branch._cluster()"),
     "branch._restored_row": superusers(
         "CREATE TEMP TABLE rows_of (system_id bigint); CREATE TRIGGER restored_row BEFORE INSERT"
         " ON rows_of FOR EACH ROW EXECUTE FUNCTION branch._restored_row('here')"

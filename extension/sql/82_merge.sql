@@ -27,7 +27,8 @@ CREATE TABLE branch.merge_log (
     rows_updated bigint NOT NULL DEFAULT 0,
     rows_deleted bigint NOT NULL DEFAULT 0,
     conflicts bigint NOT NULL DEFAULT 0,
-    note text
+    note text,
+    system_id bigint NOT NULL DEFAULT branch._cluster()
 );
 
 CREATE INDEX merge_log_pair_idx ON branch.merge_log (
@@ -60,6 +61,13 @@ COMMENT ON COLUMN branch.merge_log.rows_updated IS 'rows updated there';
 COMMENT ON COLUMN branch.merge_log.rows_deleted IS 'rows deleted there';
 COMMENT ON COLUMN branch.merge_log.conflicts IS 'conflicts found';
 COMMENT ON COLUMN branch.merge_log.note IS 'what else there is to say';
+COMMENT ON COLUMN branch.merge_log.system_id IS 'system identifier of the cluster that has it';
+
+CREATE TRIGGER restored_row BEFORE INSERT ON branch.merge_log
+FOR EACH ROW EXECUTE FUNCTION branch._restored_row('merge');
+
+SELECT pg_catalog.pg_extension_config_dump('branch.merge_log', '');
+SELECT pg_catalog.pg_extension_config_dump('branch.merge_log_id_seq', '');
 
 CREATE TABLE branch.merge_conflicts (
     merge_id bigint REFERENCES branch.merge_log ON DELETE CASCADE,
@@ -77,6 +85,7 @@ CREATE TABLE branch.merge_conflicts (
     resolution text CHECK (resolution IN ('ours', 'theirs')),
     resolved_at timestamptz,
     resolved_by oid,
+    system_id bigint NOT NULL DEFAULT branch._cluster(),
     PRIMARY KEY (merge_id, n)
 );
 
@@ -99,6 +108,12 @@ COMMENT ON COLUMN branch.merge_conflicts.versions IS 'digest of the versions: a 
 COMMENT ON COLUMN branch.merge_conflicts.resolution IS 'side it was decided for; null: for none yet';
 COMMENT ON COLUMN branch.merge_conflicts.resolved_at IS 'when that was';
 COMMENT ON COLUMN branch.merge_conflicts.resolved_by IS 'OID of the role that decided';
+COMMENT ON COLUMN branch.merge_conflicts.system_id IS 'system identifier of the cluster that has it';
+
+CREATE TRIGGER restored_row BEFORE INSERT ON branch.merge_conflicts
+FOR EACH ROW EXECUTE FUNCTION branch._restored_row('here');
+
+SELECT pg_catalog.pg_extension_config_dump('branch.merge_conflicts', '');
 
 -- Whoever may say that one database has another one's changes could as well write such changes
 -- into the database that is theirs; hence the owner of either. Rows of tables are shown to who

@@ -5,7 +5,8 @@ CREATE TABLE branch.prices (
     since timestamptz PRIMARY KEY,
     compute_hour numeric NOT NULL,
     gb_month numeric NOT NULL,
-    pinned_gb_month numeric NOT NULL
+    pinned_gb_month numeric NOT NULL,
+    system_id bigint NOT NULL DEFAULT branch._cluster()
 );
 
 COMMENT ON TABLE branch.prices IS 'prices and since when they hold, as the settings said';
@@ -13,6 +14,12 @@ COMMENT ON COLUMN branch.prices.since IS 'when this was noticed';
 COMMENT ON COLUMN branch.prices.compute_hour IS 'agent_branch.price_per_compute_hour then';
 COMMENT ON COLUMN branch.prices.gb_month IS 'agent_branch.price_per_gb_month then';
 COMMENT ON COLUMN branch.prices.pinned_gb_month IS 'agent_branch.price_per_pinned_gb_month then';
+COMMENT ON COLUMN branch.prices.system_id IS 'system identifier of the cluster that has it';
+
+CREATE TRIGGER restored_row BEFORE INSERT ON branch.prices
+FOR EACH ROW EXECUTE FUNCTION branch._restored_row('here');
+
+SELECT pg_catalog.pg_extension_config_dump('branch.prices', '');
 
 CREATE TABLE branch.accounts (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -33,7 +40,8 @@ CREATE TABLE branch.accounts (
     pinned_bytes bigint NOT NULL DEFAULT 0,
     own_byte_seconds numeric NOT NULL DEFAULT 0,
     pinned_byte_seconds numeric NOT NULL DEFAULT 0,
-    cost numeric NOT NULL DEFAULT 0 -- noqa: RF04
+    cost numeric NOT NULL DEFAULT 0, -- noqa: RF04
+    system_id bigint NOT NULL DEFAULT branch._cluster()
 );
 
 CREATE UNIQUE INDEX accounts_db_idx ON branch.accounts (db, origin_at) WHERE closed_at IS null;
@@ -60,6 +68,13 @@ IS 'its share of what only its snapshot needed at that time; 0 while that costs 
 COMMENT ON COLUMN branch.accounts.own_byte_seconds IS 'own bytes by time, charged';
 COMMENT ON COLUMN branch.accounts.pinned_byte_seconds IS 'pinned bytes by time, charged';
 COMMENT ON COLUMN branch.accounts.cost IS 'all that, each part at the price of its time';
+COMMENT ON COLUMN branch.accounts.system_id IS 'system identifier of the cluster that has it';
+
+CREATE TRIGGER restored_row BEFORE INSERT ON branch.accounts
+FOR EACH ROW EXECUTE FUNCTION branch._restored_row('here');
+
+SELECT pg_catalog.pg_extension_config_dump('branch.accounts', '');
+SELECT pg_catalog.pg_extension_config_dump('branch.accounts_id_seq', '');
 
 CREATE TABLE branch.usage_rows (
     account bigint NOT NULL, -- noqa: RF04
@@ -72,6 +87,7 @@ CREATE TABLE branch.usage_rows (
     own_byte_seconds numeric NOT NULL,
     pinned_byte_seconds numeric NOT NULL,
     cost numeric NOT NULL, -- noqa: RF04
+    system_id bigint NOT NULL DEFAULT branch._cluster(),
     PRIMARY KEY (account, unit, at)
 );
 
@@ -88,6 +104,12 @@ COMMENT ON COLUMN branch.usage_rows.bytes_written IS 'bytes of WAL written in it
 COMMENT ON COLUMN branch.usage_rows.own_byte_seconds IS 'own bytes by time';
 COMMENT ON COLUMN branch.usage_rows.pinned_byte_seconds IS 'pinned bytes by time';
 COMMENT ON COLUMN branch.usage_rows.cost IS 'what it cost';
+COMMENT ON COLUMN branch.usage_rows.system_id IS 'system identifier of the cluster that has it';
+
+CREATE TRIGGER restored_row BEFORE INSERT ON branch.usage_rows
+FOR EACH ROW EXECUTE FUNCTION branch._restored_row('here');
+
+SELECT pg_catalog.pg_extension_config_dump('branch.usage_rows', '');
 
 -- A GB is 1024^3 bytes, as the server's settings have it, a month 730 hours.
 CREATE VIEW branch._price_periods AS

@@ -99,7 +99,8 @@ CREATE TABLE branch.budget_list (
     warned_for timestamptz,
     exceeded_for timestamptz,
     set_by text NOT NULL DEFAULT session_user,
-    set_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+    set_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    system_id bigint NOT NULL DEFAULT branch._cluster()
 );
 
 CREATE UNIQUE INDEX budget_list_what_idx
@@ -118,6 +119,13 @@ COMMENT ON COLUMN branch.budget_list.warned_for IS 'beginning of the period in w
 COMMENT ON COLUMN branch.budget_list.exceeded_for IS 'beginning of the period in which it was last exceeded';
 COMMENT ON COLUMN branch.budget_list.set_by IS 'role that set it';
 COMMENT ON COLUMN branch.budget_list.set_at IS 'when that was';
+COMMENT ON COLUMN branch.budget_list.system_id IS 'system identifier of the cluster that has it';
+
+CREATE TRIGGER restored_row BEFORE INSERT ON branch.budget_list
+FOR EACH ROW EXECUTE FUNCTION branch._restored_row('here');
+
+SELECT pg_catalog.pg_extension_config_dump('branch.budget_list', '');
+SELECT pg_catalog.pg_extension_config_dump('branch.budget_list_id_seq', '');
 
 CREATE VIEW branch._budget_use AS
 SELECT

@@ -114,3 +114,6 @@ GRANT EXECUTE ON FUNCTION branch.merge(text, text, text, text, jsonb, boolean, t
 GRANT EXECUTE ON FUNCTION branch.preview_merge(text, text, text, jsonb, text) TO public;
 GRANT EXECUTE ON FUNCTION branch.conflicts_resolve(bigint, text, text[]) TO public;
 GRANT EXECUTE ON FUNCTION branch.sync(text, text, text, jsonb, boolean, text, boolean) TO public;
+
+-- What pg_dump keeps: those who may insert rows into such tables need its default.
+GRANT EXECUTE ON FUNCTION branch._cluster() TO public;

@@ -148,13 +148,35 @@ is_of_snapshot(Row *row)
 		ab_hidden_read_age(id, &age);
 }
 
+/* The state that the next merge begins with; without it, it compares with the one before. */
+static void
+settle_merge(Row *row)
+{
+	char	   *text = get_text(row, "source_snapshot");
+	AbSnapId	id;
+	AbHiddenAge age;
+
+	if (text != NULL && !(ab_snapid_parse(text, &id) && ab_hidden_read_age(id, &age)))
+		put(row, "source_snapshot", (Datum) 0, true);
+}
+
+/* A plain database that is gone, as the control database that was lost itself. */
+static bool
+is_worth_no_word(const Row *row, const char *kind)
+{
+	bool		isnull;
+
+	return !row->elsewhere && strcmp(kind, "branch") == 0 &&
+		DatumGetTimestampTz(get(row, "origin_at", &isnull)) < 0;
+}
+
 /* Says so for the first one of a statement. */
 static void
-tell_left_out(FunctionCallInfo fcinfo, const Row *row)
+tell_left_out(FunctionCallInfo fcinfo, const Row *row, const char *kind)
 {
 	static bool said = true;
 
-	if (fcinfo->flinfo->fn_extra != NULL)
+	if (fcinfo->flinfo->fn_extra != NULL || is_worth_no_word(row, kind))
 		return;
 	fcinfo->flinfo->fn_extra = &said;
 	ereport(WARNING,
@@ -262,6 +284,8 @@ settle(FunctionCallInfo fcinfo, Row *row, int nargs, char **args)
 	}
 	else if (strcmp(args[0], "snapshot") == 0)
 		stays = is_of_snapshot(row);
+	else if (strcmp(args[0], "merge") == 0)
+		settle_merge(row);
 	else if (strcmp(args[0], "here") != 0)
 	{
 		if (!settle_names(row, nargs, args, true))
@@ -271,13 +295,13 @@ settle(FunctionCallInfo fcinfo, Row *row, int nargs, char **args)
 		stays = true;
 	}
 	if (!stays)
-		tell_left_out(fcinfo, row);
+		tell_left_out(fcinfo, row, args[0]);
 	return stays;
 }
 
 /*
- * Arguments: 'branch' (columns db, origin_at), 'registry', 'snapshot' (column id), 'here'
- * (whatever this cluster wrote stays), or triples: 'database' or 'role', the column of the OID,
+ * Arguments: 'branch' (columns db, origin_at), 'registry', 'snapshot' (column id), 'merge',
+ * 'here' (whatever this cluster wrote stays), or triples: 'database' or 'role', the column of the OID,
  * the column of the name.  Before INSERT, and UPDATE too where there are names.
  */
 Datum

@@ -27,6 +27,7 @@
 #include "ab_quotaload.h"
 #include "ab_settings.h"
 #include "ab_snapnames.h"
+#include "ab_snaptable.h"
 #include "ab_softdelete.h"
 
 PGDLLEXPORT void ab_sweeper_main(Datum arg);
@@ -81,9 +82,26 @@ purge_deleted(void)
 }
 
 /* Of deleted branches that others shared files with, the second sweep gets the rest. */
+/*
+ * Without the tables nobody can tell which snapshots have names: these may be in a dump
+ * of a control database that was lost.  While there is room they wait for it.
+ */
+static bool
+names_are_missing(void)
+{
+	int			n;
+
+	if (ab_tables_installed())
+		return false;
+	pfree(ab_snaptable_all(&n));
+	return n < ab_max_snapshots / 2;
+}
+
 static void
 sweep_snapshots(void)
 {
+	if (names_are_missing())
+		return;
 	ab_snapnames_expire();
 	if (ab_retire_snapshots(false, false, ab_tables_kept_snapshots()) == NIL)
 		return;
