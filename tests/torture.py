@@ -55,6 +55,7 @@ from ab_storm import (
 )
 
 PARENT = "p"
+LEAST_ROUNDS = 3
 ROOM = 20  # witnesses that may be there beside those on so many snapshots of the parent
 
 
@@ -364,7 +365,7 @@ def main() -> int:
             f" branches at once, {torture.deepest} branches below each other",
             flush=True,
         )
-        while time.monotonic() - began < arguments.seconds:
+        while number < LEAST_ROUNDS or time.monotonic() - began < arguments.seconds:
             number += 1
             torture.round(number)
             print(
