@@ -184,3 +184,62 @@ def test_the_newest_is_not_closed_for_nothing(server: Cluster) -> None:
     wait_for(lambda: server.sql(snapshot) == [(before[0][0], "closed")], what="its closing")
     server.sql("SELECT branch.create('b2', 'main')")
     assert [row[1] for row in server.sql(snapshot)] == ["closed", "open"]
+
+
+def test_a_thousand_branches_get_old_at_once(server: Cluster) -> None:
+    """All branches of one snapshot come to autovacuum_freeze_max_age together (M22).  Their
+    snapshot is closed; they go on, and branches of others can be made; what autovacuum does to
+    one of a frozen parent copies next to nothing; and when they are gone nothing holds the
+    cluster's oldest transaction id back."""
+    run(
+        server,
+        "main",
+        "CREATE TABLE t AS SELECT i, repeat('t', 500) AS v FROM generate_series(1, 20000) AS i",
+        "VACUUM (FREEZE)",
+    )
+    server.sql(
+        "SELECT branch.create_many(ARRAY(SELECT 'm' || i FROM generate_series(1, 1000) i), 'main')"
+    )
+    whole = server.scalar("SELECT logical_bytes FROM branch.branches WHERE name = 'm1'")
+    run(server, "m2", "INSERT INTO t SELECT i, 'own' FROM generate_series(20001, 20100) AS i")
+    burn(server, 110_000)
+    assert server.scalar("SELECT count(*) FROM pg_database WHERE age(datfrozenxid) > 100000") > 1000
+    for _ in range(2):
+        server.sql("SELECT * FROM branch.gc()")
+    assert server.sql("SELECT state, branches FROM branch.snapshots WHERE branches > 0") == [
+        ("closed", 1000)
+    ]
+    run(server, "main", "VACUUM (FREEZE)")
+    server.sql("SELECT branch.create('young', 'main')")
+
+    # Somebody is attended to, however many there are.
+    server.set(autovacuum="on", autovacuum_naptime="1s", autovacuum_vacuum_cost_delay="0")
+    old = "datname ~ '^m[0-9]+$' AND age(datfrozenxid) > 100000"
+    wait_for(
+        lambda: server.scalar(f"SELECT count(*) FROM pg_database WHERE {old}") < 998,
+        what="autovacuum to come to some branches",
+    )
+    server.set(autovacuum="off")
+    run(server, "m2", "VACUUM (FREEZE)")
+    for name, rows in (("m1", 20000), ("m2", 20100), ("m1000", 20000), ("young", 20000)):
+        assert server.scalar("SELECT count(v) FROM t", dbname=name) == rows, name
+    own = server.scalar("SELECT own_bytes FROM branch.branches WHERE name = 'm2'")
+    assert own < whole // 3, f"{own} of {whole} bytes were copied"
+    assert server.sql("SELECT * FROM branch.verify()") == []
+
+    server.sql(
+        "SELECT branch.delete(name, hard => true) FROM branch.branches WHERE name ~ '^m[0-9]'"
+    )
+    server.sql("SELECT * FROM branch.gc()")
+    for name in ("template1", "postgres", "main"):
+        run(server, name, "VACUUM (FREEZE)")
+    oldest = server.sql(
+        "SELECT datname, age(datfrozenxid) FROM pg_database WHERE datallowconn"
+        " AND age(datfrozenxid) > 50000 AND datname <> 'young'"
+    )
+    assert oldest == []
+    hidden = server.scalar(
+        "SELECT count(*) FROM pg_database WHERE NOT datallowconn AND datname <> 'template0'"
+        " AND age(datfrozenxid) > 50000"
+    )
+    assert hidden == 0
