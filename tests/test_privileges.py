@@ -172,12 +172,14 @@ CASES: dict[str, Case] = {
     "branch._changed_blocks": owners(
         f"SELECT * FROM branch._changed_blocks({VAULT}, '{{}}', '{{}}', {BRANCH}, '{{}}', '{{}}')"
     ),
+    "sync_branch_data": owners("SELECT sync_branch_data('vault', 'vault_branch')"),
+    "merge_branch_data": owners("SELECT * FROM merge_branch_data('vault_branch', 'vault')"),
     "branch.merge": owners("SELECT * FROM branch.merge('vault_branch', 'vault')"),
     "branch.preview_merge": owners("SELECT * FROM branch.preview_merge('vault_branch', 'vault')"),
     "branch.sync": owners("SELECT * FROM branch.sync('vault_branch')"),
     "branch.conflicts_resolve": owners(
-        "SELECT * FROM branch.conflicts_resolve((SELECT min(id) FROM branch.merge_log), 'ours',"
-        " '{none}')"
+        "SELECT * FROM branch.conflicts_resolve((SELECT coalesce(min(id), 0)"
+        " FROM branch.merge_log), 'ours', '{none}')"
     ),
     "branch.conflict_rows": everybody(
         "SELECT * FROM branch.merge_log AS m, branch.conflict_rows(m.id)"

@@ -38,16 +38,16 @@ def plan_table(
     ours: TableState | None,
     theirs: TableState | None,
     *,
-    ignore_new: bool = False,
+    lenient: bool = False,
 ) -> TablePlan:
     """Plan the merge of one table, given its three versions; None where it does not exist.
 
     ``changed`` of ours and theirs counts from the base, whose own is empty.  A column that only
-    ours has keeps what it has, or gets its default; ``ignore_new``: of one that only theirs has,
-    nothing is taken.
+    ours has keeps what it has, or gets its default; ``lenient``: tables and columns that only one
+    of the two has are left as they are.
     """
     if theirs is None:
-        if base is None or ours is None:
+        if base is None or ours is None or lenient:
             return TablePlan("nothing")
         return TablePlan("conflict", ours.shape, reason="the source has dropped the table")
     if base is None:
@@ -57,8 +57,10 @@ def plan_table(
     if untouched(base, theirs):
         return TablePlan("nothing")
     if ours is None:
+        if lenient:
+            return TablePlan("nothing", theirs.shape, reason="the target has dropped the table")
         return TablePlan("conflict", theirs.shape, reason="the target has dropped the table")
-    different = _different_columns(base, ours, theirs, ignore_new)
+    different = _different_columns(base, ours, theirs, lenient)
     if different:
         return TablePlan("conflict", ours.shape, reason=different)
     return _plan_rows(base, ours, theirs)
@@ -109,7 +111,7 @@ def _common_columns(*states: TableState) -> set[str]:
 
 
 def _different_columns(
-    base: TableState, ours: TableState, theirs: TableState, ignore_new: bool
+    base: TableState, ours: TableState, theirs: TableState, lenient: bool
 ) -> str:
     sides = (("base", base.shape), ("target", ours.shape), ("source", theirs.shape))
     kinds = {
@@ -119,7 +121,7 @@ def _different_columns(
     every = dict.fromkeys(name for columns in kinds.values() for name in columns)
     for name in every:
         having = [side for side, columns in kinds.items() if name in columns]
-        if having == ["target"] or (ignore_new and having == ["source"]):
+        if having == ["target"] or (lenient and ("target" not in having or "source" not in having)):
             continue
         if len({columns.get(name) for columns in kinds.values()}) > 1:
             facts = ", ".join(

@@ -36,6 +36,7 @@ from agent_branch.threeway import ThreeWay, read_side, sizes
 
 NO_RIGHT = "42501"
 NOTHING_IN_COMMON = "55000"
+OPEN_CONFLICTS = "55000"
 
 # Tables that came or changed between being planned and being locked: plan again so often.
 ROUNDS = 10
@@ -318,8 +319,10 @@ def _frozen(pair: Pair, snapshot: str) -> Reading:
     return Reading(bases.open_base(bases.State(snapshot, pair.source_id)))
 
 
-def run_merge(pair: Pair, options: Options, resolves: int | None = None) -> Result:
-    """A merge from end to end; ``resolves``: number of the one whose conflicts were decided.
+def run_merge(pair: Pair, options: Options, resolves: int | None = None) -> tuple[Result, bool]:
+    """A merge from end to end, and whether it was done, not stopped by conflicts.
+
+    ``resolves``: number of the one whose conflicts were decided.
 
     Raises ``ReportedError``, and plpy's errors.
     """
@@ -353,7 +356,8 @@ def run_merge(pair: Pair, options: Options, resolves: int | None = None) -> Resu
         if not mergelog.settle(begun.number, str(error)):
             raise
     outcome.clashes.close()
-    return _result(begun.number, outcome, done=merged.target is not None)
+    done = merged.target is not None
+    return _result(begun.number, outcome, done=done), done
 
 
 def _commit(
@@ -441,7 +445,7 @@ def merge(
         if dry_run:
             outcome = rehearse(pair, chosen)
             return _result(None, outcome, done=True)
-        return run_merge(pair, chosen)
+        return run_merge(pair, chosen)[0]
     except ReportedError as error:
         report(error)
 
@@ -472,6 +476,27 @@ def sync(
     except ReportedError as error:
         report(error)
     return merge(parent, name, strategy, message, strategies, fire_triggers, schema, dry_run)
+
+
+def sync_branch_data(source: str | None, target: str | None) -> int:
+    """Rows changed in the target, which keeps its own where both changed the same.
+
+    Errors: as ``merge``; 55000 nothing was changed, since something cannot be decided that way.
+    """
+    try:
+        required("p_target_branch", target)
+        pair = find_pair(source, target)
+        found, done = run_merge(pair, Options(strategy="ours", schema="ignore"))
+        if not done:
+            raise ReportedError(
+                OPEN_CONFLICTS,
+                f'changes of database "{pair.source}" could not be brought into "{pair.target}"',
+                detail=f"{found.message}.",
+                hint=f"SELECT * FROM branch.conflict_rows({found.merge_id}) has the conflicts.",
+            )
+        return found.rows_applied
+    except ReportedError as error:
+        report(error)
 
 
 def preview(

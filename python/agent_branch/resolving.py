@@ -56,11 +56,11 @@ def _decisions(number: int) -> dict[TableId, Decisions]:
     return {table_id(parse_name(name), name): one for name, one in found.items()}
 
 
-def _merge_to_resolve(number: int | None) -> tuple[str, str, Options]:
+def _merge_to_resolve(number: int) -> tuple[str, str, Options]:
     with Log() as log:
         rows = log.rows(
             "SELECT m.source_name, m.target_name, m.strategy, m.message, m.options::text, m.state"
-            f" FROM branch.merge_log AS m WHERE m.id = {mergelog.literal(number)}::bigint"
+            f" FROM branch.merge_log AS m WHERE m.id = {number}"
             " AND pg_has_role(m.merged_by, 'USAGE')"
         )
     if not rows:
@@ -96,14 +96,15 @@ def conflicts_resolve(number: int | None, side: str | None, tables: Sequence[str
                 f'argument "side" cannot be "{side}"',
                 hint="There are: ours, theirs.",
             )
+        if number is None:
+            raise ReportedError(INVALID_PARAMETER_VALUE, 'argument "merge_id" must not be null')
         source, target, chosen = _merge_to_resolve(number)
-        assert number is not None
         names = None if tables is None else [_shown(name) for name in tables]
         done, left = _set(number, side, names)
         if left:
             return Result(number, False, 0, left, f"{done} conflicts decided, {left} are open")
         decided = replace(chosen, decisions=_decisions(number))
-        return run_merge(find_pair(source, target), decided, resolves=number)
+        return run_merge(find_pair(source, target), decided, resolves=number)[0]
     except ReportedError as error:
         report(error)
 

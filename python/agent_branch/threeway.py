@@ -19,8 +19,8 @@ from agent_branch.sqltext import Session, Statement
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import TableShape
 
-# What becomes of tables and columns that only the source has.  stop: they are conflicts;
-# ignore: they stay where they are.
+# What becomes of tables and columns that only one side has.  stop: they are conflicts, unless the
+# target made them; ignore: they are left as they are.
 SchemaMode = Literal["stop", "ignore"]
 
 UNKNOWN = Extent(0, 0, None)
@@ -68,7 +68,7 @@ class ThreeWay:
             _state(self.base.tables.get(name), self.of_theirs.get(name, UNKNOWN), before=True),
             _state(self.ours.tables.get(name), self.of_ours.get(name, UNKNOWN)),
             _state(self.theirs.tables.get(name), self.of_theirs.get(name, UNKNOWN)),
-            ignore_new=self.mode == "ignore",
+            lenient=self.mode == "ignore",
         )
         if plan.course == "create":
             if self.mode == "ignore":
