@@ -33,7 +33,6 @@
 #include "storage/bufpage.h"
 #include "storage/fd.h"
 #include "storage/fsm_internals.h"
-#include "storage/proc.h"
 #include "storage/smgr.h"
 
 #include "ab_file.h"
@@ -465,8 +464,9 @@ ab_complete_files(Oid db, const char *name, AbComplete *c)
 }
 
 /*
- * No checkpoint may complete between the record and the origin's end: after a crash the
- * branch would be one again here, and on no standby.
+ * Should a checkpoint complete between the two and the server crash then, it is a branch
+ * here, with an own page wherever there is one, and on standbys a plain database with the
+ * same pages; detaching it again makes no difference there.
  */
 void
 ab_complete_detach(const AbComplete *c)
@@ -476,16 +476,6 @@ ab_complete_detach(const AbComplete *c)
 	rec.incarnation = c->origin.incarnation;
 	rec.db = c->db;
 	rec.spc = c->origin.spc;
-	Assert((MyProc->delayChkptFlags & DELAY_CHKPT_START) == 0);
-	MyProc->delayChkptFlags |= DELAY_CHKPT_START;
-	PG_TRY();
-	{
-		XLogFlush(ab_wal_branch_detach(&rec, c->relmap));
-		ab_storage_drop_origin(c->db);
-	}
-	PG_FINALLY();
-	{
-		MyProc->delayChkptFlags &= ~DELAY_CHKPT_START;
-	}
-	PG_END_TRY();
+	XLogFlush(ab_wal_branch_detach(&rec, c->relmap));
+	ab_storage_drop_origin(c->db);
 }
