@@ -307,3 +307,68 @@ def test_rights(server: Cluster, branch: str) -> None:
         conn.execute("SELECT branch.suspend(%s)", (branch,))
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             conn.execute("SELECT branch.suspend_idle()")
+
+
+def test_age_is_attended_to_in_its_sleep(make_cluster: Any) -> None:
+    """A branch that sleeps while the cluster comes to autovacuum_freeze_max_age: autovacuum
+    freezes it and leaves; nobody has woken it, and its inherited frozen pages stay inherited."""
+    server: Cluster = make_cluster(
+        "asleep",
+        {
+            "agent_branch.activity_flush_interval": 1,
+            "autovacuum": "off",
+            "autovacuum_freeze_max_age": 100_000,
+            "autovacuum_naptime": "1s",
+            "agent_branch.sweep_interval": 1,
+            "autovacuum_vacuum_cost_delay": 0,
+            "vacuum_freeze_min_age": 0,
+        },
+    )
+    server.sql("CREATE TABLE t AS SELECT generate_series(1, 20000) AS i", dbname="main")
+    server.sql("CREATE INDEX ON t (i)", dbname="main")
+    server.sql("CREATE EXTENSION pg_visibility", dbname="main")
+    server.sql("VACUUM (FREEZE)", dbname="main")
+    assert server.scalar("SELECT bool_and(all_frozen) FROM pg_visibility_map('t')", dbname="main")
+    (relation,) = server.sql("SELECT pg_relation_filenode('t'), pg_table_size('t')", dbname="main")
+    server.sql("SELECT name FROM branch.create('b', 'main')")
+    server.sql("SELECT count(*) FROM t", dbname="b")
+    assert suspend(server, "b") is None
+    about = (
+        "SELECT b.suspended_at, b.last_active_at, b.request_count FROM branch.usage AS b"
+        " WHERE b.name = 'b'"
+    )
+    before = server.sql(about)
+    owned = server.scalar("SELECT own_bytes FROM branch.branches WHERE name = 'b'")
+    directory = (
+        server.data
+        / "base"
+        / str(server.scalar("SELECT oid::text FROM pg_database WHERE datname = 'b'"))
+    )
+
+    server.set(autovacuum="on")
+    server.sql(
+        "DO $$BEGIN FOR i IN 1..101000 LOOP PERFORM pg_current_xact_id(); ROLLBACK; END LOOP; END$$"
+    )
+    old = "SELECT count(*) FROM pg_database WHERE datname = 'b' AND age(datfrozenxid) > 50000"
+    wait_for(lambda: not server.scalar(old), what="autovacuum to freeze it")
+    wait_for(
+        lambda: not server.scalar("SELECT count(*) FROM pg_stat_activity WHERE datname = 'b'"),
+        what="autovacuum to leave",
+    )
+    assert server.sql(about) == before
+    server.sql("CHECKPOINT")
+    assert not (directory / str(relation[0])).exists()
+    grown = server.scalar("SELECT own_bytes FROM branch.branches WHERE name = 'b'") - owned
+    print(f"owned before {owned}, since {grown}")
+    assert grown < relation[1], "only the catalogs' pages that say how old things are"
+    wait_for(
+        lambda: (
+            server.scalar(
+                "SELECT xact_commit + tup_fetched FROM pg_stat_database WHERE datname = 'b'"
+            )
+            == 0
+        ),
+        what="the statistics of the visit to go",
+    )
+    assert server.scalar("SELECT sum(i) FROM t", dbname="b") == 200010000
+    assert server.sql("SELECT * FROM branch.verify('b')") == []
