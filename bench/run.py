@@ -29,6 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+import asleep  # noqa: E402
 import diff_cost  # noqa: E402
 import live_parent as live  # noqa: E402
 from ab_cluster import Cluster, workspace  # noqa: E402
@@ -387,12 +388,56 @@ def diff_memory(size: Sizes) -> None:
         report("diff-memory", 1.5, False, [(many, few)])
 
 
+def resume(size: Sizes) -> None:
+    """The first row of a suspended branch beside that of a plain database nobody suspends."""
+    with server("resume", autovacuum="off") as cluster:
+        filled(cluster, "main", size.scale)
+        cluster.sql("CREATE DATABASE plain TEMPLATE main")
+        cluster.sql("SELECT branch.create('b', 'main')")
+        asleep.starts(cluster, "b", "plain", 3)
+        found = asleep.starts(cluster, "b", "plain", 100)
+        for line in asleep.table(found):
+            print(line, flush=True)
+        ours = sorted(asleep.until_read(run) for run in found["branch"])
+        other = sorted(asleep.until_read(run) for run in found["plain"])
+        middle = list(zip(ours, other, strict=True))[45:55]
+        report("resume-p50", 1.5, False, middle)
+        report("resume-p99-of-10ms", 1.0, False, [(ours[98], 10.0)])
+
+
+def many_asleep(size: Sizes) -> None:
+    """What others notice of suspended branches, beside a server that has none; for \\l, which
+    shows them all, beside one where they are awake."""
+    count = 1000 if size.calls < 500 else 10_000
+    settings = {"autovacuum_naptime": "1s", "checkpoint_timeout": "1h", "max_wal_size": "8GB"}
+    with server("asleep", **settings) as ours, server("none", **settings) as other:
+        for cluster in (ours, other):
+            filled(cluster, "main", size.scale)
+        names = [f"b{i}" for i in range(count)]
+        ours.sql("SELECT count(*) FROM branch.create_many(%s, 'main')", (names,))
+        awake = [asleep.listing(ours) for _ in range(size.repeats)]
+        asleep.send_to_sleep(ours, count)
+        pairs = list(zip([asleep.listing(ours) for _ in awake], awake, strict=True))
+        report(f"asleep-{count}-list", 1.1, False, pairs)
+        for name, figure in (
+            ("checkpoint", asleep.checkpoint),
+            ("connect", partial(asleep.connecting, times=size.calls)),
+            ("launcher", partial(asleep.launcher_ticks, seconds=5 * size.repeats)),
+        ):
+            sides = (partial(figure, ours), partial(figure, other))
+            pairs = alternate(1 if name == "launcher" else size.repeats, *sides)
+            print(f"  {name}: {pairs}") if name == "launcher" else None
+            report(f"asleep-{count}-{name}", 1.1, False, [(a + 0.1, b + 0.1) for a, b in pairs])
+
+
 BENCHMARKS: dict[str, Callable[[Sizes], None]] = {
     "create-clean": create_clean,
     "create-template": create_template,
     "connect": connect,
     "throughput": throughput,
     "unused": unused,
+    "resume": resume,
+    "many-asleep": many_asleep,
     "live-parent": live_parent,
     "live-settled": live_settled,
     "live-history": live_history,

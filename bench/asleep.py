@@ -1,0 +1,109 @@
+"""Suspended branches: how fast they wake, and what others notice of many of them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ab_cluster import Cluster, wait_for
+
+PHASES = ("connect", "first statement", "first read", "second read")
+
+
+def wake(cluster: Cluster, dbname: str) -> list[float]:
+    """Milliseconds of each of PHASES."""
+    marks = [time.perf_counter()]
+    with cluster.connect(dbname) as conn:
+        marks.append(time.perf_counter())
+        for query in ("SELECT 1", *2 * ["SELECT abalance FROM pgbench_accounts WHERE aid = 4711"]):
+            conn.execute(query)
+            marks.append(time.perf_counter())
+    return [(b - a) * 1000 for a, b in itertools.pairwise(marks)]
+
+
+def starts(cluster: Cluster, name: str, plain: str, times: int) -> dict[str, list[list[float]]]:
+    """Phases of waking a branch, and of the same in a plain database, in turn."""
+    found: dict[str, list[list[float]]] = {"branch": [], "plain": []}
+    with cluster.connect() as control:
+        for _ in range(times):
+            control.execute("SELECT branch.suspend(%s)", (name,))
+            found["branch"].append(wake(cluster, name))
+            found["plain"].append(wake(cluster, plain))
+    return found
+
+
+def until_read(phases: list[float]) -> float:
+    """Up to the end of the first read."""
+    return sum(phases[:3])
+
+
+def table(found: dict[str, list[list[float]]]) -> list[str]:
+    """The phases as lines: p50 and p99 of either side."""
+    lines = []
+    for i, phase in enumerate((*PHASES, "to the first row")):
+        cells = []
+        for side in ("branch", "plain"):
+            values = sorted(until_read(run) if i == len(PHASES) else run[i] for run in found[side])
+            p99 = values[min(len(values) - 1, int(len(values) * 0.99))]
+            cells.append(f"{side} {statistics.median(values):7.3f} {p99:7.3f}")
+        lines.append(f"    {phase:<17} {'   '.join(cells)}   (p50 p99 ms)")
+    return lines
+
+
+def send_to_sleep(cluster: Cluster, count: int) -> None:
+    cluster.set(**{"agent_branch.auto_suspend_seconds": 1})
+
+    def all_asleep() -> bool:
+        cluster.sql("SELECT branch.suspend_idle()")
+        asleep = cluster.scalar(
+            "SELECT count(*) FROM branch._activity() WHERE suspended_at IS NOT NULL"
+        )
+        return bool(asleep == count)
+
+    wait_for(all_asleep, timeout=600, what=f"{count} branches to be suspended")
+
+
+def timed(action: Callable[[], object], times: int) -> float:
+    """Median, in milliseconds."""
+    spent = []
+    for _ in range(times):
+        began = time.perf_counter()
+        action()
+        spent.append((time.perf_counter() - began) * 1000)
+    return statistics.median(spent)
+
+
+def checkpoint(cluster: Cluster) -> float:
+    def action() -> None:
+        cluster.sql("CHECKPOINT")
+
+    cluster.sql("UPDATE pgbench_tellers SET tbalance = tbalance + 1", dbname="main")
+    return timed(action, 1)
+
+
+def connecting(cluster: Cluster, times: int) -> float:
+    return timed(lambda: cluster.connect("main").close(), times)
+
+
+def listing(cluster: Cluster) -> float:
+    return timed(lambda: cluster.psql(r"\l"), 1)
+
+
+def launcher_ticks(cluster: Cluster, seconds: float) -> float:
+    """CPU time of autovacuum's launcher, in milliseconds for each second."""
+    pid = cluster.scalar(
+        "SELECT pid FROM pg_stat_activity WHERE backend_type = 'autovacuum launcher'"
+    )
+
+    def ticks() -> int:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return int(fields[11]) + int(fields[12])
+
+    before = ticks()
+    subprocess.run(["sleep", str(seconds)], check=True)
+    return (ticks() - before) * 1000 / os.sysconf("SC_CLK_TCK") / seconds
