@@ -409,7 +409,11 @@ def many_asleep(size: Sizes) -> None:
     """What others notice of suspended branches, beside a server that has none; for \\l, which
     shows them all, beside one where they are awake."""
     count = 1000 if size.calls < 500 else 10_000
-    settings = {"autovacuum_naptime": "1s", "checkpoint_timeout": "1h", "max_wal_size": "8GB"}
+    settings: dict[str, Any] = {
+        "autovacuum_naptime": "1s",
+        "checkpoint_timeout": "1h",
+        "max_wal_size": "8GB",
+    }
     with server("asleep", **settings) as ours, server("none", **settings) as other:
         for cluster in (ours, other):
             filled(cluster, "main", size.scale)
