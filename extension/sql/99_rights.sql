@@ -117,3 +117,8 @@ GRANT EXECUTE ON FUNCTION branch.sync(text, text, text, jsonb, boolean, text, bo
 
 -- What pg_dump keeps: those who may insert rows into such tables need its default.
 GRANT EXECUTE ON FUNCTION branch._cluster() TO public;
+
+-- Continuous sync: starting and stopping is for superusers, whatever is granted.
+GRANT EXECUTE ON FUNCTION branch.sync_start(text, text, text[], text) TO public;
+GRANT EXECUTE ON FUNCTION branch.sync_stop(text, text) TO public;
+GRANT SELECT ON TABLE branch.syncs TO public;

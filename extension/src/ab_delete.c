@@ -153,7 +153,7 @@ check_replication(Oid db, const char *name)
 				 errmsg("branch \"%s\" is used by an active logical replication slot", name),
 				 errdetail_plural("There is %d active slot.",
 								  "There are %d active slots.", nactive, nactive),
-				 errhint("Stop its consumer first.")));
+				 errhint("Stop its consumer first; branch.sync_stop() ends a sync.")));
 
 	nsubscriptions = CountDBSubscriptions(db);
 	if (nsubscriptions > 0)
@@ -163,7 +163,7 @@ check_replication(Oid db, const char *name)
 				 errdetail_plural("There is %d subscription.",
 								  "There are %d subscriptions.",
 								  nsubscriptions, nsubscriptions),
-				 errhint("Drop it there with DROP SUBSCRIPTION first.")));
+				 errhint("Drop it there with DROP SUBSCRIPTION first; branch.sync_stop() ends a sync.")));
 }
 
 void

@@ -77,7 +77,7 @@ def literal(value: object) -> str:
     return quote_literal(str(value))
 
 
-def _control() -> str:
+def control_database() -> str:
     name: str = plpy.execute("SELECT current_database() AS d")[0]["d"]
     return name
 
@@ -86,7 +86,7 @@ class Log:
     """A transaction in the control database that is committed at the end of ``with``."""
 
     def __init__(self) -> None:
-        self._remote = Remote(_control(), read_only=False, isolation="read committed")
+        self._remote = Remote(control_database(), read_only=False, isolation="read committed")
         # Somebody's setting would make policies errors.
         self._remote.run("SET LOCAL row_security = on; SET LOCAL synchronous_commit = on")
 
