@@ -47,6 +47,19 @@ def scheduled(cron: Cluster) -> Cluster:
     return cron
 
 
+def test_a_schema_named_cron_is_not_enough(cron: Cluster) -> None:
+    """What somebody else has put there would be run as superuser."""
+    cron.sql("CREATE DATABASE timetable")
+    cron.sql(
+        "CREATE SCHEMA cron;"
+        " CREATE FUNCTION cron.schedule_in_database(text, text, text, text, text, boolean) RETURNS bigint LANGUAGE sql AS 'SELECT 1'",
+        dbname="timetable",
+    )
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="pg_cron is not in"):
+        cron.sql("SELECT * FROM branch.schedule_jobs()")
+    cron.sql("DROP DATABASE timetable WITH (FORCE)")
+
+
 def table(cluster: Cluster) -> list[tuple[Any, ...]]:
     return cluster.sql(
         "SELECT jobid, jobname, schedule, command, database, username, active FROM cron.job"

@@ -168,6 +168,7 @@ $$;
 
 COMMENT ON FUNCTION branch._price_use(timestamptz, bigint) IS 'what active time costs at the price of a time';
 
+-- One whose OID another branch had waits until that one's account is closed.
 CREATE FUNCTION branch._open_accounts() RETURNS bigint
 LANGUAGE sql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
@@ -182,7 +183,7 @@ AS $$
             o.depth >= 1
             AND NOT EXISTS (
                 SELECT FROM branch.accounts AS b
-                WHERE b.db = d.oid AND b.origin_at = o.created_at AND b.closed_at IS null
+                WHERE b.db = d.oid AND b.closed_at IS null
             )
         ON CONFLICT DO NOTHING
         RETURNING 1

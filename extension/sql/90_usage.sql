@@ -18,12 +18,20 @@ SELECT -- noqa: ST06
     round(greatest(a.active_us, c.active_us, 0) / 1000000.0, 6) AS compute_seconds,
     round(
         coalesce(c.cost, 0)
-        + coalesce(branch._price_seconds(
-            c.sampled_at, pg_catalog.clock_timestamp(), c.own_bytes, c.pinned_bytes
-        ), 0)
-        + coalesce(branch._price_use(
-            greatest(a.last_active_at, c.sampled_at), greatest(a.active_us - coalesce(c.active_us, 0), 0)
-        ), 0), 9
+        + CASE
+            WHEN c.own_bytes > 0 OR c.pinned_bytes > 0
+                THEN branch._price_seconds(
+                    c.sampled_at, pg_catalog.clock_timestamp(), c.own_bytes, c.pinned_bytes
+                )
+            ELSE 0
+        END
+        + CASE
+            WHEN a.active_us > coalesce(c.active_us, 0)
+                THEN branch._price_use(
+                    greatest(a.last_active_at, c.sampled_at, a.since), a.active_us - coalesce(c.active_us, 0)
+                )
+            ELSE 0
+        END, 9
     ) AS total_cost
 FROM branch._databases AS d
 CROSS JOIN LATERAL branch._origin(d.oid) AS o

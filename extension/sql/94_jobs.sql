@@ -92,7 +92,7 @@ CREATE FUNCTION branch._job_cleanup(OUT done bigint, OUT again boolean) RETURNS 
 LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT count(*), count(*) >= 100 FROM branch.cleanup(max_branches => 100) AS c WHERE c.action = 'delete'
+    SELECT count(*), count(*) >= 500 FROM branch.cleanup(max_branches => 500) AS c WHERE c.action = 'delete'
 $$;
 
 COMMENT ON FUNCTION branch._job_cleanup() IS 'a batch of job cleanup: branches that nobody uses';

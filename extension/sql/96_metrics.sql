@@ -13,12 +13,17 @@ WITH totals AS (
     FROM branch.accounts AS a
 ),
 
+act AS MATERIALIZED (SELECT v.* FROM branch._activity() AS v),
+
 states AS (
     SELECT
-        count(*) FILTER (WHERE NOT d.is_deleted) AS living,
-        count(*) FILTER (WHERE d.is_deleted) AS deleted
+        count(*) FILTER (WHERE NOT d.is_deleted AND v.suspended_at IS null) AS ready,
+        count(*) FILTER (WHERE NOT d.is_deleted AND v.suspended_at IS NOT null) AS suspended,
+        count(*) FILTER (WHERE d.is_deleted) AS deleted,
+        coalesce(sum(v.sessions), 0) AS sessions
     FROM branch._databases AS d
     CROSS JOIN LATERAL branch._origin(d.oid) AS o
+    LEFT JOIN act AS v ON d.oid = v.db AND o.created_at = v.origin_at
     WHERE o.depth >= 1
 ),
 
@@ -29,14 +34,6 @@ snapshots AS (
         coalesce(max(s.age_percent), 0) AS age_percent,
         coalesce(sum(s.bytes), 0) AS bytes
     FROM branch._snapshots() AS s
-),
-
-activity AS (
-    SELECT
-        coalesce(sum(v.sessions), 0) AS sessions,
-        count(*) FILTER (WHERE v.suspended_at IS NOT null) AS suspended
-    FROM branch._activity() AS v
-    WHERE v.origin_at > '-infinity'
 ),
 
 largest AS (
@@ -62,11 +59,10 @@ SELECT
     jsonb_build_object('state', x.state) AS labels,
     x.branches::numeric AS value -- noqa: RF04
 FROM states AS s
-CROSS JOIN activity AS v
 CROSS JOIN
     LATERAL (
         VALUES
-        ('ready', s.living - v.suspended), ('suspended', v.suspended), ('deleted', s.deleted)
+        ('ready', s.ready), ('suspended', s.suspended), ('deleted', s.deleted)
     ) AS x (state, branches)
 UNION ALL
 SELECT
@@ -75,11 +71,11 @@ SELECT
     x.value
 FROM totals AS t
 CROSS JOIN snapshots AS s
-CROSS JOIN activity AS v
+CROSS JOIN states AS b
 CROSS JOIN
     LATERAL (
         VALUES
-        ('agent_branch_sessions', v.sessions::numeric),
+        ('agent_branch_sessions', b.sessions::numeric),
         ('agent_branch_requests_total', t.requests),
         ('agent_branch_active_seconds_total', round(t.active_us / 1000000, 6)),
         ('agent_branch_rows_written_total', t.rows_written),

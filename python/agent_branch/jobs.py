@@ -79,7 +79,16 @@ def run_job(job: str | None) -> None:
 
 # ---- pg_cron ----
 
-SCHEDULE = "cron.schedule_in_database(text,text,text,text,text,boolean)"
+# Its schema has to be the extension's: what anybody else calls "cron" is not run as superuser.
+OWN_SCHEMA = (
+    "SELECT pg_catalog.to_regprocedure("
+    "'cron.schedule_in_database(text,text,text,text,text,boolean)')"
+    " FROM pg_catalog.pg_depend AS d INNER JOIN pg_catalog.pg_extension AS e ON d.refobjid = e.oid"
+    " INNER JOIN pg_catalog.pg_namespace AS n ON d.objid = n.oid"
+    " WHERE d.classid = 'pg_catalog.pg_namespace'::pg_catalog.regclass AND n.nspname = 'cron'"
+    " AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass"
+    " AND d.deptype = 'e' AND e.extname = 'pg_cron'"
+)
 RUN_JOB = (
     "branch.run_job(text)",
     "branch._job_lock(text)",
@@ -160,7 +169,8 @@ def _open(database: str) -> Remote:
 
 
 def _require_cron(run: Run, database: str) -> None:
-    if run(f"SELECT pg_catalog.to_regprocedure('{SCHEDULE}')")[0][0] is None:
+    found = run(OWN_SCHEMA)
+    if not found or found[0][0] is None:
         raise _missing(database)
 
 
