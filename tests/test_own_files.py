@@ -148,3 +148,20 @@ def test_lost_before_recovery(make_cluster: Callable[..., Cluster]) -> None:
     amcheck(server, *lose)
     healthy(server)
     calm_log(server)
+
+
+def test_name_in_another_tablespace(make_cluster: Callable[..., Cluster], faults: Faults) -> None:
+    """The directory of a branch is made with its first file in a tablespace, and its name has
+    to be on disk before a checkpoint relies on the file: in every tablespace."""
+    server = make_cluster("places", SETTINGS_HERE)
+    server.sql("CREATE TABLESPACE side LOCATION ''")
+    create_database(server, "p", "CREATE TABLE t (i int)", "CREATE TABLE s (i int) TABLESPACE side")
+    run(server, "p", "INSERT INTO t VALUES (1)", "INSERT INTO s VALUES (1)")
+    create(server, "b", "p")
+    faults.restart(server, "fast")
+    with server.connect("b") as session:
+        session.execute("INSERT INTO t SELECT generate_series(1, 1000)")
+        faults.arm("pg_tblspc/", 0, 0, only="fsync")
+        session.execute("INSERT INTO s SELECT generate_series(1, 1000)")
+        calls, _, _ = faults.disarm()
+    assert calls == 2, "the file's directory, and that directory's"

@@ -142,24 +142,26 @@ make_segment(RelFileNode rnode, ForkNumber fork, BlockNumber segno, off_t length
 
 /*
  * Make the new names durable: the file's, and before the first file of a branch that
- * this process makes also that of the database's directory, which its creation left
- * to us.
+ * this process makes in a tablespace also that of the database's directory there, which
+ * its creation left to us.
  */
 static void
 sync_names(RelFileNode rnode, ForkNumber fork)
 {
 	static Oid	last_db = InvalidOid;
+	static Oid	last_spc = InvalidOid;
 	char		path[MAXPGPATH];
 	char		dir[MAXPGPATH];
 
 	ab_relation_path(path, rnode, fork, 0);
 	ab_file_sync_parent(path);
-	if (rnode.dbNode == last_db)
+	if (rnode.dbNode == last_db && rnode.spcNode == last_spc)
 		return;
 	strlcpy(dir, path, sizeof(dir));
 	get_parent_directory(dir);
 	ab_file_sync_parent(dir);
 	last_db = rnode.dbNode;
+	last_spc = rnode.spcNode;
 }
 
 void
