@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psycopg
+import pytest
 from ab_checks import (
     BLOCK,
     amcheck,
@@ -165,3 +167,25 @@ def test_name_in_another_tablespace(make_cluster: Callable[..., Cluster], faults
         session.execute("INSERT INTO s SELECT generate_series(1, 1000)")
         calls, _, _ = faults.disarm()
     assert calls == 2, "the file's directory, and that directory's"
+
+
+def test_tablespace_that_is_not_there(make_cluster: Callable[..., Cluster]) -> None:
+    """Without its own file a branch inherits the page.  If the directory of the tablespace is
+    gone (not mounted), that is no answer: the branch says so, as PostgreSQL would, instead of
+    showing what it had when it was made."""
+    server = make_cluster("unmounted", SETTINGS_HERE)
+    server.sql("CREATE TABLESPACE side LOCATION ''")
+    create_database(
+        server, "p", "CREATE TABLE s (i int) TABLESPACE side", "INSERT INTO s VALUES (1)"
+    )
+    create(server, "b", "p")
+    run(server, "b", "UPDATE s SET i = 2")
+    run(server, "p", "UPDATE s SET i = 3")  # the old page is kept elsewhere from now on
+    server.restart()
+    place = next((server.data / "pg_tblspc").iterdir())
+    away = place.rename(server.root / "away")
+    with pytest.raises(psycopg.errors.UndefinedFile, match="pg_tblspc"):
+        server.sql("SELECT i FROM s", dbname="b")
+    away.rename(place)
+    assert server.sql("SELECT i FROM s", dbname="b") == [(2,)]
+    assert server.sql("SELECT i FROM s", dbname="p") == [(3,)]

@@ -23,6 +23,8 @@
 #include <unistd.h>
 
 #include "access/xlog.h"
+#include "catalog/catalog.h"
+#include "catalog/pg_tablespace_d.h"
 #include "commands/tablespace.h"
 #include "common/file_perm.h"
 #include "miscadmin.h"
@@ -62,6 +64,26 @@ last_segment(BlockNumber limit)
 	return limit == 0 ? 0 : (limit - 1) / (BlockNumber) RELSEG_SIZE;
 }
 
+/*
+ * That there is no own file means something only if there could be one.  In recovery the
+ * tablespace may be dropped further on.
+ */
+static void
+require_tablespace(Oid spc)
+{
+	char		path[MAXPGPATH];
+	struct stat st;
+
+	if (spc == DEFAULTTABLESPACE_OID || RecoveryInProgress())
+		return;
+	snprintf(path, sizeof(path), "pg_tblspc/%u/%s", spc, TABLESPACE_VERSION_DIRECTORY);
+	if (stat(path, &st) < 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not stat directory \"%s\": %m", path),
+				 errhint("Check that the tablespace is mounted.")));
+}
+
 /* Is every segment as long as the limit wants?  False also without a file. */
 static bool
 long_enough(RelFileNode rnode, ForkNumber fork, BlockNumber limit, bool *exists)
@@ -81,7 +103,10 @@ long_enough(RelFileNode rnode, ForkNumber fork, BlockNumber limit, bool *exists)
 						(errcode_for_file_access(),
 						 errmsg("could not stat file \"%s\": %m", path)));
 			if (segno == 0)
+			{
+				require_tablespace(rnode.spcNode);
 				*exists = false;
+			}
 			return false;
 		}
 		*exists = true;
