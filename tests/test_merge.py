@@ -1,0 +1,241 @@
+"""branch.merge on a living server: killed on the way, beside clients of both sides, in a queue."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+from ab_cluster import Cluster, wait_for
+
+# A trigger that makes the target's transaction wait while it commits: a constraint trigger that
+# is deferred anew when the merge has all constraints checked.
+AT_COMMIT = """
+CREATE TABLE t (id int PRIMARY KEY, v text);
+INSERT INTO t SELECT g, 'old' FROM generate_series(1, 100) AS g;
+CREATE TABLE told (id int);
+CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN SET CONSTRAINTS ALL DEFERRED; INSERT INTO told VALUES (new.id); RETURN NULL; END $$;
+CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN PERFORM pg_advisory_xact_lock(4711); RETURN NULL; END $$;
+CREATE CONSTRAINT TRIGGER tell AFTER UPDATE ON t DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW WHEN (new.id = 1) EXECUTE FUNCTION tell();
+CREATE CONSTRAINT TRIGGER hold AFTER INSERT ON told DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION hold();
+"""
+
+STATE = "SELECT state FROM branch.merges ORDER BY id DESC LIMIT 1"
+LAST = "SELECT max(id) FROM branch.merge_log"
+LOGGED = "SELECT state FROM branch.merge_log WHERE id > %s"
+
+
+@pytest.fixture
+def cluster(cluster_base: Path) -> Iterator[Cluster]:
+    made = Cluster.create(cluster_base, "merge", {"autovacuum": "off"})
+    yield made
+    made.destroy()
+
+
+def begin_merge(cluster: Cluster, pool: ThreadPoolExecutor) -> None:
+    """Somebody merges, and is killed at some time."""
+
+    def merge() -> None:
+        with cluster.connect() as conn:
+            conn.execute("SELECT branch.merge('b')")
+
+    pool.submit(merge)
+
+
+def begin_until_commit(cluster: Cluster, pool: ThreadPoolExecutor) -> None:
+    ((last,),) = cluster.sql(LAST)
+    begin_merge(cluster, pool)
+    wait_for(lambda: cluster.sql(LOGGED, [last]) == [("committing",)], what="the commit")
+
+
+def new(cluster: Cluster) -> int:
+    ((count,),) = cluster.sql("SELECT count(*) FROM t WHERE v = 'new'", dbname="main")
+    return int(count)
+
+
+def test_killed_at_each_point(cluster: Cluster) -> None:
+    """The row of a merge says what became of the target, whenever the server dies.
+
+    First the one who merges is terminated while it waits for the target's table.  Then the server
+    is killed while the target's transaction is committing, and last when it has committed and
+    nobody has written that down.
+    """
+    cluster.sql(AT_COMMIT, dbname="main")
+    cluster.sql("SELECT branch.create('b')")
+    cluster.sql("ALTER TABLE t DISABLE TRIGGER tell; UPDATE t SET v = 'new'", dbname="b")
+    with ThreadPoolExecutor() as pool:
+        with cluster.connect("main", autocommit=False) as holder:
+            holder.execute("LOCK TABLE t IN ROW EXCLUSIVE MODE")
+            begin_merge(cluster, pool)
+            wait_for(lambda: cluster.sql(STATE) == [("running",)], what="the merge to begin")
+            cluster.sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE query = 'SELECT branch.merge(''b'')'"
+            )
+            wait_for(lambda: cluster.sql(STATE) == [("failed",)], what="the merge to have failed")
+        assert new(cluster) == 0
+
+        holder = cluster.connect("main")
+        holder.execute("SELECT pg_advisory_lock(4711)")
+        begin_until_commit(cluster, pool)
+        assert cluster.sql(STATE) == [("running",)]
+        cluster.kill()
+        cluster.start()
+        assert cluster.sql(STATE) == [("failed",)]
+        assert new(cluster) == 0
+
+        holder = cluster.connect("main")
+        holder.execute("SELECT pg_advisory_lock(4711)")
+        begin_until_commit(cluster, pool)
+        writer = cluster.connect(autocommit=False)
+        writer.execute("LOCK TABLE branch.merge_log IN EXCLUSIVE MODE")
+        holder.execute("SELECT pg_advisory_unlock(4711)")
+        wait_for(lambda: new(cluster) == 100, what="the target to have it")
+        cluster.kill()
+        cluster.start()
+    assert cluster.sql(STATE) == [("merged",)]
+    assert new(cluster) == 100
+    # The next one begins where that one has ended, and writes its end down.
+    cluster.sql("UPDATE t SET v = 'newer' WHERE id = 1", dbname="main")
+    assert cluster.sql("SELECT rows_applied, conflicts FROM branch.merge('b')") == [(0, 0)]
+    assert cluster.sql("SELECT DISTINCT state FROM branch.merge_log ORDER BY 1") == [
+        ("failed",),
+        ("merged",),
+    ]
+    left = "SELECT rows_modified FROM branch.diff_summary('b') WHERE table_name = 'public.t'"
+    assert cluster.sql(left) == [(1,)]
+
+
+ACCOUNTS = 200
+
+
+class Traffic:
+    """Clients that move money between accounts; those of the two sides have different ones."""
+
+    def __init__(self, cluster: Cluster, seed: int) -> None:
+        self.cluster, self.seed = cluster, seed
+        self.stop = threading.Event()
+        self.done = {"main": 0, "b": 0}
+        self.seen = 0
+        self.failed: list[str] = []
+
+    def move(self, database: str, client: int) -> None:
+        rng = random.Random(f"{self.seed} {database} {client}")
+        parity = 0 if database == "main" else 1
+        with self.cluster.connect(database, autocommit=False) as conn:
+            while not self.stop.is_set():
+                one, other = sorted(rng.sample(range(parity, ACCOUNTS, 2), 2))
+                amount = rng.randint(1, 100)
+                note = f"INSERT INTO history VALUES (gen_random_uuid(), {amount}, -{amount})"
+                pay = (
+                    f"UPDATE account SET balance = balance + CASE id WHEN {one} THEN {amount}"
+                    f" ELSE -{amount} END WHERE id IN ({one}, {other})"
+                )
+                # In any order: so locks on the tables could run in a circle.
+                for statement in rng.sample((note, pay), 2):
+                    conn.execute(statement)
+                conn.commit()
+                self.done[database] += 1
+
+    def watch(self) -> None:
+        query = (
+            "SELECT (SELECT sum(balance) FROM account), (SELECT sum(paid + got) FROM history),"
+            " (SELECT count(*) FROM mark), (SELECT count(*) FROM mark_too)"
+        )
+        with self.cluster.connect("main") as conn:
+            while not self.stop.is_set():
+                row = conn.execute(query).fetchone()
+                assert row is not None
+                if row[0] != 0 or row[1] not in (0, None) or row[2] != row[3]:
+                    self.failed.append(f"seen: {row}")
+                self.seen += 1
+
+    def run(self, what: object, *args: object) -> None:
+        try:
+            what(*args)  # type: ignore[operator]
+        except psycopg.Error as error:
+            self.failed.append(f"{what}: {error}")
+
+
+def test_beside_clients(cluster: Cluster, seed: int) -> None:
+    """Both sides go on while one is merged into the other, and back: sums keep.
+
+    Readers of the target see all of a merge or nothing, and no client is the victim of a
+    deadlock.
+    """
+    cluster.sql(
+        "CREATE TABLE account (id int PRIMARY KEY, balance int NOT NULL);"
+        f"INSERT INTO account SELECT g, 0 FROM generate_series(0, {ACCOUNTS} - 1) AS g;"
+        "CREATE TABLE history (id uuid PRIMARY KEY, paid int, got int);"
+        "CREATE TABLE mark (id int PRIMARY KEY); CREATE TABLE mark_too (id int PRIMARY KEY)",
+        dbname="main",
+    )
+    cluster.sql("SELECT branch.create('b')")
+    traffic = Traffic(cluster, seed)
+    with ThreadPoolExecutor() as pool:
+        for database in ("main", "b"):
+            for client in range(2):
+                pool.submit(traffic.run, traffic.move, database, client)
+        pool.submit(traffic.run, traffic.watch)
+        try:
+            for number in range(3):
+                wait_for(lambda: min(traffic.done.values()) > 20, what="traffic")
+                cluster.sql(
+                    f"INSERT INTO mark VALUES ({number}); INSERT INTO mark_too VALUES ({number})",
+                    dbname="b",
+                )
+                merged = cluster.sql("SELECT rows_applied, conflicts FROM branch.merge('b')")
+                assert merged[0][0] >= 2
+                assert merged[0][1] == 0
+                assert cluster.sql("SELECT conflicts FROM branch.sync('b')") == [(0,)]
+                traffic.done, traffic.seen = {"main": 0, "b": 0}, 0
+                wait_for(lambda: traffic.seen > 0, what="a reader")
+        finally:
+            traffic.stop.set()
+    assert traffic.failed == []
+    cluster.sql("SELECT branch.merge('b'), branch.sync('b')")
+    assert cluster.sql("SELECT * FROM branch.diff_summary('b')") == []
+
+
+def test_in_a_queue(cluster: Cluster) -> None:
+    """Several agents merge into one parent at once: each is checked against those before it."""
+    cluster.sql(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (0, 'old')",
+        dbname="main",
+    )
+    names = [f"b{i}" for i in range(4)]
+    cluster.sql("SELECT branch.create_many(%s)", [names])
+    for i, name in enumerate(names):
+        cluster.sql(
+            f"UPDATE t SET v = '{name}' WHERE id = 0; INSERT INTO t VALUES ({i + 1}, '{name}')",
+            dbname=name,
+        )
+    with ThreadPoolExecutor() as pool:
+        found = list(
+            pool.map(
+                lambda name: cluster.sql(
+                    "SELECT rows_applied, conflicts FROM branch.merge(%s)", [name]
+                )[0],
+                names,
+            )
+        )
+    assert sorted(found) == [(0, 1), (0, 1), (0, 1), (2, 0)]
+    winner = names[found.index((2, 0))]
+    assert cluster.sql("SELECT v FROM t WHERE id = 0", dbname="main") == [(winner,)]
+    open_ones = cluster.sql("SELECT merge_id, our_row->>'v' FROM branch.conflicts ORDER BY 1")
+    assert {ours for _, ours in open_ones} == {winner}
+    for number, _ in open_ones:
+        resolved = "SELECT rows_applied FROM branch.conflicts_resolve(%s, 'ours')"
+        # Others were merged since: what was decided is about other versions only if they differ.
+        assert cluster.sql(resolved, [number]) == [(1,)]
+    assert cluster.sql("SELECT count(*), min(v) FILTER (WHERE id = 0) FROM t", dbname="main") == [
+        (5, winner)
+    ]
