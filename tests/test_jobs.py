@@ -52,7 +52,8 @@ def test_a_schema_named_cron_is_not_enough(cron: Cluster) -> None:
     cron.sql("CREATE DATABASE timetable")
     cron.sql(
         "CREATE SCHEMA cron;"
-        " CREATE FUNCTION cron.schedule_in_database(text, text, text, text, text, boolean) RETURNS bigint LANGUAGE sql AS 'SELECT 1'",
+        " CREATE FUNCTION cron.schedule_in_database(text, text, text, text, text, boolean)"
+        " RETURNS bigint LANGUAGE sql AS 'SELECT 1'",
         dbname="timetable",
     )
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="pg_cron is not in"):
