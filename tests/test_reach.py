@@ -492,3 +492,16 @@ def test_what_happens_to_branches_meanwhile(reach: Cluster) -> None:
         ("z2", True, None),
     ]
     reach.sql("SELECT branch.delete('z2', hard => true)")
+
+
+def test_suspended_branches_are_visited(reach: Cluster) -> None:
+    reach.sql("SELECT branch.create('asleep', 'main')")
+    reach.sql("SELECT branch.suspend('asleep')")
+    state = "SELECT current_state FROM branch.branches WHERE name = 'asleep'"
+    assert reach.scalar(state) == "suspended"
+    rows = reach.sql(
+        "SELECT ok, result FROM branch.run_on_all('SELECT count(*) FROM public.items')"
+        " WHERE name = 'asleep'"
+    )
+    assert rows == [(True, [{"count": 10}])]
+    reach.sql("SELECT branch.delete('asleep', hard => true, force => true)")

@@ -210,3 +210,41 @@ def test_rights_to_end_sessions(cluster: Cluster, branch: str) -> None:
     assert ended(own) == ENDED
     cluster.sql("DROP ROLE keeper")
     cluster.sql("DROP ROLE stranger")
+
+
+def test_what_is_said_of_sessions(cluster: Cluster) -> None:
+    """Whoever wants a branch to himself waits 5 s, then says who is there and what to do."""
+    calls = {
+        "s_delete": "branch.delete('s_delete')",
+        "s_reset": "branch.reset('s_reset')",
+        "s_restore": "branch.restore('s_restore', 's_snapshot')",
+        "s_rename": "branch.rename('s_rename', 's_renamed')",
+        "s_detach": "branch.detach('s_detach')",
+    }
+    cluster.sql("SELECT branch.create_many(%s, 'main')", (list(calls),))
+    cluster.sql("SELECT branch.snapshot('main', 's_snapshot')")
+    inside = [cluster.connect(name) for name in calls]
+    callers = {name: Caller(cluster, f"SELECT {call}", grace="0") for name, call in calls.items()}
+    said = {}
+    for name, caller in callers.items():
+        caller.end()
+        assert caller.error is not None
+        diag = caller.error.diag
+        said[name] = (
+            diag.sqlstate,
+            diag.message_primary,
+            diag.message_detail,
+            diag.message_hint,
+        )
+    assert said == {
+        name: (
+            "55006",
+            f'branch "{name}" is being accessed by other users',
+            "Other sessions using it: 1; prepared transactions in it: 0.",
+            "Disconnect them, or call the function with force => true.",
+        )
+        for name in calls
+    }
+    for conn in inside:
+        assert ended(conn) is None
+        conn.close()
