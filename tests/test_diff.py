@@ -387,6 +387,26 @@ def test_states_are_for_reading_only(cluster: Cluster) -> None:
     assert cluster.sql("SELECT * FROM branch.verify()") == []
 
 
+def test_a_crash_while_a_state_is_read(cluster: Cluster) -> None:
+    """The database it was read in is like others then: it can be read again, or it is swept."""
+    cluster.sql("CREATE DATABASE shaky")
+    cluster.sql("CREATE TABLE s (id int PRIMARY KEY); INSERT INTO s VALUES (1)", dbname="shaky")
+    cluster.sql("SELECT branch.create('shaky1', 'shaky')")
+    cluster.sql("INSERT INTO s VALUES (2)", dbname="shaky1")
+    asked = "SELECT to_row FROM branch.diff('shaky1', NULL, 's', at => 'base')"
+    bases = "SELECT count(*) FROM pg_database WHERE datname LIKE 'agent\\_branch\\_base\\_%'"
+    for again in (True, False):
+        conn = cluster.connect(autocommit=False)
+        assert conn.execute(asked).fetchall() == [({"id": 2},)]
+        cluster.crash()
+        conn.close()
+        if again:
+            assert cluster.sql(asked) == [({"id": 2},)]
+        cluster.sql("SELECT branch.gc()")
+        assert cluster.scalar(bases) == 0
+        assert cluster.sql("SELECT * FROM branch.verify()") == []
+
+
 def test_rewritten_while_it_is_compared(cluster: Cluster) -> None:
     """A table that is truncated after the comparison began cannot be seen as it was: 40001."""
     cluster.sql("CREATE DATABASE moving")

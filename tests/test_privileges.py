@@ -161,8 +161,15 @@ CASES: dict[str, Case] = {
     "branch.diff_summary": owners("SELECT * FROM branch.diff_summary('vault_branch', 'vault')"),
     "branch.diff": owners("SELECT * FROM branch.diff('vault_branch', 'vault', 'secrets')"),
     "branch.diff_stat": owners("SELECT * FROM branch.diff_stat('vault_branch', 'vault')"),
-    "branch.sync_start": Case("SELECT branch.sync_start('vault', 'vault_branch')", ()),
-    "branch.sync_stop": Case("SELECT branch.sync_stop('vault', 'vault_branch')", ()),
+    # past the check of rights: wal_level is not logical, there is none
+    "branch.sync_start": superusers(
+        "DO $$BEGIN PERFORM branch.sync_start('vault', 'vault_branch');"
+        " EXCEPTION WHEN object_not_in_prerequisite_state THEN NULL; END$$"
+    ),
+    "branch.sync_stop": superusers(
+        "DO $$BEGIN PERFORM branch.sync_stop('vault', 'vault_branch');"
+        " EXCEPTION WHEN undefined_object THEN NULL; END$$"
+    ),
     "branch.schema_diff": owners("SELECT * FROM branch.schema_diff('vault_branch', 'vault')"),
     "branch.merge_base": owners("SELECT * FROM branch.merge_base('vault_branch', 'vault')"),
     "branch._merge_base": owners(f"SELECT branch._merge_base({BRANCH}, {VAULT})"),
