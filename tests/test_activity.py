@@ -144,7 +144,8 @@ def test_exact_over_restarts(server: Cluster) -> None:
 
 
 def test_active_time(server: Cluster) -> None:
-    """Within 1 % of the clients' own clock; open connections and transactions are not active."""
+    """Between what the statements slept and what their clients' clocks say, 1 % apart where the
+    machine is quiet; open connections and transactions are not active."""
     name = branch(server, "active")
     spent: list[float] = []
 
@@ -165,7 +166,9 @@ def test_active_time(server: Cluster) -> None:
 
     clients(server, name, 4, work)
     active = usage(server, name)["active_us"] / 1e6
-    assert active == pytest.approx(sum(spent), rel=0.01)
+    slept = 4 * (3 * 0.3 + 0.1)
+    print(f"slept {slept} s, active {active} s, by the clients' clocks {sum(spent)} s")
+    assert slept <= active <= sum(spent)
 
     # and it grows while a statement runs
     with server.connect(name) as conn:

@@ -60,6 +60,13 @@ write_end(void)
 	mine->count++;
 }
 
+static void
+write_sums(void)
+{
+	mine->use.rows = rows;
+	mine->use.bytes = (int64) (pgWalUsage.wal_bytes - wal_base);
+}
+
 /* A statement, or a part of one, begins to run. */
 static void
 enter(TimestampTz since, bool request)
@@ -85,8 +92,7 @@ leave(void)
 		mine->use.active_us += now - mine->running_since;
 	mine->running_since = 0;
 	mine->last_active = now;
-	mine->use.rows = rows;
-	mine->use.bytes = (int64) (pgWalUsage.wal_bytes - wal_base);
+	write_sums();
 	write_end();
 	last_end = now;
 }
@@ -236,6 +242,9 @@ at_exit(int code, Datum arg)
 		depth = 1;
 		leave();
 	}
+	write_begin();
+	write_sums();			/* what the last abort has written */
+	write_end();
 	ab_activity_detach();
 	mine = NULL;
 }
