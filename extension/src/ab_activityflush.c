@@ -47,20 +47,19 @@ enum
 	NCOLUMNS = COL_SUSPENDED
 };
 
+/* For functions of the extension, which is there then, and others that have looked. */
 static Oid
 activity_table(void)
 {
 	Oid			schema = get_namespace_oid("branch", true);
 
-	if (!OidIsValid(schema) || !ab_tables_installed())
-		return InvalidOid;
-	return get_relname_relid("activity", schema);
+	return OidIsValid(schema) ? get_relname_relid("activity", schema) : InvalidOid;
 }
 
 bool
 ab_activityflush_possible(void)
 {
-	return OidIsValid(activity_table());
+	return ab_tables_installed() && OidIsValid(activity_table());
 }
 
 static void
