@@ -20,7 +20,7 @@ from ab_oracle import SETTINGS
 from ab_storm import lost_connection
 
 # More of them on demand.
-ROUNDS = int(os.environ.get("AGENT_BRANCH_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("AGENT_BRANCH_ROUNDS", "2"))
 CLIENTS = 4
 Rows = dict[int, int]
 SELECT = "SELECT id, v FROM t"
