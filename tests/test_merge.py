@@ -106,6 +106,8 @@ def test_killed_at_each_point(cluster: Cluster) -> None:
     # The next one begins where that one has ended, and writes its end down.
     cluster.sql("UPDATE t SET v = 'newer' WHERE id = 1", dbname="main")
     assert cluster.sql("SELECT rows_applied, conflicts FROM branch.merge('b')") == [(0, 0)]
+    told = "SELECT branch, detail->>'target' FROM branch.events WHERE event = 'merged'"
+    assert cluster.sql(told) == [("b", "main")] * 2
     assert cluster.sql("SELECT DISTINCT state FROM branch.merge_log ORDER BY 1") == [
         ("failed",),
         ("merged",),

@@ -194,6 +194,7 @@ CASES: dict[str, Case] = {
         "SELECT * FROM branch.merge_log AS m, branch.conflict_rows(m.id)"
     ),
     "branch._merge_snapshot": owners(f"SELECT branch._merge_snapshot({BRANCH}, {VAULT})"),
+    "branch._merge_over": everybody("SELECT branch._merge_over(max(id)) FROM branch.merge_log"),
     "branch._may_merge": everybody(f"SELECT branch._may_merge({BRANCH}, {VAULT})"),
     "branch._merge_state": everybody("SELECT branch._merge_state(pg_current_xact_id())"),
     "branch._is_merging": everybody(f"SELECT branch._is_merging({VAULT})"),

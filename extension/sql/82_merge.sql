@@ -326,6 +326,13 @@ AS 'MODULE_PATHNAME', 'ab_sql_merge_snapshot';
 COMMENT ON FUNCTION branch._merge_snapshot(oid, oid)
 IS 'the state of a database that is to be merged into another one: a snapshot of it, kept for the transaction';
 
+CREATE FUNCTION branch._merge_over(merge_id bigint) RETURNS void
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_merge_over';
+
+COMMENT ON FUNCTION branch._merge_over(bigint)
+IS 'writes down that the target of a merge of the caller''s has it, if that is so, and tells';
+
 CREATE TYPE branch.merge_result AS (
     merge_id bigint,
     fast_forward boolean,

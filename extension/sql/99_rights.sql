@@ -109,6 +109,7 @@ GRANT EXECUTE ON FUNCTION branch._may_merge(oid, oid) TO public;
 GRANT EXECUTE ON FUNCTION branch._is_merging(oid) TO public;
 GRANT EXECUTE ON FUNCTION branch._merge_state(pg_catalog.xid8) TO public;
 GRANT EXECUTE ON FUNCTION branch._merge_snapshot(oid, oid) TO public;
+GRANT EXECUTE ON FUNCTION branch._merge_over(bigint) TO public;
 GRANT EXECUTE ON FUNCTION branch.conflict_rows(bigint) TO public;
 GRANT EXECUTE ON FUNCTION branch.merge(text, text, text, text, jsonb, boolean, text, boolean) TO public;
 GRANT EXECUTE ON FUNCTION branch.preview_merge(text, text, text, jsonb, text) TO public;

@@ -1,6 +1,7 @@
 /*
  * ab_sql_merge.c
- *	  branch._merge_snapshot: the state of a database that is merged into another one.
+ *	  branch._merge_snapshot: the state of a database that is merged into another one;
+ *	  branch._merge_over: the target has it.
  *
  * Backends in the control database.  The snapshot is taken as the owner of the extension's
  * tables would take it: who merges needs no right to branch, only those that are checked
@@ -10,7 +11,9 @@
 #include "ab_compat.h"
 
 #include "catalog/pg_database.h"
+#include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
+#include "executor/spi.h"
 #include "miscadmin.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
@@ -18,12 +21,14 @@
 #include "utils/syscache.h"
 
 #include "ab_catalogrows.h"
+#include "ab_events.h"
 #include "ab_settings.h"
 #include "ab_sql.h"
 #include "ab_sql_snapshot.h"
 #include "ab_tables.h"
 
 PG_FUNCTION_INFO_V1(ab_sql_merge_snapshot);
+PG_FUNCTION_INFO_V1(ab_sql_merge_over);
 
 /* Is the caller let in, and does it own the database? */
 static bool
@@ -83,4 +88,43 @@ ab_sql_merge_snapshot(PG_FUNCTION_ARGS)
 	SetUserIdAndSecContext(user, context);
 	ab_snapid_format(id, text);
 	PG_RETURN_TEXT_P(cstring_to_text(text));
+}
+
+static char *
+text_column(int column)
+{
+	return SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column);
+}
+
+/*
+ * Writes down that the target's transaction has committed, and tells.  The merge must be
+ * the caller's; one whose end is written down already is left as it is.
+ */
+Datum
+ab_sql_merge_over(PG_FUNCTION_ARGS)
+{
+	Oid			types[2] = {INT8OID, OIDOID};
+	Datum		values[2] = {PG_GETARG_DATUM(0), ObjectIdGetDatum(GetUserId())};
+
+	ab_require_control_database();
+	ab_prevent_read_only("branch.merge()");
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	if (ab_tables_execute("UPDATE branch.merge_log SET state = 'merged',"
+						  " finished_at = clock_timestamp()"
+						  " WHERE id = $1 AND merged_by = $2 AND state = 'committing'"
+						  " AND pg_xact_status(target_xid) = 'committed'"
+						  " RETURNING source_id, source_name, json_build_object("
+						  "'merge_id', id, 'target', target_name, 'rows',"
+						  " rows_inserted + rows_updated + rows_deleted)",
+						  2, types, values, NULL) > 0)
+	{
+		bool		isnull;
+		Oid			source = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0],
+															SPI_tuptable->tupdesc, 1, &isnull));
+
+		ab_event("merged", source, text_column(2), NULL, text_column(3));
+	}
+	SPI_finish();
+	PG_RETURN_VOID();
 }

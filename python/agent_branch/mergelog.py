@@ -174,6 +174,10 @@ def begin(pair: Pair, strategy: str, message: str | None, options: dict[str, Any
             )[0][0]
             or 0
         )
+        log.rows(
+            "SELECT branch._merge_over(m.id) FROM branch.merge_log AS m"
+            f" WHERE m.state = 'committing' AND m.target_id = {pair.target_id}"
+        )
         log.run(_SETTLE.format(target=pair.target_id, number=number))
         base, of = last_base(log, pair)
     return Begun(number, base, of)
@@ -233,6 +237,12 @@ def finish(number: int, **values: object) -> None:
         log.run(_OVER.format(number))
 
 
+def over(number: int) -> None:
+    """The target has it."""
+    with Log() as log:
+        log.rows(f"SELECT branch._merge_over({number})")
+
+
 def settle(number: int, note: str) -> bool:
     """After an error: has the target's transaction committed nevertheless?"""
     with Log() as log:
@@ -241,9 +251,10 @@ def settle(number: int, note: str) -> bool:
             f" WHERE id = {number} AND state = 'committing'"
         )
         status = rows[0][0] if rows else None
-        if status != "in progress":
-            state = "merged" if status == "committed" else "failed"
-            log.update(number, state=state, note=None if state == "merged" else note)
+        if status == "committed":
+            log.rows(f"SELECT branch._merge_over({number})")
+        elif status != "in progress":
+            log.update(number, state="failed", note=note)
             log.run(_OVER.format(number))
     return status == "committed"
 

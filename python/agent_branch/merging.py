@@ -384,7 +384,7 @@ def _commit(
         **facts,
     )
     target.commit()
-    mergelog.finish(number, state="merged")
+    mergelog.over(number)
 
 
 def _result(number: int | None, outcome: Outcome, *, done: bool) -> Result:
