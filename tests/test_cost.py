@@ -271,6 +271,24 @@ def test_reset_rename_delete(priced: Cluster) -> None:
     assert priced.scalar("SELECT total_cost FROM branch.usage WHERE name = 's'") < 1
 
 
+def test_a_reset_meanwhile(priced: Cluster) -> None:
+    """The job does not wait for a reset that is not committed, and takes no branch for gone."""
+    priced.sql("SELECT branch.create('w', 'main')")
+    use(priced, "w", 10)
+    add_up(priced)
+    number = account(priced, "w")["id"]
+    with priced.connect(autocommit=False) as resetting:
+        resetting.execute("SELECT branch.reset('w')")
+        add_up(priced)
+        add_up(priced)
+        resetting.commit()
+    use(priced, "w", 10)
+    add_up(priced)
+    now = account(priced, "w")
+    assert (now["id"], now["closed_at"], cents(now["cost"])) == (number, None, Decimal("7.2000"))
+    assert priced.scalar("SELECT count(*) FROM branch.accounts WHERE name = 'w'") == 1
+
+
 def test_sizes_are_measured(priced: Cluster) -> None:
     priced.sql("SELECT branch.create('m', 'main')")
     priced.sql("CREATE TABLE t AS SELECT generate_series(1, 50000) AS n", dbname="m")

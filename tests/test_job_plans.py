@@ -103,6 +103,7 @@ def healthy() -> dict[str, Any]:
             "freeze_max_age": 200000000,
         },
         "branches": {"living": 3, "deleted": 1, "max": 0},
+        "tracking": {"databases": 5, "max": 20000},
         "gc": {"overdue": 0},
         "jobs": [job()],
     }
@@ -142,6 +143,7 @@ def test_nothing_known_is_no_reason() -> None:
         ("transaction_ids", {"oldest_xid_age": 230000000}, "warning", "main"),
         ("transaction_ids", {"oldest_xid_age": 300000000}, "critical", "main"),
         ("branches", {"max": 3}, "warning", "max_branches"),
+        ("tracking", {"databases": 19000}, "warning", "max_tracked_branches"),
         ("gc", {"overdue": 4}, "warning", "recovery_window"),
     ],
 )

@@ -230,7 +230,8 @@ COMMENT ON FUNCTION branch._note_prices() IS 'remembers prices that are not thos
 -- Due are accounts in which something happened, those whose size may be changing, those that
 -- cost something once an hour, and those that are gone or have another name; none twice in a run.
 -- A pinned byte that several branches of one snapshot need is shared out among them. A branch that
--- is being reset may look as if it were gone: an account is closed when that is so in two runs.
+-- is being reset is left for the next run, and one that just was may look as if it were gone: an
+-- account is closed when that is so in two runs.
 CREATE FUNCTION branch._roll_up(max_accounts integer, run_since timestamptz) RETURNS bigint
 LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
@@ -290,7 +291,7 @@ AS $$
             )
         ORDER BY a.sampled_at
         LIMIT $1
-        FOR UPDATE OF a
+        FOR UPDATE OF a SKIP LOCKED
     ),
 
     parts AS (

@@ -65,6 +65,15 @@ def _branches() -> dict[str, Any]:
     )
 
 
+def _tracking() -> dict[str, Any]:
+    """Databases whose activity is known; beyond the setting it goes through a file."""
+    return _row(
+        "SELECT count(*) AS databases,"
+        " current_setting('agent_branch.max_tracked_branches')::integer AS max"
+        " FROM branch._activity()"
+    )
+
+
 def _gc() -> dict[str, Any]:
     return _row(
         "SELECT count(*) AS overdue FROM branch.registry AS r"
@@ -109,6 +118,7 @@ GATHERERS: dict[str, Callable[[], Any]] = {
     "snapshots": _snapshots,
     "transaction_ids": _transaction_ids,
     "branches": _branches,
+    "tracking": _tracking,
     "gc": _gc,
     "jobs": _jobs,
 }

@@ -99,6 +99,19 @@ def _branches(facts: Mapping[str, Any]) -> list[Reason]:
     return []
 
 
+def _tracking(facts: Mapping[str, Any]) -> list[Reason]:
+    if facts["databases"] >= NEARLY_FULL * facts["max"]:
+        return [
+            Reason(
+                "warning",
+                "tracking",
+                f"activity of {facts['databases']} databases is tracked;"
+                f" agent_branch.max_tracked_branches is {facts['max']}",
+            )
+        ]
+    return []
+
+
 def _sweep(facts: Mapping[str, Any]) -> list[Reason]:
     if facts["overdue"]:
         return [
@@ -149,6 +162,7 @@ def judge(facts: Mapping[str, Any], now: datetime.datetime) -> list[Reason]:
         ("snapshots", _snapshots),
         ("transaction_ids", _transaction_ids),
         ("branches", _branches),
+        ("tracking", _tracking),
         ("gc", _sweep),
     ):
         if name in facts:
