@@ -227,7 +227,7 @@ ab_activityflush_load(void)
 
 		/* somebody came first, or the entry is older than the restart */
 		if (entry != NULL && (entry->suspended_at != 0 || entry->sessions > 0 ||
-							  !ab_use_is_zero(&entry->pending)))
+							  entry->changed || !ab_use_is_zero(&entry->pending)))
 		{
 			entry->changed |= entry->suspended_at == 0;
 			continue;

@@ -323,8 +323,8 @@ drop_entries(Oid db)
 	if (LockAcquire(&tag, ShareLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
 		return false;
 	suspended = ab_activity_suspended_at(db) != 0;
-	if (suspended)
-		(void) pgstat_drop_entry(PGSTAT_KIND_DATABASE, db, InvalidOid);
+	if (suspended && !pgstat_drop_entry(PGSTAT_KIND_DATABASE, db, InvalidOid))
+		pgstat_request_entry_refs_gc();
 	(void) LockRelease(&tag, ShareLock, false);
 	return suspended;
 }
