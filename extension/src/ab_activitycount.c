@@ -30,7 +30,7 @@
 #include "tcop/utility.h"
 #include "utils/timestamp.h"
 
-#include "ab_storagefiles.h"
+#include "ab_origin.h"
 
 static AbActivitySlot *mine = NULL; /* NULL: this process is not counted */
 
@@ -256,14 +256,15 @@ at_exit(int code, Datum arg)
 static void
 begin_session(void)
 {
-	AbOriginHeader origin;
+	AbBranch   *branch;
 
 	if (MyBackendType != B_BACKEND || !IsUnderPostmaster || ab_activity == NULL ||
 		!OidIsValid(MyDatabaseId) || RecoveryInProgress())
 		return;
 	wal_base = pgWalUsage.wal_bytes;
-	mine = ab_activity_attach(ab_storage_read_origin(MyDatabaseId, &origin) ?
-							  origin.created_at : AB_PLAIN);
+	branch = ab_branch_lookup(MyDatabaseId);	/* known since catalogs were read */
+	mine = ab_activity_attach(branch != NULL ? ab_branch_header(branch)->created_at :
+							  AB_PLAIN);
 	if (mine != NULL)
 		on_shmem_exit(at_exit, (Datum) 0);
 }
