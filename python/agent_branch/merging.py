@@ -16,7 +16,7 @@ import plpy
 from agent_branch import bases, mergelog
 from agent_branch.clashes import Clash, Clashes, of_endangered, of_refused, of_rows, of_short
 from agent_branch.compare import Extent, Extents, Side
-from agent_branch.data import Reading
+from agent_branch.data import Progress, Reading
 from agent_branch.data import _extents as changed_extents
 from agent_branch.data import _name as name_of
 from agent_branch.data import _report as report
@@ -130,9 +130,9 @@ class Merged:
     target: Target | None
 
 
-def open_frozen_base(pair: Pair, last: tuple[str | None, int | None]) -> Frozen:
+def open_frozen_base(pair: Pair, last: tuple[str | None, int | None], progress: Progress) -> Frozen:
     state, name = _base_of(pair, last)
-    return Frozen(state, name, Reading(name))
+    return Frozen(state, name, Reading(name, progress))
 
 
 def _base_of(pair: Pair, last: tuple[str | None, int | None]) -> tuple[bases.State, str]:
@@ -315,8 +315,8 @@ def attempt_merge(pair: Pair, options: Options, base: Frozen, theirs: Reading) -
         left_out = outcome.left_out
 
 
-def _frozen(pair: Pair, snapshot: str) -> Reading:
-    return Reading(bases.open_base(bases.State(snapshot, pair.source_id)))
+def _frozen(pair: Pair, snapshot: str, progress: Progress) -> Reading:
+    return Reading(bases.open_base(bases.State(snapshot, pair.source_id)), progress)
 
 
 def run_merge(pair: Pair, options: Options, resolves: int | None = None) -> tuple[Result, bool]:
@@ -334,8 +334,9 @@ def run_merge(pair: Pair, options: Options, resolves: int | None = None) -> tupl
     snapshot: str = rows[0]["s"]
     begun = mergelog.begin(pair, options.strategy, options.message, options.recorded())
     try:
-        base = open_frozen_base(pair, (begun.base, begun.base_of))
-        theirs = _frozen(pair, snapshot)
+        progress = Progress()
+        base = open_frozen_base(pair, (begun.base, begun.base_of), progress)
+        theirs = _frozen(pair, snapshot, progress)
         merged = attempt_merge(pair, options, base, theirs)
         outcome = merged.outcome
         facts: dict[str, object] = {
@@ -403,8 +404,9 @@ def _result(number: int | None, outcome: Outcome, *, done: bool) -> Result:
 def rehearse(pair: Pair, options: Options) -> Outcome:
     """Collect only, from the databases as they are now; constraints are not asked."""
     last: tuple[str | None, int | None] = mergelog.look_up_base(pair)
-    base = open_frozen_base(pair, last)
-    theirs, ours = Reading(pair.source), Reading(pair.target)
+    progress = Progress()
+    base = open_frozen_base(pair, last, progress)
+    theirs, ours = Reading(pair.source, progress), Reading(pair.target, progress)
     attempt = Attempt(pair, options, base.session, base.name, theirs, ours)
     run, outcome = attempt.collect(locking=False)
     run.close()
