@@ -35,7 +35,10 @@ def pooled(cluster_base: Path) -> Iterator[tuple[Cluster, Pooler]]:
 
 def sessions(cluster: Cluster) -> int:
     return int(
-        cluster.scalar("SELECT count(*) FROM pg_stat_activity WHERE datname LIKE 'agent\\_%'")
+        cluster.scalar(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname LIKE 'agent\\_%'"
+            " AND backend_type = 'client backend'"
+        )
     )
 
 
