@@ -39,8 +39,11 @@ typedef struct AbUse
 	int64		bytes;			/* WAL written */
 } AbUse;
 
-/* Of one backend.  Without the lock nobody else looks at it. */
-typedef struct AbActivitySlot
+/*
+ * Of one backend.  Without the lock nobody else looks at it; its cache lines are its own,
+ * for it is written with every statement.
+ */
+typedef struct pg_attribute_aligned(PG_CACHE_LINE_SIZE) AbActivitySlot
 {
 	/* changed under the lock, exclusively */
 	Oid			db;				/* invalid: free */
@@ -95,7 +98,7 @@ typedef struct AbActivityShared
 	AbActivity	batch[AB_ACTIVITY_BATCH];
 
 	Latch	   *worker;			/* NULL: not running */
-	AbActivitySlot slots[FLEXIBLE_ARRAY_MEMBER];	/* MaxBackends, by backend id - 1 */
+	AbActivitySlot *slots;		/* MaxBackends, by backend id - 1 */
 } AbActivityShared;
 
 extern AbActivityShared *ab_activity;

@@ -28,7 +28,7 @@ static HTAB *entries = NULL;
 static Size
 fixed_size(void)
 {
-	return add_size(offsetof(AbActivityShared, slots),
+	return add_size(CACHELINEALIGN(sizeof(AbActivityShared)),
 					mul_size(MaxBackends, sizeof(AbActivitySlot)));
 }
 
@@ -55,6 +55,8 @@ ab_activity_init(LWLock *lock)
 		return;
 	memset(ab_activity, 0, fixed_size());
 	ab_activity->lock = lock;
+	ab_activity->slots = (AbActivitySlot *)
+		((char *) ab_activity + CACHELINEALIGN(sizeof(AbActivityShared)));
 	ab_activity_restore();
 }
 
