@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import json
 import os
 import pwd
@@ -33,6 +34,7 @@ T = TypeVar("T")
 
 SUPERUSER = "postgres"
 SOCKET_PATH_LIMIT = 90  # sun_path has 108 bytes; ".s.PGSQL.65535.lock" needs 19
+IPC_RMID = 0  # of shmctl(2)
 START_TIMEOUT = 120.0
 CONF = "agent_branch_test.conf"
 
@@ -506,9 +508,18 @@ class Cluster:
         self._process = None
 
     def destroy(self) -> None:
-        """Kill what runs and remove every file."""
+        """Kill what runs and remove every file, and what the kernel keeps for the server."""
         self.kill()
+        self._remove_shared_memory()
         self._forget(remove=True)
+
+    def _remove_shared_memory(self) -> None:
+        """The System V segment by which a server finds that another one is running: it outlives
+        a kill -9, and there are only so many."""
+        with contextlib.suppress(OSError):
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+            if len(lines) > 6 and lines[6].split():
+                ctypes.CDLL(None).shmctl(int(lines[6].split()[1]), IPC_RMID, None)
 
     def _forget(self, remove: bool) -> None:
         if self in _live:
