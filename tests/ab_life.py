@@ -32,6 +32,15 @@ class Node:
     protected: bool = False
     expires: str | None = None  # "later", "now"
     labels: dict[str, str] = field(default_factory=dict)
+    resets: int = 0  # each gives it files of its own
+    lends: bool = False  # a descendant, or its snapshot, may read pages of its files
+
+    def lend_above(self) -> None:
+        """Whoever hangs on this one may need pages that all those above it wrote."""
+        above = self.parent
+        while above is not None:
+            above.lends = True
+            above = above.parent
 
     @property
     def living(self) -> bool:
@@ -42,6 +51,10 @@ class Node:
 class Snapshot:
     source: Node
     rows: set[str]
+    resets: int  # of the source when it was taken: whose files it needs
+
+    def needs_files(self, node: Node) -> bool:
+        return self.source is node and self.resets == node.resets
 
 
 class Life:
@@ -120,6 +133,7 @@ class Life:
         if wrong or source is None:
             return frozenset(wrong)
         new.name, new.parent = name, source
+        source.lend_above()
         new.rows = set(self.snapshots[at].rows if at else source.rows)
         self.nodes.append(new)
         self.tell("created", name)
@@ -210,10 +224,14 @@ class Life:
             for child in self.children(node):
                 child.parent = None  # it is deleted, and was of what is no more
             node.rows = rows
+            node.resets += 1
+            node.lends = False
         else:
             new = Node(name, node if own else node.parent, rows, labels=dict(node.labels))
             new.expires = node.expires
             node.name = preserve
+            if new.parent is not None:
+                new.parent.lend_above()
             self.nodes.append(new)
         self.tell("restored" if at else "reset", name)
         return NOTHING_WRONG
@@ -225,7 +243,7 @@ class Life:
         wrong = set()
         if node.protected:
             wrong.add(WRONG_STATE)
-        if self.children(node) or self.snapshots_of(node):
+        if self.children(node) or any(s.needs_files(node) for s in self.snapshots.values()):
             wrong.add(IN_USE)
         if wrong:
             return frozenset(wrong)
@@ -257,7 +275,8 @@ class Life:
         node = self.living(source)
         if node is None:
             return frozenset({NO_SUCH})
-        self.snapshots[name] = Snapshot(node, set(node.rows))
+        node.lend_above()
+        self.snapshots[name] = Snapshot(node, set(node.rows), node.resets)
         self.tell("snapshot_taken", source)
         return NOTHING_WRONG
 

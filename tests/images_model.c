@@ -303,6 +303,22 @@ tracked_fd(int fd)
 	return fd < DESCRIPTORS ? tracked_fds[fd] : NULL;
 }
 
+static Tracked *
+track(const char *path)
+{
+	Tracked    *t = tracked_file(path);
+
+	if (t == NULL)
+	{
+		t = calloc(1, sizeof(Tracked));
+		strlcpy(t->path, path, sizeof(t->path));
+		t->last = &t->writes;
+		t->next = tracked_files;
+		tracked_files = t;
+	}
+	return t;
+}
+
 static void
 forget_writes(Tracked *t)
 {
@@ -512,10 +528,12 @@ forget_file(Tracked *t)
 	t->disk = NULL;
 }
 
-/* Only of the directory: what was removed stays so. */
+/* Of the directory: what was removed stays so. */
 int
 pg_fsync(int fd)
 {
+	if (tracked_fd(fd))
+		return pg_fdatasync(fd);
 	if (fails())
 		return -1;
 	for (Tracked *t = tracked_files; t; t = t->next)
@@ -542,13 +560,17 @@ BasicOpenFile(const char *path, int flags)
 int
 OpenTransientFile(const char *path, int flags)
 {
-	return fails() ? -1 : open(path, flags, 0600);
+	int			fd = fails() ? -1 : open(path, flags, 0600);
+
+	if (fd >= 0 && (flags & O_CREAT))
+		tracked_fds[fd] = track(path);
+	return fd;
 }
 
 int
 CloseTransientFile(int fd)
 {
-	return __real_close(fd);
+	return __wrap_close(fd);
 }
 
 DIR *
@@ -595,28 +617,6 @@ bool
 ab_file_exists(const char *path)
 {
 	return access(path, F_OK) == 0;
-}
-
-void
-ab_file_write_durably(const char *path, const void *data, size_t length)
-{
-	Tracked    *t;
-	int			fd;
-
-	if (fails())
-		ereport(ERROR, (errmsg("could not write")));
-	fd = open(path, O_CREAT | O_EXCL | O_RDWR, 0600);
-	if (fd < 0 || __real_pwrite(fd, data, length, 0) != length)
-		FAIL("could not write \"%s\"", path);
-	__real_close(fd);
-	t = calloc(1, sizeof(Tracked));
-	strlcpy(t->path, path, sizeof(t->path));
-	t->last = &t->writes;
-	t->disk = malloc(length);
-	memcpy(t->disk, data, length);
-	t->size = length;
-	t->next = tracked_files;
-	tracked_files = t;
 }
 
 pg_crc32c
@@ -842,7 +842,7 @@ start_failing(void)
 	{
 		error_expected = true;
 		if (setjmp(on_error) == 0)
-			ok = ab_images_rebuild(DB, below(2), 0);
+			ok = ab_images_rebuild(DB, below(2), PG_UINT64_MAX);
 	}
 	end_process();
 	MyProc = &a_process;
@@ -870,7 +870,7 @@ restart(bool failing)
 		cut_power();
 	}
 	MyProc = NULL;
-	if (!ab_images_rebuild(DB, below(4) == 0, InvalidXLogRecPtr))
+	if (!ab_images_rebuild(DB, below(4) == 0, PG_UINT64_MAX))
 		FAIL("could not make the index");
 	MyProc = &a_process;
 	for (Epoch *e = epochs; e < epochs + nepochs; e++)

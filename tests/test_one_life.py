@@ -262,6 +262,9 @@ class OneLife(Client):
     @rule(number=PICKS)
     def detach(self, number: int) -> None:
         name = self.pick(number)
+        node = self.life.living(name)
+        if node is not None and node.lends:
+            return  # refused if it has written what is read below: the model does not know
         wrong = self.life.detach(name)
         self.call("SELECT branch.detach(%s)", (name,), wrong)
 

@@ -37,7 +37,7 @@ make_dir(const char *path)
 static void
 make_file(const char *path, const char *block)
 {
-	int			fd = OpenTransientFile(path, O_RDWR | O_CREAT | O_EXCL | PG_BINARY);
+	int			fd = OpenTransientFile(path, O_RDWR | O_CREAT | O_TRUNC | PG_BINARY);
 	bool		ok;
 	int			save_errno;
 
@@ -69,8 +69,8 @@ ab_images_begin(Oid db, AbSnapId epoch)
 	make_dir(path);
 	ab_images_path(path, db, epoch);
 
-	/* in recovery it may be there, by who crashed before the next line */
-	if (!ab_file_exists(path))
+	/* in recovery it may be there, by who crashed on the way */
+	if (!ab_file_exists(path) || ab_imagefile_is_unmade(db, epoch))
 	{
 		block = palloc(BLCKSZ);
 		ab_imagefile_format(block, db, epoch);
