@@ -44,6 +44,7 @@
 
 #include "ab_epoch.h"
 #include "ab_format.h"
+#include "ab_request.h"
 #include "ab_shmem.h"
 
 /* ---- the list ---- */
@@ -249,15 +250,6 @@ dirty_shared_page(void)
 	UnlockReleaseBuffer(buffer);
 }
 
-static void
-wake_keeper(void)
-{
-	LWLockAcquire(ab_shared->keeper_lock, LW_SHARED);
-	if (ab_shared->keeper_latch != NULL)
-		SetLatch(ab_shared->keeper_latch);
-	LWLockRelease(ab_shared->keeper_lock);
-}
-
 void
 ab_latesync_begin(void)
 {
@@ -281,7 +273,7 @@ later(const AbLateFile *file)
 		sync_all();
 	dirty_shared_page();
 	if (waiting() == AB_LATESYNC_MAX / 2)
-		wake_keeper();
+		ab_request_poke_keeper();
 }
 
 void
