@@ -33,6 +33,21 @@ extern void ab_check_parent_rights(Oid parent, const char *name);
 /* AccessShareLock, and a look whether it is still what it was: 3D000, 55000, 42501. */
 extern void ab_lock_parent(Oid parent, const char *name);
 
+/*
+ * AccessExclusiveLock on a database's object if nobody else has any lock on it, not waiting,
+ * and what others have committed is seen then (UnlockSharedObject() gives it back).
+ * AB_LOCKED_BEFORE: this very transaction has it, for a creation or deletion of its own that
+ * may still be rolled back; nothing was added to that.
+ */
+typedef enum AbTryLock
+{
+	AB_LOCK_NOT_FREE,
+	AB_LOCKED_BEFORE,
+	AB_LOCKED_NOW
+} AbTryLock;
+
+extern AbTryLock ab_try_lock_database(Oid db);
+
 /* ab_snapshot_get(), with the parent locked. */
 extern AbSnapId ab_parent_snapshot(Oid parent);
 

@@ -297,25 +297,13 @@ list_bases(void)
 bool
 ab_base_drop(Oid db)
 {
-	LOCKTAG		tag;
+	AbTryLock	locked = ab_try_lock_database(db);
 	int			nsessions;
 	int			nprepared;
 
-	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, db, 0);
-	switch (LockAcquire(&tag, AccessExclusiveLock, false, true))
-	{
-		case LOCKACQUIRE_NOT_AVAIL:
-			return false;
-		case LOCKACQUIRE_ALREADY_HELD:
-		case LOCKACQUIRE_ALREADY_CLEAR:
-
-			/* dropped by this very transaction */
-			LockRelease(&tag, AccessExclusiveLock, false);
-			return true;
-		case LOCKACQUIRE_OK:
-			break;
-	}
-	AcceptInvalidationMessages();
+	/* "before": dropped by this very transaction */
+	if (locked != AB_LOCKED_NOW)
+		return locked == AB_LOCKED_BEFORE;
 	if (!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(db)))
 		return true;
 	if (!CountOtherDBBackends(db, &nsessions, &nprepared))
@@ -323,7 +311,7 @@ ab_base_drop(Oid db)
 		ab_delete_rows(db);
 		return true;
 	}
-	LockRelease(&tag, AccessExclusiveLock, false);
+	UnlockSharedObject(DatabaseRelationId, db, 0, AccessExclusiveLock);
 	return false;
 }
 

@@ -105,6 +105,27 @@ ab_database_name(Oid db)
 	return name;
 }
 
+AbTryLock
+ab_try_lock_database(Oid db)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, db, 0);
+	switch (LockAcquire(&tag, AccessExclusiveLock, false, true))
+	{
+		case LOCKACQUIRE_NOT_AVAIL:
+			break;
+		case LOCKACQUIRE_ALREADY_HELD:
+		case LOCKACQUIRE_ALREADY_CLEAR:
+			LockRelease(&tag, AccessExclusiveLock, false);
+			return AB_LOCKED_BEFORE;
+		case LOCKACQUIRE_OK:
+			AcceptInvalidationMessages();
+			return AB_LOCKED_NOW;
+	}
+	return AB_LOCK_NOT_FREE;
+}
+
 /* ---- the parent ---- */
 
 static void

@@ -27,6 +27,7 @@
 #include "miscadmin.h"
 #include "postmaster/bgworker.h"
 #include "storage/fd.h"
+#include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -35,6 +36,7 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
+#include "ab_catalogrows.h"
 #include "ab_file.h"
 #include "ab_hidden.h"
 #include "ab_images.h"
@@ -145,6 +147,12 @@ database_row_exists(Oid db)
 	return found;
 }
 
+static void
+unlock_orphan(Oid db)
+{
+	UnlockSharedObject(DatabaseRelationId, db, 0, AccessExclusiveLock);
+}
+
 /*
  * Lock the database object if nobody else does and say whether its storage is
  * garbage; if not the lock is given back.  A lock we have already is a creation or
@@ -153,34 +161,12 @@ database_row_exists(Oid db)
 static bool
 lock_orphan(Oid db)
 {
-	LOCKTAG		tag;
-
-	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, db, 0);
-	switch (LockAcquire(&tag, AccessExclusiveLock, false, true))
-	{
-		case LOCKACQUIRE_NOT_AVAIL:
-			return false;
-		case LOCKACQUIRE_ALREADY_HELD:
-		case LOCKACQUIRE_ALREADY_CLEAR:
-			LockRelease(&tag, AccessExclusiveLock, false);
-			return false;
-		case LOCKACQUIRE_OK:
-			break;
-	}
-	AcceptInvalidationMessages();
+	if (ab_try_lock_database(db) != AB_LOCKED_NOW)
+		return false;
 	if (!database_row_exists(db))
 		return true;
-	LockRelease(&tag, AccessExclusiveLock, false);
+	unlock_orphan(db);
 	return false;
-}
-
-static void
-unlock_orphan(Oid db)
-{
-	LOCKTAG		tag;
-
-	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, db, 0);
-	LockRelease(&tag, AccessExclusiveLock, false);
 }
 
 static List *

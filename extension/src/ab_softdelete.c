@@ -394,29 +394,15 @@ list_candidates(void)
 static bool
 lock_due(const Candidate *c)
 {
-	LOCKTAG		tag;
 	int			nsessions;
 	int			nprepared;
 
-	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, c->db, 0);
-	switch (LockAcquire(&tag, AccessExclusiveLock, false, true))
-	{
-		case LOCKACQUIRE_NOT_AVAIL:
-			return false;
-		case LOCKACQUIRE_ALREADY_HELD:
-		case LOCKACQUIRE_ALREADY_CLEAR:
-
-			/* deleted by this very transaction */
-			LockRelease(&tag, AccessExclusiveLock, false);
-			return false;
-		case LOCKACQUIRE_OK:
-			break;
-	}
-	AcceptInvalidationMessages();
+	if (ab_try_lock_database(c->db) != AB_LOCKED_NOW)
+		return false;
 	if (ab_database_is_deleted(c->db) && (c->too_old || is_over(c->db)) &&
 		!CountOtherDBBackends(c->db, &nsessions, &nprepared))
 		return true;
-	LockRelease(&tag, AccessExclusiveLock, false);
+	UnlockSharedObject(DatabaseRelationId, c->db, 0, AccessExclusiveLock);
 	return false;
 }
 
