@@ -426,6 +426,8 @@ def test_over_budget_is_suspended(priced: Cluster) -> None:
     assert state(priced, "x2") == "suspended"
     assert priced.scalar("SELECT 1", dbname="x2") == 1
     assert state(priced, "x2") == "ready"
+    why = "SELECT detail ->> 'reason' FROM branch.events WHERE event = 'suspended' AND branch = %s"
+    assert wait_for(lambda: priced.sql(why, ("x2",))) == [("budget",)]
     priced.sql('SELECT branch.set_budget(labels => \'{"team": "x"}\')')
 
 

@@ -75,6 +75,9 @@ typedef struct AbActivity
 	TimestampTz suspended_at;	/* 0: it is not suspended */
 	bool		changed;		/* last_active or suspended_at not in the table */
 	bool		stats_put_away; /* its statistics are in branch.suspended_stats */
+	uint8		naps;			/* times it was resumed that the table does not know of */
+	uint8		suspended_for;	/* AbSuspendReason, the last time */
+	Oid			moved_by;		/* role that suspended or resumed it, whichever was last */
 	AbUse		pending;
 } AbActivity;
 

@@ -23,6 +23,7 @@ extern int	ab_snapshot_method; /* AbSnapshotMethod, superuser */
 extern int	ab_max_snapshots;	/* agent_branch.max_snapshots, postmaster */
 extern int	ab_sweep_interval;	/* agent_branch.sweep_interval, s, sighup */
 extern int	ab_event_retention;	/* agent_branch.event_retention, s, sighup */
+extern bool ab_log_events;		/* agent_branch.log_events, sighup */
 extern int	ab_session_grace;	/* agent_branch.session_grace, ms, user */
 extern int	ab_cleanup_after;	/* agent_branch.cleanup_after, s; 0: never, sighup */
 extern int	ab_recovery_window; /* agent_branch.recovery_window, s, sighup */

@@ -9,8 +9,8 @@
  * before, and whoever connects resumes it.
  *
  * The state is in shared memory (ab_activity.h) and changes at once, whatever becomes of
- * the transaction; the worker writes it to branch.activity.  A crash before that leaves a
- * branch that is cold and called ready.
+ * the transaction; the worker writes it to branch.activity, and the events "suspended" and
+ * "resumed" with it.  A crash before that leaves a branch that is cold and called ready.
  */
 #ifndef AB_SUSPEND_H
 #define AB_SUSPEND_H
@@ -26,8 +26,16 @@ typedef enum AbSuspendOutcome
 	AB_SUSPEND_NO_ROOM			/* agent_branch.max_tracked_branches */
 } AbSuspendOutcome;
 
+typedef enum AbSuspendReason
+{
+	AB_SUSPEND_CALLED,
+	AB_SUSPEND_IDLE,
+	AB_SUSPEND_BUDGET
+} AbSuspendReason;
+
 typedef struct AbSuspendHow
 {
+	AbSuspendReason reason;		/* for the event */
 	TimestampTz idle_since;		/* sessions that were active after it keep it awake */
 	bool		wait;			/* for its lock, and for autovacuum to go */
 	bool		check_rights;	/* to end the sessions of other roles: 42501 */

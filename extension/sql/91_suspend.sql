@@ -22,6 +22,13 @@ AS 'MODULE_PATHNAME', 'ab_sql_suspend';
 COMMENT ON FUNCTION branch.suspend(text)
 IS 'ends the idle sessions of a branch and gives its memory back; connecting resumes it';
 
+CREATE FUNCTION branch._suspend_over_budget(name text) RETURNS branch.branches
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_suspend_over_budget';
+
+COMMENT ON FUNCTION branch._suspend_over_budget(text)
+IS 'the same, with a budget as the reason that the event has';
+
 CREATE FUNCTION branch.resume(name text) RETURNS branch.branches
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'ab_sql_resume';

@@ -99,8 +99,9 @@ take_off(const AbActivity *written)
 	if (entry == NULL || entry->origin_at != written->origin_at)
 		return;
 	ab_use_subtract(&entry->pending, &written->pending);
+	entry->naps -= Min(entry->naps, written->naps);
 	if (entry->last_active == written->last_active &&
-		entry->suspended_at == written->suspended_at)
+		entry->suspended_at == written->suspended_at && entry->naps == 0)
 		entry->changed = false;
 }
 

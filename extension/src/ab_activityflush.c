@@ -26,6 +26,7 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
+#include "ab_suspendevents.h"
 #include "ab_tables.h"
 
 /* In the order of the table's columns. */
@@ -191,7 +192,10 @@ ab_activityflush_write(void)
 		if (OidIsValid(rows[i].db))
 			rows[nrows++] = rows[i];
 	if (nrows > 0)
+	{
+		ab_suspendevents_tell(rows, nrows);
 		write_rows(rows, nrows);
+	}
 	SPI_finish();
 	return nrows > 0 && (n == AB_ACTIVITY_BATCH || ab_activity->batch_spill > 0);
 }

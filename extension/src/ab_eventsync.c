@@ -99,7 +99,7 @@ write_notes(void)
  * JSON may need six for.
  */
 static const char notify_sql[] =
-"SELECT max(n.id), count(pg_catalog.pg_notify('agent_branch', n.payload))"
+"SELECT n.id, n.payload, pg_catalog.pg_notify('agent_branch', n.payload)"
 " FROM (SELECT e.id, pg_catalog.json_build_object('id', e.id, 'event', e.event,"
 " 'branch', e.branch, 'parent', e.parent, 'at', e.at, 'by', e.by, 'detail',"
 " CASE WHEN pg_catalog.octet_length(e.detail::pg_catalog.text)"
@@ -109,14 +109,22 @@ static const char notify_sql[] =
 " WHERE e.id OPERATOR(pg_catalog.>) $1 AND e.id OPERATOR(pg_catalog.<=) $2"
 " ORDER BY e.id LIMIT 500) AS n";
 
+/* JSON has no line breaks in it, so this is one line. */
+static void
+log_event(const char *payload)
+{
+	ereport(LOG,
+			(errmsg_internal("branch event: %s", payload),
+			 errhidestmt(true), errhidecontext(true)));
+}
+
 static int64
 notify_some(int64 after, int64 upto)
 {
 	static SPIPlanPtr plan = NULL;
 	Oid			types[2] = {INT8OID, INT8OID};
 	Datum		values[2];
-	int64		last;
-	bool		isnull;
+	int64		last = upto;
 
 	values[0] = Int64GetDatum(after);
 	values[1] = Int64GetDatum(upto);
@@ -132,10 +140,18 @@ notify_some(int64 after, int64 upto)
 	}
 	if (SPI_execute_plan(plan, values, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "SPI_execute_plan failed");
-	last = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
-									   1, &isnull));
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		bool		isnull;
+
+		last = DatumGetInt64(SPI_getbinval(tuple, desc, 1, &isnull));
+		if (ab_log_events)
+			log_event(SPI_getvalue(tuple, desc, 2));
+	}
 	SPI_finish();
-	return isnull ? upto : last;
+	return last;
 }
 
 /* Up to where this transaction will have notified; the caller remembers it then. */

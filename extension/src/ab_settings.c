@@ -23,6 +23,7 @@ int			ab_snapshot_method = AB_METHOD_AUTO;
 int			ab_max_snapshots = 1024;
 int			ab_sweep_interval = 60;
 int			ab_event_retention = 30 * 24 * 3600;
+bool		ab_log_events = false;
 int			ab_max_branches = 0;
 int			ab_max_quotas = 1000;
 int			ab_session_grace = 5000;
@@ -209,6 +210,11 @@ ab_settings_define(void)
 							   "Empty: a libpq URI for this server.",
 							   &ab_connection_template, "",
 							   PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomBoolVariable("agent_branch.log_events",
+							 "Writes each event to the server's log, as a line of JSON.",
+							 "What notifications say, with level LOG, by the keeper.",
+							 &ab_log_events, false,
+							 PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomBoolVariable("agent_branch.agent_roles",
 							 "Gives each new agent a login role of its own.",
 							 "It can connect to the agent's branch and to no other database.",

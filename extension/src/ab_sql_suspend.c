@@ -25,6 +25,7 @@
 #include "ab_tables.h"
 
 PG_FUNCTION_INFO_V1(ab_sql_suspend);
+PG_FUNCTION_INFO_V1(ab_sql_suspend_over_budget);
 PG_FUNCTION_INFO_V1(ab_sql_resume);
 PG_FUNCTION_INFO_V1(ab_sql_suspend_idle);
 
@@ -54,10 +55,10 @@ no_room(const char *name)
 			 errhint("Raise agent_branch.max_tracked_branches and restart the server.")));
 }
 
-Datum
-ab_sql_suspend(PG_FUNCTION_ARGS)
+static Datum
+suspend_one(FunctionCallInfo fcinfo, AbSuspendReason reason)
 {
-	AbSuspendHow how = {.wait = true, .check_rights = true};
+	AbSuspendHow how = {.reason = reason, .wait = true, .check_rights = true};
 	char	   *name;
 	char	   *why;
 	Oid			db;
@@ -72,7 +73,7 @@ ab_sql_suspend(PG_FUNCTION_ARGS)
 		switch (ab_suspend(db, &how, &why))
 		{
 			case AB_SUSPEND_DONE:
-				PG_RETURN_DATUM(ab_sql_branch_row(db, name));
+				return ab_sql_branch_row(db, name);
 			case AB_SUSPEND_GONE:
 				break;			/* another one may have the name */
 			case AB_SUSPEND_NO_ROOM:
@@ -88,6 +89,19 @@ ab_sql_suspend(PG_FUNCTION_ARGS)
 		}
 		CHECK_FOR_INTERRUPTS();
 	}
+}
+
+Datum
+ab_sql_suspend(PG_FUNCTION_ARGS)
+{
+	return suspend_one(fcinfo, AB_SUSPEND_CALLED);
+}
+
+/* For job usage. */
+Datum
+ab_sql_suspend_over_budget(PG_FUNCTION_ARGS)
+{
+	return suspend_one(fcinfo, AB_SUSPEND_BUDGET);
 }
 
 Datum
@@ -202,7 +216,7 @@ static bool
 suspend_if_due(HTAB *known, Oid db, TimestampTz now, bool *no_room_left)
 {
 	Candidate  *c = hash_search(known, &db, HASH_FIND, NULL);
-	AbSuspendHow how = {.wait = false, .check_rights = false};
+	AbSuspendHow how = {.reason = AB_SUSPEND_IDLE, .wait = false, .check_rights = false};
 	AbOriginHeader origin;
 	AbSuspendOutcome outcome;
 	char	   *why;

@@ -376,7 +376,7 @@ make_room(Oid db, TimestampTz origin_at)
 }
 
 static bool
-mark(Oid db, TimestampTz origin_at)
+mark(Oid db, TimestampTz origin_at, AbSuspendReason reason)
 {
 	AbActivity *entry;
 
@@ -385,6 +385,8 @@ mark(Oid db, TimestampTz origin_at)
 	if (entry != NULL && entry->suspended_at == 0)
 	{
 		entry->suspended_at = GetCurrentTimestamp();
+		entry->suspended_for = reason;
+		entry->moved_by = GetUserId();
 		entry->changed = true;
 		ab_activity->nsuspended++;
 		if (ab_activity->worker != NULL)
@@ -426,7 +428,7 @@ suspend_locked(Oid db, const AbSuspendHow *how, char **why)
 
 	FlushDatabaseBuffers(db);
 	DropDatabaseBuffers(db);
-	return mark(db, origin.created_at) ? AB_SUSPEND_DONE : AB_SUSPEND_NO_ROOM;
+	return mark(db, origin.created_at, how->reason) ? AB_SUSPEND_DONE : AB_SUSPEND_NO_ROOM;
 }
 
 AbSuspendOutcome
@@ -457,9 +459,11 @@ ab_resume(Oid db)
 	if (was)
 	{
 		entry->suspended_at = 0;
+		entry->naps += entry->naps < PG_UINT8_MAX;
+		entry->moved_by = GetUserId();
 		entry->changed = true;
 		ab_activity->nsuspended--;
-		if (entry->stats_put_away && ab_activity->worker != NULL)
+		if (ab_activity->worker != NULL)
 			SetLatch(ab_activity->worker);
 	}
 	LWLockRelease(ab_activity->lock);

@@ -257,7 +257,7 @@ def _suspend(member: dict[str, Any]) -> None:
     if member["is_deleted"] or member["suspended"]:
         return
     try:
-        _query("SELECT branch.suspend($1)", ["text"], [member["name"]])
+        _query("SELECT branch._suspend_over_budget($1)", ["text"], [member["name"]])
     except plpy.SPIError as error:
         plpy.log(f'branch "{member["name"]}" is over its budget and was not suspended: {error}')
 
