@@ -30,6 +30,7 @@ class Node:
     plain: bool = False
     deleted: int = 0  # 0: it is not; higher: later
     protected: bool = False
+    lease: bool = False  # the protection ends by itself
     expires: str | None = None  # "later", "now"
     labels: dict[str, str] = field(default_factory=dict)
     resets: int = 0  # each gives it files of its own
@@ -195,6 +196,13 @@ class Life:
             setattr(node, key, value)
         self.tell(event, name)
         return NOTHING_WRONG
+
+    def leased(self) -> list[Node]:
+        return [node for node in self.branches() if node.protected and node.lease]
+
+    def lease_ends(self, node: Node) -> None:
+        """Time passes: nobody is told, and nothing else has happened."""
+        node.protected = node.lease = False
 
     def reset(self, name: str, preserve: str | None, at: str | None = None) -> frozenset[str]:
         """To the parent as it is now, or to a snapshot of itself or of its parent."""

@@ -113,6 +113,7 @@ class Client(RuleBasedStateMachine):
         counted["steps"] += 1
         found = self.conn.execute(
             "SELECT id::int8, name::text, current_state, parent_name::text, protected,"
+            " protected_until IS NOT NULL,"
             " expires_at IS NOT NULL, labels FROM branch.branches ORDER BY id"
         ).fetchall()
         expected = [
@@ -122,6 +123,7 @@ class Client(RuleBasedStateMachine):
                 "ready" if node.living else "deleted",
                 node.parent.name if node.parent else None,
                 node.protected,
+                node.protected and node.lease,
                 node.expires is not None,
                 node.labels,
             )

@@ -115,6 +115,22 @@ def test_the_agents_functions(cluster: Cluster) -> None:
         cleanup(cluster, "max_branches => 0")
 
 
+def test_branches_have_their_own_time(cluster: Cluster) -> None:
+    """ALTER DATABASE branch SET, for that one only; an argument comes before it."""
+    for name in ("a", "b", "c"):
+        create(cluster, name, "31 days")
+    cluster.sql("ALTER DATABASE a SET agent_branch.cleanup_after = '32d'")
+    cluster.sql("ALTER DATABASE b SET agent_branch.cleanup_after = 0")
+    assert set(cleanup(cluster, "dry_run => true")) == {"c"}
+    cluster.sql("ALTER DATABASE a SET agent_branch.cleanup_after = '30d'")
+    cluster.set(agent_branch__cleanup_after="0")
+    assert set(cleanup(cluster, "dry_run => true")) == {"a"}
+    assert set(cleanup(cluster, "true, '31 days'")) == {"a", "b", "c"}
+    assert cluster.scalar("SELECT cleanup_inactive_branches()") == 1
+    assert living(cluster) == {"b", "c"}
+    cluster.set(agent_branch__cleanup_after="30d")
+
+
 def test_rollback_and_batches(cluster: Cluster) -> None:
     for name in ("a", "b", "c"):
         create(cluster, name, "31 days")

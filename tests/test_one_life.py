@@ -115,7 +115,9 @@ class OneLife(Client):
 
     @rule(number=PICKS, hard=st.booleans(), on_children=ON_CHILDREN)
     def delete(self, number: int, hard: bool, on_children: str) -> None:
-        name = self.pick(number)
+        self.do_delete(self.pick(number), hard, on_children)
+
+    def do_delete(self, name: str, hard: bool, on_children: str) -> None:
         wrong = self.life.delete(name, hard, on_children)
         self.call(
             "SELECT branch.delete(%s, hard => %s, on_children => %s)",
@@ -147,15 +149,37 @@ class OneLife(Client):
         )
         self.answered(new_name, answer)
 
-    @rule(number=PICKS, protect=st.booleans())
-    def protect(self, number: int, protect: bool) -> None:
+    @rule(number=PICKS, how=st.sampled_from(["unprotect", "protect", "lease", "lease"]))
+    def protect(self, number: int, how: str) -> None:
         name = self.pick(number)
-        what = "protect" if protect else "unprotect"
-        wrong = self.life.change(name, f"{what}ed", protected=protect)
+        lease = how == "lease"
+        what = "unprotect" if how == "unprotect" else "protect"
+        wrong = self.life.change(name, f"{what}ed", protected=what == "protect", lease=lease)
         answer = self.call(
-            f"SELECT id::int8, name::text, current_state FROM branch.{what}(%s)", (name,), wrong
+            f"SELECT id::int8, name::text, current_state FROM branch.{what}(%s"
+            f"{', lease => %s::interval' if lease else ''})",
+            (name, "1 hour") if lease else (name,),
+            wrong,
         )
         self.answered(name, answer)
+
+    @rule(data=st.data(), hard=st.booleans(), on_children=ON_CHILDREN)
+    @precondition(lambda self: any(node.living for node in self.life.leased()))
+    def lease_ends(self, data: st.DataObject, hard: bool, on_children: str) -> None:
+        """Refused as long as it lasts; when its time has come nothing of it is left."""
+        names = sorted(node.name for node in self.life.leased() if node.living)
+        name = data.draw(st.sampled_from(names), label="name")
+        node = self.life.living(name)
+        assert node is not None
+        self.do_delete(name, hard, on_children)
+        counted["leases"] += 1
+        self.conn.execute(
+            "UPDATE branch.registry SET protected_until = protected_until - '1 hour'::interval"
+            " WHERE db = %s",
+            (node.oid,),
+        )
+        self.life.lease_ends(node)
+        self.do_delete(name, hard, on_children)
 
     @rule(number=PICKS)
     def set_labels(self, number: int) -> None:

@@ -137,6 +137,7 @@ CASES: dict[str, Case] = {
     "branch._open_accounts": superusers("SELECT branch._open_accounts()"),
     "branch._note_prices": superusers("SELECT branch._note_prices()"),
     "branch._roll_up": superusers("SELECT branch._roll_up(1, now())"),
+    "branch._setting_of": superusers(f"SELECT branch._setting_of({VAULT}, 'cleanup_after')"),
     "branch._prune_usage": superusers("SELECT branch._prune_usage()"),
     "branch._event": superusers(f"SELECT branch._event('x', {BRANCH}, 'vault_branch', '{{}}')"),
     # jobs and health; run_job is a procedure that commits: test_jobs.py

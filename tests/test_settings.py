@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,13 @@ WHO = {
 UNITS = {
     "ms": {"ms": 1, "s": 1000, "min": 60_000, "h": 3_600_000, "d": 86_400_000},
     "s": {"s": 1, "min": 60, "h": 3600, "d": 86_400},
+}
+# What a branch can have a value of its own of, and what it is otherwise.
+PER_BRANCH = {
+    "auto_suspend_seconds": 300,
+    "suspend_idle_in_transaction": -1,
+    "recovery_window": 604800,
+    "cleanup_after": 2592000,
 }
 ROW = re.compile(
     r"^\| `(agent_branch\.\w+)` \| `(.*?)` \| (.*?) \| (\w+) \| (.+) \|$", re.MULTILINE
@@ -65,7 +73,7 @@ def settings(cluster: Cluster) -> dict[str, dict[str, Any]]:
 def as_before(cluster: Cluster) -> Iterator[None]:
     yield
     with cluster.connect() as conn:
-        for name in ("default_parent", "session_grace"):
+        for name in ("default_parent", "session_grace", *PER_BRANCH):
             conn.execute(f"ALTER SYSTEM RESET agent_branch.{name}")
         conn.execute("SELECT pg_reload_conf()")
         conn.execute("ALTER DATABASE postgres RESET ALL")
@@ -149,6 +157,102 @@ def test_precedence_of_the_parent(cluster: Cluster) -> None:
     found.append(parent_of("b4", first="SET agent_branch.default_parent = 'p4'"))
     found.append(parent_of("b5", ", 'p5'", first="SET agent_branch.default_parent = 'p4'"))
     assert found == [("main",), ("p1",), ("p2",), ("p3",), ("p4",), ("p5",)]
+
+
+def test_precedence_of_a_branch(cluster: Cluster) -> None:
+    """Configuration, control database, the branch's database, role, session; the last counts."""
+    cluster.sql("SELECT branch.create('own', 'main'), branch.create('other', 'main')")
+    cluster.sql("CREATE ROLE asker LOGIN SUPERUSER")
+    of = "SELECT branch._setting_of(oid, %s) FROM pg_database WHERE datname = %s"
+
+    def now(name: str, value: str | None = None) -> list[int]:
+        with cluster.connect(user="asker") as conn:
+            if value is not None:
+                conn.execute(f"SET agent_branch.{name} = {value}")
+            rows = [conn.execute(of, (name, branch)).fetchone() for branch in ("other", "own")]
+        return [row[0] for row in rows if row is not None]
+
+    def is_eleven(name: str) -> bool:
+        return now(name) == [11, 11]
+
+    for name, default in PER_BRANCH.items():
+        steps = [now(name)]
+        cluster.sql(f"ALTER SYSTEM SET agent_branch.{name} = 11")
+        cluster.sql("SELECT pg_reload_conf()")
+        wait_for(functools.partial(is_eleven, name), what="the new value")
+        for place, value in (
+            ("DATABASE postgres", "12"),
+            ("DATABASE own", "'13min'"),
+            ("ROLE asker IN DATABASE own", "14"),
+            ("ROLE asker", "15"),
+        ):
+            cluster.sql(f"ALTER {place} SET agent_branch.{name} = {value}")
+            steps.append(now(name))
+        steps.append(now(name, "16"))
+        assert steps == [
+            [default, default],
+            *([12, 12], [12, 780], [12, 780], [15, 15], [16, 16]),
+        ], name
+        cluster.sql("ALTER ROLE asker RESET ALL")
+    # those of the parent are copied, and a reset branch keeps its own
+    cluster.sql("SELECT branch.reset('own')")
+    cluster.sql("SELECT branch.create('child', 'own')")
+    for branch in ("own", "child"):
+        assert cluster.scalar(of, ("cleanup_after", branch)) == 780
+    cluster.sql("ALTER DATABASE child RESET agent_branch.cleanup_after")
+    assert cluster.scalar(of, ("cleanup_after", "child")) == 12
+    # what the server would not take does not count: it was stored without the library
+    cluster.sql(
+        "UPDATE pg_db_role_setting SET setconfig = '{agent_branch.cleanup_after=-5}'"
+        " FROM pg_database AS d WHERE d.oid = setdatabase AND d.datname = 'own' AND setrole = 0"
+    )
+    assert cluster.scalar(of, ("cleanup_after", "own")) == 12
+    cluster.sql("SELECT branch.delete('own', hard => true, on_children => 'cascade')")
+    cluster.sql("SELECT branch.delete('other', hard => true)")
+    cluster.sql("DROP ROLE asker")
+
+
+def test_what_a_branch_has_of_its_own_counts(cluster: Cluster) -> None:
+    """Each where it is used, beside a branch that has none (cleanup_after: test_cleanup.py)."""
+    cluster.sql("SELECT branch.delete(name, hard => true) FROM branch.branches")
+    cluster.sql("SELECT branch.create('own', 'main'), branch.create('other', 'main')")
+
+    def states() -> dict[str, str]:
+        return dict(cluster.sql("SELECT name, current_state FROM branch.branches"))
+
+    # never, where all others sleep after 1 s; what the branch was told itself comes before that
+    cluster.set(agent_branch__auto_suspend_seconds=1)
+    cluster.sql("ALTER DATABASE own SET agent_branch.auto_suspend_seconds = 0")
+    wait_for(lambda: cluster.scalar("SELECT branch.suspend_idle()") == 1, what="other to sleep")
+    assert states() == {"own": "ready", "other": "suspended"}
+    cluster.sql("SELECT branch.resume('other'), branch.set_suspend_timeout('other', '0')")
+    cluster.sql("SELECT branch.set_suspend_timeout('own', '1 s')")
+    wait_for(lambda: cluster.scalar("SELECT branch.suspend_idle()") == 1, what="own to sleep")
+    assert states() == {"own": "suspended", "other": "ready"}
+
+    cluster.sql("ALTER DATABASE own SET agent_branch.auto_resume_enabled = off")
+    with pytest.raises(psycopg.OperationalError, match=r"Call branch.resume\(\)"):
+        cluster.connect("own")
+    cluster.sql("SELECT branch.resume('own'); SELECT branch.suspend('other')")
+    cluster.sql("SELECT 1", dbname="other")
+
+    # a transaction that stands still keeps only the other one awake
+    cluster.sql("ALTER DATABASE own SET agent_branch.suspend_idle_in_transaction = 0")
+    idle, awake = cluster.connect("own"), cluster.connect("other")
+    for conn in (idle, awake):
+        conn.execute("BEGIN")
+        conn.execute("SELECT pg_current_xact_id()")
+    cluster.sql("SELECT branch.suspend('own')")
+    with pytest.raises(psycopg.errors.ObjectInUse):
+        cluster.sql("SELECT branch.suspend('other')")
+    assert states() == {"own": "suspended", "other": "ready"}
+    for conn in (idle, awake):
+        conn.close()
+
+    cluster.sql("ALTER DATABASE own SET agent_branch.recovery_window = 0")
+    cluster.sql("SELECT branch.delete('own'), branch.delete('other')")
+    assert states() == {"other": "deleted"}
+    cluster.sql("SELECT branch.delete('other', hard => true)")
 
 
 def test_who_may_set_what(cluster: Cluster, settings: dict[str, dict[str, Any]]) -> None:

@@ -25,8 +25,8 @@ extern int	ab_sweep_interval;	/* agent_branch.sweep_interval, s, sighup */
 extern int	ab_event_retention;	/* agent_branch.event_retention, s, sighup */
 extern bool ab_log_events;		/* agent_branch.log_events, sighup */
 extern int	ab_session_grace;	/* agent_branch.session_grace, ms, user */
-extern int	ab_cleanup_after;	/* agent_branch.cleanup_after, s; 0: never, sighup */
-extern int	ab_recovery_window; /* agent_branch.recovery_window, s, sighup */
+extern int	ab_cleanup_after;	/* agent_branch.cleanup_after, s; 0: never */
+extern int	ab_recovery_window; /* agent_branch.recovery_window, s */
 extern int	ab_max_branches;	/* agent_branch.max_branches, sighup; 0: any number */
 extern int	ab_max_quotas;		/* agent_branch.max_quotas, postmaster */
 extern char *ab_connection_template;	/* agent_branch.connection_template */
@@ -34,10 +34,10 @@ extern bool ab_agent_roles;		/* agent_branch.agent_roles, superuser */
 
 extern int	ab_max_tracked_branches;	/* agent_branch.max_tracked_branches, postmaster */
 extern int	ab_activity_flush_interval; /* agent_branch.activity_flush_interval, s, sighup */
-extern int	ab_auto_suspend_seconds;	/* agent_branch.auto_suspend_seconds, sighup */
+extern int	ab_auto_suspend_seconds;	/* agent_branch.auto_suspend_seconds */
 extern int	ab_suspend_idle_in_transaction; /* agent_branch.suspend_idle_in_transaction,
-											 * s, sighup; -1: for ever */
-extern bool ab_auto_resume_enabled; /* agent_branch.auto_resume_enabled, sighup */
+											 * s; -1: for ever */
+extern bool ab_auto_resume_enabled; /* agent_branch.auto_resume_enabled, superuser */
 
 extern void ab_settings_define(void);
 

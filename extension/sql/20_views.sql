@@ -15,6 +15,13 @@ AS 'MODULE_PATHNAME', 'ab_sql_origin';
 COMMENT ON FUNCTION branch._origin(oid)
 IS 'what a branch hangs on; null for other databases and for those the caller may not see';
 
+CREATE FUNCTION branch._setting_of(db oid, setting text) RETURNS integer
+LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10
+AS 'MODULE_PATHNAME', 'ab_sql_setting_of';
+
+COMMENT ON FUNCTION branch._setting_of(oid, text)
+IS 'seconds that count for a branch of a setting it can have a value of its own of; the name is without agent_branch.';
+
 CREATE FUNCTION branch._own_bytes(db oid) RETURNS bigint
 LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 100
 AS 'MODULE_PATHNAME', 'ab_sql_own_bytes';

@@ -13,6 +13,7 @@
 #include "executor/spi.h"
 #include "utils/timestamp.h"
 
+#include "ab_branchsetting.h"
 #include "ab_catalogrows.h"
 #include "ab_default.h"
 #include "ab_softdelete.h"
@@ -34,8 +35,19 @@
 
 /* ---- which ---- */
 
+static bool
+is_unused(const AbUnused *unused, Oid db, TimestampTz last_used)
+{
+	int			after;
+
+	if (!unused->as_set)
+		return last_used < unused->before;
+	after = ab_branchsetting(db, AB_BRANCH_CLEANUP_AFTER);
+	return after > 0 && last_used < unused->now - after * USECS_PER_SEC;
+}
+
 static void
-add_unused(List **list, Oid db, TimestampTz last_used)
+add_branch(List **list, Oid db, TimestampTz last_used)
 {
 	AbOriginHeader origin;
 	char	   *name = ab_database_name(db);
@@ -53,19 +65,15 @@ add_unused(List **list, Oid db, TimestampTz last_used)
 }
 
 static List *
-list_unused(TimestampTz before)
+list_unused(const AbUnused *unused)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	Oid			types[1] = {TIMESTAMPTZOID};
-	Datum		values[1] = {TimestampTzGetDatum(before)};
 	List	   *list = NIL;
 	uint64		n;
 
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	n = ab_tables_execute(OF_ALL
-						  " AND coalesce(a.last_active_at, o.created_at) < $1",
-						  1, types, values, NULL);
+	n = ab_tables_execute(OF_ALL, 0, NULL, NULL, NULL);
 	for (uint64 i = 0; i < n; i++)
 	{
 		HeapTuple	tuple = SPI_tuptable->vals[i];
@@ -73,9 +81,12 @@ list_unused(TimestampTz before)
 		bool		isnull;
 		Oid			db = DatumGetObjectId(SPI_getbinval(tuple, desc, 1, &isnull));
 		TimestampTz last = DatumGetTimestampTz(SPI_getbinval(tuple, desc, 2, &isnull));
-		MemoryContext old = MemoryContextSwitchTo(caller);
+		MemoryContext old;
 
-		add_unused(&list, db, last);
+		if (!is_unused(unused, db, last))
+			continue;
+		old = MemoryContextSwitchTo(caller);
+		add_branch(&list, db, last);
 		MemoryContextSwitchTo(old);
 	}
 	SPI_finish();
@@ -83,23 +94,27 @@ list_unused(TimestampTz before)
 	return list;
 }
 
-/* arg: the time before which it was used last. */
+/* arg: AbUnused */
 static bool
 still_unused(Oid db, void *arg)
 {
-	Oid			types[2] = {OIDOID, TIMESTAMPTZOID};
-	Datum		values[2] = {ObjectIdGetDatum(db), TimestampTzGetDatum(*(TimestampTz *) arg)};
-	uint64		n;
+	Oid			types[1] = {OIDOID};
+	Datum		values[1] = {ObjectIdGetDatum(db)};
+	bool		still = false;
 
 	if (ab_database_is_deleted(db))
 		return false;
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	n = ab_tables_execute(OF_ONE
-						  " AND d.oid = $1 AND coalesce(a.last_active_at, o.created_at) < $2",
-						  2, types, values, NULL);
+	if (ab_tables_execute(OF_ONE " AND d.oid = $1", 1, types, values, NULL) == 1)
+	{
+		bool		isnull;
+		Datum		last = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull);
+
+		still = is_unused(arg, db, DatumGetTimestampTz(last));
+	}
 	SPI_finish();
-	return n == 1;
+	return still;
 }
 
 /* ---- deleting them ---- */
@@ -125,15 +140,15 @@ split_default(List *due, AbExpired **is_default)
 }
 
 List *
-ab_cleanup(TimestampTz before, bool dry_run, int limit)
+ab_cleanup(AbUnused unused, bool dry_run, int limit)
 {
-	AbWhyDue	why = {"cleaned_up", still_unused, &before};
+	AbWhyDue	why = {"cleaned_up", still_unused, &unused};
 	AbExpired  *is_default = NULL;
 	List	   *due;
 
 	if (!ab_tables_installed())
 		return NIL;
-	due = split_default(list_unused(before), &is_default);
+	due = split_default(list_unused(&unused), &is_default);
 	due = ab_delete_due(due, &why, dry_run, limit);
 	return is_default ? lappend(due, is_default) : due;
 }

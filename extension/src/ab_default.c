@@ -11,75 +11,23 @@
  */
 #include "ab_default.h"
 
-#include "access/genam.h"
-#include "access/table.h"
 #include "access/xact.h"
-#include "catalog/indexing.h"
 #include "catalog/pg_db_role_setting.h"
-#include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
 #include "nodes/makefuncs.h"
 #include "nodes/parsenodes.h"
 #include "storage/lmgr.h"
-#include "utils/array.h"
-#include "utils/builtins.h"
-#include "utils/fmgroids.h"
-#include "utils/rel.h"
 
+#include "ab_branchsetting.h"
 #include "ab_settings.h"
 
 #define SETTING "agent_branch.default_parent"
-
-/* The value among those of ALTER DATABASE ... SET ("name=value"), or NULL. */
-static char *
-find_value(ArrayType *config)
-{
-	Datum	   *items;
-	bool	   *nulls;
-	int			n;
-	char	   *value = NULL;
-
-	deconstruct_array(config, TEXTOID, -1, false, TYPALIGN_INT, &items, &nulls, &n);
-	for (int i = 0; i < n; i++)
-	{
-		char	   *item = nulls[i] ? NULL : TextDatumGetCString(items[i]);
-
-		if (item && pg_strncasecmp(item, SETTING "=", strlen(SETTING "=")) == 0)
-			value = item + strlen(SETTING "=");
-	}
-	return value;
-}
 
 /* What the control database has for all roles; NULL: nothing. */
 static char *
 stored_default(void)
 {
-	Oid			control = get_database_oid(ab_control_database, true);
-	Relation	rel;
-	ScanKeyData key[2];
-	SysScanDesc scan;
-	HeapTuple	tup;
-	char	   *value = NULL;
-
-	rel = table_open(DbRoleSettingRelationId, AccessShareLock);
-	ScanKeyInit(&key[0], Anum_pg_db_role_setting_setdatabase,
-				BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(control));
-	ScanKeyInit(&key[1], Anum_pg_db_role_setting_setrole,
-				BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(InvalidOid));
-	scan = systable_beginscan(rel, DbRoleSettingDatidRolidIndexId, true, NULL, 2, key);
-	tup = systable_getnext(scan);
-	if (HeapTupleIsValid(tup))
-	{
-		bool		isnull;
-		Datum		config = heap_getattr(tup, Anum_pg_db_role_setting_setconfig,
-										  RelationGetDescr(rel), &isnull);
-
-		if (!isnull)
-			value = find_value(DatumGetArrayTypeP(config));
-	}
-	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
-	return value;
+	return ab_stored_setting(get_database_oid(ab_control_database, true), SETTING);
 }
 
 char *

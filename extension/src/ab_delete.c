@@ -32,6 +32,7 @@
 
 #include "ab_agentrole.h"
 #include "ab_base.h"
+#include "ab_branchsetting.h"
 #include "ab_catalogrows.h"
 #include "ab_events.h"
 #include "ab_file.h"
@@ -332,7 +333,7 @@ ab_report_deleted(Oid db, const char *name)
 void
 ab_delete_locked(Oid db, const char *name, bool hard)
 {
-	if (!hard && ab_recovery_window > 0)
+	if (!hard && ab_branchsetting(db, AB_BRANCH_RECOVERY_WINDOW) > 0)
 	{
 		ab_soft_delete(db, name);
 		return;

@@ -71,17 +71,17 @@ define_activity(void)
 							"Time without activity after which branch.suspend_idle() suspends a branch.",
 							"Zero: only branches with a timeout of their own are suspended.",
 							&ab_auto_suspend_seconds, 300, 0, INT_MAX,
-							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+							PGC_SUSET, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomIntVariable("agent_branch.suspend_idle_in_transaction",
 							"How long a session idle in a transaction keeps its branch from being suspended.",
 							"-1: as long as it lasts, if it holds a snapshot or has written.",
 							&ab_suspend_idle_in_transaction, -1, -1, INT_MAX,
-							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+							PGC_SUSET, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomBoolVariable("agent_branch.auto_resume_enabled",
 							 "Connecting to a suspended branch resumes it.",
 							 "If off, it is refused with 57P03 until branch.resume() is called.",
 							 &ab_auto_resume_enabled, true,
-							 PGC_SIGHUP, 0, NULL, NULL, NULL);
+							 PGC_SUSET, 0, NULL, NULL, NULL);
 }
 
 /* Money: digits, at most one point, no sign; what SQL reads as numeric, exactly. */
@@ -199,12 +199,12 @@ ab_settings_define(void)
 							"How long a deleted branch can be recovered.",
 							"Zero: deleted branches cannot be recovered.",
 							&ab_recovery_window, 7 * 24 * 3600, 0, INT_MAX,
-							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+							PGC_SUSET, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomIntVariable("agent_branch.cleanup_after",
 							"How long branches go unused before cleanup_inactive_branches() deletes them.",
 							"Zero: they are kept.",
 							&ab_cleanup_after, 30 * 24 * 3600, 0, INT_MAX,
-							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+							PGC_SUSET, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomStringVariable("agent_branch.connection_template",
 							   "Connection string given to agents; {database}, {host}, {port} and {role} are replaced.",
 							   "Empty: a libpq URI for this server.",

@@ -35,6 +35,7 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
+#include "ab_branchsetting.h"
 #include "ab_catalogrows.h"
 #include "ab_events.h"
 #include "ab_quota.h"
@@ -356,7 +357,7 @@ is_over(Oid db)
 
 	return ab_registry_get(db, &row) && !row.isnull[AB_REGISTRY_DELETED_AT] &&
 		DatumGetTimestampTz(row.value[AB_REGISTRY_DELETED_AT]) +
-		ab_recovery_window * USECS_PER_SEC <= GetCurrentTimestamp();
+		ab_branchsetting(db, AB_BRANCH_RECOVERY_WINDOW) * USECS_PER_SEC <= GetCurrentTimestamp();
 }
 
 typedef struct Candidate

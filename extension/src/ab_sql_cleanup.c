@@ -33,32 +33,29 @@ PG_FUNCTION_INFO_V1(ab_sql_job_unlock);
 /* In a NOTICE. */
 #define NAMES_SHOWN 5
 
-/* What is before that has not been used for the interval, or for what is set. */
-static bool
-unused_before(FunctionCallInfo fcinfo, int n, TimestampTz *before)
+/* Not used for the interval that is an argument; if there is none, for what is set. */
+static AbUnused
+unused_for(FunctionCallInfo fcinfo, int n)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	AbUnused	unused = {.now = GetCurrentTimestamp(), .as_set = true};
 
-	if (n < PG_NARGS() && !PG_ARGISNULL(n))
-	{
-		*before = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_mi_interval,
-														  TimestampTzGetDatum(now),
-														  PG_GETARG_DATUM(n)));
-		if (*before > now)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("argument \"unused_for\" must not be negative")));
-		return true;
-	}
-	*before = now - (TimestampTz) ab_cleanup_after * USECS_PER_SEC;
-	return ab_cleanup_after > 0;
+	if (n == PG_NARGS() || PG_ARGISNULL(n))
+		return unused;
+	unused.as_set = false;
+	unused.before = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_mi_interval,
+															TimestampTzGetDatum(unused.now),
+															PG_GETARG_DATUM(n)));
+	if (unused.before > unused.now)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"unused_for\" must not be negative")));
+	return unused;
 }
 
 Datum
 ab_sql_cleanup(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	TimestampTz before;
 	bool		dry_run;
 	int			limit = CLEANUP_LIMIT;
 	ListCell   *lc;
@@ -74,9 +71,7 @@ ab_sql_cleanup(PG_FUNCTION_ARGS)
 	if (!dry_run)
 		ab_prevent_read_only("branch.cleanup()");
 	InitMaterializedSRF(fcinfo, 0);
-	if (!unused_before(fcinfo, 1, &before))
-		return (Datum) 0;
-	foreach(lc, ab_cleanup(before, dry_run, limit))
+	foreach(lc, ab_cleanup(unused_for(fcinfo, 1), dry_run, limit))
 	{
 		AbExpired  *e = lfirst(lc);
 		Datum		values[4];
@@ -123,16 +118,13 @@ static int32
 clean_up(FunctionCallInfo fcinfo, const char *function)
 {
 	bool		dry_run = ab_sql_bool(fcinfo, 0, false);
-	TimestampTz before;
 	int32		n = 0;
 	List	   *due;
 	ListCell   *lc;
 
 	if (!dry_run)
 		ab_prevent_read_only(function);
-	if (!unused_before(fcinfo, PG_NARGS(), &before))
-		return 0;
-	due = ab_cleanup(before, dry_run, CLEANUP_LIMIT);
+	due = ab_cleanup(unused_for(fcinfo, PG_NARGS()), dry_run, CLEANUP_LIMIT);
 	foreach(lc, due)
 		n += ((AbExpired *) lfirst(lc))->deleted;
 	report_skipped(due);

@@ -16,6 +16,7 @@
 #include "utils/timestamp.h"
 
 #include "ab_activityflush.h"
+#include "ab_branchsetting.h"
 #include "ab_catalogrows.h"
 #include "ab_origin.h"
 #include "ab_settings.h"
@@ -196,14 +197,16 @@ read_known(void)
 
 /* Is its time over?  Then *idle_since is when that began to count. */
 static bool
-is_due(const Candidate *c, const AbOriginHeader *origin, TimestampTz now,
+is_due(Oid db, const Candidate *c, const AbOriginHeader *origin, TimestampTz now,
 	   TimestampTz *idle_since)
 {
-	double		timeout = ab_auto_suspend_seconds;
 	TimestampTz last = origin->created_at;
+	double		timeout;
 
 	if (c != NULL && c->timeout_of == origin->created_at)
 		timeout = c->timeout;
+	else
+		timeout = ab_branchsetting(db, AB_BRANCH_AUTO_SUSPEND);
 	if (c != NULL && c->origin_at == origin->created_at)
 		last = Max(last, c->last_active);
 	if (timeout <= 0)
@@ -222,7 +225,7 @@ suspend_if_due(HTAB *known, Oid db, TimestampTz now, bool *no_room_left)
 	char	   *why;
 
 	if (db == MyDatabaseId || (c != NULL && c->suspended_at != 0) ||
-		!ab_storage_read_origin(db, &origin) || !is_due(c, &origin, now, &how.idle_since))
+		!ab_storage_read_origin(db, &origin) || !is_due(db, c, &origin, now, &how.idle_since))
 		return false;
 	outcome = ab_suspend(db, &how, &why);
 	*no_room_left |= outcome == AB_SUSPEND_NO_ROOM;

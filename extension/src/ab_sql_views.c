@@ -23,6 +23,7 @@
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
+#include "ab_branchsetting.h"
 #include "ab_file.h"
 #include "ab_hidden.h"
 #include "ab_manifest.h"
@@ -38,6 +39,7 @@
 
 PG_FUNCTION_INFO_V1(ab_sql_origin);
 PG_FUNCTION_INFO_V1(ab_sql_deleted_name);
+PG_FUNCTION_INFO_V1(ab_sql_setting_of);
 PG_FUNCTION_INFO_V1(ab_sql_own_bytes);
 PG_FUNCTION_INFO_V1(ab_sql_logical_bytes);
 PG_FUNCTION_INFO_V1(ab_sql_snapshots);
@@ -100,6 +102,17 @@ ab_sql_deleted_name(PG_FUNCTION_ARGS)
 	name = palloc0(NAMEDATALEN);
 	namestrcpy(name, ab_deleted_old_name(db));
 	PG_RETURN_NAME(name);
+}
+
+/* Seconds. */
+Datum
+ab_sql_setting_of(PG_FUNCTION_ARGS)
+{
+	Oid			db = PG_GETARG_OID(0);
+	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(1));
+
+	ab_require_control_database();
+	PG_RETURN_INT32(ab_branchsetting(db, ab_branchsetting_find(name)));
 }
 
 Datum

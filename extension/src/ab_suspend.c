@@ -32,6 +32,7 @@
 #include "utils/inval.h"
 #include "utils/timestamp.h"
 
+#include "ab_branchsetting.h"
 #include "ab_catalogrows.h"
 #include "ab_gate.h"
 #include "ab_settings.h"
@@ -124,16 +125,17 @@ has_prepared(Oid db)
 
 /* A transaction that has stood still for as long as the setting says. */
 static bool
-idle_long_enough(const Guest *g)
+idle_long_enough(Oid db, const Guest *g)
 {
-	return ab_suspend_idle_in_transaction >= 0 &&
-		TimestampDifferenceExceeds(g->last_active, GetCurrentTimestamp(),
-								   Max(ab_suspend_idle_in_transaction, 0) * 1000);
+	int			allowed = ab_branchsetting(db, AB_BRANCH_IDLE_IN_TRANSACTION);
+
+	return allowed >= 0 &&
+		GetCurrentTimestamp() - g->last_active >= allowed * USECS_PER_SEC;
 }
 
 /* NULL: nothing about it keeps the branch awake. */
 static char *
-why_awake(const Guest *g, TimestampTz idle_since)
+why_awake(Oid db, const Guest *g, TimestampTz idle_since)
 {
 	if (!g->counted)
 		return psprintf("Process %d is a worker or replicates.", g->pid);
@@ -141,7 +143,7 @@ why_awake(const Guest *g, TimestampTz idle_since)
 		return psprintf("Process %d is running a statement.", g->pid);
 	if (g->last_active > idle_since)
 		return psprintf("Process %d has just been active.", g->pid);
-	if (g->in_transaction && g->holds && !idle_long_enough(g))
+	if (g->in_transaction && g->holds && !idle_long_enough(db, g))
 		return psprintf("Process %d is in a transaction.", g->pid);
 	return NULL;
 }
@@ -158,7 +160,7 @@ may_end(Oid role)
 
 /* NULL: the branch can be suspended, as soon as those that are left have left. */
 static char *
-judge(const Guest *guests, int n, const AbSuspendHow *how)
+judge(Oid db, const Guest *guests, int n, const AbSuspendHow *how)
 {
 	for (int i = 0; i < n; i++)
 	{
@@ -168,7 +170,7 @@ judge(const Guest *guests, int n, const AbSuspendHow *how)
 			continue;			/* it is sent away */
 		if (guests[i].autovacuum)
 			return psprintf("Process %d is autovacuum's.", guests[i].pid);
-		why = why_awake(&guests[i], how->idle_since);
+		why = why_awake(db, &guests[i], how->idle_since);
 		if (why != NULL)
 			return why;
 		if (how->check_rights && !may_end(guests[i].role))
@@ -300,7 +302,7 @@ have_them_leave(Oid db, const Guest *guests, int n, const AbSuspendHow *how)
 		if (count_clients(left, nleft) == 0)
 			return NULL;
 		if (!may_be_leaving(left, nleft))
-			why = judge(left, nleft, &since);
+			why = judge(db, left, nleft, &since);
 		if (why == NULL &&
 			TimestampDifferenceExceeds(judged_at, GetCurrentTimestamp(), LEAVE_MS))
 			why = pstrdup("Its sessions did not leave.");
@@ -357,7 +359,7 @@ empty(Oid db, const AbSuspendHow *how)
 	int			n;
 	Guest	   *guests = list_guests_but_leaving(db, how->wait, &n);
 	char	   *why = has_prepared(db) ? pstrdup("It has prepared transactions.") :
-		judge(guests, n, how);
+		judge(db, guests, n, how);
 
 	if (why == NULL && count_clients(guests, n) > 0)
 		why = try_to_have_them_leave(db, guests, n, how);

@@ -80,7 +80,8 @@ def _gc() -> dict[str, Any]:
         " INNER JOIN pg_database AS d ON d.oid = r.db"
         " CROSS JOIN LATERAL branch._origin(d.oid) AS o"
         " WHERE o.created_at = r.origin_at AND r.deleted_at + interval '1 hour'"
-        " + current_setting('agent_branch.recovery_window')::interval < statement_timestamp()"
+        " + interval '1 second' * branch._setting_of(d.oid, 'recovery_window')"
+        " < statement_timestamp()"
     )
 
 
