@@ -9,13 +9,14 @@
  * A request is a statement that a client sent and that began to run: what functions,
  * triggers and rules run is part of it, and several executions of one portal are one.  It
  * is active from the arrival of its message, or the end of the statement before it, to its
- * own end; the commit of a transaction that wrote counts as well, and deferred triggers
- * do.  Rows are those that INSERT, UPDATE, DELETE, MERGE, COPY and CREATE TABLE AS report,
- * at any depth; bytes are the WAL that the session wrote.  Time between the statements of a
- * transaction is not active, nor is a connection that is open.
+ * own end; so are its parse and bind messages, should it have such, and one that fails
+ * before it runs.  The commit of a transaction that wrote counts as well, and deferred
+ * triggers do.  Rows are those that INSERT, UPDATE, DELETE, MERGE, COPY and CREATE TABLE AS
+ * report, at any depth; bytes are the WAL that the session wrote.  Time between the
+ * statements of a transaction is not active, nor is a connection that is open.
  *
- * Background workers, replication and autovacuum are not counted, and nothing is on a
- * standby.
+ * Background workers are not counted, so what runs in parallel is not counted twice, nor
+ * are replication and autovacuum, and nothing is on a standby.
  */
 #include "ab_activitycount.h"
 
@@ -25,9 +26,12 @@
 #include "executor/executor.h"
 #include "executor/instrument.h"
 #include "miscadmin.h"
+#include "parser/analyze.h"
 #include "storage/ipc.h"
 #include "tcop/pquery.h"
+#include "tcop/tcopprot.h"
 #include "tcop/utility.h"
+#include "utils/backend_status.h"
 #include "utils/timestamp.h"
 
 #include "ab_origin.h"
@@ -38,8 +42,10 @@ static int	depth = 0;			/* of statements within statements */
 static int64 rows = 0;			/* written by this session so far */
 static uint64 wal_base = 0;
 static TimestampTz last_end = 0;	/* up to here time has been counted */
-static TimestampTz commit_began = 0;
+static bool committing = false;
 
+static post_parse_analyze_hook_type prev_parse_analyze = NULL;
+static ExecutorStart_hook_type prev_executor_start = NULL;
 static ExecutorRun_hook_type prev_executor_run = NULL;
 static ExecutorFinish_hook_type prev_executor_finish = NULL;
 static ProcessUtility_hook_type prev_utility = NULL;
@@ -106,11 +112,45 @@ is_from_client(void)
 	return depth == 0 && ActivePortal != NULL;
 }
 
-/* What runs at commit may come long after the last message. */
+/* A sync message has no time of its own: what it runs may come long after the last one. */
 static TimestampTz
 start_of_statement(void)
 {
-	return ActivePortal != NULL ? GetCurrentStatementStartTimestamp() : GetCurrentTimestamp();
+	return ActivePortal != NULL || debug_query_string != NULL ?
+		GetCurrentStatementStartTimestamp() : GetCurrentTimestamp();
+}
+
+/* A part of a statement is over of which nobody has told us that it began. */
+static void
+count_up_to_now(void)
+{
+	enter(start_of_statement(), false);
+	leave();
+}
+
+/*
+ * In a parse message, which has parameters even if they are none; that of a simple query
+ * is counted when it runs.
+ */
+static void
+parse_analyze(ParseState *pstate, Query *query, JumbleState *jstate)
+{
+	if (prev_parse_analyze)
+		prev_parse_analyze(pstate, query, jstate);
+	if (mine != NULL && depth == 0 && pstate->p_paramref_hook != NULL)
+		count_up_to_now();
+}
+
+/* In a bind message, which has planned the statement; that hides no portal. */
+static void
+executor_start(QueryDesc *query, int eflags)
+{
+	if (prev_executor_start)
+		prev_executor_start(query, eflags);
+	else
+		standard_ExecutorStart(query, eflags);
+	if (mine != NULL && is_from_client() && ActivePortal->visible)
+		count_up_to_now();
 }
 
 static bool
@@ -165,7 +205,8 @@ finish_next(QueryDesc *query)
 static void
 executor_finish(QueryDesc *query)
 {
-	if (mine == NULL || query->operation == CMD_SELECT)
+	if (mine == NULL ||
+		(query->operation == CMD_SELECT && !query->plannedstmt->hasModifyingCTE))
 	{
 		finish_next(query);
 		return;
@@ -276,17 +317,37 @@ begin_commit(void)
 		begin_session();
 	else if (depth == 0 && TransactionIdIsValid(GetTopTransactionIdIfAny()))
 	{
-		commit_began = GetCurrentTimestamp();
-		enter(commit_began, false);
+		committing = true;
+		enter(start_of_statement(), false);
+	}
+}
+
+/* Of this backend, rather than of somebody who ends it while it is idle. */
+static bool
+is_in_message(void)
+{
+	return MyBEEntry != NULL && MyBEEntry->st_state != STATE_IDLE &&
+		MyBEEntry->st_state != STATE_IDLEINTRANSACTION &&
+		MyBEEntry->st_state != STATE_IDLEINTRANSACTION_ABORTED;
+}
+
+/* The statement may have failed before it ran, after waiting for a lock, say. */
+static void
+begin_abort(void)
+{
+	if (mine != NULL && depth == 0 && !committing && is_in_message())
+	{
+		enter(GetCurrentStatementStartTimestamp(), false);
+		leave();
 	}
 }
 
 static void
 end_transaction(void)
 {
-	if (commit_began == 0)
+	if (!committing)
 		return;
-	commit_began = 0;
+	committing = false;
 	leave();
 }
 
@@ -299,8 +360,11 @@ at_xact_end(XactEvent event, void *arg)
 		case XACT_EVENT_PRE_PREPARE:
 			begin_commit();
 			break;
-		case XACT_EVENT_COMMIT:
 		case XACT_EVENT_ABORT:
+			begin_abort();
+			end_transaction();
+			break;
+		case XACT_EVENT_COMMIT:
 		case XACT_EVENT_PREPARE:
 			end_transaction();
 			break;
@@ -313,6 +377,10 @@ at_xact_end(XactEvent event, void *arg)
 void
 ab_activitycount_install(void)
 {
+	prev_parse_analyze = post_parse_analyze_hook;
+	post_parse_analyze_hook = parse_analyze;
+	prev_executor_start = ExecutorStart_hook;
+	ExecutorStart_hook = executor_start;
 	prev_executor_run = ExecutorRun_hook;
 	ExecutorRun_hook = executor_run;
 	prev_executor_finish = ExecutorFinish_hook;

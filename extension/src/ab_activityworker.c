@@ -188,6 +188,9 @@ ab_activityworker_main(Datum arg)
 	BackgroundWorkerInitializeConnection(ab_control_database, NULL, 0);
 	ab_sweeper_settings();
 
+	/* a standby that is away must not hold up the last round, and with it a shutdown */
+	SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
+
 	for (;;)
 	{
 		bool		last = ShutdownRequestPending;
