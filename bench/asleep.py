@@ -65,7 +65,24 @@ def send_to_sleep(cluster: Cluster, count: int) -> None:
         )
         return bool(asleep == count)
 
-    wait_for(all_asleep, timeout=600, what=f"{count} branches to be suspended")
+    wait_for(all_asleep, timeout=3600, what=f"{count} branches to be suspended")
+    wait_for(
+        lambda: (
+            not cluster.scalar(
+                "SELECT count(*) FROM branch._activity() AS a JOIN pg_stat_database AS s"
+                " ON s.datid = a.db WHERE a.suspended_at IS NOT NULL AND s.xact_commit > 0"
+            )
+        ),
+        timeout=600,
+        what="their statistics to be put away",
+        interval=1,
+    )
+
+
+def visit_all(cluster: Cluster, names: list[str]) -> None:
+    """Somebody has been in each, and has left statistics."""
+    for name in names:
+        cluster.sql("SELECT count(*) FROM pgbench_branches", dbname=name)
 
 
 def timed(action: Callable[[], object], times: int) -> float:
@@ -94,11 +111,17 @@ def listing(cluster: Cluster) -> float:
     return timed(lambda: cluster.psql(r"\l"), 1)
 
 
-def launcher_ticks(cluster: Cluster, seconds: float) -> float:
-    """CPU time of autovacuum's launcher, in milliseconds for each second."""
-    pid = cluster.scalar(
-        "SELECT pid FROM pg_stat_activity WHERE backend_type = 'autovacuum launcher'"
-    )
+def statistics_kb(cluster: Cluster) -> float:
+    """The file that the server writes its statistics to when it stops."""
+    cluster.stop()
+    size = (cluster.data / "pg_stat" / "pgstat.stat").stat().st_size
+    cluster.start()
+    return size / 1024
+
+
+def cpu_ms(cluster: Cluster, process: str, seconds: float) -> float:
+    """CPU time of a process, in milliseconds for each second."""
+    pid = cluster.scalar("SELECT pid FROM pg_stat_activity WHERE backend_type = %s", (process,))
 
     def ticks() -> int:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()

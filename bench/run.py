@@ -414,11 +414,13 @@ def many_asleep(size: Sizes) -> None:
         "checkpoint_timeout": "1h",
         "max_wal_size": "8GB",
     }
+    cpu = partial(asleep.cpu_ms, seconds=5 * size.repeats)
     with server("asleep", **settings) as ours, server("none", **settings) as other:
         for cluster in (ours, other):
             filled(cluster, "main", size.scale)
         names = [f"b{i}" for i in range(count)]
         ours.sql("SELECT count(*) FROM branch.create_many(%s, 'main')", (names,))
+        asleep.visit_all(ours, names)
         awake = [asleep.listing(ours) for _ in range(size.repeats)]
         asleep.send_to_sleep(ours, count)
         pairs = list(zip([asleep.listing(ours) for _ in awake], awake, strict=True))
@@ -426,11 +428,13 @@ def many_asleep(size: Sizes) -> None:
         for name, figure in (
             ("checkpoint", asleep.checkpoint),
             ("connect", partial(asleep.connecting, times=size.calls)),
-            ("launcher", partial(asleep.launcher_ticks, seconds=5 * size.repeats)),
+            ("launcher", partial(cpu, process="autovacuum launcher")),
+            ("activity", partial(cpu, process="agent_branch activity")),
+            ("statistics", asleep.statistics_kb),
         ):
+            once = name not in ("checkpoint", "connect")
             sides = (partial(figure, ours), partial(figure, other))
-            pairs = alternate(1 if name == "launcher" else size.repeats, *sides)
-            print(f"  {name}: {pairs}") if name == "launcher" else None
+            pairs = [(sides[0](), sides[1]())] if once else alternate(size.repeats, *sides)
             report(f"asleep-{count}-{name}", 1.1, False, [(a + 0.1, b + 0.1) for a, b in pairs])
 
 
