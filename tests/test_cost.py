@@ -458,7 +458,7 @@ def test_metrics(priced: Cluster) -> None:
     assert all(value is not None and value >= 0 for _, _, value in rows)
     assert all(name.startswith("agent_branch_") for name in names)
     figures = {name: value for name, labels, value in rows if not labels}
-    total = priced.scalar("SELECT round(sum(cost), 6) FROM branch.accounts")
+    total = priced.scalar("SELECT round(coalesce(sum(cost), 0), 6) FROM branch.accounts")
     assert figures["agent_branch_cost_total"] == total
     states = {labels["state"]: value for name, labels, value in rows if "state" in labels}
     living = "SELECT count(*) FROM branch.branches WHERE current_state = 'ready'"

@@ -89,6 +89,7 @@ def test_longest_gap(schedule: str, seconds: int) -> None:
 def healthy() -> dict[str, Any]:
     return {
         "keeper": {"running": True, "pid": 7},
+        "activity_worker": {"running": True, "pid": 8},
         "disk": {"free_bytes": 50, "total_bytes": 100},
         "snapshots": {
             "count": 3,
@@ -104,7 +105,7 @@ def healthy() -> dict[str, Any]:
         },
         "branches": {"living": 3, "deleted": 1, "max": 0},
         "tracking": {"databases": 5, "max": 20000},
-        "gc": {"overdue": 0},
+        "gc": {"overdue": 0, "lag_seconds": 0},
         "jobs": [job()],
     }
 
@@ -135,6 +136,7 @@ def test_nothing_known_is_no_reason() -> None:
     ("fact", "change", "level", "says"),
     [
         ("keeper", {"running": False}, "critical", "keeper"),
+        ("activity_worker", {"running": False}, "warning", "activity"),
         ("disk", {"free_bytes": 5}, "warning", "5.0%"),
         ("disk", {"free_bytes": 1}, "critical", "1.0%"),
         ("snapshots", {"poisoned": 2}, "critical", "XX001"),

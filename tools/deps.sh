@@ -11,8 +11,10 @@ set -euo pipefail
 
 packages=(gcc make libc6-dev python3 python3-psycopg
 	postgresql-15 postgresql-server-dev-15 postgresql-plpython3-15 postgresql-15-cron)
+# Wanted as programs only: their services are neither started nor enabled.
+programs=(pgbouncer prometheus prometheus-postgres-exporter)
 if [ "${1:-}" != demo ]; then
-	packages+=(python3-venv xfsprogs pgbouncer)
+	packages+=(python3-venv xfsprogs "${programs[@]}")
 fi
 
 if ! command -v dpkg-query >/dev/null; then
@@ -43,22 +45,30 @@ if [ "$(id -u)" != 0 ]; then
 	fi
 	as_root=(sudo -n)
 fi
-apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get
+apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get
 	-y --no-install-recommends -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300)
 
 "${apt[@]}" -q update
 
-# pgbouncer is only wanted as a program: its service is neither started nor enabled.
-if [[ " ${missing[*]} " = *" pgbouncer "* ]] && [ -d /etc/systemd/system ]; then
-	unit=/etc/systemd/system/pgbouncer.service
-	if [ ! -e "$unit" ] && [ ! -L "$unit" ]; then
-		"${as_root[@]}" ln -s /dev/null "$unit"
-		unmask() {
-			"${as_root[@]}" rm -f "$unit" \
-				/etc/systemd/system/multi-user.target.wants/pgbouncer.service
-		}
-		trap unmask EXIT
-	fi
+# With systemd a service is not started while its unit is masked; RUNLEVEL is for the others.
+masked=()
+unmask() {
+	for unit in "${masked[@]}"; do
+		"${as_root[@]}" rm -f "/etc/systemd/system/$unit" \
+			"/etc/systemd/system/multi-user.target.wants/$unit"
+	done
+}
+if [ -d /etc/systemd/system ]; then
+	trap unmask EXIT
+	for program in "${programs[@]}"; do
+		unit=$program.service
+		if [[ " ${missing[*]} " != *" $program "* ]] || [ -e "/etc/systemd/system/$unit" ] ||
+			[ -L "/etc/systemd/system/$unit" ]; then
+			continue
+		fi
+		"${as_root[@]}" ln -s /dev/null "/etc/systemd/system/$unit"
+		masked+=("$unit")
+	done
 fi
 
 if installed postgresql-15; then
@@ -77,5 +87,5 @@ fi
 no_cluster=/etc/postgresql-common/createcluster.d/agent_branch.conf
 "${as_root[@]}" mkdir -p "$(dirname "$no_cluster")"
 echo 'create_main_cluster = false' | "${as_root[@]}" tee "$no_cluster" >/dev/null
-trap '"${as_root[@]}" rm -f "$no_cluster"; if declare -F unmask >/dev/null; then unmask; fi' EXIT
+trap '"${as_root[@]}" rm -f "$no_cluster"; unmask' EXIT
 "${apt[@]}" -q install "${missing[@]}"

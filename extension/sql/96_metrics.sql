@@ -52,7 +52,9 @@ busiest AS (
     FROM branch.accounts AS a
     WHERE a.closed_at IS null AND a.active_us > 0
     ORDER BY a.active_us DESC, a.id ASC LIMIT 10
-)
+),
+
+health AS MATERIALIZED (SELECT branch.health() AS facts)
 
 SELECT
     'agent_branch_branches' AS name, -- noqa: RF04
@@ -90,7 +92,7 @@ CROSS JOIN
 UNION ALL
 SELECT
     x.name,
-    jsonb_build_object('job', j.job) AS labels,
+    jsonb_build_object('job_name', j.job) AS labels,
     x.value
 FROM branch.job_list AS j
 CROSS JOIN
@@ -112,6 +114,39 @@ SELECT
 FROM branch.budget_list AS b
 INNER JOIN branch._budget_use AS u ON b.id = u.id
 LEFT JOIN branch.accounts AS a ON b.account = a.id
+UNION ALL
+SELECT
+    x.name,
+    '{}'::jsonb AS labels,
+    x.value
+FROM health AS h
+CROSS JOIN
+    LATERAL (
+        VALUES
+        ('agent_branch_health_status', array_position('{ok,warning,critical}', h.facts ->> 'status') - 1::numeric),
+        ('agent_branch_workers', (
+            SELECT count(*) FROM (VALUES ('keeper'), ('activity_worker')) AS w (worker)
+            WHERE (h.facts -> w.worker ->> 'running')::boolean
+        )),
+        ('agent_branch_disk_free_bytes', (h.facts -> 'disk' ->> 'free_bytes')::numeric),
+        ('agent_branch_disk_size_bytes', (h.facts -> 'disk' ->> 'total_bytes')::numeric),
+        ('agent_branch_xid_age', (h.facts -> 'transaction_ids' ->> 'oldest_xid_age')::numeric),
+        ('agent_branch_xid_age_limit', (h.facts -> 'transaction_ids' ->> 'freeze_max_age')::numeric),
+        ('agent_branch_snapshots_limit', (h.facts -> 'snapshots' ->> 'max')::numeric),
+        ('agent_branch_tracked_databases', (h.facts -> 'tracking' ->> 'databases')::numeric),
+        ('agent_branch_tracked_databases_limit', (h.facts -> 'tracking' ->> 'max')::numeric),
+        ('agent_branch_gc_overdue_branches', (h.facts -> 'gc' ->> 'overdue')::numeric),
+        ('agent_branch_gc_lag_seconds', (h.facts -> 'gc' ->> 'lag_seconds')::numeric)
+    ) AS x (name, value)
+WHERE x.value IS NOT null
+UNION ALL
+SELECT
+    'agent_branch_health_reasons' AS name, -- noqa: RF04
+    jsonb_build_object('check', r.reason ->> 'check', 'level', r.reason ->> 'level') AS labels,
+    count(*) AS value -- noqa: RF04
+FROM health AS h
+CROSS JOIN LATERAL jsonb_array_elements(h.facts -> 'reasons') AS r (reason)
+GROUP BY r.reason ->> 'check', r.reason ->> 'level'
 UNION ALL
 SELECT
     'agent_branch_top_own_bytes' AS name, -- noqa: RF04

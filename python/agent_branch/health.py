@@ -20,11 +20,19 @@ def _row(sql: str) -> dict[str, Any]:
     return dict(plpy.execute(sql)[0])
 
 
-def _keeper() -> dict[str, Any]:
+def _worker(name: str) -> dict[str, Any]:
     return _row(
         "SELECT count(*) > 0 AS running, min(pid) AS pid FROM pg_stat_activity"
-        " WHERE backend_type = 'agent_branch keeper'"
+        f" WHERE backend_type = 'agent_branch {name}'"
     )
+
+
+def _keeper() -> dict[str, Any]:
+    return _worker("keeper")
+
+
+def _activity_worker() -> dict[str, Any]:
+    return _worker("activity")
 
 
 def _disk() -> dict[str, int]:
@@ -75,13 +83,16 @@ def _tracking() -> dict[str, Any]:
 
 
 def _gc() -> dict[str, Any]:
+    """Deleted branches that cannot be recovered any more and are still there: how long at most,
+    and how many for more than an hour."""
     return _row(
-        "SELECT count(*) AS overdue FROM branch.registry AS r"
-        " INNER JOIN pg_database AS d ON d.oid = r.db"
+        "SELECT count(*) FILTER (WHERE l.lag > interval '1 hour') AS overdue,"
+        " greatest(coalesce(round(extract(EPOCH FROM max(l.lag))), 0), 0)::bigint AS lag_seconds"
+        " FROM branch.registry AS r INNER JOIN pg_database AS d ON d.oid = r.db"
         " CROSS JOIN LATERAL branch._origin(d.oid) AS o"
-        " WHERE o.created_at = r.origin_at AND r.deleted_at + interval '1 hour'"
-        " + interval '1 second' * branch._setting_of(d.oid, 'recovery_window')"
-        " < statement_timestamp()"
+        " CROSS JOIN LATERAL (SELECT statement_timestamp() - r.deleted_at"
+        " - interval '1 second' * branch._setting_of(d.oid, 'recovery_window') AS lag) AS l"
+        " WHERE o.created_at = r.origin_at AND r.deleted_at IS NOT NULL"
     )
 
 
@@ -115,6 +126,7 @@ def _jobs() -> list[dict[str, Any]]:
 
 GATHERERS: dict[str, Callable[[], Any]] = {
     "keeper": _keeper,
+    "activity_worker": _activity_worker,
     "disk": _disk,
     "snapshots": _snapshots,
     "transaction_ids": _transaction_ids,

@@ -157,6 +157,15 @@ def judge(facts: Mapping[str, Any], now: datetime.datetime) -> list[Reason]:
         found.append(
             Reason("critical", "keeper", "the background worker agent_branch keeper does not run")
         )
+    if facts.get("activity_worker") and not facts["activity_worker"]["running"]:
+        found.append(
+            Reason(
+                "warning",
+                "activity_worker",
+                "the background worker agent_branch activity does not"
+                " run: use of branches is not written",
+            )
+        )
     for name, check in (
         ("disk", _disk),
         ("snapshots", _snapshots),
