@@ -161,6 +161,7 @@ def test_merges_and_costs_in_the_same_cluster(made: Cluster) -> None:
     made.sql("SELECT branch.set_budget('merging', amount => 5)")
     queries = (
         "SELECT * FROM branch.merge_log",
+        "SELECT * FROM branch.merge_changes",
         "SELECT * FROM branch.accounts ORDER BY id",
         "SELECT * FROM branch.budget_list",
         "SELECT * FROM branch.prices",
@@ -179,6 +180,7 @@ def test_merges_and_costs_in_the_same_cluster(made: Cluster) -> None:
     made.sql("SELECT conflicts FROM branch.merge('merging')")
     assert made.sql("SELECT v FROM t", dbname="main") == [("three",)]
     assert made.scalar("SELECT max(id) FROM branch.merge_log") > before[0][0][0]
+    assert made.sql("SELECT conflicts FROM branch.revert(%s)", [before[0][0][0]]) == [(1,)]
 
 
 def test_of_an_older_time(made: Cluster) -> None:

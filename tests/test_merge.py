@@ -40,19 +40,23 @@ def cluster(cluster_base: Path) -> Iterator[Cluster]:
     made.destroy()
 
 
-def begin_merge(cluster: Cluster, pool: ThreadPoolExecutor) -> None:
+def begin_merge(
+    cluster: Cluster, pool: ThreadPoolExecutor, what: str = "branch.merge('b')"
+) -> None:
     """Somebody merges, and is killed at some time."""
 
     def merge() -> None:
         with cluster.connect() as conn:
-            conn.execute("SELECT branch.merge('b')")
+            conn.execute(f"SELECT {what}")
 
     pool.submit(merge)
 
 
-def begin_until_commit(cluster: Cluster, pool: ThreadPoolExecutor) -> None:
+def begin_until_commit(
+    cluster: Cluster, pool: ThreadPoolExecutor, what: str = "branch.merge('b')"
+) -> None:
     ((last,),) = cluster.sql(LAST)
-    begin_merge(cluster, pool)
+    begin_merge(cluster, pool, what)
     wait_for(lambda: cluster.sql(LOGGED, [last]) == [("committing",)], what="the commit")
 
 
@@ -114,6 +118,33 @@ def test_killed_at_each_point(cluster: Cluster) -> None:
     ]
     left = "SELECT rows_modified FROM branch.diff_summary('b') WHERE table_name = 'public.t'"
     assert cluster.sql(left) == [(1,)]
+
+
+def test_revert_killed(cluster: Cluster) -> None:
+    """A merge is taken back or not, whenever the server dies; then it can be taken back.
+
+    The source is gone by then: it is not needed.
+    """
+    cluster.sql(AT_COMMIT, dbname="main")
+    cluster.sql("SELECT branch.create('b')")
+    cluster.sql("ALTER TABLE t DISABLE TRIGGER tell; UPDATE t SET v = 'new'", dbname="b")
+    ((number,),) = cluster.sql("SELECT merge_id FROM branch.merge('b')")
+    cluster.sql("SELECT branch.delete('b', hard => true)")
+    with ThreadPoolExecutor() as pool:
+        holder = cluster.connect("main")
+        holder.execute("SELECT pg_advisory_lock(4711)")
+        begin_until_commit(cluster, pool, f"branch.revert({number})")
+        cluster.kill()
+        cluster.start()
+    assert cluster.sql(STATE) == [("failed",)]
+    assert new(cluster) == 100
+    taken_back = cluster.sql("SELECT rows_applied FROM branch.revert(%s)", [number])
+    assert taken_back == [(100,)]
+    assert new(cluster) == 0
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="taken back already"):
+        cluster.sql("SELECT branch.revert(%s)", [number])
+    told = "SELECT detail->'reverts' FROM branch.events WHERE event = 'merged' ORDER BY id"
+    assert cluster.sql(told) == [(None,), (number,)]
 
 
 ACCOUNTS = 200

@@ -246,12 +246,29 @@ def conflicts_of(cluster: Cluster, number: int, tables: list[Table]) -> dict[str
     return found
 
 
+def back_and_forth(cluster: Cluster, number: int, tables: list[Table], target: str) -> None:
+    """A merge that is taken back leaves what was there before; that taken back what it made."""
+    after = rows_of(cluster, target, tables)
+    for what, expected in (
+        ("taken back", {t.name: getattr(t, target) for t in tables}),
+        ("brought in again", after),
+    ):
+        ((number, applied, conflicts),) = cluster.sql(
+            "SELECT merge_id, rows_applied, conflicts FROM branch.revert(%s)", [number]
+        )
+        assert conflicts == 0, what
+        found = rows_of(cluster, target, tables)
+        for t in tables:
+            assert found[t.name] == expected[t.name], (what, t)
+        assert (applied > 0) == any(after[t.name] != getattr(t, target) for t in tables)
+
+
 def step(
     cluster: Cluster, tables: list[Table], source: str, target: str, what: str, *, manual: bool
 ) -> None:
     """Merge, tell what was in conflict, decide at random; then compare everything.
 
-    ``manual``: look at the conflicts first.
+    ``manual``: look at the conflicts first, and take the merge back and forth.
     """
     sides: dict[str, Side] = {t.name: t.rng.choice(("ours", "theirs")) for t in tables}
     expected: dict[str, set[Conflict]] = {}
@@ -274,6 +291,8 @@ def step(
     assert conflicts == in_all, what
     assert conflicts_of(cluster, number, tables) == expected, what
     assert cluster.sql("SELECT state FROM branch.merges WHERE id = %s", [number]) == [("merged",)]
+    if manual:
+        back_and_forth(cluster, number, tables, target)
     for t in tables:
         setattr(t, target, results[t.name])
         t.base = dict(getattr(t, source))

@@ -191,6 +191,12 @@ CASES: dict[str, Case] = {
         "SELECT * FROM branch.conflicts_resolve((SELECT coalesce(min(id), 0)"
         " FROM branch.merge_log), 'ours', '{none}')"
     ),
+    # past the check of rights: that merge has changed nothing
+    "branch.revert": owners(
+        "DO $$BEGIN PERFORM branch.revert((SELECT coalesce(min(id), 0) FROM branch.merge_log));"
+        " EXCEPTION WHEN object_not_in_prerequisite_state THEN NULL; END$$"
+    ),
+    "branch._may_revert": everybody(f"SELECT branch._may_revert(1, {VAULT})"),
     "branch.conflict_rows": everybody(
         "SELECT * FROM branch.merge_log AS m, branch.conflict_rows(m.id)"
     ),
@@ -231,6 +237,7 @@ RELATIONS: dict[str, tuple[str, ...]] = {
     "branch.conflicts": ROLES,
     "branch.merge_log": ROLES,
     "branch.merge_conflicts": ROLES,
+    "branch.merge_changes": ROLES,
     "branch.merge_log_id_seq": (SUPERUSER,),
     "branch.quota_list": (SUPERUSER,),
     "branch._databases": (SUPERUSER,),
@@ -288,6 +295,11 @@ def vault(cluster: Cluster) -> Cluster:
         conn.execute(
             "INSERT INTO branch.merge_conflicts (merge_id, n, kind, our_row)"
             " SELECT id, 1, 'update_update', to_jsonb('classified'::text) FROM branch.merge_log"
+        )
+        conn.execute(
+            "INSERT INTO branch.merge_changes (merge_id, n, table_schema, table_name, shape, rows,"
+            " changes) SELECT id, 1, 'public', 'secrets', '[]', 1, 'classified'"
+            " FROM branch.merge_log"
         )
     return cluster
 

@@ -57,4 +57,7 @@ extern List *ab_tables_kept_snapshots(void);
 /* All names, as palloc'd AbNamedSnapshot *, in order of name. */
 extern List *ab_tables_names(void);
 
+/* Forget what merges changed longer ago than agent_branch.merge_retention says. */
+extern void ab_tables_prune_merges(void);
+
 #endif							/* AB_TABLES_H */

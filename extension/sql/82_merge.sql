@@ -28,9 +28,11 @@ CREATE TABLE branch.merge_log (
     rows_deleted bigint NOT NULL DEFAULT 0,
     conflicts bigint NOT NULL DEFAULT 0,
     note text,
+    reverts bigint,
     system_id bigint NOT NULL DEFAULT branch._cluster()
 );
 
+CREATE INDEX merge_log_reverts_idx ON branch.merge_log (reverts) WHERE reverts IS NOT null;
 CREATE INDEX merge_log_pair_idx ON branch.merge_log (
     least(source_id, target_id), greatest(source_id, target_id), id
 );
@@ -61,6 +63,7 @@ COMMENT ON COLUMN branch.merge_log.rows_updated IS 'rows updated there';
 COMMENT ON COLUMN branch.merge_log.rows_deleted IS 'rows deleted there';
 COMMENT ON COLUMN branch.merge_log.conflicts IS 'conflicts found';
 COMMENT ON COLUMN branch.merge_log.note IS 'what else there is to say';
+COMMENT ON COLUMN branch.merge_log.reverts IS 'the merge that this one takes back; null: none';
 COMMENT ON COLUMN branch.merge_log.system_id IS 'system identifier of the cluster that has it';
 
 CREATE TRIGGER restored_row BEFORE INSERT ON branch.merge_log
@@ -134,6 +137,21 @@ $$;
 COMMENT ON FUNCTION branch._may_merge(oid, oid)
 IS 'whether the caller may connect to both databases and owns one of them';
 
+CREATE FUNCTION branch._may_revert(merge_id bigint, target_id oid) RETURNS boolean
+LANGUAGE sql STABLE PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT
+    has_database_privilege($2, 'CONNECT')
+    AND EXISTS (
+        SELECT FROM branch.merge_log AS m
+        WHERE m.id = $1 AND m.target_id = $2 AND pg_has_role(m.merged_by, 'USAGE')
+    )
+$$;
+
+COMMENT ON FUNCTION branch._may_revert(bigint, oid)
+IS 'whether the caller made a merge into a database, and may connect to that';
+
 ALTER TABLE branch.merge_log ENABLE ROW LEVEL SECURITY;
 ALTER TABLE branch.merge_conflicts ENABLE ROW LEVEL SECURITY;
 
@@ -149,11 +167,20 @@ WITH CHECK (
         WHERE r.rolname = current_user
     )
     AND state = 'running'
-    AND branch._may_merge(source_id, target_id)
+    AND CASE
+        WHEN reverts IS null THEN branch._may_merge(source_id, target_id)
+        ELSE branch._may_revert(reverts, target_id)
+    END
 );
 CREATE POLICY go_on ON branch.merge_log FOR UPDATE
 USING (pg_catalog.pg_has_role(merged_by, 'USAGE'))
-WITH CHECK (pg_catalog.pg_has_role(merged_by, 'USAGE') AND branch._may_merge(source_id, target_id));
+WITH CHECK (
+    pg_catalog.pg_has_role(merged_by, 'USAGE')
+    AND CASE
+        WHEN reverts IS null THEN branch._may_merge(source_id, target_id)
+        ELSE source_snapshot IS null AND branch._may_revert(reverts, target_id)
+    END
+);
 
 CREATE POLICY see ON branch.merge_conflicts FOR SELECT
 USING (
@@ -228,7 +255,8 @@ SELECT -- noqa: ST06
     pg_catalog.pg_get_userbyid(m.merged_by) AS merged_by,
     m.options,
     m.base_snapshot,
-    m.source_snapshot
+    m.source_snapshot,
+    m.reverts
 FROM branch.merge_log AS m;
 
 -- Policies of the tables are those for who asks.
@@ -255,6 +283,7 @@ COMMENT ON COLUMN branch.merges.options IS 'the other arguments';
 COMMENT ON COLUMN branch.merges.base_snapshot IS 'state that both sides were compared with';
 COMMENT ON COLUMN branch.merges.source_snapshot
 IS 'state of the source that was merged: the base of the next merge between the two, if no later one is';
+COMMENT ON COLUMN branch.merges.reverts IS 'the merge that this one takes back; null: none';
 
 CREATE VIEW branch.conflicts WITH (security_barrier) AS
 SELECT

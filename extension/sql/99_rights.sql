@@ -98,7 +98,7 @@ GRANT EXECUTE ON FUNCTION branch.suspend(text) TO public;
 GRANT EXECUTE ON FUNCTION branch.resume(text) TO public;
 
 -- Merging: tables are guarded by policies; in the databases the caller's rights count.
-GRANT SELECT, INSERT ON TABLE branch.merge_log, branch.merge_conflicts TO public;
+GRANT SELECT, INSERT ON TABLE branch.merge_log, branch.merge_conflicts, branch.merge_changes TO public;
 GRANT UPDATE (
     state, finished_at, target_xid, base_snapshot, source_snapshot, fast_forward,
     rows_inserted, rows_updated, rows_deleted, conflicts, note
@@ -106,6 +106,7 @@ GRANT UPDATE (
 GRANT UPDATE (resolution, resolved_at, resolved_by) ON TABLE branch.merge_conflicts TO public;
 GRANT SELECT ON TABLE branch.merges, branch.conflicts TO public;
 GRANT EXECUTE ON FUNCTION branch._may_merge(oid, oid) TO public;
+GRANT EXECUTE ON FUNCTION branch._may_revert(bigint, oid) TO public;
 GRANT EXECUTE ON FUNCTION branch._is_merging(oid) TO public;
 GRANT EXECUTE ON FUNCTION branch._merge_state(pg_catalog.xid8) TO public;
 GRANT EXECUTE ON FUNCTION branch._merge_snapshot(oid, oid) TO public;
@@ -114,6 +115,7 @@ GRANT EXECUTE ON FUNCTION branch.conflict_rows(bigint) TO public;
 GRANT EXECUTE ON FUNCTION branch.merge(text, text, text, text, jsonb, boolean, text, boolean) TO public;
 GRANT EXECUTE ON FUNCTION branch.preview_merge(text, text, text, jsonb, text) TO public;
 GRANT EXECUTE ON FUNCTION branch.conflicts_resolve(bigint, text, text[]) TO public;
+GRANT EXECUTE ON FUNCTION branch.revert(bigint, text, text, jsonb, boolean, boolean) TO public;
 GRANT EXECUTE ON FUNCTION branch.sync(text, text, text, jsonb, boolean, text, boolean) TO public;
 
 -- What pg_dump keeps: those who may insert rows into such tables need its default.

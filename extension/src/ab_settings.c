@@ -43,6 +43,7 @@ static char *price_per_gb_month;
 static char *price_per_pinned_gb_month;
 static int	usage_retention;
 static int	usage_day_retention;
+static int	merge_retention;
 
 static char *min_free_disk;		/* ab_diskspace.c has what it means */
 
@@ -189,6 +190,11 @@ ab_settings_define(void)
 							"How long events are kept.",
 							"Zero keeps them for ever. How a living branch came to be is kept as long as it lives.",
 							&ab_event_retention, 30 * 24 * 3600, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("agent_branch.merge_retention",
+							"How long what a merge changed is kept for branch.revert().",
+							"Zero keeps it for ever.",
+							&merge_retention, 30 * 24 * 3600, 0, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomIntVariable("agent_branch.session_grace",
 							"How long force => true lets transactions go on before it ends their sessions.",

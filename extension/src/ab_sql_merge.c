@@ -114,9 +114,9 @@ ab_sql_merge_over(PG_FUNCTION_ARGS)
 						  " finished_at = clock_timestamp()"
 						  " WHERE id = $1 AND merged_by = $2 AND state = 'committing'"
 						  " AND pg_xact_status(target_xid) = 'committed'"
-						  " RETURNING source_id, source_name, json_build_object("
+						  " RETURNING source_id, source_name, json_strip_nulls(json_build_object("
 						  "'merge_id', id, 'target', target_name, 'rows',"
-						  " rows_inserted + rows_updated + rows_deleted)",
+						  " rows_inserted + rows_updated + rows_deleted, 'reverts', reverts))",
 						  2, types, values, NULL) > 0)
 	{
 		bool		isnull;

@@ -204,3 +204,16 @@ ab_tables_names(void)
 	SPI_finish();
 	return result;
 }
+
+void
+ab_tables_prune_merges(void)
+{
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	(void) ab_tables_execute("DELETE FROM branch.merge_changes AS c USING branch.merge_log AS m,"
+							 " CAST(current_setting('agent_branch.merge_retention') AS interval)"
+							 " AS kept WHERE c.merge_id = m.id AND kept > '0'"
+							 " AND m.started_at < clock_timestamp() - kept",
+							 0, NULL, NULL, NULL);
+	SPI_finish();
+}

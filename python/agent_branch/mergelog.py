@@ -9,7 +9,7 @@ known to the server (pg_xact_status).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,8 +85,8 @@ def control_database() -> str:
 class Log:
     """A transaction in the control database that is committed at the end of ``with``."""
 
-    def __init__(self) -> None:
-        self._remote = Remote(control_database(), read_only=False, isolation="read committed")
+    def __init__(self, isolation: str = "read committed") -> None:
+        self._remote = Remote(control_database(), read_only=False, isolation=isolation)
         # Somebody's setting would make policies errors.
         self._remote.run("SET LOCAL row_security = on; SET LOCAL synchronous_commit = on")
 
@@ -102,6 +102,10 @@ class Log:
     def rows(self, sql: str) -> list[Row]:
         return [tuple(row) for row in self._remote.rows(sql)]
 
+    def stream(self, sql: str, batch: int) -> Iterator[Row]:
+        """Rows of a query, no more than ``batch`` of them in memory."""
+        return (tuple(row) for row in self._remote.rows(sql, batch))
+
     def run(self, sql: str) -> None:
         self._remote.run(sql)
 
@@ -112,6 +116,8 @@ class Log:
 
 def lock_pair(pair: Pair) -> None:
     """One merge into a database at a time, and none out of it; until the transaction ends.
+
+    A source that is the target is locked as the target.
 
     In the order of their OIDs, so that nobody waits in a circle.
     """
@@ -150,8 +156,17 @@ WHERE least(m.source_id, m.target_id) = least({source}::oid, {target}::oid)
 ORDER BY m.id DESC LIMIT 1"""
 
 
-def begin(pair: Pair, strategy: str, message: str | None, options: dict[str, Any]) -> Begun:
-    """The row of a new merge.  The pair is locked, so others of the same target are over."""
+def begin(
+    pair: Pair,
+    strategy: str,
+    message: str | None,
+    options: dict[str, Any],
+    reverts: int | None = None,
+) -> Begun:
+    """The row of a new merge.  The pair is locked, so others of the same target are over.
+
+    ``reverts``: number of the one that it takes back.
+    """
     values = ", ".join(
         literal(value)
         for value in (
@@ -162,13 +177,14 @@ def begin(pair: Pair, strategy: str, message: str | None, options: dict[str, Any
             strategy,
             message,
             json.dumps(options),
+            reverts,
         )
     )
     with Log() as log:
         number = int(
             log.rows(
                 "INSERT INTO branch.merge_log (source_id, source_name, target_id, target_name,"
-                " strategy, message, options, merged_by)"
+                " strategy, message, options, reverts, merged_by)"
                 f" SELECT {values}, r.oid FROM pg_roles AS r WHERE r.rolname = current_user"
                 " RETURNING id"
             )[0][0]

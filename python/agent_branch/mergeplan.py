@@ -68,7 +68,7 @@ def plan_table(
 
 def _plan_rows(base: TableState, ours: TableState, theirs: TableState) -> TablePlan:
     key = common_key([ours.shape, theirs.shape, base.shape])
-    shape = _with_key(restricted(ours.shape, _common_columns(base, ours, theirs)), key)
+    shape = with_key(restricted(ours.shape, _common_columns(base, ours, theirs)), key)
     diff = plan_diff(base, theirs, shape)
     if shape.key:
         return TablePlan("rows", shape, diff, reason=diff.reason)
@@ -134,7 +134,7 @@ def _different_columns(
     return ""
 
 
-def _with_key(shape: TableShape, names: tuple[str, ...]) -> TableShape:
+def with_key(shape: TableShape, names: tuple[str, ...]) -> TableShape:
     """A table whose rows are matched by other columns than its own key."""
     key = tuple(shape.position(name) for name in names)
     if key == shape.key:

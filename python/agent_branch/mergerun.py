@@ -59,8 +59,12 @@ class Spool:
         self.count += 1
 
     def __iter__(self) -> Iterator[Action]:
+        return (from_json(line) for line in self.lines())
+
+    def lines(self) -> Iterator[str]:
+        """The actions as ``to_json`` writes them."""
         self._file.seek(0)
-        return (from_json(line) for line in self._file)
+        return iter(self._file)
 
     def close(self) -> None:
         self._file.close()

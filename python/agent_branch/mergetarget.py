@@ -131,7 +131,7 @@ class Target:
             self.execute(statement)
         if fire_triggers:
             return
-        found = list(self.rows(Statement(_TRIGGERS)))
+        found = self._triggers()
         for schema, table, trigger, how in found:
             assert schema is not None
             assert table is not None
@@ -142,6 +142,14 @@ class Target:
             name = quote_ident(trigger)
             self.execute(Statement(f"{on} DISABLE TRIGGER {name}"))
             self._disabled.append((on, _ENABLE[how or "O"], name))
+
+    def triggered(self, tables: Collection[TableId]) -> set[TableId]:
+        """Those of the tables that have triggers."""
+        found = {(schema or "", table or "") for schema, table, _, _ in self._triggers()}
+        return {table for table in tables if table in found}
+
+    def _triggers(self) -> list[Row]:
+        return list(self.rows(Statement(_TRIGGERS)))
 
     def finish(self) -> None:
         for on, enable, name in self._disabled:

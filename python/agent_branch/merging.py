@@ -8,12 +8,13 @@ rights of the role that calls.  mergelog.py says what became of it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import plpy
 
-from agent_branch import bases, mergelog
+from agent_branch import bases, mergechanges, mergelog
 from agent_branch.clashes import Clash, Clashes, of_endangered, of_refused, of_rows, of_short
 from agent_branch.compare import Extent, Extents, Side
 from agent_branch.data import Progress, Reading
@@ -23,6 +24,7 @@ from agent_branch.data import _report as report
 from agent_branch.data import _required as required
 from agent_branch.data import _target as target_of
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
+from agent_branch.merge import Conflict
 from agent_branch.mergelog import Pair
 from agent_branch.mergeoptions import Options
 from agent_branch.mergeoptions import options as parse_options
@@ -32,11 +34,15 @@ from agent_branch.mergesequences import advance_sequences
 from agent_branch.mergetarget import Target
 from agent_branch.sqltext import Row
 from agent_branch.tableorder import TableId
+from agent_branch.tableshape import TableShape
 from agent_branch.threeway import ThreeWay, read_side, sizes
 
 NO_RIGHT = "42501"
 NOTHING_IN_COMMON = "55000"
 OPEN_CONFLICTS = "55000"
+
+# Columns of the row of a merge.
+Facts = dict[str, object]
 
 # Tables that came or changed between being planned and being locked: plan again so often.
 ROUNDS = 10
@@ -127,6 +133,7 @@ class Merged:
     """``target``: still to be committed; None: there are open conflicts."""
 
     outcome: Outcome
+    run: MergeRun
     target: Target | None
 
 
@@ -180,65 +187,39 @@ def _extents_of_theirs(base: Side, theirs: Side, base_name: str, source: str) ->
 class Attempt:
     """Reads the three sides, and decides; ``write`` then does it."""
 
-    pair: Pair
     options: Options
-    base: Reading
-    base_name: str
-    theirs: Reading
     ours: Any
 
     def collect(self, *, locking: bool) -> tuple[MergeRun, Outcome]:
-        without = {*_without(self.pair.source), *_without(self.pair.target)}
-        base, theirs = read_side(self.base, without), read_side(self.theirs, without)
-        of_theirs = _extents_of_theirs(base, theirs, self.base_name, self.pair.source)
-        three, plans = self._planned(base, theirs, of_theirs, without)
-        locked: set[TableId] = set()
-        for _ in range(ROUNDS if locking else 0):
-            wanted = {name for name, plan in plans.items() if plan.course in ("rows", "counts")}
-            if wanted <= locked:
-                break
-            self.ours.lock(sorted(wanted - locked))
-            locked |= wanted
-            three, plans = self._planned(base, theirs, of_theirs, without)
-        run = MergeRun(
+        """Decide what is to be done; ``locking``: hold writers of the tables off first."""
+        raise NotImplementedError
+
+    def _run(self, schema: Sequence[TableShape]) -> MergeRun:
+        return MergeRun(
             self.ours,
-            three.schema(plans),
+            schema,
             self.options.strategy,
             self.options.strategies,
             self.options.decisions,
             self.options.left_out,
         )
-        outcome = Outcome([], three.is_fast_forward, Clashes())
-        for name, plan in plans.items():
-            outcome.lines.append(self._collect_table(run, name, plan, outcome))
-        return run, outcome
 
-    def _planned(
-        self, base: Side, theirs: Side, of_theirs: Extents, without: set[str]
-    ) -> tuple[ThreeWay, dict[TableId, TablePlan]]:
-        ours = read_side(self.ours, without)
-        of_ours = changed_extents(self.base_name, self.pair.target, base, ours)
-        three = ThreeWay(base, ours, theirs, of_theirs, of_ours, self.options.schema)
-        return three, dict(three.plans())
-
-    def _collect_table(
-        self, run: MergeRun, name: TableId, plan: TablePlan, outcome: Outcome
-    ) -> Line:
-        line = Line(name_of(name), pages_read=plan.pages_read, note=plan.reason)
-        if plan.course == "conflict":
-            outcome.add(Clash(line.table, "schema", detail=plan.reason))
-            line.conflicts = 1
-            return line
-        assert plan.shape is not None
-        found = (c for _, c in run.collect(plan, self.base, self.theirs))
+    def _take(
+        self,
+        run: MergeRun,
+        shape: TableShape,
+        found: Iterable[Conflict],
+        line: Line,
+        outcome: Outcome,
+    ) -> None:
+        """Conflicts of one table, while it is collected."""
         for clash in of_rows(
-            self.ours, plan.shape, found, lambda c: run.tables[name].merge.side_of(c), name_of
+            self.ours, shape, found, lambda c: run.tables[shape.id].merge.side_of(c), name_of
         ):
             outcome.add(clash)
-        merged = run.tables[name].merge
+        merged = run.tables[shape.id].merge
         line.inserted, line.updated, line.deleted = merged.inserted, merged.updated, merged.deleted
         line.conflicts = merged.conflicts
-        return line
 
     def write(self, run: MergeRun, outcome: Outcome) -> None:
         """Write; what the target does not take are further conflicts."""
@@ -291,27 +272,77 @@ class Attempt:
             outcome.add(clash)
 
 
+@dataclass(slots=True)
+class Merging(Attempt):
+    """Brings the changes of the source in."""
+
+    pair: Pair
+    base: Reading
+    base_name: str
+    theirs: Reading
+
+    def collect(self, *, locking: bool) -> tuple[MergeRun, Outcome]:
+        without = {*_without(self.pair.source), *_without(self.pair.target)}
+        base, theirs = read_side(self.base, without), read_side(self.theirs, without)
+        of_theirs = _extents_of_theirs(base, theirs, self.base_name, self.pair.source)
+        three, plans = self._planned(base, theirs, of_theirs, without)
+        locked: set[TableId] = set()
+        for _ in range(ROUNDS if locking else 0):
+            wanted = {name for name, plan in plans.items() if plan.course in ("rows", "counts")}
+            if wanted <= locked:
+                break
+            self.ours.lock(sorted(wanted - locked))
+            locked |= wanted
+            three, plans = self._planned(base, theirs, of_theirs, without)
+        run = self._run(three.schema(plans))
+        outcome = Outcome([], three.is_fast_forward, Clashes())
+        for name, plan in plans.items():
+            outcome.lines.append(self._collect_table(run, name, plan, outcome))
+        return run, outcome
+
+    def _planned(
+        self, base: Side, theirs: Side, of_theirs: Extents, without: set[str]
+    ) -> tuple[ThreeWay, dict[TableId, TablePlan]]:
+        ours = read_side(self.ours, without)
+        of_ours = changed_extents(self.base_name, self.pair.target, base, ours)
+        three = ThreeWay(base, ours, theirs, of_theirs, of_ours, self.options.schema)
+        return three, dict(three.plans())
+
+    def _collect_table(
+        self, run: MergeRun, name: TableId, plan: TablePlan, outcome: Outcome
+    ) -> Line:
+        line = Line(name_of(name), pages_read=plan.pages_read, note=plan.reason)
+        if plan.course == "conflict":
+            outcome.add(Clash(line.table, "schema", detail=plan.reason))
+            line.conflicts = 1
+            return line
+        assert plan.shape is not None
+        found = (c for _, c in run.collect(plan, self.base, self.theirs))
+        self._take(run, plan.shape, found, line, outcome)
+        return line
+
+
 # ---- one merge ----------------------------------------------------------------
 
 
-def attempt_merge(pair: Pair, options: Options, base: Frozen, theirs: Reading) -> Merged:
+def attempt(pair: Pair, make: Callable[[Target], Attempt]) -> Merged:
     """Collect and write, until there is nothing more to be left out; the target is then either
     ready to be committed or closed."""
     left_out: list[Clash] = []
     while True:
         target = Target(pair.target, pair.target_id)
-        attempt = Attempt(pair, options, base.session, base.name, theirs, target)
-        run, outcome = attempt.collect(locking=True)
+        one = make(target)
+        run, outcome = one.collect(locking=True)
         for clash in left_out:
             outcome.add(clash)
         if not outcome.open and run.rows:
-            attempt.write(run, outcome)
-        run.close()
+            one.write(run, outcome)
         if not outcome.open and not outcome.again:
-            return Merged(outcome, target)
+            return Merged(outcome, run, target)
+        run.close()
         target.close()
         if outcome.open:
-            return Merged(outcome, None)
+            return Merged(outcome, run, None)
         left_out = outcome.left_out
 
 
@@ -333,62 +364,75 @@ def run_merge(pair: Pair, options: Options, resolves: int | None = None) -> tupl
     )
     snapshot: str = rows[0]["s"]
     begun = mergelog.begin(pair, options.strategy, options.message, options.recorded())
-    try:
+
+    def work() -> tuple[Merged, Facts]:
         progress = Progress()
         base = open_frozen_base(pair, (begun.base, begun.base_of), progress)
         theirs = _frozen(pair, snapshot, progress)
-        merged = attempt_merge(pair, options, base, theirs)
+        merged = attempt(
+            pair, lambda ours: Merging(options, ours, pair, base.session, base.name, theirs)
+        )
+        facts: Facts = {"base_snapshot": base.state.snapshot}
+        if merged.target is not None:
+            advance_sequences(base.session, merged.target, theirs, ("branch",))
+            facts["source_snapshot"] = snapshot
+        base.session.close()
+        theirs.close()
+        return merged, facts
+
+    return carry_out(begun.number, options, work, resolves)
+
+
+def carry_out(
+    number: int, options: Options, work: Callable[[], tuple[Merged, Facts]], resolves: int | None
+) -> tuple[Result, bool]:
+    """The work of the merge with this number, and what its row says of it in the end."""
+    try:
+        merged, facts = work()
         outcome = merged.outcome
-        facts: dict[str, object] = {
-            "base_snapshot": base.state.snapshot,
+        facts |= {
             "fast_forward": outcome.fast_forward,
             "conflicts": outcome.clashes.count,
             "note": outcome.note,
         }
         if merged.target is None:
-            mergelog.record_conflicts(begun.number, outcome.clashes, state="conflicts", **facts)
+            mergelog.record_conflicts(number, outcome.clashes, state="conflicts", **facts)
         else:
-            _commit(merged.target, begun.number, outcome, base, theirs, snapshot, facts)
+            _commit(merged.target, number, merged, facts, fired=options.fire_triggers)
             if resolves is not None:
-                mergelog.finish(resolves, state="resolved", note=f"merge {begun.number}")
-        base.session.close()
-        theirs.close()
+                mergelog.finish(resolves, state="resolved", note=f"merge {number}")
     except (ReportedError, plpy.SPIError) as error:
-        if not mergelog.settle(begun.number, str(error)):
+        if not mergelog.settle(number, str(error)):
             raise
     outcome.clashes.close()
     done = merged.target is not None
-    return _result(begun.number, outcome, done=done), done
+    return result_of(number, outcome, done=done), done
 
 
-def _commit(
-    target: Target,
-    number: int,
-    outcome: Outcome,
-    base: Frozen,
-    theirs: Reading,
-    snapshot: str,
-    facts: dict[str, object],
-) -> None:
-    advance_sequences(base.session, target, theirs, ("branch",))
+def _commit(target: Target, number: int, merged: Merged, facts: Facts, *, fired: bool) -> None:
+    """What was changed is written down together with the transaction that changes it."""
+    outcome = merged.outcome
     target.finish()
     if outcome.clashes.count:
         mergelog.record_conflicts(number, outcome.clashes)
-    mergelog.update(
-        number,
-        state="committing",
-        target_xid=target.transaction(),
-        source_snapshot=snapshot,
-        rows_inserted=outcome.total("inserted"),
-        rows_updated=outcome.total("updated"),
-        rows_deleted=outcome.total("deleted"),
-        **facts,
-    )
+    with mergelog.Log() as log:
+        triggered = target.triggered(merged.run.tables) if fired else set()
+        mergechanges.record(log, number, mergechanges.written(target, merged.run, triggered))
+        log.update(
+            number,
+            state="committing",
+            target_xid=target.transaction(),
+            rows_inserted=outcome.total("inserted"),
+            rows_updated=outcome.total("updated"),
+            rows_deleted=outcome.total("deleted"),
+            **facts,
+        )
+    merged.run.close()
     target.commit()
     mergelog.over(number)
 
 
-def _result(number: int | None, outcome: Outcome, *, done: bool) -> Result:
+def result_of(number: int | None, outcome: Outcome, *, done: bool) -> Result:
     rows = outcome.rows if done else 0
     if outcome.open:
         said = f"{outcome.open} conflicts are open; nothing was changed"
@@ -407,8 +451,8 @@ def rehearse(pair: Pair, options: Options) -> Outcome:
     progress = Progress()
     base = open_frozen_base(pair, last, progress)
     theirs, ours = Reading(pair.source, progress), Reading(pair.target, progress)
-    attempt = Attempt(pair, options, base.session, base.name, theirs, ours)
-    run, outcome = attempt.collect(locking=False)
+    one = Merging(options, ours, pair, base.session, base.name, theirs)
+    run, outcome = one.collect(locking=False)
     run.close()
     outcome.clashes.close()
     for session in (base.session, theirs, ours):
@@ -446,7 +490,7 @@ def merge(
         pair = find_pair(source, target)
         if dry_run:
             outcome = rehearse(pair, chosen)
-            return _result(None, outcome, done=True)
+            return result_of(None, outcome, done=True)
         return run_merge(pair, chosen)[0]
     except ReportedError as error:
         report(error)

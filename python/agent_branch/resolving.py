@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import plpy
 
@@ -15,6 +15,7 @@ from agent_branch.mergelog import Log
 from agent_branch.mergeoptions import Options, table_id
 from agent_branch.mergeoptions import options as parse_options
 from agent_branch.merging import Result, find_pair, parse_name, run_merge
+from agent_branch.reverting import run_revert
 from agent_branch.sqltext import array_text
 from agent_branch.tableorder import TableId
 
@@ -56,10 +57,21 @@ def _decisions(number: int) -> dict[TableId, Decisions]:
     return {table_id(parse_name(name), name): one for name, one in found.items()}
 
 
-def _merge_to_resolve(number: int) -> tuple[str, str, Options]:
+@dataclass(frozen=True, slots=True)
+class ToResolve:
+    """``reverts``: the merge that this one is to take back."""
+
+    source: str
+    target: str
+    options: Options
+    reverts: int | None
+
+
+def _merge_to_resolve(number: int) -> ToResolve:
     with Log() as log:
         rows = log.rows(
-            "SELECT m.source_name, m.target_name, m.strategy, m.message, m.options::text, m.state"
+            "SELECT m.source_name, m.target_name, m.strategy, m.message, m.options::text, m.state,"
+            " m.reverts"
             f" FROM branch.merge_log AS m WHERE m.id = {number}"
             " AND pg_has_role(m.merged_by, 'USAGE')"
         )
@@ -69,7 +81,7 @@ def _merge_to_resolve(number: int) -> tuple[str, str, Options]:
             f"merge {number} is none that the current role has made",
             hint="The view branch.merges lists merges; who merged decides about conflicts.",
         )
-    source, target, strategy, message, text, state = rows[0]
+    source, target, strategy, message, text, state, reverts = rows[0]
     if state != "conflicts":
         raise ReportedError(
             WRONG_STATE,
@@ -77,7 +89,12 @@ def _merge_to_resolve(number: int) -> tuple[str, str, Options]:
             detail=f"Its state is {state}.",
         )
     chosen = parse_options(strategy, None, True, "stop", message, parse_name)
-    return source or "", target or "", mergelog.with_recorded(chosen, text or "{}")
+    return ToResolve(
+        source or "",
+        target or "",
+        mergelog.with_recorded(chosen, text or "{}"),
+        None if reverts is None else int(reverts),
+    )
 
 
 def conflicts_resolve(number: int | None, side: str | None, tables: Sequence[str] | None) -> Result:
@@ -98,13 +115,15 @@ def conflicts_resolve(number: int | None, side: str | None, tables: Sequence[str
             )
         if number is None:
             raise ReportedError(INVALID_PARAMETER_VALUE, 'argument "merge_id" must not be null')
-        source, target, chosen = _merge_to_resolve(number)
+        found = _merge_to_resolve(number)
         names = None if tables is None else [_shown(name) for name in tables]
         done, left = _set(number, side, names)
         if left:
             return Result(number, False, 0, left, f"{done} conflicts decided, {left} are open")
-        decided = replace(chosen, decisions=_decisions(number))
-        return run_merge(find_pair(source, target), decided, resolves=number)[0]
+        decided = replace(found.options, decisions=_decisions(number))
+        if found.reverts is not None:
+            return run_revert(found.reverts, decided, resolves=number)[0]
+        return run_merge(find_pair(found.source, found.target), decided, resolves=number)[0]
     except ReportedError as error:
         report(error)
 

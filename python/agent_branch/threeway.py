@@ -97,10 +97,12 @@ class ThreeWay:
         """All tables of the target, without foreign keys to columns that are not merged."""
         shapes = [table.shape for table in self.ours.tables.values()]
         merged = {name: plan.shape for name, plan in planned.items() if plan.shape is not None}
-        return [_pointing(shape, merged) for shape in shapes]
+        return [pointing(shape, merged) for shape in shapes]
 
 
-def _pointing(shape: TableShape, merged: Mapping[TableId, TableShape]) -> TableShape:
+def pointing(shape: TableShape, merged: Mapping[TableId, TableShape]) -> TableShape:
+    """A table without its foreign keys to columns that are not among those of ``merged``."""
+
     def known(target: TableId, columns: Iterable[str]) -> bool:
         if target not in merged:
             return True

@@ -1,0 +1,169 @@
+"""What merges changed, row by row (branch.merge_changes): kept so that they can be taken back.
+
+Written in the transaction that has the row of the merge name the target's transaction: so it is
+there if the target has the merge.  A row of the table has many changes as lines of JSON
+(revert.py) of one table; memory holds one of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from agent_branch.diff import mask_from, match
+from agent_branch.merge import Action, Delete, Insert, Recount, Update
+from agent_branch.mergerun import MergeRun
+from agent_branch.revert import from_json, to_json
+from agent_branch.sqltext import (
+    Limits,
+    Row,
+    WritingSession,
+    batches,
+    quote_literal,
+    restore_statements,
+    settings_statement,
+    size_of,
+)
+from agent_branch.tableorder import TableId
+from agent_branch.tableshape import TableShape
+
+# Characters of changes in one row of the table, at most but for one change.
+CHUNK = 1 << 20
+# Such rows that are fetched at once.
+FETCHED = 4
+
+# One table with what was changed in it.
+Written = tuple[TableShape, Iterable[str]]
+
+
+class Log(Protocol):
+    """A transaction where the table is."""
+
+    def run(self, sql: str) -> None: ...
+
+    def rows(self, sql: str) -> list[Row]: ...
+
+    def stream(self, sql: str, batch: int) -> Iterator[Row]:
+        """Rows of a query, no more than ``batch`` of them in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A table as it was merged: (name, type) of its columns, names of those of its key."""
+
+    columns: tuple[tuple[str, str], ...]
+    key: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.columns)
+
+
+def record(log: Log, number: int, tables: Iterable[Written]) -> None:
+    n = 0
+    for shape, lines in tables:
+        facts = json.dumps(
+            [
+                [(column.name, column.type_name) for column in shape.columns],
+                [shape.columns[i].name for i in shape.key],
+            ]
+        )
+        for chunk in batches(lines, Limits(rows=1 << 62, bytes=CHUNK), len):
+            n += 1
+            texts = (shape.schema, shape.name, facts, "".join(chunk))
+            log.run(
+                "INSERT INTO branch.merge_changes"
+                " (merge_id, n, rows, table_schema, table_name, shape, changes)"
+                f" VALUES ({number}, {n}, {len(chunk)},"
+                f" {', '.join(quote_literal(text) for text in texts)})"
+            )
+
+
+def tables(log: Log, number: int) -> dict[TableId, Kept]:
+    """The tables that a merge changed."""
+    found: dict[TableId, Kept] = {}
+    for schema, name, facts in log.rows(
+        "SELECT DISTINCT ON (c.table_schema, c.table_name)"
+        " c.table_schema, c.table_name, c.shape::text"
+        f" FROM branch.merge_changes AS c WHERE c.merge_id = {number}"
+        " ORDER BY c.table_schema, c.table_name, c.n"
+    ):
+        columns, key = json.loads(facts or "")
+        found[schema or "", name or ""] = Kept(tuple((c, t) for c, t in columns), tuple(key))
+    return found
+
+
+def changes(log: Log, number: int, table: TableId) -> Iterator[Action]:
+    """What a merge did to the rows of one table."""
+    schema, name = table
+    for (text,) in log.stream(
+        f"SELECT c.changes FROM branch.merge_changes AS c WHERE c.merge_id = {number}"
+        f" AND c.table_schema = {quote_literal(schema)} AND c.table_name = {quote_literal(name)}"
+        " ORDER BY c.n",
+        FETCHED,
+    ):
+        # Only what to_json has put between them parts lines.
+        yield from (from_json(line) for line in (text or "").split("\n") if line)
+
+
+# ---- what was written indeed ----------------------------------------------------------------
+
+
+def written(
+    target: WritingSession, run: MergeRun, triggered: Collection[TableId]
+) -> Iterator[Written]:
+    """The changes of a merge; those of ``triggered`` tables as triggers may have altered them."""
+    changed = {name: one for name, one in run.tables.items() if one.spool.count}
+    if triggered:
+        for _ in target.rows(settings_statement()):
+            pass
+    for name, one in changed.items():
+        shape = one.merge.shape
+        if name in triggered and shape.key:
+            yield shape, (to_json(action) + "\n" for action in _found(target, shape, one.spool))
+        else:
+            yield shape, one.spool.lines()
+    if triggered:
+        for statement in restore_statements():
+            target.execute(statement)
+
+
+def _found(
+    target: WritingSession, shape: TableShape, actions: Iterable[Action]
+) -> Iterator[Action]:
+    """The changes as the rows show them now."""
+    for batch in batches(actions, Limits(), _size):
+        rows = _look_up(target, shape, batch)
+        for n, action in enumerate(batch):
+            row, mask = rows.get(n, (None, 0))
+            match action:
+                case Insert(key) if row is not None:
+                    yield Insert(key, row)
+                case Update(key, _, before) if row is not None and mask:
+                    yield Update(key, mask, before, row)
+                case Delete() if row is None:
+                    yield action
+
+
+def _look_up(
+    target: WritingSession, shape: TableShape, batch: list[Action]
+) -> dict[int, tuple[Row, int]]:
+    width = len(shape.columns)
+    before = [action.before if isinstance(action, Update) else None for action in batch]
+    return {
+        int(answer[0] or 0): (answer[2 : 2 + width], mask_from(answer[2 + width]))
+        for answer in target.rows(match(shape, [action.key for action in batch], [before]))
+        if answer[1] is not None
+    }
+
+
+def _size(action: Action) -> int:
+    match action:
+        case Insert(_, row) | Recount(row):
+            return size_of(row)
+        case Delete(_, before):
+            return size_of(before)
+        case Update(_, _, before, after):
+            return size_of(before) + size_of(after)
