@@ -142,7 +142,8 @@ check-core: venv
 torture: venv
 	$(VENV_PYTHON) tests/torture.py $(TORTURE)
 
-# make bench, make bench BENCH=create-clean, make bench BENCH="--quick connect"
+# make bench (a quarter of an hour), make bench BENCH=create-clean, make bench BENCH="--quick connect",
+# make bench BENCH=--list, make bench BENCH=--full (hours)
 bench: venv
 	$(VENV_PYTHON) bench/run.py $(BENCH)
 

@@ -1,0 +1,210 @@
+"""What clients notice of being in a branch, in a parent, or beside them."""
+
+from __future__ import annotations
+
+import statistics
+from functools import partial
+from itertools import count
+from typing import Any
+
+import asleep
+import live_parent as live
+from ab_cluster import Cluster
+from measure import (
+    CALM,
+    Pair,
+    Sizes,
+    alternate,
+    branch,
+    filled,
+    ms,
+    pair,
+    report,
+    series,
+    server,
+    tps,
+)
+
+# Little enough memory that reads go through the storage manager.
+READING: dict[str, Any] = {**CALM, "shared_buffers": "16MB"}
+
+
+def connect(size: Sizes) -> None:
+    """First connection and query in a fresh branch beside those in a fresh plain database of a
+    stock server."""
+    with pair("connect", **CALM) as (ours, stock), ours.connect() as one, stock.connect() as two:
+        for cluster in (ours, stock):
+            filled(cluster, "main", 1)
+        number = count()
+
+        def first(cluster: Cluster) -> float:
+            name = f"f{next(number)}"
+            if cluster is ours:
+                branch(one, name)
+            else:
+                two.execute(f"CREATE DATABASE {name} TEMPLATE main")
+
+            def query() -> None:
+                with cluster.connect(name) as conn:
+                    conn.execute("SELECT count(*) FROM pgbench_branches")
+
+            return ms(query)
+
+        pairs = alternate(size.repeats * 6, partial(first, ours), partial(first, stock))
+        report("connect-first", 1.5, False, pairs, unit="ms")
+
+
+def resume(size: Sizes) -> None:
+    """The first row of a suspended branch beside that of a plain database nobody suspends."""
+    with server("resume", **CALM) as ours:
+        filled(ours, "main", size.scale)
+        ours.sql("CREATE DATABASE plain TEMPLATE main")
+        ours.sql("SELECT branch.create('b', 'main')")
+        asleep.starts(ours, "b", "plain", 3)
+        found = asleep.starts(ours, "b", "plain", 100)
+        for line in asleep.table(found):
+            print(line, flush=True)
+        woken = sorted(asleep.until_read(run) for run in found["branch"])
+        other = sorted(asleep.until_read(run) for run in found["plain"])
+        middle = list(zip(woken, other, strict=True))[45:55]
+        report("resume-p50", 1.5, False, middle, unit="ms")
+        report("resume-p99", 10, False, [(woken[98], other[98])], unit="ms", absolute=True)
+
+
+def plain_copy(stock: Cluster, name: str) -> None:
+    stock.sql(f"CREATE DATABASE {name} TEMPLATE main")
+
+
+WORK = (("select", ("-S",)), ("tpcb", ()))
+
+
+def throughput(size: Sizes) -> None:
+    """pgbench in a branch beside a plain copy on a stock server: both just made, then both with
+    every page of the accounts written once."""
+    with pair("throughput", **CALM) as (ours, stock), ours.connect() as one:
+        for cluster in (ours, stock):
+            filled(cluster, "main", size.scale)
+            cluster.sql("VACUUM ANALYZE", dbname="main")
+        number = count()
+
+        def fresh(cluster: Cluster, *options: str) -> float:
+            name = f"f{next(number)}"
+            if cluster is ours:
+                branch(one, name)
+            else:
+                plain_copy(stock, name)
+            cluster.sql("CHECKPOINT")
+            found = tps(cluster, name, *options)
+            cluster.sql(f"DROP DATABASE {name}")
+            return found
+
+        for name, options in WORK:
+            pairs = alternate(
+                size.repeats, partial(fresh, ours, *options), partial(fresh, stock, *options)
+            )
+            report(f"{name}-branch-fresh", 0.95, True, pairs, unit="tps")
+        branch(one, "settled")
+        plain_copy(stock, "settled")
+        for cluster in (ours, stock):
+            live.settle(cluster, "settled")
+        for name, options in WORK:
+            pairs = alternate(
+                size.rounds,
+                partial(tps, ours, "settled", *options),
+                partial(tps, stock, "settled", *options),
+            )
+            report(f"{name}-branch-settled", 0.98, True, pairs, unit="tps")
+            keep(f"{name}: branch", pairs)
+
+
+def unused(size: Sizes) -> None:
+    """A server with the library and no branches beside one without it."""
+    with pair("unused", **CALM) as (ours, stock):
+        for cluster in (ours, stock):
+            filled(cluster, "main", size.scale)
+        for name, options in WORK:
+            pairs = alternate(
+                size.rounds,
+                partial(tps, ours, "main", *options),
+                partial(tps, stock, "main", *options),
+            )
+            report(f"{name}-library-unused", 0.995, True, pairs, unit="tps")
+            keep(f"{name}: library only", pairs)
+
+
+def live_settled(size: Sizes) -> None:
+    """pgbench in a parent with a living snapshot beside an equal database of a stock server,
+    when every page of the accounts has been written since."""
+    with pair("settled", **CALM) as (ours, stock):
+        for cluster in (ours, stock):
+            filled(cluster, "main", size.scale)
+        ours.sql("CREATE DATABASE living TEMPLATE main STRATEGY branch")
+        for cluster in (ours, stock):
+            live.settle(cluster, "main")
+        for name, options in WORK:
+            pairs = alternate(
+                size.rounds,
+                partial(tps, ours, "main", *options),
+                partial(tps, stock, "main", *options),
+            )
+            report(f"{name}-parent-with-snapshot", 0.95, True, pairs, unit="tps")
+            keep(f"{name}: parent", pairs)
+
+
+_kept: dict[str, list[Pair]] = {}
+
+
+def keep(label: str, pairs: list[Pair]) -> None:
+    """For the plot of shares of a stock server's throughput: lowest to middle to highest."""
+    ratios = sorted(ours / other for ours, other in pairs)
+    _kept[label] = [(ratios[0], ratios[-1]), (statistics.median(ratios), 1.0)]
+    series("throughput", _kept)
+
+
+def depth_reads(size: Sizes) -> None:
+    """Point reads in branches of a chain, each of which wrote a row, beside a plain database of a
+    stock server; with little memory, so that most are of pages that are not in it."""
+    wanted = [depth for depth in (1, 20, 100, 1000) if depth <= size.depth]
+    wanted = [1, *wanted[-2:]] if size.full else [1, wanted[-1]]
+    settings = {**READING, "agent_branch.max_snapshots": 4000}
+    with pair("depth", **settings) as (ours, stock), ours.connect() as session:
+        for cluster in (ours, stock):
+            filled(cluster, "main", size.scale)
+            cluster.sql("CHECKPOINT")
+        parent = "main"
+        for depth in range(1, size.depth + 1):
+            branch(session, f"d{depth}", parent)
+            parent = f"d{depth}"
+            ours.sql(f"UPDATE pgbench_accounts SET abalance = 1 WHERE aid = {depth}", dbname=parent)
+        ours.sql("CHECKPOINT")
+        for depth in wanted:
+            pairs = alternate(
+                size.rounds,
+                partial(tps, ours, f"d{depth}", "-S"),
+                partial(tps, stock, "main", "-S"),
+            )
+            report(f"select-depth-{depth}", 1 / 1.1, True, pairs, unit="tps")
+
+
+def live_history(size: Sizes) -> None:
+    """Point reads in a branch with many later snapshots of its parent beside one with one.
+
+    The pages are spread over as many files as there are snapshots, and the server is set up
+    for that as the README says."""
+    later = size.later
+    settings: dict[str, Any] = {
+        **CALM,
+        "agent_branch.max_snapshots": 4000,
+        "max_files_per_process": max(1000, 4 * later),
+        "shared_buffers": "8MB",
+    }
+    with server("history", **settings) as ours:
+        for name, snapshots in (("many", later), ("few", 1)):
+            filled(ours, name, size.scale)
+            live.history(ours, name, f"{name}_oldest", snapshots, 20 * later)
+        pairs = alternate(
+            size.rounds,
+            partial(tps, ours, "many_oldest", "-S"),
+            partial(tps, ours, "few_oldest", "-S"),
+        )
+        report(f"read-oldest-of-{later}-vs-1", 1 / 1.2, True, pairs, unit="tps")
