@@ -79,6 +79,13 @@ def send_to_sleep(cluster: Cluster, count: int) -> None:
     )
 
 
+def create_all(cluster: Cluster, names: list[str]) -> None:
+    """Some at a time, for each takes locks until its transaction ends."""
+    for i in range(0, len(names), 500):
+        batch = names[i : i + 500]
+        cluster.sql("SELECT count(*) FROM branch.create_many(%s, 'main')", (batch,))
+
+
 def visit_all(cluster: Cluster, names: list[str]) -> None:
     """Somebody has been in each, and has left statistics."""
     for name in names:

@@ -25,6 +25,7 @@
 #include "ab_types.h"
 
 #include "datatype/timestamp.h"
+#include "lib/ilist.h"
 #include "storage/latch.h"
 #include "storage/lwlock.h"
 #include "utils/snapshot.h"
@@ -64,7 +65,9 @@ typedef struct pg_attribute_aligned(PG_CACHE_LINE_SIZE) AbActivitySlot
 /* Instead of the time at which a branch was made: a database that is none (1970). */
 #define AB_PLAIN	(((TimestampTz) UNIX_EPOCH_JDATE - POSTGRES_EPOCH_JDATE) * USECS_PER_DAY)
 
-/* Of one database.  All under the lock. */
+/*
+ * Of one database.  All under the lock; who has changed an entry calls ab_activity_touch().
+ */
 typedef struct AbActivity
 {
 	Oid			db;				/* hash key */
@@ -89,6 +92,9 @@ typedef struct AbActivityShared
 	LWLock	   *lock;			/* a leaf, but for taking a snapshot under it */
 	int			nentries;
 	int			nsuspended;		/* read without the lock by who connects */
+	int			nto_move;		/* on the list; read without the lock by the worker */
+	dlist_head	to_write;		/* entries that say what is not in the table */
+	dlist_head	to_move;		/* suspended ones with statistics, or the other way round */
 	bool		known;			/* which ones are suspended has been read from the table */
 	bool		none_to_evict;	/* since the last batch was settled */
 	int64		spilled;		/* bytes in the file ... */
@@ -97,8 +103,9 @@ typedef struct AbActivityShared
 	/* A2 */
 	TransactionId batch_xid;	/* invalid: there is no batch */
 	int			nbatch;
+	int			nleft_out;		/* that transaction does not write them; after the others */
 	int64		batch_spill;	/* bytes of the file in it */
-	AbActivity	batch[AB_ACTIVITY_BATCH];
+	AbActivity	batch[AB_ACTIVITY_BATCH];	/* in order of db */
 
 	Latch	   *worker;			/* NULL: not running */
 	AbActivitySlot *slots;		/* MaxBackends, by backend id - 1 */
@@ -128,14 +135,26 @@ extern AbActivity *ab_activity_find(Oid db);
 extern AbActivity *ab_activity_make(Oid db, TimestampTz origin_at);
 extern void ab_activity_remove(Oid db);
 
-/* All that the slots have: into the entries, or into the file. */
-extern void ab_activity_collect(void);
+/* It has been changed: the lists follow. */
+extern void ab_activity_touch(AbActivity *entry);
+
+/* All that the slots have, or those of one database: into the entries, or into the file. */
+extern void ab_activity_collect(Oid db);
+
+/*
+ * Copies of entries that are to be written, those that have waited longest first; or whose
+ * statistics are to be put away or brought back.  How many; at most max.
+ */
+extern int	ab_activity_list_to_write(AbActivity *into, int max);
+extern int	ab_activity_list_to_move(AbActivity *into, int max, bool away);
 
 /* All entries, palloc'd before the lock was taken: room for ab_activity_room(). */
 extern int	ab_activity_room(void);
 extern int	ab_activity_all(AbActivity *entries, int room);
 
 /* ---- batches (A2) ---- */
+
+extern AbActivity *ab_activity_in_batch(Oid db);
 
 /*
  * Fill the batch with what is not in the table, for a transaction that is going to write

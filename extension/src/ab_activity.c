@@ -22,6 +22,16 @@
 /* When there is no room for an entry, this part of them makes room, if it can. */
 #define EVICT_PART	16
 
+/* What others see of it comes first. */
+typedef struct Entry
+{
+	AbActivity	a;
+	bool		to_write;		/* on the list */
+	bool		to_move;
+	dlist_node	write_node;
+	dlist_node	move_node;
+} Entry;
+
 AbActivityShared *ab_activity = NULL;
 static HTAB *entries = NULL;
 
@@ -36,7 +46,7 @@ Size
 ab_activity_size(void)
 {
 	return add_size(fixed_size(),
-					hash_estimate_size(ab_max_tracked_branches, sizeof(AbActivity)));
+					hash_estimate_size(ab_max_tracked_branches, sizeof(Entry)));
 }
 
 void
@@ -46,7 +56,7 @@ ab_activity_init(LWLock *lock)
 	HASHCTL		info = {0};
 
 	info.keysize = sizeof(Oid);
-	info.entrysize = sizeof(AbActivity);
+	info.entrysize = sizeof(Entry);
 	entries = ShmemInitHash("agent_branch activity of databases",
 							ab_max_tracked_branches, ab_max_tracked_branches,
 							&info, HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
@@ -57,6 +67,8 @@ ab_activity_init(LWLock *lock)
 	ab_activity->lock = lock;
 	ab_activity->slots = (AbActivitySlot *)
 		((char *) ab_activity + CACHELINEALIGN(sizeof(AbActivityShared)));
+	dlist_init(&ab_activity->to_write);
+	dlist_init(&ab_activity->to_move);
 	ab_activity_restore();
 }
 
@@ -68,13 +80,32 @@ ab_activity_find(Oid db)
 	return hash_search(entries, &db, HASH_FIND, NULL);
 }
 
-static bool
-is_in_batch(Oid db)
+static void
+set_to_write(Entry *entry, bool to_write)
 {
-	for (int i = 0; i < ab_activity->nbatch; i++)
-		if (ab_activity->batch[i].db == db)
-			return true;
-	return false;
+	if (to_write && !entry->to_write)
+		dlist_push_tail(&ab_activity->to_write, &entry->write_node);
+	else if (!to_write && entry->to_write)
+		dlist_delete(&entry->write_node);
+	entry->to_write = to_write;
+}
+
+static void
+set_to_move(Entry *entry, bool to_move)
+{
+	if (to_move && !entry->to_move)
+		dlist_push_tail(&ab_activity->to_move, &entry->move_node);
+	else if (!to_move && entry->to_move)
+		dlist_delete(&entry->move_node);
+	ab_activity->nto_move += to_move - entry->to_move;
+	entry->to_move = to_move;
+}
+
+void
+ab_activity_touch(AbActivity *entry)
+{
+	set_to_write((Entry *) entry, entry->changed || !ab_use_is_zero(&entry->pending));
+	set_to_move((Entry *) entry, (entry->suspended_at != 0) != entry->stats_put_away);
 }
 
 void
@@ -86,6 +117,8 @@ ab_activity_remove(Oid db)
 		return;
 	if (entry->suspended_at != 0)
 		ab_activity->nsuspended--;
+	set_to_write((Entry *) entry, false);
+	set_to_move((Entry *) entry, false);
 	(void) hash_search(entries, &db, HASH_REMOVE, NULL);
 	ab_activity->nentries--;
 }
@@ -104,7 +137,7 @@ evict_some(void)
 	{
 		if (entry->sessions > 0 || entry->suspended_at != 0 || entry->changed ||
 			entry->stats_put_away ||
-			!ab_use_is_zero(&entry->pending) || is_in_batch(entry->db))
+			!ab_use_is_zero(&entry->pending) || ab_activity_in_batch(entry->db) != NULL)
 			continue;
 		ab_activity->none_to_evict = false;
 		ab_activity_remove(entry->db);
@@ -151,6 +184,7 @@ ab_activity_make(Oid db, TimestampTz origin_at)
 		if (entry->suspended_at != 0)
 			ab_activity->nsuspended--;
 		clear(entry, db, origin_at);
+		ab_activity_touch(entry);
 		return entry;
 	}
 	if (ab_activity->nentries >= ab_max_tracked_branches && !ab_activity->none_to_evict)
@@ -160,6 +194,7 @@ ab_activity_make(Oid db, TimestampTz origin_at)
 	entry = hash_search(entries, &db, HASH_ENTER_NULL, &found);
 	if (entry == NULL)
 		return NULL;
+	((Entry *) entry)->to_write = ((Entry *) entry)->to_move = false;
 	clear(entry, db, origin_at);
 	ab_activity->nentries++;
 	return entry;
@@ -187,6 +222,42 @@ ab_activity_all(AbActivity *into, int room)
 			break;
 		}
 		into[n++] = *entry;
+	}
+	return n;
+}
+
+/* Those that were copied go to the end: however many come, each has its turn. */
+int
+ab_activity_list_to_write(AbActivity *into, int max)
+{
+	dlist_head *list = &ab_activity->to_write;
+	dlist_node *last = dlist_is_empty(list) ? NULL : dlist_tail_node(list);
+	dlist_node *node = NULL;
+	int			n = 0;
+
+	while (node != last && n < max)
+	{
+		node = dlist_pop_head_node(list);
+		dlist_push_tail(list, node);
+		into[n++] = dlist_container(Entry, write_node, node)->a;
+	}
+	return n;
+}
+
+int
+ab_activity_list_to_move(AbActivity *into, int max, bool away)
+{
+	dlist_iter	iter;
+	int			n = 0;
+
+	dlist_foreach(iter, &ab_activity->to_move)
+	{
+		const AbActivity *entry = &dlist_container(Entry, move_node, iter.cur)->a;
+
+		if (n == max)
+			break;
+		if (entry->stats_put_away != away)
+			into[n++] = *entry;
 	}
 	return n;
 }
@@ -255,15 +326,18 @@ collect_slot(AbActivitySlot *slot, TimestampTz now)
 	slot->collected = use;
 	if (entry == &spill)
 		ab_activity_spill(&spill);
+	else
+		ab_activity_touch(entry);
 }
 
 void
-ab_activity_collect(void)
+ab_activity_collect(Oid db)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
 	for (int i = 0; i < MaxBackends; i++)
-		if (OidIsValid(ab_activity->slots[i].db))
+		if (OidIsValid(db) ? ab_activity->slots[i].db == db :
+			OidIsValid(ab_activity->slots[i].db))
 			collect_slot(&ab_activity->slots[i], now);
 }
 

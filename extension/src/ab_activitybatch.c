@@ -16,76 +16,79 @@
 
 /* ---- making it ---- */
 
-static bool
-is_to_write(const AbActivity *entry)
-{
-	return entry->changed || !ab_use_is_zero(&entry->pending);
-}
-
-/* Palloc'd; the lock is taken and left to the caller. */
-static AbActivity *
-lock_and_copy(int *n)
-{
-	int			room = ab_activity_room();
-	AbActivity *all = palloc_extended(sizeof(AbActivity) * room, MCXT_ALLOC_HUGE);
-
-	LWLockAcquire(ab_activity->lock, LW_EXCLUSIVE);
-	ab_activity_collect();
-	*n = ab_activity_all(all, room);
-	return all;
-}
-
 bool
 ab_activity_anything(void)
 {
-	int			n;
-	AbActivity *all = lock_and_copy(&n);
-	bool		found = ab_activity->spilled > ab_activity->spill_done;
+	bool		found;
 
+	LWLockAcquire(ab_activity->lock, LW_EXCLUSIVE);
+	ab_activity_collect(InvalidOid);
+	found = ab_activity->spilled > ab_activity->spill_done ||
+		!dlist_is_empty(&ab_activity->to_write);
 	LWLockRelease(ab_activity->lock);
-	for (int i = 0; i < n && !found; i++)
-		found = is_to_write(&all[i]);
-	pfree(all);
 	return found;
+}
+
+static int
+by_db(const void *a, const void *b)
+{
+	Oid			left = ((const AbActivity *) a)->db;
+	Oid			right = ((const AbActivity *) b)->db;
+
+	return left < right ? -1 : left > right;
 }
 
 int
 ab_activity_take(TransactionId xid)
 {
-	int			n;
-	AbActivity *all = lock_and_copy(&n);
 	int64		upto;
+	int			n;
 
+	LWLockAcquire(ab_activity->lock, LW_EXCLUSIVE);
 	Assert(!TransactionIdIsValid(ab_activity->batch_xid));
-	ab_activity->nbatch = 0;
+	ab_activity_collect(InvalidOid);
 	ab_activity->batch_spill = 0;
 	if (ab_activity->spilled > ab_activity->spill_done)
 	{
-		ab_activity->nbatch = ab_activity_read_spill(ab_activity->batch, AB_ACTIVITY_BATCH,
-													 ab_activity->spill_done, &upto);
+		n = ab_activity_read_spill(ab_activity->batch, AB_ACTIVITY_BATCH,
+								   ab_activity->spill_done, &upto);
 		ab_activity->batch_spill = upto - ab_activity->spill_done;
 	}
 	else
-	{
-		for (int i = 0; i < n && ab_activity->nbatch < AB_ACTIVITY_BATCH; i++)
-			if (is_to_write(&all[i]))
-				ab_activity->batch[ab_activity->nbatch++] = all[i];
-	}
-	if (ab_activity->nbatch > 0)
+		n = ab_activity_list_to_write(ab_activity->batch, AB_ACTIVITY_BATCH);
+	qsort(ab_activity->batch, n, sizeof(AbActivity), by_db);
+	ab_activity->nbatch = n;
+	ab_activity->nleft_out = 0;
+	if (n > 0)
 		ab_activity->batch_xid = xid;
-	n = ab_activity->nbatch;
 	LWLockRelease(ab_activity->lock);
-	pfree(all);
 	return n;
+}
+
+AbActivity *
+ab_activity_in_batch(Oid db)
+{
+	AbActivity	key = {.db = db};
+
+	return bsearch(&key, ab_activity->batch, ab_activity->nbatch, sizeof(AbActivity), by_db);
 }
 
 void
 ab_activity_leave_out(Oid db)
 {
+	AbActivity *written;
+
 	LWLockAcquire(ab_activity->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < ab_activity->nbatch; i++)
-		if (ab_activity->batch[i].db == db)
-			ab_activity->batch[i].db = InvalidOid;
+	written = ab_activity_in_batch(db);
+	if (written != NULL)
+	{
+		AbActivity	left_out = *written;
+		AbActivity *last = &ab_activity->batch[--ab_activity->nbatch];
+
+		memmove(written, written + 1, (char *) last - (char *) written);
+		*last = left_out;
+		ab_activity->nleft_out++;
+	}
 	LWLockRelease(ab_activity->lock);
 }
 
@@ -103,6 +106,7 @@ take_off(const AbActivity *written)
 	if (entry->last_active == written->last_active &&
 		entry->suspended_at == written->suspended_at && entry->naps == 0)
 		entry->changed = false;
+	ab_activity_touch(entry);
 }
 
 void
@@ -121,6 +125,8 @@ ab_activity_settle(void)
 	committed = TransactionIdDidCommit(xid);
 	if (committed && ab_activity->batch_spill > 0)
 	{
+		for (int i = 0; i < ab_activity->nleft_out; i++)
+			ab_activity_spill(&ab_activity->batch[ab_activity->nbatch + i]);
 		ab_activity->spill_done += ab_activity->batch_spill;
 		if (ab_activity->spill_done == ab_activity->spilled)
 			ab_activity_empty_spill();
@@ -132,7 +138,7 @@ ab_activity_settle(void)
 		ab_activity->none_to_evict = false;
 	}
 	ab_activity->batch_xid = InvalidTransactionId;
-	ab_activity->nbatch = 0;
+	ab_activity->nbatch = ab_activity->nleft_out = 0;
 	ab_activity->batch_spill = 0;
 	LWLockRelease(ab_activity->lock);
 }
@@ -151,13 +157,12 @@ sees_batch(Snapshot snapshot)
 static void
 take_off_batch(AbActivity *all, int n)
 {
-	for (int i = 0; i < ab_activity->nbatch; i++)
+	for (int i = 0; i < n; i++)
 	{
-		AbActivity *written = &ab_activity->batch[i];
+		const AbActivity *written = ab_activity_in_batch(all[i].db);
 
-		for (int k = 0; k < n; k++)
-			if (all[k].db == written->db && all[k].origin_at == written->origin_at)
-				ab_use_subtract(&all[k].pending, &written->pending);
+		if (written != NULL && written->origin_at == all[i].origin_at)
+			ab_use_subtract(&all[i].pending, &written->pending);
 	}
 }
 
@@ -197,7 +202,7 @@ ab_activity_read(Oid db, Snapshot *snapshot, int *n)
 	*n = 0;
 	LWLockAcquire(ab_activity->lock, LW_EXCLUSIVE);
 	*snapshot = RegisterSnapshot(GetLatestSnapshot());
-	ab_activity_collect();
+	ab_activity_collect(db);
 	if (!OidIsValid(db))
 		*n = ab_activity_all(all, room);
 	else if ((one = ab_activity_find(db)) != NULL)

@@ -26,6 +26,9 @@
 
 #define ACTIVITY_MAGIC 0x41624163
 
+/* Bytes of the file that are written to the table at once, and not when it is time. */
+#define WAKE_WORKER_AT ((int64) (AB_ACTIVITY_BATCH * sizeof(AbActivity)))
+
 typedef struct AbActivityFile
 {
 	uint32		magic;
@@ -54,7 +57,8 @@ ab_activity_spill(const AbActivity *what)
 		ab_activity->spilled += sizeof(*what);
 	if (fd >= 0)
 		close(fd);
-	if (ab_activity->worker != NULL)
+	if (ab_activity->worker != NULL &&
+		ab_activity->spilled - ab_activity->spill_done >= WAKE_WORKER_AT)
 		SetLatch(ab_activity->worker);
 }
 
@@ -175,6 +179,7 @@ take_entries(const AbActivityFile *file)
 		*entry = *from;
 		entry->sessions = 0;
 		ab_activity->nsuspended += entry->suspended_at != 0;
+		ab_activity_touch(entry);
 	}
 }
 

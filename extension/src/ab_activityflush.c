@@ -234,12 +234,14 @@ ab_activityflush_load(void)
 							  entry->changed || !ab_use_is_zero(&entry->pending)))
 		{
 			entry->changed |= entry->suspended_at == 0;
+			ab_activity_touch(entry);
 			continue;
 		}
 		entry = ab_activity_make(db, origin_at);
 		if (entry == NULL)
 			break;
 		entry->suspended_at = DatumGetTimestampTz(column(tuple, desc, 3, 0));
+		ab_activity_touch(entry);
 		ab_activity->nsuspended++;
 	}
 	ab_activity->known = true;
@@ -290,7 +292,7 @@ ab_activityflush_discard(void)
 	int			n;
 
 	LWLockAcquire(ab_activity->lock, LW_EXCLUSIVE);
-	ab_activity_collect();
+	ab_activity_collect(InvalidOid);
 	n = ab_activity_all(all, room);
 	for (int i = 0; i < n; i++)
 		ab_activity_remove(all[i].db);

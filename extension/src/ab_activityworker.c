@@ -29,7 +29,7 @@
 
 #define RESTART_S		5
 
-/* Rounds from one look for databases that are gone to the next. */
+/* Rounds from one look at all databases to the next. */
 #define FORGET_EVERY	6
 
 PGDLLEXPORT void ab_activityworker_main(Datum arg);
@@ -132,29 +132,37 @@ static void
 move_stats(void (*step) (void), const char *activity)
 {
 	bool		more;
+	int			before;
 
 	do
 	{
+		before = ab_activity->nto_move;
 		if (!run_step(step, activity))
 			break;
 		more = again;
-	} while (run_step(ab_suspendstats_committed, activity) && more);
+	} while (run_step(ab_suspendstats_committed, activity) && more &&
+			 ab_activity->nto_move < before);
 }
 
 static void
 run_round(void)
 {
+	int			batches = ab_activity->nentries / AB_ACTIVITY_BATCH + 1;
+
 	do
 		(void) run_step(write_batch, "writing the activity of branches");
-	while (again);
-	move_stats(bring_stats_back, "bringing back the statistics of branches");
-	if (ab_activity->nsuspended > 0)
+	while (again && (ab_activity->spilled > ab_activity->spill_done || --batches > 0));
+	if (ab_activity->nto_move > 0)
 	{
+		move_stats(bring_stats_back, "bringing back the statistics of branches");
 		move_stats(put_stats_away, "putting away the statistics of suspended branches");
-		(void) run_step(ab_suspendstats_tidy, "looking after suspended branches");
 	}
 	if (rounds++ % FORGET_EVERY == 0)
+	{
+		if (ab_activity->nsuspended > 0)
+			(void) run_step(ab_suspendstats_tidy, "looking after suspended branches");
 		(void) run_step(forget, "forgetting the activity of databases that are gone");
+	}
 }
 
 /* ---- life ---- */

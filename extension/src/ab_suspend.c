@@ -391,6 +391,7 @@ mark(Oid db, TimestampTz origin_at, AbSuspendReason reason)
 		entry->moved_by = GetUserId();
 		entry->changed = true;
 		ab_activity->nsuspended++;
+		ab_activity_touch(entry);
 		if (ab_activity->worker != NULL)
 			SetLatch(ab_activity->worker);
 	}
@@ -465,6 +466,7 @@ ab_resume(Oid db)
 		entry->moved_by = GetUserId();
 		entry->changed = true;
 		ab_activity->nsuspended--;
+		ab_activity_touch(entry);
 		if (ab_activity->worker != NULL)
 			SetLatch(ab_activity->worker);
 	}

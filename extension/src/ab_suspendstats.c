@@ -75,36 +75,26 @@ start_data(StringInfo data)
 static bool
 choose(bool away)
 {
-	int			room = ab_activity_room();
-	AbActivity *all = palloc_extended(sizeof(AbActivity) * room, MCXT_ALLOC_HUGE);
-	bool		more = false;
+	AbActivity	some[PART + 1];
 	int			n;
 
 	if (moved_data == NULL)
 		moved_data = AllocSetContextCreate(TopMemoryContext, "statistics that are moved",
 										   ALLOCSET_DEFAULT_SIZES);
 	MemoryContextReset(moved_data);
-	nmoved = 0;
 	moved_away = away;
 	LWLockAcquire(ab_activity->lock, LW_SHARED);
-	n = ab_activity_all(all, room);
+	n = ab_activity_list_to_move(some, PART + 1, away);
 	LWLockRelease(ab_activity->lock);
-	for (int i = 0; i < n && !more; i++)
+	for (nmoved = 0; nmoved < Min(n, PART); nmoved++)
 	{
 		Moved	   *m = &moved[nmoved];
 
-		if ((all[i].suspended_at != 0) != away || all[i].stats_put_away == away)
-			continue;
-		more = nmoved == PART;
-		if (more)
-			break;
-		m->db = all[i].db;
-		m->origin_at = all[i].origin_at;
+		m->db = some[nmoved].db;
+		m->origin_at = some[nmoved].origin_at;
 		start_data(&m->data);
-		nmoved++;
 	}
-	pfree(all);
-	return more;
+	return n > PART;
 }
 
 static Moved *
@@ -302,7 +292,10 @@ set_put_away(const Moved *m, bool away)
 	entry = ab_activity_find(m->db);
 	agrees = entry != NULL && entry->origin_at == m->origin_at;
 	if (agrees)
+	{
 		entry->stats_put_away = away;
+		ab_activity_touch(entry);
+	}
 	LWLockRelease(ab_activity->lock);
 	return agrees;
 }
@@ -399,7 +392,10 @@ ab_suspendstats_load(void)
 		AbActivity *entry = ab_activity_make(db, origin_at);
 
 		if (entry != NULL)
+		{
 			entry->stats_put_away = true;
+			ab_activity_touch(entry);
+		}
 	}
 	LWLockRelease(ab_activity->lock);
 	SPI_finish();
