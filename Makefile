@@ -126,10 +126,12 @@ regress: venv
 isolation: venv
 	$(VENV_PYTHON) tools/run_regress.py isolation
 
-# Two files of tests at a time; make pytest PYTEST_JOBS=0 runs one after the other.
-PYTEST_JOBS = 2
+# Files of tests at a time, the longest first (tests/conftest.py); they wait more than they
+# compute, so more than there are processors.  make pytest PYTEST_JOBS=0: one after the other.
+PYTEST_JOBS = 4
 pytest: venv
-	$(VENV_PYTHON) -m pytest -n $(PYTEST_JOBS) --dist loadfile $(PYTEST_ARGS) tests
+	$(VENV_PYTHON) -m pytest -n $(PYTEST_JOBS) --dist loadfile \
+		--no-loadscope-reorder $(PYTEST_ARGS) tests
 
 installcheck:
 	+$(MAKE) --no-print-directory regress

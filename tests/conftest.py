@@ -16,6 +16,15 @@ from ab_faults import Faults
 
 LOG_LINES = 60
 
+# Files that take longest, first: with several at a time none of these is left for the end.
+LONGEST = (
+    *("review", "live_standby", "crash", "detach", "live_storm", "live_full", "live_crash"),
+    *("witness", "standby", "live_scenarios", "isolation", "transactions", "backup"),
+    *("late_sync", "hazards", "wraparound", "branch_chain", "tree_search", "scale", "merge_model"),
+    *("one_life", "lifecycle_model", "power_cut", "images_model", "pooling", "child_rows"),
+    *("torn_writes", "live_space", "oracle", "live_steps", "jobs", "agent_roles", "attach"),
+)
+
 # Nothing is timed, and the seed alone says which examples there are.
 hypothesis.settings.register_profile("agent_branch", deadline=None, database=None)
 hypothesis.settings.load_profile("agent_branch")
@@ -25,6 +34,11 @@ hypothesis.settings.load_profile("agent_branch")
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = str(_seed())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {f"test_{name}": n for n, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 def pytest_report_header() -> str:
