@@ -28,6 +28,15 @@ PG_CFLAGS = -std=gnu11 -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare \
 	-Wno-missing-field-initializers -Wmissing-prototypes \
 	-Wdeclaration-after-statement -Werror -ffile-prefix-map=$(CURDIR)=.
 
+# make FAILPOINTS=1: the library with places where tests stop or kill a process
+# (ab_failpoint.h), in a folder of its own, quickly; nobody installs it.
+ifdef FAILPOINTS
+FAILPOINTS_DIR = build/failpoints
+PG_CPPFLAGS += -DAB_FAILPOINTS
+MODULE_big = $(FAILPOINTS_DIR)/agent_branch
+OBJS := $(patsubst extension/src/%.o,$(FAILPOINTS_DIR)/%.o,$(OBJS))
+endif
+
 # Bitcode serves inlining by the JIT; nothing of this library is worth inlining,
 # and a server package without its clang must do for building.
 override with_llvm := no
@@ -37,6 +46,11 @@ ifneq ($(wildcard $(PGXS)),)
 NO_INSTALLCHECK = 1
 include $(PGXS)
 $(OBJS): $(wildcard extension/include/*.h) Makefile
+ifdef FAILPOINTS
+$(FAILPOINTS_DIR)/%.o: extension/src/%.c
+	@mkdir -p $(@D)
+	$(COMPILE.c) -O0 -g0 -U_FORTIFY_SOURCE -o $@ $<
+endif
 $(INSTALL_SQL): $(SQL_PARTS) Makefile
 	@awk 'FNR == 1 && NR > 1 { print "" } { print }' $(SQL_PARTS) > $@.new && mv $@.new $@
 else

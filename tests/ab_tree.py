@@ -21,7 +21,7 @@ ROWS = 3000  # ten to a page
 TABLE = [
     "CREATE TABLE t (id int PRIMARY KEY, v int NOT NULL, filler char(650) DEFAULT 'x' NOT NULL)"
     " WITH (fillfactor = 85, autovacuum_enabled = off)",
-    f"INSERT INTO t SELECT i, 0 FROM generate_series(1, {ROWS}) AS i",
+    "INSERT INTO t SELECT i, 0 FROM generate_series(1, {rows}) AS i",
     "CREATE INDEX t_v ON t (v)",
     "VACUUM ANALYZE t",
 ]
@@ -45,10 +45,10 @@ class Node:
 class Tree:
     """Nodes by name; ``root`` is a plain database."""
 
-    def __init__(self, cluster: Cluster, root: str = "trunk") -> None:
+    def __init__(self, cluster: Cluster, root: str = "trunk", rows: int = ROWS) -> None:
         self.cluster = cluster
-        create_database(cluster, root, *TABLE)
-        self.root = Node(root, None, dict.fromkeys(range(1, ROWS + 1), 0))
+        create_database(cluster, root, *(line.format(rows=rows) for line in TABLE))
+        self.root = Node(root, None, dict.fromkeys(range(1, rows + 1), 0))
         self.nodes: dict[str, Node] = {root: self.root}
         self.asked: dict[str, Node] = {}  # told to make or delete, and not answered
         self.count = 0

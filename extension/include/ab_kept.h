@@ -43,6 +43,9 @@ extern bool ab_kept_has(const AbKeptRelation *kept, int n, Oid spc, Oid rel);
  */
 extern int64 ab_kept_sweep(Oid db, List *leaving, bool dry_run);
 
+/* Server start: what a crash has kept the above from finishing. */
+extern void ab_kept_finish(Oid db);
+
 /*
  * For each living snapshot: bytes that are kept for it, shared with others or not, and
  * of those only for it.  Arrays of nliving.

@@ -35,6 +35,7 @@
 
 #include "ab_agentrole.h"
 #include "ab_catalogrows.h"
+#include "ab_failpoint.h"
 #include "ab_lineage.h"
 #include "ab_manifest.h"
 #include "ab_request.h"
@@ -270,6 +271,7 @@ ab_base_add(AbSnapId id, Oid pattern)
 	nb.owner = BOOTSTRAP_SUPERUSERID;
 	nb.connection_limit = -1;
 	(void) ab_insert_branch(&nb);
+	AB_FAILPOINT("base-added");
 }
 
 /* ---- dropping ---- */

@@ -19,6 +19,7 @@
 #include "storage/bufmgr.h"
 
 #include "ab_epoch.h"
+#include "ab_failpoint.h"
 #include "ab_image.h"
 #include "ab_images.h"
 #include "ab_parentfile.h"
@@ -246,6 +247,7 @@ ab_capture_tail(RelFileNode rnode, ForkNumber fork, BlockNumber from)
 		ab_epoch_poison(db, live, 0, errno);
 		return;
 	}
+	AB_FAILPOINT_NO_ERROR("capture-tail");
 	while (from < nblocks)
 	{
 		bool		ok = true;
@@ -321,6 +323,7 @@ save_window_page(Oid db, AbSnapId id, RelFileNode rnode, AbForkKey key,
 		}
 		if (!put_one(db, previous, key, block, old.data, log_window_images))
 			return false;
+		AB_FAILPOINT_NO_ERROR("window-older-saved");
 	}
 	return put_one(db, id, key, block, page, log_window_images);
 }

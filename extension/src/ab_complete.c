@@ -35,6 +35,7 @@
 #include "storage/fsm_internals.h"
 #include "storage/smgr.h"
 
+#include "ab_failpoint.h"
 #include "ab_file.h"
 #include "ab_image.h"
 #include "ab_layer.h"
@@ -450,8 +451,10 @@ ab_complete_files(Oid db, const char *name, AbComplete *c)
 		c->pages = count_pages(&w);
 		check_room(&w);
 		ab_complete_make_files(db, &c->origin, true);
+		AB_FAILPOINT("detach-files-made");
 		copy_all(&w);
 		FlushDatabaseBuffers(db);
+		AB_FAILPOINT("detach-copied");
 		compare_all(&w);
 	}
 	PG_FINALLY();
@@ -460,6 +463,7 @@ ab_complete_files(Oid db, const char *name, AbComplete *c)
 	}
 	PG_END_TRY();
 	ab_complete_sync(db);
+	AB_FAILPOINT("detach-synced");
 	leave_creation_behind(c);
 }
 
@@ -473,9 +477,11 @@ ab_complete_detach(const AbComplete *c)
 {
 	xl_ab_branch_detach rec = {0};
 
+	AB_FAILPOINT("detach-committed");
 	rec.incarnation = c->origin.incarnation;
 	rec.db = c->db;
 	rec.spc = c->origin.spc;
 	XLogFlush(ab_wal_branch_detach(&rec, c->relmap));
+	AB_FAILPOINT_NO_ERROR("detach-logged");
 	ab_storage_drop_origin(c->db);
 }

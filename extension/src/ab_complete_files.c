@@ -26,6 +26,7 @@
 #include "storage/procsignal.h"
 #include "storage/smgr.h"
 
+#include "ab_failpoint.h"
 #include "ab_file.h"
 #include "ab_manifest.h"
 #include "ab_originfile.h"
@@ -216,11 +217,13 @@ ab_complete_detach_redo(const xl_ab_branch_detach *rec, const char *relmap)
 		ab_originfile_mark_lost(rec->db, rec->incarnation);
 		return;
 	}
+	AB_FAILPOINT_NO_ERROR("redo-detach-files");
 
 	/* whatever was missing is there now; and what is open is a branch's */
 	XLogDropDatabase(rec->db);
 	mend_small_files(rec, relmap);
 	ab_complete_sync(rec->db);
+	AB_FAILPOINT_NO_ERROR("redo-detach-synced");
 	if (!there)
 		return;
 	ab_storage_drop_origin(rec->db);

@@ -37,6 +37,7 @@
 #include "ab_default.h"
 #include "ab_detach.h"
 #include "ab_events.h"
+#include "ab_failpoint.h"
 #include "ab_manifest.h"
 #include "ab_quota.h"
 #include "ab_settings.h"
@@ -374,6 +375,7 @@ ab_insert_branch(const AbNewBranch *nb)
 	insert_dependencies(db, nb);
 	InvokeObjectPostCreateHook(DatabaseRelationId, db, 0);
 	ab_storage_create(db, spc, nb->parent, nb->snapshot);
+	AB_FAILPOINT("create-stored");
 	table_close(rel, NoLock);
 	CommandCounterIncrement();
 	return db;

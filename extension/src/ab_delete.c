@@ -35,6 +35,7 @@
 #include "ab_branchsetting.h"
 #include "ab_catalogrows.h"
 #include "ab_events.h"
+#include "ab_failpoint.h"
 #include "ab_file.h"
 #include "ab_origin.h"
 #include "ab_quota.h"
@@ -295,6 +296,7 @@ ab_delete_rows(Oid db)
 	DeleteSharedSecurityLabel(db, DatabaseRelationId);
 	DropSetting(db, InvalidOid);
 	dropDatabaseDependencies(db);
+	AB_FAILPOINT("delete-rows");
 	pgstat_drop_database(db);
 
 	table_close(rel, NoLock);

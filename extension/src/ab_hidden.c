@@ -31,6 +31,7 @@
 #include "utils/syscache.h"
 
 #include "ab_agentrole.h"
+#include "ab_failpoint.h"
 #include "ab_tables.h"
 #include "ab_snapshot.h"
 #include "ab_storage.h"
@@ -91,6 +92,7 @@ ab_hidden_add(AbSnapId id, Oid source_db,
 
 	/* roles and tablespaces the snapshot refers to stay undroppable (M10) */
 	ab_agent_copy_dependencies(source_db, oid);
+	AB_FAILPOINT("hidden-added");
 	table_close(rel, NoLock);
 
 	/*
@@ -144,6 +146,7 @@ ab_hidden_drop(AbSnapId id)
 	dropDatabaseDependencies(oid);
 	CatalogTupleDelete(rel, &tuple->t_self);
 	table_close(rel, NoLock);
+	AB_FAILPOINT("hidden-dropped");
 	ForceSyncCommit();
 	return true;
 }

@@ -26,6 +26,7 @@
 #include "miscadmin.h"
 #include "storage/fd.h"
 
+#include "ab_failpoint.h"
 #include "ab_imagechain.h"
 #include "ab_imageuse.h"
 #include "ab_shmem.h"
@@ -395,6 +396,7 @@ remove_detached(Collect *c, AbSnapId epoch, uint32 nslots)
 	uint32		now;
 	bool		unchanged;
 
+	AB_FAILPOINT("collect-detached");
 	lock_capture(c->db);
 	unchanged = count_slots(c, epoch, &now) && now == nslots;
 	if (unchanged)
@@ -523,6 +525,7 @@ punch_unneeded(Collect *c, AbSnapId epoch, const FileUse *use, uint64 swept)
 	if (use->unneeded == 0 && (use->gone == 0 || !again))
 		return true;
 	ab_imagefile_set_swept(c->db, epoch, 0);
+	AB_FAILPOINT("collect-to-punch");
 	return mark_file(c, epoch, use->nslots, again) && punch_file(c, epoch, use->nslots);
 }
 

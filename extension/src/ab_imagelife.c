@@ -16,6 +16,7 @@
 #include "storage/fd.h"
 #include "utils/memutils.h"
 
+#include "ab_failpoint.h"
 #include "ab_file.h"
 #include "ab_imagefile.h"
 #include "ab_shmem.h"
@@ -75,6 +76,7 @@ ab_images_begin(Oid db, AbSnapId epoch)
 		block = palloc(BLCKSZ);
 		ab_imagefile_format(block, db, epoch);
 		make_file(path, block);
+		AB_FAILPOINT("store-file-made");
 		pfree(block);
 	}
 	ab_file_sync_parent(path);
@@ -92,6 +94,7 @@ ab_images_set_aside(Oid db, char aside[MAXPGPATH])
 	if (rename(path, aside) < 0)
 		return false;
 	pg_atomic_fetch_add_u32(&ab_shared->image_generation, 1);
+	AB_FAILPOINT_NO_ERROR("store-set-aside");
 	return true;
 }
 

@@ -11,6 +11,7 @@
  */
 #include "ab_images.h"
 
+#include "ab_failpoint.h"
 #include "ab_imagechain.h"
 
 /* What one ab_images_put() does; under the capture lock. */
@@ -241,12 +242,15 @@ ab_images_put(Oid db, AbSnapId epoch, int n, const AbImagePage *pages, bool repl
 		return false;
 	}
 
+	AB_FAILPOINT_NO_ERROR("image-durable");
 	if (log)
 		log(db, epoch, n, pages);
+	AB_FAILPOINT_NO_ERROR("image-logged");
 	ab_imagefile_lock(db, LW_EXCLUSIVE);
 	ok = publish(replace, &left);
 	save_errno = errno;
 	ab_imagefile_unlock(db);
+	AB_FAILPOINT_NO_ERROR("image-published");
 	if (ok)
 		ab_image_note_synced(db, epoch, put.first, n);
 	if (ok && replace)

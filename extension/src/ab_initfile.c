@@ -33,6 +33,7 @@
 #include "storage/fd.h"
 #include "utils/relcache.h"
 
+#include "ab_failpoint.h"
 #include "ab_file.h"
 
 #define KEPT_PREFIX AB_INITFILE_DIR "/" RELCACHE_INIT_FILENAME "."
@@ -103,6 +104,7 @@ ab_initfile_keep(AbSnapId id, Oid db, Oid spc)
 	servers_path(servers, db, spc);
 	held_path(held);
 	kept_path(kept, id);
+	AB_FAILPOINT_NO_ERROR("initfile-held");
 	if (!same_file(servers, held) || rename(held, kept) < 0)
 		ab_initfile_let_go();
 }

@@ -23,6 +23,7 @@
 #include "storage/bufpage.h"
 #include "storage/fd.h"
 
+#include "ab_failpoint.h"
 #include "ab_file.h"
 #include "ab_origin.h"
 #include "ab_originfile.h"
@@ -256,6 +257,7 @@ ab_journal_recover(XLogRecPtr checkpoint_redo)
 		if (pg_pread(fd, &s, sizeof(s), (off_t) i * sizeof(s)) == sizeof(s) &&
 			slot_is_valid(&s) && s.h.redo >= checkpoint_redo)
 			mend(&s);
+	AB_FAILPOINT_NO_ERROR("start-journal-applied");
 	if (ftruncate(fd, 0) < 0 || pg_fsync(fd) != 0)
 		journal_error(ERROR, "empty");
 	close(fd);

@@ -11,6 +11,11 @@
  * nothing; if it fails, the snapshots are poisoned and the files go.  capture_lock
  * protects the file of notes.  A crash between commit and note: redo of the commit
  * record drops the relation again.
+ *
+ * A note goes before the files, since it must not outlive the number.  For a crash in
+ * between, what goes is listed in a file "going" beside the notes, and the main fork has
+ * a second name until all is done: by that server start knows the file from one of a
+ * relation that was given the number since.
  */
 #include "ab_kept.h"
 
@@ -28,6 +33,7 @@
 #include "utils/timestamp.h"
 
 #include "ab_epoch.h"
+#include "ab_failpoint.h"
 #include "ab_file.h"
 #include "ab_images.h"
 #include "ab_parentfile.h"
@@ -120,9 +126,11 @@ is_needed(RelFileNode rnode, ForkNumber fork)
 	if (needed && fork == MAIN_FORKNUM)
 	{
 		LWLockAcquire(ab_capture_lock(rnode.dbNode), LW_EXCLUSIVE);
+		AB_FAILPOINT_NO_ERROR("kept-note");
 		known = note(rnode.dbNode, rnode.spcNode, rnode.relNode);
 		LWLockRelease(ab_capture_lock(rnode.dbNode));
 	}
+	AB_FAILPOINT_NO_ERROR("kept-noted");
 	if (known)
 		return needed;
 	ab_epoch_poison(rnode.dbNode, live, 0, errno);
@@ -192,17 +200,14 @@ compare_notes(const void *a, const void *b)
 	return x->rel < y->rel ? -1 : x->rel > y->rel;
 }
 
-/* The sound notes, sorted, each relation once; palloc'd. */
+/* The sound notes of a file, sorted, each relation once; palloc'd. */
 static Note *
-read_notes(Oid db, int *n)
+read_notes_of(const char *path, int *n)
 {
-	char		path[MAXPGPATH];
 	size_t		len;
-	Note	   *notes;
+	Note	   *notes = (Note *) ab_file_read(path, &len);
 	int			found = 0;
 
-	notes_path(path, db);
-	notes = (Note *) ab_file_read(path, &len);
 	*n = 0;
 	if (notes == NULL)
 		return NULL;
@@ -213,6 +218,15 @@ read_notes(Oid db, int *n)
 	found = qunique(notes, found, sizeof(Note), compare_notes);
 	*n = found;
 	return notes;
+}
+
+static Note *
+read_notes(Oid db, int *n)
+{
+	char		path[MAXPGPATH];
+
+	notes_path(path, db);
+	return read_notes_of(path, n);
 }
 
 static int
@@ -340,6 +354,61 @@ forget_notes(Oid db, const Note *gone, int ngone)
 	LWLockRelease(ab_capture_lock(db));
 }
 
+static void
+going_path(char path[MAXPGPATH], Oid db)
+{
+	snprintf(path, MAXPGPATH, "%s/%u/going", AB_IMAGE_DIR, db);
+}
+
+/* Second name of a main fork that goes; backups and pg_checksums pass over it. */
+static void
+second_path(char path[MAXPGPATH], Oid db, const Note *n)
+{
+	RelFileNode rnode = {n->spc, db, n->rel};
+	char		main[MAXPGPATH];
+
+	ab_relation_path(main, rnode, MAIN_FORKNUM, 0);
+	get_parent_directory(main);
+	snprintf(path, MAXPGPATH, "%s/" PG_TEMP_FILE_PREFIX "_ab.kept.%u", main, n->rel);
+}
+
+/* From here to finish_going(), server start can do what is left. */
+static void
+begin_going(Oid db, const Note *notes, int n)
+{
+	char		going[MAXPGPATH];
+
+	going_path(going, db);
+	ab_file_write_durably(going, notes, n * sizeof(Note));
+	for (int i = 0; i < n; i++)
+	{
+		RelFileNode rnode = {notes[i].spc, db, notes[i].rel};
+		char		path[MAXPGPATH];
+		char		second[MAXPGPATH];
+
+		ab_relation_path(path, rnode, MAIN_FORKNUM, 0);
+		second_path(second, db, &notes[i]);
+		if (link(path, second) < 0 && errno != ENOENT && errno != EEXIST)
+			ereport(LOG,
+					(errcode_for_file_access(),
+					 errmsg("could not link file \"%s\" to \"%s\": %m", path, second)));
+	}
+}
+
+static void
+finish_going(Oid db, const Note *notes, int n)
+{
+	char		path[MAXPGPATH];
+
+	for (int i = 0; i < n; i++)
+	{
+		second_path(path, db, &notes[i]);
+		(void) unlink(path);
+	}
+	going_path(path, db);
+	(void) unlink(path);
+}
+
 int64
 ab_kept_sweep(Oid db, List *leaving, bool dry_run)
 {
@@ -373,9 +442,13 @@ ab_kept_sweep(Oid db, List *leaving, bool dry_run)
 	 */
 	if (!InRecovery)
 		RequestCheckpoint(CHECKPOINT_IMMEDIATE | CHECKPOINT_FORCE | CHECKPOINT_WAIT);
+	AB_FAILPOINT("kept-checkpoint");
 
 	/* first: a note must not outlive the number, which another relation may get then */
+	begin_going(db, notes, ngone);
+	AB_FAILPOINT("kept-going");
 	forget_notes(db, notes, ngone);
+	AB_FAILPOINT_NO_ERROR("kept-forgotten");
 	for (int i = 0; i < ngone; i++)
 	{
 		RelFileNodeBackend rnode = {{notes[i].spc, db, notes[i].rel}, InvalidBackendId};
@@ -386,7 +459,80 @@ ab_kept_sweep(Oid db, List *leaving, bool dry_run)
 		if (access(path, F_OK) == 0)
 			mdunlink(rnode, InvalidForkNumber, true);
 	}
+	AB_FAILPOINT_NO_ERROR("kept-unlinked");
+	finish_going(db, notes, ngone);
 	return bytes;
+}
+
+/* ---- after a crash ---- */
+
+/* All segments of all forks; of the main fork the first goes last. */
+static void
+unlink_all(Oid db, const Note *n)
+{
+	RelFileNode rnode = {n->spc, db, n->rel};
+	char		path[MAXPGPATH];
+
+	for (ForkNumber fork = MAX_FORKNUM; fork >= MAIN_FORKNUM; fork--)
+	{
+		for (BlockNumber segno = 1;; segno++)
+		{
+			ab_relation_path(path, rnode, fork, segno);
+			if (unlink(path) < 0)
+				break;
+		}
+		ab_relation_path(path, rnode, fork, 0);
+		(void) unlink(path);
+	}
+}
+
+/*
+ * Is the file under the relation's name the one that was to go, or is there none?  If
+ * it was given up before, it may be of another relation.
+ */
+static bool
+is_going(Oid db, const Note *n)
+{
+	RelFileNode rnode = {n->spc, db, n->rel};
+	char		path[MAXPGPATH];
+	struct stat now;
+	struct stat second;
+
+	second_path(path, db, n);
+	if (stat(path, &second) < 0)
+		return false;
+	ab_relation_path(path, rnode, MAIN_FORKNUM, 0);
+	if (stat(path, &now) < 0)
+		return errno == ENOENT;
+	return now.st_dev == second.st_dev && now.st_ino == second.st_ino;
+}
+
+void
+ab_kept_finish(Oid db)
+{
+	char		path[MAXPGPATH];
+	Note	   *notes;
+	Note	   *going;
+	int			nnotes;
+	int			n;
+
+	going_path(path, db);
+	if (!ab_file_exists(path))
+		return;
+	going = read_notes_of(path, &n);
+	notes = read_notes(db, &nnotes);
+	for (int i = 0; i < n; i++)
+	{
+		/* one that is noted still is for the next sweep */
+		if ((nnotes == 0 ||
+			 bsearch(&going[i], notes, nnotes, sizeof(Note), compare_notes) == NULL) &&
+			is_going(db, &going[i]))
+			unlink_all(db, &going[i]);
+	}
+	if (n > 0)
+		finish_going(db, going, n);
+	else
+		(void) unlink(path);
 }
 
 /* The living snapshots that need a note: how many, and which was the last. */

@@ -43,6 +43,7 @@
 #include "utils/relmapper.h"
 
 #include "ab_epoch.h"
+#include "ab_failpoint.h"
 #include "ab_format.h"
 #include "ab_request.h"
 #include "ab_shmem.h"
@@ -212,6 +213,7 @@ sync_all(void)
 	if (n > 0)
 	{
 		sync_first(n);
+		AB_FAILPOINT_NO_ERROR("late-synced");
 		remove_first(n);
 	}
 	LWLockRelease(ab_shared->latesync_lock);
@@ -271,6 +273,7 @@ later(const AbLateFile *file)
 	Assert((MyProc->delayChkptFlags & DELAY_CHKPT_START) != 0);
 	while (!append(file))
 		sync_all();
+	AB_FAILPOINT("late-appended");
 	dirty_shared_page();
 	if (waiting() == AB_LATESYNC_MAX / 2)
 		ab_request_poke_keeper();

@@ -28,6 +28,7 @@
 #include "storage/fd.h"
 #include "utils/guc.h"
 
+#include "ab_failpoint.h"
 #include "ab_file.h"
 #include "ab_settings.h"
 
@@ -398,10 +399,12 @@ ab_layer_writer_publish(AbLayerWriter *w, AbSnapId id)
 {
 	char	   *path = ab_snapshot_path(id, ".pages");
 
+	AB_FAILPOINT("layer-synced");
 	if (rename(w->path, path) < 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not rename file \"%s\" to \"%s\": %m", w->path, path)));
+	AB_FAILPOINT_NO_ERROR("layer-published");
 	pfree(path);
 	CloseTransientFile(w->fd);
 	free_writer(w);

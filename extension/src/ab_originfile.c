@@ -20,6 +20,7 @@
 #include "miscadmin.h"
 #include "storage/fd.h"
 
+#include "ab_failpoint.h"
 #include "ab_file.h"
 #include "ab_origin.h"
 #include "ab_recovery.h"
@@ -311,6 +312,7 @@ ab_origin_create(const AbOriginHeader *header, bool durably)
 
 	/* the mark of unfinished creation becomes the origin */
 	ab_file_write_via(mark, path, block, sizeof(block), durably);
+	AB_FAILPOINT_NO_ERROR("origin-written");
 	if (durably)
 		ab_file_sync_parent(path);
 	ab_generation_bump(header->db);

@@ -30,6 +30,7 @@
 #include "miscadmin.h"
 #include "storage/fd.h"
 
+#include "ab_failpoint.h"
 #include "ab_file.h"
 #include "ab_parentfile.h"
 #include "ab_shmem.h"
@@ -161,6 +162,7 @@ make_segment(RelFileNode rnode, ForkNumber fork, BlockNumber segno, off_t length
 		errno = save_errno;
 		segment_error(path);
 	}
+	AB_FAILPOINT_NO_ERROR("own-file-linked");
 	close(fd);
 	unlink(tmp);
 }
@@ -251,9 +253,11 @@ ab_overlay_make(AbBranch *b, AbFork *f, SMgrRelation reln, bool sync)
 		ab_overlay_names_begin();
 	ab_generation_bump(rnode.dbNode);
 	LWLockRelease(ab_origin_lock(rnode.dbNode));
+	AB_FAILPOINT_NO_ERROR("own-file-made");
 	if (!sync)
 		return;
 	sync_names(rnode, fork);
+	AB_FAILPOINT_NO_ERROR("own-file-named");
 	ab_overlay_names_end();
 	f->own_writable = true;
 }

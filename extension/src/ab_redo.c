@@ -19,6 +19,7 @@
 
 #include "ab_capture.h"
 #include "ab_complete.h"
+#include "ab_failpoint.h"
 #include "ab_image.h"
 #include "ab_origin.h"
 #include "ab_recovery.h"
@@ -150,6 +151,7 @@ void
 ab_rm_startup(void)
 {
 	ab_witness_replay_begins();
+	AB_FAILPOINT_NO_ERROR("redo-begins");
 }
 
 /*
@@ -160,7 +162,9 @@ void
 ab_rm_cleanup(void)
 {
 	ab_recovery_check(true);
+	AB_FAILPOINT_NO_ERROR("redo-ends");
 	ab_snapshot_remove_pending();
+	AB_FAILPOINT_NO_ERROR("redo-cleaned");
 	if (ArchiveRecoveryRequested)
 		ab_image_note_promotion();
 }

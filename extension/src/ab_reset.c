@@ -24,6 +24,7 @@
 #include "ab_attachments.h"
 #include "ab_catalogrows.h"
 #include "ab_events.h"
+#include "ab_failpoint.h"
 #include "ab_origin.h"
 #include "ab_quota.h"
 #include "ab_registry.h"
@@ -273,8 +274,10 @@ ab_reset_branch(const AbResetOptions *opt, AbReplaced *replaced)
 		preserve(opt);
 	else
 		ab_delete_rows(old);
+	AB_FAILPOINT("reset-old-gone");
 	new = ab_insert_branch(&nb);
 	ab_attachments_restore(new, attachments);
+	AB_FAILPOINT("reset-attached");
 	report_reset(opt, old, new, &nb);
 	return new;
 }

@@ -18,6 +18,7 @@
 #include "storage/fd.h"
 
 #include "ab_epoch.h"
+#include "ab_failpoint.h"
 #include "ab_file.h"
 #include "ab_images.h"
 #include "ab_initfile.h"
@@ -68,6 +69,7 @@ ab_snapshot_remove_files(AbSnapId id, uint32 what)
 
 	if (OidIsValid(live_db))
 		end_epoch(live_db, id);
+	AB_FAILPOINT_NO_ERROR("retire-epoch-ended");
 	if (what & AB_RETIRE_MANIFEST)
 	{
 		remove_file(id, ".manifest");
@@ -75,6 +77,7 @@ ab_snapshot_remove_files(AbSnapId id, uint32 what)
 		remove_file(id, ".poisoned");
 		ab_initfile_drop(id);
 	}
+	AB_FAILPOINT_NO_ERROR("retire-manifest-removed");
 	if ((what & AB_RETIRE_PAGES) && !OidIsValid(live_db))
 		ab_layer_remove(id);
 	if (what & AB_RETIRE_MANIFEST)
@@ -85,6 +88,7 @@ void
 ab_snapshot_retire(AbSnapId id, uint32 what)
 {
 	XLogFlush(ab_wal_retire(id, what));
+	AB_FAILPOINT("retire-logged");
 	ab_snapshot_remove_files(id, what);
 }
 

@@ -26,6 +26,7 @@
 
 #include "ab_capture.h"
 #include "ab_epoch.h"
+#include "ab_failpoint.h"
 #include "ab_image.h"
 #include "ab_journal.h"
 #include "ab_kept.h"
@@ -161,6 +162,7 @@ tombstone(RelFileNodeBackend rnode, ForkNumber fork)
 		is_branch = b != NULL;
 		if (b != NULL && fork == MAIN_FORKNUM)
 			ab_limit_drop_relation(b, rnode.node);
+		AB_FAILPOINT_NO_ERROR("tombstone-set");
 	}
 	PG_CATCH();
 	{
@@ -358,6 +360,7 @@ first_write(AbBranch *b, AbFork *f, SMgrRelation reln, BlockNumber block,
 	else if (!logged && ab_image_allowed())
 	{
 		XLogFlush(ab_image_log(rnode, fork, block, copy.data));
+		AB_FAILPOINT("first-write-logged");
 		mdwrite(reln, fork, block, copy.data, skipFsync);
 	}
 	else
@@ -369,7 +372,9 @@ first_write(AbBranch *b, AbFork *f, SMgrRelation reln, BlockNumber block,
 		if (ab_image_allowed() && !ab_page_is_sequence(copy.data))
 			XLogFlush(ab_image_log(rnode, fork, block, copy.data));
 		ab_journal_write(rnode, fork, block, copy.data);
+		AB_FAILPOINT_NO_ERROR("journal-written");
 		mdwrite(reln, fork, block, copy.data, skipFsync);
+		AB_FAILPOINT_NO_ERROR("journal-used");
 		ab_journal_release();
 	}
 }
@@ -430,6 +435,7 @@ ab_smgr_truncate(SMgrRelation reln, ForkNumber fork, BlockNumber old_blocks,
 	{
 		ab_guard_enter(reln->smgr_rnode.node.dbNode);
 		ab_capture_tail(reln->smgr_rnode.node, fork, nblocks);
+		AB_FAILPOINT_NO_ERROR("truncate-captured");
 	}
 	if (f == NULL)
 		mdtruncate(reln, fork, old_blocks, nblocks);
@@ -437,6 +443,7 @@ ab_smgr_truncate(SMgrRelation reln, ForkNumber fork, BlockNumber old_blocks,
 	{
 		/* the limit first: a crash in between must not bring cut pages back (F20) */
 		ab_limit_lower(b, reln->smgr_rnode.node, fork, nblocks);
+		AB_FAILPOINT_NO_ERROR("truncate-limit-lowered");
 		ab_overlay_truncate(b, f, reln, old_blocks, nblocks);
 	}
 	end_change(reln);

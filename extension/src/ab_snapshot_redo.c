@@ -28,6 +28,7 @@
 #include "utils/memutils.h"
 
 #include "ab_epoch.h"
+#include "ab_failpoint.h"
 #include "ab_file.h"
 #include "ab_images.h"
 #include "ab_method.h"
@@ -263,6 +264,7 @@ write_captured(Replay *r)
 	image = ab_builder_finish(c->builder, &h, &len);
 
 	ab_layer_writer_publish(c->layer, r->id);
+	AB_FAILPOINT_NO_ERROR("redo-layer-published");
 	c->layer = NULL;
 	pg_atomic_fetch_add_u32(&ab_shared->layer_generation, 1);
 	ab_file_write_durably(pending, image, len);
@@ -392,6 +394,7 @@ make_live_files(Replay *r)
 		if (!is_sound(r->id, ".pending"))
 			write_live_manifest(r);
 	}
+	AB_FAILPOINT_NO_ERROR("redo-snapshot-files");
 	ab_images_begin(r->rec.source_db, r->id);
 }
 
@@ -408,6 +411,7 @@ redo_live_snapshot(Replay *r)
 	bool		made;
 
 	FlushDatabaseBuffers(db);
+	AB_FAILPOINT_NO_ERROR("redo-snapshot-flushed");
 	made = try_to(make_live_files, r);
 	if (!made)
 		poison_somehow(r);
@@ -415,6 +419,7 @@ redo_live_snapshot(Replay *r)
 	ab_snaptable_add(r->id, db, false, true);
 	ab_snaptable_reached(r->id, !made);
 	ab_epoch_recompute(db);
+	AB_FAILPOINT_NO_ERROR("redo-snapshot-live");
 	ab_guard_open(db);
 
 	/* without room in the table nothing is kept for it */
@@ -475,6 +480,7 @@ ab_confirm_redo(XLogReaderState *record)
 
 	if (ab_file_exists(pending))
 		(void) durable_rename(pending, manifest, ERROR);
+	AB_FAILPOINT_NO_ERROR("redo-confirm-renamed");
 
 	/* neither: it is retired later in WAL, and was before a crash already */
 	if (ab_file_exists(manifest) || ab_file_exists(poisoned))
@@ -523,8 +529,10 @@ ab_retire_redo(XLogReaderState *record)
 	 * has replayed up to here (moves minRecoveryPoint).
 	 */
 	XLogFlush(record->EndRecPtr);
+	AB_FAILPOINT_NO_ERROR("redo-retire");
 	live_db = ab_snapshot_live_source(rec.id);
 	ab_snapshot_remove_files(rec.id, rec.what);
+	AB_FAILPOINT_NO_ERROR("redo-retire-removed");
 	if (OidIsValid(live_db))
 		try_reclaim(live_db);
 }

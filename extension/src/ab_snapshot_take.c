@@ -40,6 +40,7 @@
 
 #include "ab_capture.h"
 #include "ab_epoch.h"
+#include "ab_failpoint.h"
 #include "ab_file.h"
 #include "ab_gate.h"
 #include "ab_images.h"
@@ -115,6 +116,7 @@ give_up_attempt(Taking *t)
 	if (AbSnapIdIsValid(id))
 	{
 		(void) ab_wal_retire(id, AB_RETIRE_MANIFEST | AB_RETIRE_PAGES);
+		AB_FAILPOINT_NO_ERROR("snapshot-given-up");
 		ab_snapshot_remove_files(id, AB_RETIRE_MANIFEST | AB_RETIRE_PAGES);
 	}
 }
@@ -249,6 +251,7 @@ capture(Taking *t)
 		ab_gate_give_up(t->capture.source_db, t->dbname);
 	t->window = GetXLogInsertRecPtr();
 	flush(t);
+	AB_FAILPOINT("snapshot-flushed");
 	ab_method_for(&t->capture)->capture(&t->capture);
 }
 
@@ -320,13 +323,17 @@ make_live(Taking *t)
 	size_t		len;
 
 	XLogFlush(t->id.lsn);
+	AB_FAILPOINT("snapshot-logged");
 	image = build(t, &len);
 
 	/* from here on the sweeps know that the files are somebody's */
 	ab_snaptable_add(t->id, db, false, true);
 	ab_images_begin(db, t->id);
+	AB_FAILPOINT("snapshot-store-begun");
 	write_pending(t, image, len);
+	AB_FAILPOINT("snapshot-pending");
 	ab_epoch_begin(db, t->id);
+	AB_FAILPOINT("snapshot-live");
 }
 
 /* Log SNAPSHOT; a snapshot that is live is so from its position on.  False: try again. */
@@ -355,6 +362,7 @@ log_snapshot(Taking *t)
 	if (!t->capture.live)
 	{
 		end = insert_record(t, &rec);
+		AB_FAILPOINT("snapshot-copied-logged");
 		t->id = ab_snapid_make(rec.tli, end);
 		return AbSnapIdIsValid(t->id);
 	}
@@ -573,15 +581,18 @@ confirm(Taking *t)
 	/* with it the hidden row, whose commit nobody has flushed */
 	begin_late(t);
 	XLogFlush(ab_wal_confirm(t->id));
+	AB_FAILPOINT("snapshot-confirm-logged");
 	if (rename(pending, manifest) < 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not rename file \"%s\" to \"%s\": %m",
 						pending, manifest)));
+	AB_FAILPOINT("snapshot-renamed");
 	ab_latesync_manifest(t->id);
 	end_late(t);
 	t->done = true;
 	ab_snaptable_confirm(t->id);
+	AB_FAILPOINT_NO_ERROR("snapshot-confirmed");
 	pfree(pending);
 	pfree(manifest);
 }
@@ -613,9 +624,12 @@ quiet_part(Taking *t)
 		/* from here on the sweeps know that the files are somebody's */
 		ab_snaptable_add(t->id, db, false, false);
 		write_files(t);
+		AB_FAILPOINT("snapshot-copied-written");
 	}
+	AB_FAILPOINT("snapshot-mended");
 	t->hidden_asked = true;
 	ab_request_add_hidden(t->id, db, t->header.frozen_xid, t->header.min_multi);
+	AB_FAILPOINT("snapshot-hidden-committed");
 	confirm(t);
 	ab_initfile_keep(t->id, db, t->header.source_spc);
 }

@@ -38,6 +38,7 @@
 #include "ab_branchsetting.h"
 #include "ab_catalogrows.h"
 #include "ab_events.h"
+#include "ab_failpoint.h"
 #include "ab_quota.h"
 #include "ab_registry.h"
 #include "ab_rename.h"
@@ -144,6 +145,7 @@ ab_soft_delete(Oid db, const char *name)
 	report("deleted", db, name, "{\"hard\": false}");
 	ab_quota_gone(db);
 	allowconn = ab_change_database(db, deleted_name(db), &closed);
+	AB_FAILPOINT("delete-renamed");
 	remember_deletion(db, name, allowconn);
 }
 

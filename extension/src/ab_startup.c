@@ -16,10 +16,12 @@
 
 #include "ab_attach.h"
 #include "ab_epoch.h"
+#include "ab_failpoint.h"
 #include "ab_file.h"
 #include "ab_images.h"
 #include "ab_initfile.h"
 #include "ab_journal.h"
+#include "ab_kept.h"
 #include "ab_recovery.h"
 #include "ab_snapshot.h"
 #include "ab_snaptable.h"
@@ -39,9 +41,12 @@ rebuild_images(bool backup, XLogRecPtr redo)
 	Oid		   *dbs = ab_images_databases(&n);
 
 	for (int i = 0; i < n; i++)
+	{
+		ab_kept_finish(dbs[i]);
 		if (!ab_images_rebuild(dbs[i], backup, redo))
 			ab_witness_poison_database(dbs[i],
 									   "Saved pages could not be read when the server started.");
+	}
 	pfree(dbs);
 }
 
@@ -77,10 +82,13 @@ prepare_files(void)
 	ab_witness_begin(control);
 	if (!clean)
 		ab_storage_repair_all();
+	AB_FAILPOINT_NO_ERROR("start-witnessed");
 	ab_journal_recover(control->checkPointCopy.redo);
 	rebuild_images(backup, redo);
+	AB_FAILPOINT_NO_ERROR("start-images-rebuilt");
 	ab_snaptable_load(redo);
 	ab_epoch_load();
+	AB_FAILPOINT_NO_ERROR("start-loaded");
 	pfree(control);
 }
 

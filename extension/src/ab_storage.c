@@ -33,6 +33,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "ab_failpoint.h"
 #include "ab_file.h"
 #include "ab_initfile.h"
 #include "ab_origin.h"
@@ -70,6 +71,7 @@ discard_files(const AbCreated *c)
 	 */
 	if (AbSnapIdIsValid(c->incarnation))
 		XLogFlush(ab_wal_branch_drop(c->incarnation, c->db));
+	AB_FAILPOINT_NO_ERROR("discard-logged");
 	if (c->has_dir && !ab_storage_remove_dirs(c->db))
 		return;					/* with its origin it is found again */
 	ab_origin_remove(c->db);
@@ -225,12 +227,15 @@ static void
 make_files(AbCreated *c, const AbManifest *m)
 {
 	ab_storage_mark(c->db);
+	AB_FAILPOINT("create-marked");
 	ab_storage_make_dir(c->db, c->spc, false);
 	c->has_dir = true;
+	AB_FAILPOINT("create-directory");
 	ab_storage_write_version(c->db, c->spc);
 	ab_storage_write_relmap(c->db, c->spc, m->relmap);
 	ab_storage_make_unlogged(c->db, m, false);
 	ab_initfile_give(c->snapshot, c->db, c->spc);
+	AB_FAILPOINT("create-files");
 }
 
 static void
@@ -239,9 +244,12 @@ log_and_write_origin(AbCreated *c, xl_ab_branch_create *rec)
 	XLogRecPtr	end = ab_wal_branch_create(rec);
 
 	c->incarnation = ab_snapid_make(rec->tli, end);
+	AB_FAILPOINT("create-logged");
 	ab_storage_write_origin(rec, c->incarnation, false);
 	c->counted = true;
+	AB_FAILPOINT("create-origin");
 	ab_latesync_origin(c->db);
+	AB_FAILPOINT("create-late");
 }
 
 /*
@@ -357,6 +365,7 @@ ab_storage_remove(Oid *dbs, int n)
 	if (n == 0)
 		return;
 	detach_from_server(dbs, n);
+	AB_FAILPOINT("remove-checkpoint");
 
 	/*
 	 * Logged before the first file goes: should the server crash in between, redo
@@ -371,12 +380,17 @@ ab_storage_remove(Oid *dbs, int n)
 		end = ab_wal_branch_drop(header.incarnation, dbs[i]);
 	}
 	XLogFlush(end);
+	AB_FAILPOINT("remove-logged");
 
 	for (int i = 0; i < n; i++)
 	{
-		if (ab_storage_remove_dirs(dbs[i]))
+		bool		gone = ab_storage_remove_dirs(dbs[i]);
+
+		AB_FAILPOINT_NO_ERROR("remove-directories");
+		if (gone)
 			ab_storage_drop_origin(dbs[i]);
 	}
+	AB_FAILPOINT_NO_ERROR("remove-done");
 	fsync_fname_ext("base", true, true, WARNING);
 }
 

@@ -22,6 +22,7 @@
 #include "storage/standby.h"
 #include "utils/memutils.h"
 
+#include "ab_failpoint.h"
 #include "ab_file.h"
 #include "ab_origin.h"
 #include "ab_snaptable.h"
@@ -141,8 +142,10 @@ wipe(Oid db)
 {
 	DropDatabaseBuffers(db);
 	ForgetDatabaseSyncRequests(db);
+	AB_FAILPOINT_NO_ERROR("redo-wipe");
 	XLogDropDatabase(db);
 	WaitForProcSignalBarrier(EmitProcSignalBarrier(PROCSIGNAL_BARRIER_SMGRRELEASE));
+	AB_FAILPOINT_NO_ERROR("redo-wipe-directories");
 	if (ab_storage_remove_dirs(db))
 		ab_storage_drop_origin(db);
 }
@@ -150,6 +153,7 @@ wipe(Oid db)
 static void
 create_origin(const xl_ab_branch_create *rec, AbSnapId incarnation)
 {
+	AB_FAILPOINT_NO_ERROR("redo-create-origin");
 	ab_storage_write_origin(rec, incarnation, true);
 
 	/* the prefetcher looks ahead: sizes cached before this record are wrong */
@@ -208,6 +212,7 @@ ab_storage_remove_redo(const xl_ab_branch_drop *rec)
 		ResolveRecoveryConflictWithDatabase(rec->db);
 	}
 	ReplicationSlotsDropDBSlots(rec->db);
+	AB_FAILPOINT_NO_ERROR("redo-remove");
 	wipe(rec->db);
 	if (InHotStandby)
 		UnlockSharedObjectForSession(DatabaseRelationId, rec->db, 0, AccessExclusiveLock);
@@ -271,6 +276,7 @@ ab_storage_repair_all(void)
 	int			n;
 	Oid		   *dbs;
 
+	AB_FAILPOINT_NO_ERROR("start-repair");
 	remove_unfinished();
 	dbs = ab_origin_list(&n);
 	for (int i = 0; i < n; i++)

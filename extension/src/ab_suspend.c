@@ -34,6 +34,7 @@
 
 #include "ab_branchsetting.h"
 #include "ab_catalogrows.h"
+#include "ab_failpoint.h"
 #include "ab_gate.h"
 #include "ab_settings.h"
 #include "ab_softdelete.h"
@@ -430,7 +431,9 @@ suspend_locked(Oid db, const AbSuspendHow *how, char **why)
 		return AB_SUSPEND_BUSY;
 
 	FlushDatabaseBuffers(db);
+	AB_FAILPOINT("suspend-flushed");
 	DropDatabaseBuffers(db);
+	AB_FAILPOINT("suspend-cold");
 	return mark(db, origin.created_at, how->reason) ? AB_SUSPEND_DONE : AB_SUSPEND_NO_ROOM;
 }
 

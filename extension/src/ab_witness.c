@@ -39,6 +39,7 @@
 #include "utils/memutils.h"
 
 #include "ab_epoch.h"
+#include "ab_failpoint.h"
 #include "ab_file.h"
 #include "ab_shmem.h"
 #include "ab_snapshot.h"
@@ -321,6 +322,7 @@ static void
 run_begins(void)
 {
 	put_tripwires_up();
+	AB_FAILPOINT_NO_ERROR("witness-tripwires");
 	witness.state = AB_WITNESS_RUNNING;
 	write_witness();
 }
@@ -380,6 +382,7 @@ ab_witness_tend(void)
 	if (redo != witnessed)
 	{
 		XLogFlush(ab_wal_witness(redo));
+		AB_FAILPOINT_NO_ERROR("witness-logged");
 		witnessed = redo;
 	}
 	return TEND_INTERVAL_MS;
