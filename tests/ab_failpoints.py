@@ -507,6 +507,7 @@ class Trials:
         if reached:
             self.note(name, VERBS[action])
         if action == ERROR:
+            self.cluster.sql("SELECT * FROM branch.gc()")  # what that was to remove is due again
             self.check_after(f"{when}, before a restart", position)
         self.kill()
         self.recover(when, position if action != CRASH else len(self.cluster.log_text()), then)
