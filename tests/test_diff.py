@@ -238,6 +238,143 @@ def test_every_way_a_page_changes(cluster: Cluster) -> None:
 COMMON = "SELECT snapshot_id, database_name FROM branch.merge_base(%s, %s)"
 
 
+# What is done to a table of 300 rows in the branch, and in the parent meanwhile.
+SAME_VERSIONS: dict[str, tuple[list[str], list[str]]] = {
+    "frozen": (["VACUUM (FREEZE) {t}"], []),
+    "frozen_and_changed": (["VACUUM (FREEZE) {t}", "UPDATE {t} SET v = 1 WHERE id = 7"], []),
+    "frozen_above": (["UPDATE {t} SET v = 1 WHERE id = 7"], ["VACUUM (FREEZE) {t}"]),
+    "hot": (
+        ["UPDATE {t} SET v = v + 1 WHERE id = 9"] * 40
+        + ["SELECT count(*) FROM {t}", "UPDATE {t} SET v = 5 WHERE id = 10"],
+        [],
+    ),
+    "back": (["UPDATE {t} SET v = v + 1", "UPDATE {t} SET v = v - 1"], []),
+    "one_back": (
+        ["UPDATE {t} SET v = v + 1 WHERE id < 20", "UPDATE {t} SET v = v - 1 WHERE id < 10"],
+        [],
+    ),
+    "rolled_back": (
+        [
+            "BEGIN; UPDATE {t} SET v = 1; ROLLBACK",
+            "BEGIN; DELETE FROM {t}; ROLLBACK",
+            "BEGIN; INSERT INTO {t} VALUES (900, 1); ROLLBACK",
+            "BEGIN; SAVEPOINT s; DELETE FROM {t} WHERE id < 9; ROLLBACK TO s;"
+            " UPDATE {t} SET v = 3 WHERE id = 4; COMMIT",
+            "SELECT count(*) FROM {t}",
+        ],
+        ["BEGIN; UPDATE {t} SET v = 2 WHERE id > 50; ROLLBACK"],
+    ),
+    "locked": (
+        [
+            "BEGIN; SELECT FROM {t} FOR UPDATE; COMMIT",
+            "BEGIN; SELECT FROM {t} FOR SHARE; SAVEPOINT s; SELECT FROM {t} FOR UPDATE; COMMIT",
+        ],
+        ["BEGIN; SELECT FROM {t} WHERE id < 30 FOR KEY SHARE; COMMIT"],
+    ),
+    "two_sided": (
+        [
+            "UPDATE {t} SET v = 1 WHERE id = 1",
+            "DELETE FROM {t} WHERE id IN (3, 5)",
+            "UPDATE {t} SET v = 44 WHERE id = 4",
+            "INSERT INTO {t} VALUES (1001, 0), (1002, 0)",
+        ],
+        [
+            "UPDATE {t} SET v = 2 WHERE id = 2",
+            "DELETE FROM {t} WHERE id IN (3, 6)",
+            "UPDATE {t} SET v = 44 WHERE id = 4",
+            "INSERT INTO {t} VALUES (1001, 0), (1002, 7)",
+        ],
+    ),
+    "reused": (
+        [
+            "DELETE FROM {t} WHERE id < 50",
+            "VACUUM {t}",
+            "INSERT INTO {t} SELECT g, 0, 'again', 1 FROM generate_series(30, 49) AS g",
+        ],
+        ["DELETE FROM {t} WHERE id < 20", "VACUUM {t}", "INSERT INTO {t} VALUES (5, 5)"],
+    ),
+    "keys": (
+        [
+            "UPDATE {t} SET id = id + 5000 WHERE id < 10",
+            "UPDATE {t} SET id = -1 WHERE id = 20",
+            "UPDATE {t} SET id = 20 WHERE id = 21",
+            "UPDATE {t} SET id = 21 WHERE id = -1",
+        ],
+        [],
+    ),
+    "equal": (
+        ["UPDATE {t} SET n = 1.00", "UPDATE {t} SET n = 2, v = 3 WHERE id = 8"],
+        ["UPDATE {t} SET n = 1.000 WHERE id < 50"],
+    ),
+    "toasted": (
+        [
+            "UPDATE {t} SET w = repeat(md5(id::text), 900) WHERE id < 5",
+            "UPDATE {t} SET v = 1 WHERE id < 3",
+        ],
+        [],
+    ),
+}
+
+# Bytes that stay the same and mean something else.
+OTHER_MEANING = {
+    "again": ["ALTER TABLE {t} DROP COLUMN v", "ALTER TABLE {t} ADD COLUMN v int DEFAULT 5"],
+    "relabelled": ["ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'"],
+}
+
+
+def test_versions_that_are_the_same(cluster: Cluster) -> None:
+    """Rows are told apart by their versions in the pages; only the others are read."""
+    cluster.sql("CREATE DATABASE versions")
+    cluster.sql("CREATE TYPE mood AS ENUM ('sad', 'glad')", dbname="versions")
+    names = [*SAME_VERSIONS, *OTHER_MEANING]
+    for name in names:
+        more = ", m mood DEFAULT 'sad'" if name == "relabelled" else ""
+        cluster.sql(
+            f"CREATE TABLE {name} (id int PRIMARY KEY, v int DEFAULT 0, w text,"
+            f" n numeric DEFAULT 1.0{more}) WITH (fillfactor = 80);"
+            f"INSERT INTO {name} SELECT g, 0, 'row ' || g FROM generate_series(1, 300) AS g",
+            dbname="versions",
+        )
+    cluster.sql("SELECT branch.create('versions1', 'versions')")
+    for name in names:
+        mine, others = SAME_VERSIONS.get(name) or (OTHER_MEANING[name], [])
+        for database, statements in (("versions1", mine), ("versions", others)):
+            for statement in statements:
+                cluster.sql(statement.format(t=name), dbname=database)
+    for one, other in (("versions1", "versions"), ("versions", "versions1")):
+        summary = {
+            line[0]: tuple(line[1:])
+            for line in cluster.sql(
+                "SELECT table_name, rows_added, rows_modified, rows_deleted, note"
+                " FROM branch.diff_summary(%s, %s)",
+                [one, other],
+            )
+        }
+        for name in names:
+            wanted = expected(cluster, one, other, name)
+            assert found(cluster, one, other, name) == wanted, name
+            kinds = [kind for _, _, kind in wanted]
+            counted = tuple(kinds.count(kind) for kind in ("added", "modified", "removed"))
+            assert summary.get(f"public.{name}", (0, 0, 0, None))[:3] == counted, name
+            assert bool(wanted) == (name not in ("frozen", "back", "locked")), name
+        assert summary["public.again"][3] == 'column "v" was made again'
+        assert summary["public.relabelled"][3] == 'the type of column "m" is another'
+    for name, least, most in (("frozen", 0, 0), ("frozen_and_changed", 1, 2), ("two_sided", 5, 12)):
+        assert least <= travelled(cluster, "versions", "versions1", name) <= most, name
+
+
+def travelled(cluster: Cluster, one: str, other: str, table: str) -> int:
+    """Row versions that the pages do not have in common."""
+    file = cluster.scalar("SELECT pg_relation_filenode(%s::regclass)", [table], dbname=one)
+    lines = cluster.sql(
+        "SELECT a_rows::tid[], b_rows::tid[] FROM branch._changed_rows("
+        "(SELECT oid FROM pg_database WHERE datname = %s), 0, %s::oid,"
+        " (SELECT oid FROM pg_database WHERE datname = %s), 0, %s::oid, '{0}', '{1000}')",
+        [one, file, other, file],
+    )
+    return sum(len(places or []) for line in lines for places in line)
+
+
 def test_against_the_common_state(cluster: Cluster) -> None:
     """What either side has changed since they parted, whatever the other did; also of branches
     of branches, of a table rewritten since, and of a parent that was deleted or reset since."""

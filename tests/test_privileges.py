@@ -182,6 +182,9 @@ CASES: dict[str, Case] = {
     "branch._changed_blocks": owners(
         f"SELECT * FROM branch._changed_blocks({VAULT}, '{{}}', '{{}}', {BRANCH}, '{{}}', '{{}}')"
     ),
+    "branch._changed_rows": owners(
+        f"SELECT * FROM branch._changed_rows({VAULT}, 0, 1, {BRANCH}, 0, 1, '{{}}', '{{}}')"
+    ),
     "sync_branch_data": owners("SELECT sync_branch_data('vault', 'vault_branch')"),
     "merge_branch_data": owners("SELECT * FROM merge_branch_data('vault_branch', 'vault')"),
     "branch.merge": owners("SELECT * FROM branch.merge('vault_branch', 'vault')"),
@@ -217,6 +220,7 @@ SESSIONS = {
     "branch._remote_run": "SELECT branch._remote_run(%s, 'SELECT 1')",
     "branch._remote_columns": "SELECT branch._remote_columns(%s)",
     "branch._remote_fetch": "SELECT branch._remote_fetch(%s, 1)",
+    "branch._remote_query": "SELECT branch._remote_query(%s, 'SELECT 1')",
     "branch._remote_commit": "SELECT branch._remote_commit(%s)",
     "branch._remote_close": "SELECT branch._remote_close(%s)",
 }

@@ -41,6 +41,13 @@ AS 'MODULE_PATHNAME', 'ab_sql_remote_fetch';
 COMMENT ON FUNCTION branch._remote_fetch(integer, integer)
 IS 'the next rows, values as text; fewer than asked for: these were the last';
 
+CREATE FUNCTION branch._remote_query(session integer, query text) RETURNS SETOF text[]
+LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 100
+AS 'MODULE_PATHNAME', 'ab_sql_remote_query';
+
+COMMENT ON FUNCTION branch._remote_query(integer, text)
+IS 'runs a query in a session; its rows, all of them';
+
 CREATE FUNCTION branch._remote_commit(session integer) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'ab_sql_remote_commit';

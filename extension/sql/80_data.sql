@@ -19,6 +19,24 @@ AS 'MODULE_PATHNAME', 'ab_sql_changed_blocks';
 COMMENT ON FUNCTION branch._changed_blocks(oid, oid[], oid[], oid, oid[], oid[])
 IS 'sizes of tables, given by their files, in two databases, and blocks in which they may differ; null: not known';
 
+CREATE FUNCTION branch._changed_rows(
+    a oid,
+    a_space oid,
+    a_file oid,
+    b oid,
+    b_space oid,
+    b_file oid,
+    starts bigint[],
+    ends bigint[],
+    OUT a_rows text,
+    OUT b_rows text
+) RETURNS SETOF record
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE ROWS 10
+AS 'MODULE_PATHNAME', 'ab_sql_changed_rows';
+
+COMMENT ON FUNCTION branch._changed_rows(oid, oid, oid, oid, oid, oid, bigint[], bigint[])
+IS 'places of row versions, in some blocks of tables with one origin, that only one has; texts of tid[], in parts';
+
 CREATE FUNCTION branch.diff_summary(
     source text,
     target text DEFAULT null,

@@ -24,6 +24,7 @@ PG_FUNCTION_INFO_V1(ab_sql_remote_open);
 PG_FUNCTION_INFO_V1(ab_sql_remote_run);
 PG_FUNCTION_INFO_V1(ab_sql_remote_columns);
 PG_FUNCTION_INFO_V1(ab_sql_remote_fetch);
+PG_FUNCTION_INFO_V1(ab_sql_remote_query);
 PG_FUNCTION_INFO_V1(ab_sql_remote_commit);
 PG_FUNCTION_INFO_V1(ab_sql_remote_close);
 PG_FUNCTION_INFO_V1(ab_sql_remote_rows);
@@ -181,7 +182,16 @@ ab_sql_remote_open(PG_FUNCTION_ARGS)
 	PG_RETURN_INT32(ab_remote_number(ab_remote_open(find_database(name), &options)));
 }
 
-/* Rows of what was run before that nobody has fetched are thrown away. */
+/* True: there are rows to fetch.  Those of what was run before are thrown away. */
+static bool
+run(AbRemote *session, const char *statements, int flags)
+{
+	while (!ab_remote_is_ready(session))
+		(void) ab_remote_next(session);
+	ab_remote_send(session, statements, flags);
+	return run_until_rows(session);
+}
+
 Datum
 ab_sql_remote_run(PG_FUNCTION_ARGS)
 {
@@ -189,10 +199,7 @@ ab_sql_remote_run(PG_FUNCTION_ARGS)
 	char	   *statements = ab_sql_required_text(fcinfo, 1, "statements");
 	int			flags = ab_sql_bool(fcinfo, 2, false) ? AB_REMOTE_SAVEPOINT : 0;
 
-	while (!ab_remote_is_ready(session))
-		(void) ab_remote_next(session);
-	ab_remote_send(session, statements, flags);
-	if (run_until_rows(session))
+	if (run(session, statements, flags))
 		PG_RETURN_NULL();
 	PG_RETURN_TEXT_P(cstring_to_text(ab_remote_tag(session)));
 }
@@ -231,6 +238,19 @@ ab_sql_remote_fetch(PG_FUNCTION_ARGS)
 				 errmsg("argument \"max_rows\" must not be negative")));
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	fetch(session, fcinfo, max_rows);
+	return (Datum) 0;
+}
+
+/* Run a query and give all its rows. */
+Datum
+ab_sql_remote_query(PG_FUNCTION_ARGS)
+{
+	AbRemote   *session = get_session(fcinfo);
+	char	   *query = ab_sql_required_text(fcinfo, 1, "query");
+
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+	if (run(session, query, 0))
+		fetch(session, fcinfo, -1);
 	return (Datum) 0;
 }
 

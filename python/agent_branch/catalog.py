@@ -108,17 +108,37 @@ definitions AS MATERIALIZED (
     WHERE y.typtype IN ('e', 'c', 'd', 'r') GROUP BY p.root
 )"""
 
-_COLUMNS = """
+# Types of which two values are the same if and only if their texts are, under sqltext.SETTINGS.
+# Not so: numeric with any number of digits, float (0, -0), interval (1 day, 24 hours), jsonb,
+# what users define.
+_EXACT = """
+CASE
+    WHEN y.typtype = 'e' THEN true
+    WHEN y.oid >= 10000 THEN false
+    WHEN y.typname = ANY ('{text, varchar, bpchar}'::pg_catalog.name[]) THEN
+        (y.typname <> 'bpchar' OR a.atttypmod >= 0) AND (
+            SELECT o.collisdeterministic FROM pg_catalog.pg_collation AS o
+            WHERE o.oid = a.attcollation)
+    WHEN y.typname = 'numeric' THEN a.atttypmod >= 0
+    ELSE y.typname = ANY (
+        '{bool, int2, int4, int8, oid, bytea, uuid, date, time, timestamp, timestamptz, char, name}'
+        ::pg_catalog.name[]) END"""
+
+_COLUMNS = f"""
 SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
     'name', a.attname,
     'number', a.attnum,
     'type', pg_catalog.format_type(a.atttypid, a.atttypmod),
     'equals', c.operator,
     'definition', COALESCE(f.definition, ''),
+    'exact', {_EXACT},
+    'stored', a.attnum::pg_catalog.text
+        || CASE WHEN a.atthasmissing THEN ' ' || a.attmissingval::pg_catalog.text ELSE '' END,
     'not_null', a.attnotnull,
     'generated', a.attgenerated <> '',
     'identity', a.attidentity) ORDER BY a.attnum)
 FROM pg_catalog.pg_attribute AS a
+JOIN pg_catalog.pg_type AS y ON y.oid = a.atttypid
 LEFT JOIN comparable AS c ON c.root = a.atttypid
 LEFT JOIN definitions AS f ON f.root = a.atttypid
 WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped"""
@@ -179,15 +199,21 @@ JOIN pg_catalog.pg_class AS r ON r.oid = y.oid AND r.relkind = 'r'
 JOIN pg_catalog.pg_namespace AS n ON n.oid = r.relnamespace
 WHERE k.contype = 'f' AND k.conrelid = t.oid"""
 
+_FROM = """
+    FROM pg_catalog.pg_class AS c
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE c.relkind = 'r' AND c.relpersistence <> 't'
+        AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%'"""
+
+# The names of these tables.
+NAMES = Statement(f"SELECT n.nspname, c.relname{_FROM} ORDER BY n.nspname, c.relname")
+
 _HEAD = f"""
 WITH RECURSIVE tables AS (
     SELECT c.oid, c.relname, n.nspname, c.relreplident, c.relfilenode, c.reltablespace,
         CASE WHEN c.relpages > 0 AND c.reltuples >= 0 THEN
             c.reltuples::pg_catalog.float8 OPERATOR(pg_catalog./) c.relpages END AS density
-    FROM pg_catalog.pg_class AS c
-    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-    WHERE c.relkind = 'r' AND c.relpersistence <> 't'
-        AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%'
+    {_FROM}
 ),{_TYPES}
 SELECT pg_catalog.jsonb_build_object(
     'oid', t.oid,
@@ -259,6 +285,8 @@ def table_from(row: Row) -> Table:
                 generated=column["generated"],
                 identity=column["identity"],
                 definition=column["definition"],
+                exact=column["exact"],
+                stored=column["stored"],
             )
             for column in columns
         ),

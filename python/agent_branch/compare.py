@@ -6,18 +6,20 @@ not is "added".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agent_branch import bags
 from agent_branch.blocks import ALL, Blocks
-from agent_branch.catalog import TABLES, Table, table_from
+from agent_branch.catalog import NAMES, TABLES, Table, table_from
 from agent_branch.diff import (
     SHOWN,
     ChangeKind,
+    Pairing,
     RowChange,
     TableDiff,
     TableState,
+    can_pair,
     diff_rows,
     plan_diff,
     scan,
@@ -59,13 +61,14 @@ class Summary:
     def data_change(self) -> bool:
         return self.added + self.modified + self.removed > 0
 
-    def count(self, change: RowChange) -> None:
-        if change.kind == "added":
-            self.added += change.copies
-        elif change.kind == "removed":
-            self.removed += change.copies
-        else:
-            self.modified += 1
+    def count(self, kind: ChangeKind, copies: int = 1) -> None:
+        match kind:
+            case "added":
+                self.added += copies
+            case "removed":
+                self.removed += copies
+            case "modified":
+                self.modified += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +95,10 @@ def side(session: Session) -> Side:
     The session is under ``sqltext.SETTINGS``.  Raises ``ReportedError`` 40001 if a table was
     rewritten since the session's transaction began: then its rows are not seen as they were.
     """
-    names = [table.shape.only for table in _tables(session)]
+    names = [f"ONLY {qualified(*row)}" for row in session.rows(NAMES)]  # type: ignore[arg-type]
     for batch in batches(names, LOCKED_AT_ONCE, len):
         session.execute(Statement(f"LOCK TABLE {', '.join(batch)} IN ACCESS SHARE MODE"))
-    tables = {table.shape.id: table for table in _tables(session)}
+    tables = {table.shape.id: table for table in map(table_from, session.rows(TABLES))}
     found = Side(session, tables, *_objects(session))
     for table in found.files.values():
         if table.file != table.file_now:
@@ -116,10 +119,6 @@ def _objects(session: Session) -> tuple[dict[TableId, Table], frozenset[TableId]
     return held, frozenset(closed)
 
 
-def _tables(session: Session) -> list[Table]:
-    return [table_from(row) for row in session.rows(TABLES)]
-
-
 @dataclass(frozen=True, slots=True)
 class Extent:
     """Sizes of a table before and after, in pages, and where they may differ; None: not known."""
@@ -138,6 +137,8 @@ class Comparison:
     after: Side
     extents: Extents
     limits: Limits = field(default_factory=Limits)
+    # What can look at the pages of the two, if anything can.
+    pairing: Pairing | None = None
     # Called with each table before it is compared.
     turn_to: Callable[[TableId], None] = lambda _: None
 
@@ -179,13 +180,20 @@ def _summary(whole: Comparison, name: TableId, old: Table, new: Table) -> Summar
     found = Summary(name, changed, plan.pages_read, plan.reason)
     if not plan.blocks:
         return found
+    if whole.pairing is not None and can_pair(plan) and plan.shape.exact:
+        kinds = whole.pairing.kinds(plan)
+        if kinds is not None:
+            for kind in kinds:
+                found.count(kind)
+            return found
+    changes: Iterable[RowChange]
     if plan.counted:
         lines = (bags.lines(session, plan.shape, plan.blocks) for session in (before, after))
         changes = bags.changes(*lines)
     else:
-        changes = diff_rows(plan, before, after, whole.limits)
+        changes = diff_rows(plan, before, after, whole.limits, pairing=whole.pairing)
     for change in changes:
-        found.count(change)
+        found.count(change.kind, change.copies)
     return found
 
 
@@ -209,13 +217,7 @@ def _objects_summary(whole: Comparison) -> Summary:
     pages = sum(plan.pages_read for name, plan in plans.items() if name not in closed)
     found = Summary(CONTENTS, False, pages, "".join(notes[:1]))
     for kind, _ in large_objects(whole):
-        match kind:
-            case "added":
-                found.added += 1
-            case "removed":
-                found.removed += 1
-            case "modified":
-                found.modified += 1
+        found.count(kind)
     return found
 
 
@@ -239,7 +241,9 @@ def changed_rows(whole: Comparison, table: TableId) -> Iterator[Shown]:
         if not plan.blocks:
             return
         if not plan.counted:
-            changes = diff_rows(plan, before.session, after.session, whole.limits, show=True)
+            changes = diff_rows(
+                plan, before.session, after.session, whole.limits, show=True, pairing=whole.pairing
+            )
             yield from ((change.kind, *change.shown) for change in changes)
             return
         lines = (bags.shown_lines(s.session, plan.shape, plan.blocks) for s in (before, after))

@@ -17,11 +17,14 @@ import plpy
 
 from agent_branch import bases, compare, diffstat
 from agent_branch.blocks import Blocks
+from agent_branch.catalog import Table
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
+from agent_branch.pairing import PagePairing, Place
 from agent_branch.remote import Remote
 from agent_branch.schemadiff import compare_schemas, object_from
 from agent_branch.schemaobjects import OBJECTS
 from agent_branch.sqltext import Row, Statement, Value, settings_statement
+from agent_branch.tableorder import TableId
 
 NO_PARENT = "55000"
 
@@ -56,23 +59,31 @@ class Reading:
     """A ``Session`` in another database, for queries."""
 
     def __init__(self, database: str, progress: Progress | None = None) -> None:
-        self._progress = progress or Progress()
-        self._remote = Remote(database, read_only=True, isolation="repeatable read")
-        for _ in self.rows(settings_statement()):
-            pass
+        self.progress = progress or Progress()
+        self.database = database
+        self.remote = Remote(database, read_only=True, isolation="repeatable read")
+        self._set = False
+
+    def _settle(self) -> None:
+        """The settings, when they are needed first: sessions begin side by side."""
+        if not self._set:
+            self._set = True
+            self.remote.run(settings_statement().inline())
 
     def rows(self, statement: Statement) -> Iterator[Row]:
-        for row in self._remote.rows(statement.inline()):
-            self._progress.row()
+        self._settle()
+        for row in self.remote.rows(statement.inline()):
+            self.progress.row()
             yield tuple(row)
 
     def execute(self, statement: Statement) -> int:
-        tag = self._remote.run(statement.inline()) or ""
+        self._settle()
+        tag = self.remote.run(statement.inline()) or ""
         count = tag.rpartition(" ")[2]
         return int(count) if count.isdigit() else 0
 
     def close(self) -> None:
-        self._remote.close()
+        self.remote.close()
 
 
 def _report(error: ReportedError) -> NoReturn:
@@ -117,6 +128,19 @@ class Opened:
             session.close()
 
 
+def pairing_of(
+    sessions: tuple[Reading, Reading],
+    tables: tuple[Mapping[TableId, Table], Mapping[TableId, Table]],
+    held: tuple[bool, bool] = (True, True),
+) -> PagePairing:
+    """``held``: do the sessions hold the tables, or does nobody write there?"""
+    before, after = (
+        Place(session.database, session.remote, found, holds)
+        for session, found, holds in zip(sessions, tables, held, strict=True)
+    )
+    return PagePairing(before, after, sessions[1].progress.row)
+
+
 def _databases(source: str | None, target: str | None, at: str | None) -> tuple[str, str]:
     """Names of the databases to be compared; the target first."""
     named = _required("source", source)
@@ -135,7 +159,11 @@ def _open(source: str | None, target: str | None, at: str | None = None) -> Open
     return Opened(
         sessions,
         compare.Comparison(
-            before, after, _extents(other, named, before, after), turn_to=progress.turn_to
+            before,
+            after,
+            _extents(other, named, before, after),
+            pairing=pairing_of(sessions, (before.tables, after.tables)),
+            turn_to=progress.turn_to,
         ),
     )
 

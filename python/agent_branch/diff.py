@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from agent_branch.blocks import ALL, Blocks, block_of
 from agent_branch.sqltext import (
@@ -28,7 +28,7 @@ from agent_branch.sqltext import (
     size_of,
     unnest,
 )
-from agent_branch.tableshape import Column, TableShape, common_key, mask_of
+from agent_branch.tableshape import Column, TableShape, common_key, mask_of, positions
 
 # A row ``t`` with all its columns, also if one of them has the name t.
 SHOWN = "pg_catalog.to_jsonb(t.*)"
@@ -95,6 +95,9 @@ def plan_diff(before: TableState, after: TableState, shape: TableShape | None = 
     to be compared by this one, the columns and the key of which both have.
     """
     blocks, reason = _blocks_to_read(before, after)
+    if not blocks.whole:
+        reason = _other_values(before.shape, after.shape)
+        blocks = ALL if reason else blocks
     return TableDiff(
         shape or common_shape(before.shape, after.shape),
         blocks,
@@ -111,6 +114,18 @@ def _blocks_to_read(before: TableState, after: TableState) -> tuple[Blocks, str]
     # Beyond the end of the shorter one, whatever the list of changed pages says.
     low, high = sorted((before.pages, after.pages))
     return before.changed | after.changed | Blocks.of([(low, high)]), ""
+
+
+def _other_values(before: TableShape, after: TableShape) -> str:
+    """Why rows of the same bytes may be other rows; empty: they are not."""
+    theirs = {column.name: column for column in before.columns}
+    for column in after.columns:
+        other = theirs.get(column.name, column)
+        if column.stored != other.stored:
+            return f'column "{column.name}" was made again'
+        if (column.type_name, column.definition) != (other.type_name, other.definition):
+            return f'the type of column "{column.name}" is another'
+    return ""
 
 
 def common_shape(before: TableShape, after: TableShape) -> TableShape:
@@ -136,6 +151,7 @@ def _common_column(one: Column, other: Column) -> Column:
         generated=one.generated or other.generated,
         identity=other.identity,
         definition=other.definition if same_type else "",
+        exact=same_type and one.exact and other.exact,
     )
 
 
@@ -251,7 +267,31 @@ def mask_from(text: Value) -> int:
     return mask_of(i for i, flag in enumerate(parse_array(text or "{}")) if flag == "t")
 
 
+def by_place(shape: TableShape, extra: Sequence[str] = ()) -> tuple[str, str]:
+    """A query of rows like ``scan``, in two parts; the text of a tid[] goes between them."""
+    columns = ", ".join([*(f"t.{column.sql}" for column in shape.columns), *extra])
+    return (
+        f"SELECT {columns} FROM {shape.only} AS t WHERE t.ctid OPERATOR(pg_catalog.=) ANY ('",
+        "'::pg_catalog.tid[])",
+    )
+
+
 # ---- rows with a key ----------------------------------------------------------------
+
+
+# A row before and after; None: there is none.
+Pair = tuple[Row | None, Row | None]
+
+
+class Pairing(Protocol):
+    """Finds rows of which the two sides do not have the same version, by looking at pages."""
+
+    def pairs(self, plan: TableDiff, extra: Sequence[str]) -> Iterator[Pair] | None:
+        """By key, with ``extra``, as ``scan`` gives them; those whose texts are the same may be
+        left out.  None: it cannot be done for these tables."""
+
+    def kinds(self, plan: TableDiff) -> Iterator[ChangeKind] | None:
+        """What became of each row that differs, of a table where texts tell."""
 
 
 def diff_rows(
@@ -261,6 +301,7 @@ def diff_rows(
     limits: Limits | None = None,
     *,
     show: bool = False,
+    pairing: Pairing | None = None,
 ) -> Iterator[RowChange]:
     """The rows that differ, in no certain order; memory for a batch of rows.
 
@@ -269,6 +310,11 @@ def diff_rows(
     limits = limits or Limits()
     shape, extra = plan.shape, [SHOWN] if show else []
     width = len(shape.columns)
+    if pairing is not None and can_pair(plan):
+        pairs = pairing.pairs(plan, extra)
+        if pairs is not None:
+            yield from _paired(shape, before, pairs, limits, extra)
+            return
     for batch in batches(after.rows(scan(shape, plan.blocks, extra)), limits, size_of):
         for n, _, other, changed in _different(shape, before, batch, extra):
             yield _change(shape, other, batch[n], changed, width)
@@ -277,6 +323,56 @@ def diff_rows(
         for n, block, other, changed in _different(shape, after, batch, extra):
             if other is None or block not in plan.blocks:
                 yield _change(shape, batch[n], other, changed, width)
+
+
+def can_pair(plan: TableDiff) -> bool:
+    return not plan.blocks.whole and plan.shape.exact_key
+
+
+def _paired(
+    shape: TableShape,
+    before: Session,
+    pairs: Iterable[Pair],
+    limits: Limits,
+    extra: Sequence[str],
+) -> Iterator[RowChange]:
+    """Changes from pairs of rows; where their texts do not tell, the database is asked."""
+    width = len(shape.columns)
+    inexact = mask_of(i for i in positions(shape.compared) if not shape.columns[i].exact)
+    unsure: list[Row] = []
+    size = 0
+    for old, new in pairs:
+        changed = 0
+        if old is not None and new is not None:
+            changed = text_mask(shape, old, new)
+            if changed & inexact:
+                unsure.append(new)
+                size += size_of(new)
+                if len(unsure) >= limits.rows or size >= limits.bytes:
+                    yield from _asked(shape, before, unsure, extra)
+                    unsure, size = [], 0
+                continue
+            if not changed:
+                continue
+        yield _change(shape, old, new, changed, width)
+    yield from _asked(shape, before, unsure, extra)
+
+
+def _asked(
+    shape: TableShape, before: Session, rows: Sequence[Row], extra: Sequence[str]
+) -> Iterator[RowChange]:
+    if rows:
+        for n, _, other, changed in _different(shape, before, rows, extra):
+            yield _change(shape, other, rows[n], changed, len(shape.columns))
+
+
+def text_mask(shape: TableShape, one: Row, other: Row) -> int:
+    """Mask of the compared columns whose texts differ."""
+    mask = 0
+    for i in positions(shape.compared):
+        if one[i] != other[i]:
+            mask |= 1 << i
+    return mask
 
 
 def _change(

@@ -30,8 +30,8 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal
 
-from agent_branch.diff import RowChange, mask_from, match
-from agent_branch.sqltext import Limits, Row, Session, Value, batches, size_of
+from agent_branch.diff import RowChange, mask_from, match, text_mask
+from agent_branch.sqltext import Limits, Row, Session, batches, size_of
 from agent_branch.tableshape import TableShape
 
 Side = Literal["ours", "theirs"]
@@ -278,20 +278,22 @@ def versions_of(
 def _look_up(
     shape: TableShape, ours: Session, batch: Sequence[RowChange], width: int
 ) -> Iterator[tuple[int, tuple[Row, int, int]]]:
-    statement = match(
-        shape,
-        [change.key for change in batch],
-        [[change.before for change in batch], [change.after for change in batch]],
-    )
+    # Where texts tell, the versions need not travel.
+    versions = [[change.before for change in batch], [change.after for change in batch]]
+    statement = match(shape, [change.key for change in batch], [] if shape.exact else versions)
     for answer in ours.rows(statement):
         if answer[1] is not None:
-            number, row = answer[0], answer[2 : 2 + width]
-            assert number is not None
-            yield int(number), (row, *_masks(answer[2 + width :]))
+            number, row = int(answer[0] or 0), answer[2 : 2 + width]
+            if shape.exact:
+                masks = (_text_mask(shape, row, version[number]) for version in versions)
+            else:
+                masks = (mask_from(text) for text in answer[2 + width :])
+            before, after = masks
+            yield number, (row, before, after)
 
 
-def _masks(texts: Sequence[Value]) -> tuple[int, int]:
-    return mask_from(texts[0]), mask_from(texts[1])
+def _text_mask(shape: TableShape, row: Row, version: Row | None) -> int:
+    return 0 if version is None else text_mask(shape, row, version)
 
 
 def _size_of_change(change: RowChange) -> int:

@@ -16,7 +16,7 @@ from typing import IO
 from agent_branch import bags
 from agent_branch.apply import CHECK, DEFER, Kind, plan_passes, statements
 from agent_branch.claims import Claims, claims_of
-from agent_branch.diff import RowChange, diff_rows
+from agent_branch.diff import Pairing, RowChange, diff_rows
 from agent_branch.merge import (
     Action,
     Conflict,
@@ -145,12 +145,13 @@ class MergeRun:
     tables: dict[TableId, TableRun] = field(default_factory=dict)
 
     def collect(
-        self, plan: TablePlan, base: Session, theirs: Session
+        self, plan: TablePlan, base: Session, theirs: Session, pairing: Pairing | None = None
     ) -> Iterator[tuple[TableId, Conflict]]:
         """Decide about the rows of one table; its conflicts, decided or not."""
         if plan.course == "rows":
             assert plan.theirs is not None
-            yield from self.collect_changes(plan, diff_rows(plan.theirs, base, theirs, self.limits))
+            changes = diff_rows(plan.theirs, base, theirs, self.limits, pairing=pairing)
+            yield from self.collect_changes(plan, changes)
         elif plan.course == "counts":
             assert plan.theirs is not None
             shape, blocks = plan.theirs.shape, plan.theirs.blocks

@@ -17,12 +17,13 @@ import plpy
 from agent_branch import bases, mergechanges, mergelog
 from agent_branch.clashes import Clash, Clashes, of_endangered, of_refused, of_rows, of_short
 from agent_branch.compare import Extent, Extents, Side
-from agent_branch.data import Progress, Reading
+from agent_branch.data import Progress, Reading, pairing_of
 from agent_branch.data import _extents as changed_extents
 from agent_branch.data import _name as name_of
 from agent_branch.data import _report as report
 from agent_branch.data import _required as required
 from agent_branch.data import _target as target_of
+from agent_branch.diff import Pairing
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
 from agent_branch.merge import Conflict
 from agent_branch.mergelog import Pair
@@ -296,8 +297,10 @@ class Merging(Attempt):
             three, plans = self._planned(base, theirs, of_theirs, without)
         run = self._run(three.schema(plans))
         outcome = Outcome([], three.is_fast_forward, Clashes())
+        # Without locking, theirs is the living source, whose tables nobody holds yet.
+        pairing = pairing_of((self.base, self.theirs), (base.tables, theirs.tables), (True, locking))
         for name, plan in plans.items():
-            outcome.lines.append(self._collect_table(run, name, plan, outcome))
+            outcome.lines.append(self._collect_table(run, name, plan, pairing, outcome))
         return run, outcome
 
     def _planned(
@@ -309,7 +312,7 @@ class Merging(Attempt):
         return three, dict(three.plans())
 
     def _collect_table(
-        self, run: MergeRun, name: TableId, plan: TablePlan, outcome: Outcome
+        self, run: MergeRun, name: TableId, plan: TablePlan, pairing: Pairing, outcome: Outcome
     ) -> Line:
         line = Line(name_of(name), pages_read=plan.pages_read, note=plan.reason)
         if plan.course == "conflict":
@@ -317,7 +320,7 @@ class Merging(Attempt):
             line.conflicts = 1
             return line
         assert plan.shape is not None
-        found = (c for _, c in run.collect(plan, self.base, self.theirs))
+        found = (c for _, c in run.collect(plan, self.base, self.theirs, pairing))
         self._take(run, plan.shape, found, line, outcome)
         return line
 

@@ -38,6 +38,10 @@ class Remote:
             [db, read_only, isolation],
         )
 
+    @property
+    def number(self) -> int:
+        return self._number
+
     def run(self, statements: str, *, savepoint: bool = False) -> str | None:
         """Run statements; the command tag of the last, or None if there are rows to fetch.
 

@@ -8,7 +8,7 @@ for ``columns[i]``.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from agent_branch.sqltext import TEXT, Row, qualified, quote_ident
 
@@ -30,6 +30,11 @@ class Column:
 
     ``definition``: of a type that users have made, what tells it from others of its name: its
     labels, fields, constraints.  Values of one may be none of the other.
+
+    ``exact``: two values are the same if and only if their texts are.
+
+    ``stored``: where and how it is found in a row, the same on two sides if equal bytes mean
+    equal values: its number, and what rows have that are older than it.
     """
 
     name: str
@@ -39,6 +44,8 @@ class Column:
     generated: bool = False
     identity: str = ""
     definition: str = ""
+    exact: bool = field(default=False, compare=False)
+    stored: str = field(default="", compare=False)
 
     @property
     def sql(self) -> str:
@@ -143,6 +150,16 @@ class TableShape:
     def updatable(self) -> int:
         """Mask of the compared columns that UPDATE may set: not GENERATED ALWAYS AS IDENTITY."""
         return mask_of(i for i in positions(self.compared) if self.columns[i].identity != "a")
+
+    @property
+    def exact_key(self) -> bool:
+        """Has it a key, and tells the text of two keys whether they are the same?"""
+        return bool(self.key) and all(self.columns[i].exact for i in self.key)
+
+    @property
+    def exact(self) -> bool:
+        """Do the texts of two versions of a row tell in which columns they differ?"""
+        return self.exact_key and all(self.columns[i].exact for i in positions(self.compared))
 
     def position(self, name: str) -> int:
         """Raises ``KeyError`` if there is no such column."""
