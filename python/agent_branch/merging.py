@@ -298,7 +298,9 @@ class Merging(Attempt):
         run = self._run(three.schema(plans))
         outcome = Outcome([], three.is_fast_forward, Clashes())
         # Without locking, theirs is the living source, whose tables nobody holds yet.
-        pairing = pairing_of((self.base, self.theirs), (base.tables, theirs.tables), (True, locking))
+        pairing = pairing_of(
+            (self.base, self.theirs), (base.tables, theirs.tables), (True, locking)
+        )
         for name, plan in plans.items():
             outcome.lines.append(self._collect_table(run, name, plan, pairing, outcome))
         return run, outcome
