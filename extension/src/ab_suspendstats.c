@@ -31,8 +31,8 @@
 
 #include "ab_tables.h"
 
-/* Databases in one go: dropping one looks at all entries of the server. */
-#define PART	50
+/* Databases in one go: to find their entries all of the server are looked at. */
+#define PART	500
 
 /* One entry; its data follow. */
 typedef struct Record
@@ -71,22 +71,25 @@ start_data(StringInfo data)
 	MemoryContextSwitchTo(old);
 }
 
-/* Those to put away, or to bring back. */
-static bool
-choose(bool away)
+static int
+by_db(const void *a, const void *b)
 {
-	AbActivity	some[PART + 1];
-	int			n;
+	Oid			left = ((const AbActivity *) a)->db;
+	Oid			right = ((const AbActivity *) b)->db;
 
+	return left < right ? -1 : left > right;
+}
+
+/* Their data is empty yet. */
+static void
+set_moved(AbActivity *some, int n)
+{
 	if (moved_data == NULL)
 		moved_data = AllocSetContextCreate(TopMemoryContext, "statistics that are moved",
 										   ALLOCSET_DEFAULT_SIZES);
 	MemoryContextReset(moved_data);
-	moved_away = away;
-	LWLockAcquire(ab_activity->lock, LW_SHARED);
-	n = ab_activity_list_to_move(some, PART + 1, away);
-	LWLockRelease(ab_activity->lock);
-	for (nmoved = 0; nmoved < Min(n, PART); nmoved++)
+	qsort(some, n, sizeof(AbActivity), by_db);
+	for (nmoved = 0; nmoved < n; nmoved++)
 	{
 		Moved	   *m = &moved[nmoved];
 
@@ -94,15 +97,41 @@ choose(bool away)
 		m->origin_at = some[nmoved].origin_at;
 		start_data(&m->data);
 	}
+}
+
+/* Those to put away, or to bring back. */
+static bool
+choose(bool away)
+{
+	AbActivity *some = palloc(sizeof(AbActivity) * (PART + 1));
+	int			n;
+
+	LWLockAcquire(ab_activity->lock, LW_SHARED);
+	n = ab_activity_list_to_move(some, PART + 1, away);
+	LWLockRelease(ab_activity->lock);
+	set_moved(some, Min(n, PART));
+	moved_away = away;
+	pfree(some);
 	return n > PART;
 }
 
 static Moved *
 find_moved(Oid db)
 {
-	for (int i = 0; i < nmoved; i++)
-		if (moved[i].db == db)
-			return &moved[i];
+	int			from = 0;
+	int			to = nmoved;
+
+	while (from < to)
+	{
+		int			middle = (from + to) / 2;
+
+		if (moved[middle].db == db)
+			return &moved[middle];
+		if (moved[middle].db < db)
+			from = middle + 1;
+		else
+			to = middle;
+	}
 	return NULL;
 }
 
@@ -266,20 +295,25 @@ merge(const Moved *m)
 /* ---- when it has committed ---- */
 
 static bool
+is_there(const PgStat_HashKey *key)
+{
+	PgStatShared_HashEntry *entry = dshash_find(pgStatLocal.shared_hash, key, false);
+	bool		there = entry != NULL && !entry->dropped;
+
+	if (entry != NULL)
+		dshash_release_lock(pgStatLocal.shared_hash, entry);
+	return there;
+}
+
+static bool
 has_entry(Oid db)
 {
 	PgStat_HashKey key;
-	PgStatShared_HashEntry *entry;
-	bool		there;
 
 	memset(&key, 0, sizeof(key));
 	key.kind = PGSTAT_KIND_DATABASE;
 	key.dboid = db;
-	entry = dshash_find(pgStatLocal.shared_hash, &key, false);
-	there = entry != NULL && !entry->dropped;
-	if (entry != NULL)
-		dshash_release_lock(pgStatLocal.shared_hash, entry);
-	return there;
+	return is_there(&key);
 }
 
 static bool
@@ -301,23 +335,79 @@ set_put_away(const Moved *m, bool away)
 }
 
 /*
+ * As the server drops an entry, which for that of a database would look at all entries of
+ * the server again.  False: somebody has it in use, and lets it go when he is told.
+ */
+static bool
+drop_database_entry(Oid db)
+{
+	PgStat_HashKey key;
+	PgStatShared_HashEntry *entry;
+	dsa_pointer body;
+
+	memset(&key, 0, sizeof(key));
+	key.kind = PGSTAT_KIND_DATABASE;
+	key.dboid = db;
+	entry = dshash_find(pgStatLocal.shared_hash, &key, true);
+	if (entry == NULL)
+		return true;
+	if (!entry->dropped)
+	{
+		entry->dropped = true;
+		if (pg_atomic_sub_fetch_u32(&entry->refcount, 1) == 0)
+		{
+			body = entry->body;
+			dshash_delete_entry(pgStatLocal.shared_hash, entry);
+			dsa_free(pgStatLocal.dsa, body);
+			return true;
+		}
+	}
+	dshash_release_lock(pgStatLocal.shared_hash, entry);
+	return false;
+}
+
+/* Those that have been copied, and that of the database. */
+static void
+drop_copied(const Moved *m)
+{
+	bool		freed = true;
+	Record		record;
+
+	for (int at = 0; at + (int) sizeof(record) <= m->data.len; at += sizeof(record) + record.len)
+	{
+		PgStat_HashKey key;
+
+		memcpy(&record, m->data.data + at, sizeof(record));
+		memset(&key, 0, sizeof(key));
+		key.kind = record.kind;
+		key.dboid = m->db;
+		key.objoid = record.object;
+		if (record.kind != PGSTAT_KIND_DATABASE && is_there(&key))
+			freed &= pgstat_drop_entry(key.kind, key.dboid, key.objoid);
+	}
+	freed &= drop_database_entry(m->db);
+	if (!freed)
+		pgstat_request_entry_refs_gc();
+}
+
+/*
  * False: it was resumed meanwhile, or somebody has it locked.  Who connects waits for a
  * moment, if it is just now.
  */
 static bool
-drop_entries(Oid db)
+drop_entries(const Moved *m)
 {
 	LOCKTAG		tag;
 	bool		suspended;
 
-	if (!has_entry(db))
+	if (m->data.len == 0 && !has_entry(m->db))
 		return true;
-	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, db, 0);
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, m->db, 0);
 	if (LockAcquire(&tag, ShareLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
 		return false;
-	suspended = ab_activity_suspended_at(db) != 0;
-	if (suspended && !pgstat_drop_entry(PGSTAT_KIND_DATABASE, db, InvalidOid))
-		pgstat_request_entry_refs_gc();
+	suspended = ab_activity_suspended_at(m->db) != 0;
+	if (suspended)
+		drop_copied(m);
 	(void) LockRelease(&tag, ShareLock, false);
 	return suspended;
 }
@@ -342,7 +432,7 @@ ab_suspendstats_committed(void)
 	{
 		if (!moved_away && set_put_away(&moved[i], false))
 			merge(&moved[i]);
-		else if (moved_away && drop_entries(moved[i].db))
+		else if (moved_away && drop_entries(&moved[i]))
 			(void) set_put_away(&moved[i], true);
 		else if (moved_away)
 			delete_row(&moved[i]);
@@ -356,20 +446,26 @@ ab_suspendstats_tidy(void)
 {
 	int			room = ab_activity_room();
 	AbActivity *all = palloc_extended(sizeof(AbActivity) * room, MCXT_ALLOC_HUGE);
-	int			left = PART;
+	AbActivity *visited = palloc(sizeof(AbActivity) * PART);
+	int			nvisited = 0;
 	int			n;
 
 	LWLockAcquire(ab_activity->lock, LW_SHARED);
 	n = ab_activity_all(all, room);
 	LWLockRelease(ab_activity->lock);
-	for (int i = 0; i < n && left > 0; i++)
-	{
-		if (all[i].suspended_at == 0 || !all[i].stats_put_away || !has_entry(all[i].db))
-			continue;
-		(void) drop_entries(all[i].db);
-		left--;
-	}
+	for (int i = 0; i < n && nvisited < PART; i++)
+		if (all[i].suspended_at != 0 && all[i].stats_put_away && has_entry(all[i].db))
+			visited[nvisited++] = all[i];
 	pfree(all);
+	if (nvisited > 0)
+	{
+		set_moved(visited, nvisited);
+		copy_entries();
+		for (int i = 0; i < nmoved; i++)
+			(void) drop_entries(&moved[i]);
+		nmoved = 0;
+	}
+	pfree(visited);
 }
 
 void
