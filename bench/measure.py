@@ -359,8 +359,8 @@ def insert_one(cluster: Cluster) -> tuple[Conn, Callable[[], object]]:
 
 
 def used(cluster: Cluster) -> tuple[int, int]:
-    """Bytes on disk and inodes of the data directory, but for WAL."""
-    total = count = 0
+    """Bytes on disk and inodes of the data directory, but for WAL; hard links count once."""
+    found: dict[int, int] = {}
     for place, directories, files in os.walk(cluster.data):
         if Path(place) == cluster.data:
             directories.remove("pg_wal")
@@ -369,6 +369,5 @@ def used(cluster: Cluster) -> tuple[int, int]:
                 status = (Path(place) / name).lstat()
             except FileNotFoundError:
                 continue
-            count += 1
-            total += status.st_blocks * 512
-    return total, count
+            found[status.st_ino] = status.st_blocks * 512
+    return sum(found.values()), len(found)

@@ -34,7 +34,7 @@ from measure import (
 
 CLIENTS = 10
 CREATE = 'CREATE DATABASE "s:client_id-:n" TEMPLATE main STRATEGY branch;'
-DROP = 'DROP DATABASE "s:client_id-:n";'
+DELETE = "SELECT branch.delete('s:client_id-:n', hard => true);"
 # Written since the last checkpoint when a server is killed.
 TRANSACTIONS = 500
 
@@ -254,25 +254,48 @@ def daily(ours: Cluster, stock: Cluster, size: Sizes) -> None:
     report(f"scale-{total}-launcher", math.inf, False, pairs, unit="ms/s", note=note)
 
 
+def as_many_directories(stock: Cluster, number: int) -> None:
+    """What the server has to look into when it starts: a directory for each database, with the
+    two files that each has, as if there were so many (and no relation in any)."""
+    stock.stop()
+    model = stock.data / "base" / "1"
+    for oid in range(1_000_000, 1_000_000 + number):
+        place = model.with_name(str(oid))
+        place.mkdir(mode=0o700)
+        stock.give(place)
+        for name in ("PG_VERSION", "pg_filenode.map"):
+            (place / name).write_bytes((model / name).read_bytes())
+            stock.give(place / name)
+    stock.start()
+
+
 def restarts(ours: Cluster, stock: Cluster, size: Sizes) -> None:
-    for name, crash, how in (
-        ("restart", False, "fsync"),
-        ("crash-restart", True, "fsync"),
-        ("crash-restart-syncfs", True, "syncfs"),
-    ):
-        pairs = alternate(
-            3 if size.quick else size.repeats,
-            partial(restarted, ours, crash, recovery_init_sync_method=how),
-            partial(restarted, stock, crash, recovery_init_sync_method=how),
-        )
-        note = f"recovery_init_sync_method = {how}" if crash else ""
-        report(f"scale-{size.branches}-{name}", 2, False, pairs, unit="ms", note=note)
+    """Beside a stock server with few databases; then beside one with as many as there are
+    branches, since the server itself looks into the directory of each, and syncs it after a
+    crash (and every file in it, if recovery_init_sync_method is not syncfs)."""
+    few = size.repeats if size.full else 2
+    kinds = (
+        ("restart", False, "fsync", size.repeats),
+        ("crash-restart-syncfs", True, "syncfs", few),
+        ("crash-restart", True, "fsync", few),
+    )
+    for beside in ("", "-vs-databases"):
+        if beside:
+            as_many_directories(stock, size.branches)
+        for name, crash, how, repeats in kinds[: 2 if beside else 3]:
+            pairs = alternate(
+                repeats,
+                partial(restarted, ours, crash, recovery_init_sync_method=how),
+                partial(restarted, stock, crash, recovery_init_sync_method=how),
+            )
+            note = f"recovery_init_sync_method = {how}" if crash else ""
+            report(f"scale-{size.branches}-{name}{beside}", 2, False, pairs, unit="ms", note=note)
 
 
 def deletion(ours: Cluster, total: int, each: int, before: tuple[int, int]) -> None:
     """All of them, and one gc run."""
     between = used(ours)
-    found = by_clients(ours, DROP, each)
+    found = by_clients(ours, DELETE, each)
     seconds = max(at for at, _ in found)
     rate = len(found) / seconds
     note = f"{len(found)} branches in {seconds:.0f} s"
