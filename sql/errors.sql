@@ -267,6 +267,112 @@ CALL pg_temp.attempt('err_nobody', ARRAY[
     $$SELECT delete_agent_branch('7')$$
 ]);
 
+-- Suspending.
+CALL pg_temp.attempt('postgres', ARRAY[
+    $$SELECT branch.suspend(null)$$,
+    $$SELECT branch.suspend('err_no')$$,
+    $$SELECT branch.suspend('err_plain')$$,
+    $$SELECT branch.suspend('err_gone')$$,
+    $$SELECT branch.resume(null)$$,
+    $$SELECT branch.resume('err_no')$$,
+    $$SELECT branch.resume('err_plain')$$,
+    $$SELECT branch.resume('err_gone')$$
+]);
+CALL pg_temp.attempt('err_nobody', ARRAY[
+    $$SELECT branch.suspend('err_child')$$,
+    $$SELECT branch.resume('err_child')$$,
+    $$SELECT branch.suspend_idle()$$
+]);
+
+-- Cleanup, jobs, use and cost.
+CALL pg_temp.attempt('postgres', ARRAY[
+    $$SELECT branch.cleanup(unused_for => '-1 day')$$,
+    $$SELECT branch.cleanup(max_branches => 0)$$,
+    $$CALL branch.run_job(null)$$,
+    $$CALL branch.run_job('err_no')$$,
+    $$SELECT branch.schedule_jobs()$$,
+    $$SELECT branch.schedule_jobs('[]')$$,
+    $$SELECT branch.schedule_jobs('{"err_no": "* * * * *"}')$$,
+    $$SELECT branch.set_budget(amount => 1)$$,
+    $$SELECT branch.set_budget('err_no', amount => 1)$$,
+    $$SELECT branch.set_budget('err_b', amount => -1)$$,
+    $$SELECT branch.set_budget('err_b', amount => 1, period => 'err')$$,
+    $$SELECT branch.set_budget('err_b', amount => 1, action => 'err')$$,
+    $$SELECT branch.set_budget('err_b', '{}', 1)$$,
+    $$SELECT branch.usage_history('err_no')$$,
+    $$SELECT branch.usage_history('err_b', granularity => 'err')$$,
+    $$SELECT branch.cost_report(25)$$
+]);
+CALL pg_temp.attempt('err_nobody', ARRAY[
+    $$SELECT branch.cleanup()$$,
+    $$SELECT cleanup_inactive_branches()$$,
+    $$SELECT auto_cleanup_branches()$$,
+    $$CALL branch.run_job('gc')$$,
+    $$SELECT branch.schedule_jobs()$$,
+    $$SELECT branch.unschedule_jobs()$$,
+    $$SELECT branch.set_budget('err_b', amount => 1)$$,
+    $$SELECT branch.health()$$
+]);
+
+-- What differs, and merging.
+CALL pg_temp.attempt('postgres', ARRAY[
+    $$SELECT branch.diff_summary(null)$$,
+    $$SELECT branch.diff_summary('err_no')$$,
+    $$SELECT branch.diff_summary('err_gone')$$,
+    $$SELECT branch.diff_summary('err_plain')$$,
+    $$SELECT branch.diff_stat('err_no')$$,
+    $$SELECT branch.diff('err_b', 'err_main', 'err_no')$$,
+    $$SELECT branch.diff('err_no', 'err_main', 'err_no')$$,
+    $$SELECT branch.diff('err_b', 'err_main', null)$$,
+    $$SELECT branch.schema_diff('err_no', 'err_main')$$,
+    $$SELECT branch.merge_base('err_no', 'err_b')$$,
+    $$SELECT branch.preview_merge('err_b', 'err_no')$$,
+    $$SELECT branch.merge(null)$$,
+    $$SELECT branch.merge('err_no')$$,
+    $$SELECT branch.merge('err_plain')$$,
+    $$SELECT branch.merge('err_gone')$$,
+    $$SELECT branch.merge('err_b', 'err_b')$$,
+    $$SELECT branch.merge('err_b', strategy => 'err')$$,
+    $$SELECT branch.conflicts_resolve(0, 'ours')$$,
+    $$SELECT branch.sync('err_no')$$,
+    $$SELECT branch.sync('err_plain')$$,
+    $$SELECT merge_branch_data('err_no', 'err_b')$$,
+    $$SELECT sync_branch_data('err_b', 'err_no')$$,
+    $$SELECT branch.sync_start('err_no', 'err_b')$$,
+    $$SELECT branch.sync_stop('err_main', 'err_b')$$,
+    $$SELECT branch.revert(0)$$
+]);
+CALL pg_temp.attempt('err_nobody', ARRAY[
+    $$SELECT branch.merge('err_b')$$,
+    $$SELECT branch.sync('err_b')$$,
+    $$SELECT branch.sync_start('err_main', 'err_b')$$,
+    $$SELECT branch.sync_stop('err_main', 'err_b')$$
+]);
+
+-- Settings: those of the configuration only, and values that are none.
+CALL pg_temp.attempt('postgres', ARRAY[
+    $$SET agent_branch.control_database = 'err_main'$$,
+    $$SET agent_branch.max_snapshots = 2000$$,
+    $$SET agent_branch.max_quotas = 1$$,
+    $$SET agent_branch.max_tracked_branches = 100$$,
+    $$SET agent_branch.max_branches = 1$$,
+    $$SET agent_branch.min_free_disk = '5%'$$,
+    $$SET agent_branch.sweep_interval = 1$$,
+    $$SET agent_branch.event_retention = 1$$,
+    $$SET agent_branch.activity_flush_interval = 1$$,
+    $$SET agent_branch.price_per_gb_month = 1$$,
+    $$ALTER DATABASE err_b SET agent_branch.max_branches = 1$$,
+    $$ALTER DATABASE err_b SET agent_branch.cleanup_after = -1$$,
+    $$ALTER DATABASE err_b SET agent_branch.auto_suspend_seconds = '1 apple'$$,
+    $$SET agent_branch.snapshot_method = 'err'$$,
+    $$SET agent_branch.snapshot_timeout = 0$$,
+    $$SET agent_branch.no_such_setting = 1$$
+]);
+CALL pg_temp.attempt('err_owner', ARRAY[
+    $$ALTER DATABASE err_b SET agent_branch.cleanup_after = 1$$,
+    $$SET agent_branch.agent_roles = on$$
+]);
+
 -- Where nothing can be written.
 SET default_transaction_read_only = on;
 CALL pg_temp.attempt('postgres', ARRAY[
@@ -287,7 +393,15 @@ CALL pg_temp.attempt('postgres', ARRAY[
     $$SELECT branch.expire()$$,
     $$SELECT branch.gc()$$,
     $$SELECT branch.set_quota('err_main', max_branches => 1)$$,
-    $$SELECT create_agent_branch('7', 'err_main')$$
+    $$SELECT create_agent_branch('7', 'err_main')$$,
+    $$SELECT branch.suspend('err_child')$$,
+    $$SELECT branch.suspend_idle()$$,
+    $$SELECT branch.cleanup()$$,
+    $$SELECT cleanup_inactive_branches()$$,
+    $$CALL branch.run_job('gc')$$,
+    $$SELECT branch.set_budget('err_b', amount => 1)$$,
+    $$SELECT branch.merge('err_b')$$,
+    $$SELECT branch.sync('err_b')$$
 ]);
 RESET default_transaction_read_only;
 

@@ -648,3 +648,20 @@ def test_rights(cluster: Cluster) -> None:
         dbname="c1",
     )
     refused("row-level security policy")
+
+
+def test_the_parent_is_the_living_ones(cluster: Cluster) -> None:
+    """A deleted branch that had the name, and another parent, is not asked; nor is one that never
+    was: 3D000, not that it has no parent."""
+    for name in ("one", "other"):
+        cluster.sql(f"CREATE DATABASE {name}")
+        cluster.sql(f"CREATE TABLE {name} (id int PRIMARY KEY)", dbname=name)
+    for parent in ("one", "other", "one", "other"):
+        cluster.sql("SELECT branch.create('twin', %s)", (parent,))
+        cluster.sql(f"INSERT INTO {parent} VALUES (1)", dbname="twin")
+        changed = "SELECT table_name, rows_added FROM branch.diff_summary('twin')"
+        assert cluster.sql(changed) == [(f"public.{parent}", 1)]
+        cluster.sql("SELECT branch.delete('twin')")
+    for call in ("diff_summary('twin')", "merge('twin')", "diff_stat('never')", "merge('never')"):
+        with pytest.raises(psycopg.errors.InvalidCatalogName):
+            cluster.sql(f"SELECT branch.{call}")

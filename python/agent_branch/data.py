@@ -98,12 +98,13 @@ def _required(name: str, value: str | None) -> str:
 
 
 def _target(source: str, target: str | None) -> str:
-    """The target that was named, else the source's parent."""
+    """The target that was named, else the source's parent: not that of a deleted branch which
+    had the name."""
     if target is not None:
         return target
     rows = plpy.execute(
-        plpy.prepare("SELECT b.parent_name FROM branch.branches AS b WHERE b.name = $1", ["text"]),
-        [source],
+        plpy.prepare("SELECT b.parent_name FROM branch.branches AS b WHERE b.id = $1", ["oid"]),
+        [bases.database_oid(source)],
     )
     parent: str | None = rows[0]["parent_name"] if len(rows) else None
     if parent is None:
