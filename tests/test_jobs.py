@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -191,10 +192,14 @@ def test_pg_cron_runs_them(scheduled: Cluster) -> None:
     scheduled.sql("SELECT branch.set_expiration('old', now() + interval '1 hour')")
     scheduled.sql("UPDATE branch.registry SET expires_at = now() - interval '1 minute'")
     scheduled.sql("SELECT branch.schedule_snapshots('main', '1 day', '1 day', 'daily')")
-    scheduled.sql("SELECT branch.create('gone', 'main')")
-    for name in ("unused", "used", "gone"):
+    for name in ("unused", "used"):
         scheduled.sql("CREATE TABLE t AS SELECT generate_series(1, 10000) AS n", dbname=name)
     age(scheduled, "unused", "31 days")
+    scheduled.sql("SELECT count(*) FROM generate_series(1, 100000)", dbname="used")
+    # It waits for what the server collects as it starts.
+    scheduled.sql("SELECT * FROM branch.gc()")
+    scheduled.sql("SELECT branch.create('gone', 'main')")
+    scheduled.sql("CREATE TABLE t AS SELECT generate_series(1, 10000) AS n", dbname="gone")
     scheduled.sql("SELECT branch.delete('gone', hard => true)")
     freed = scheduled.scalar("SELECT coalesce(sum(bytes), 0) FROM branch.gc(dry_run => true)")
     assert freed > 100_000
@@ -232,8 +237,10 @@ def test_pg_cron_runs_them(scheduled: Cluster) -> None:
     failed = "SELECT count(*) FROM cron.job_run_details WHERE status = 'failed'"
     assert scheduled.scalar(failed, dbname="timetable") == 0
     assert reasons(scheduled, "jobs") == []
+    left_alone(scheduled, "left")
+    rest_of_life(scheduled, "left")
 
-    assert scheduled.scalar("SELECT branch.unschedule_jobs()") == len(JOBS)
+    assert scheduled.scalar("SELECT branch.unschedule_jobs()") == 1
     assert scheduled.scalar("SELECT branch.unschedule_jobs()") == 0
     assert [row for row in table(scheduled) if row[5] == ROLE] == []
     assert scheduled.scalar("SELECT count(*) FROM pg_roles WHERE rolname = %s", (ROLE,)) == 0
@@ -259,3 +266,79 @@ def age(cluster: Cluster, name: str, by: str) -> None:
     assert cluster.scalar(
         "SELECT last_active_at < now() - %s::interval FROM branch._activity_of(%s::oid)", (by, oid)
     )
+
+
+def events(cluster: Cluster, name: str) -> list[str]:
+    query = "SELECT event FROM branch.events WHERE branch = %s ORDER BY id"
+    return [event for (event,) in cluster.sql(query, (name,))]
+
+
+def left_alone(cluster: Cluster, name: str) -> None:
+    """With a client that does nothing: the first run of the job after the branch's time suspends
+    it, which is within a minute, but for a busy machine."""
+    alone = cluster.connect(name)
+    alone.execute("SELECT 1")
+    before = len(events(cluster, name))
+    each_minute = {**dict.fromkeys(JOBS), "suspend": joblist.JOBS["suspend"].schedule}
+    cluster.sql("SELECT branch.schedule_jobs(%s::jsonb)", (json.dumps(each_minute),))
+    due = cluster.scalar(
+        "SELECT last_active_at + interval '1 second' FROM branch.usage WHERE name = %s", (name,)
+    )
+    wait_for(lambda: len(events(cluster, name)) > before, 120, "the branch to be suspended")
+    assert events(cluster, name)[before:] == ["suspended"]
+    with pytest.raises(psycopg.errors.AdminShutdown, match=f'branch "{name}" is suspended'):
+        alone.execute("SELECT 1")
+    ((at, reason),) = cluster.sql(
+        "SELECT at, detail ->> 'reason' FROM branch.events WHERE branch = %s"
+        " ORDER BY id DESC LIMIT 1",
+        (name,),
+    )
+    assert reason == "idle"
+    earlier_runs = cluster.scalar(
+        "SELECT count(*) FROM cron.job_run_details WHERE command LIKE '%%suspend%%'"
+        " AND start_time BETWEEN %s AND %s::timestamptz - interval '50 seconds'",
+        (due, at),
+        dbname="timetable",
+    )
+    assert at > due and earlier_runs == 0
+    assert at < due + datetime.timedelta(seconds=90)
+
+    assert cluster.scalar("SELECT count(*) FROM t", dbname=name) == 100
+    wait_for(lambda: len(events(cluster, name)) > before + 1, what="the event")
+    assert events(cluster, name)[before:] == ["suspended", "resumed"]
+
+
+def rest_of_life(cluster: Cluster, name: str) -> None:
+    """Stored times are moved.  pg_cron runs the job as it starts, which is sooner than in the next
+    minute."""
+    cluster.sql("CREATE TABLE more AS SELECT generate_series(1, 20000) AS n", dbname=name)
+    cluster.sql("SELECT branch.set_suspend_timeout(%s, '0')", (name,))
+    oid, own = cluster.sql(
+        "SELECT id::int8, own_bytes FROM branch.branches WHERE name = %s", (name,)
+    )[0]
+    assert own > 500_000
+    age(cluster, name, "31 days")
+    at_start = {**dict.fromkeys(JOBS), "cleanup": "@reboot"}
+    cluster.sql("SELECT branch.schedule_jobs(%s::jsonb)", (json.dumps(at_start),))
+
+    cluster.restart()
+    wait_for(lambda: events(cluster, name)[-1] == "deleted", what="the branch to be cleaned up")
+    assert events(cluster, name)[-2:] == ["cleaned_up", "deleted"]
+    cluster.sql("SELECT * FROM branch.gc()")
+    to_free = "SELECT coalesce(sum(bytes), 0) FROM branch.gc(dry_run => true)"
+    assert cluster.scalar(to_free) == 0, "it can be recovered"
+    cluster.sql(
+        "UPDATE branch.registry SET deleted_at = deleted_at - interval '8 days' WHERE db = %s",
+        (oid,),
+    )
+    assert cluster.scalar(to_free) >= own
+    facts = cluster.scalar("SELECT branch.health()")
+    assert facts["gc"]["overdue"] == 1 and facts["gc"]["lag_seconds"] >= 86400
+    assert reasons(cluster, "gc") != []
+
+    cluster.sql("CALL branch.run_job('gc')")
+    assert events(cluster, name)[-1] == "purged"
+    assert cluster.scalar(to_free) == 0
+    assert not (cluster.data / "base" / str(oid)).exists()
+    assert reasons(cluster, "gc") == []
+    assert events(cluster, name)[0] == "created"

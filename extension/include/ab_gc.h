@@ -12,8 +12,8 @@
 
 typedef struct AbGcItem
 {
-	const char *kind;			/* "branch", "snapshot", "layer" */
-	char	   *name;			/* database OID or snapshot id as text */
+	const char *kind;			/* "branch", "snapshot", "layer", "deleted branch" */
+	char	   *name;			/* database OID or snapshot id as text, or the name it had */
 	int64		bytes;			/* disk space given back */
 } AbGcItem;
 

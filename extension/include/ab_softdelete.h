@@ -54,8 +54,8 @@ extern void ab_purge(Oid db);
 extern Oid	ab_recover_branch(const char *name, const char *new_name);
 
 /*
- * Delete for good those whose time is over, without waiting for any: returns their
- * names (char *).  At most AB_PURGE_BATCH.  Needs a transaction.
+ * Delete for good those whose time is over, without waiting for any: returns a list of
+ * AbGcItem *, with the space that is given back when that is committed.  At most AB_PURGE_BATCH.  Needs a transaction.
  */
 #define AB_PURGE_BATCH 1000
 extern List *ab_purge_due(bool dry_run);

@@ -101,10 +101,11 @@ CREATE FUNCTION branch._job_gc(OUT done bigint, OUT again boolean) RETURNS recor
 LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT count(*), false FROM branch.gc()
+    SELECT count(*), count(*) FILTER (WHERE g.kind = 'deleted branch') > 0 FROM branch.gc() AS g
 $$;
 
-COMMENT ON FUNCTION branch._job_gc() IS 'job gc: storage that nothing needs';
+COMMENT ON FUNCTION branch._job_gc()
+IS 'a batch of job gc: storage that nothing needs, that of deleted branches in the next batch';
 
 CREATE FUNCTION branch._job_snapshots(OUT done bigint, OUT again boolean) RETURNS record
 LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER

@@ -39,10 +39,13 @@
 #include "ab_catalogrows.h"
 #include "ab_events.h"
 #include "ab_failpoint.h"
+#include "ab_gc.h"
+#include "ab_pins.h"
 #include "ab_quota.h"
 #include "ab_registry.h"
 #include "ab_rename.h"
 #include "ab_settings.h"
+#include "ab_storage.h"
 #include "ab_storagefiles.h"
 #include "ab_tables.h"
 
@@ -418,10 +421,25 @@ warn_too_old(Oid db)
 			 errhint("See why it could not: replication slots keep old transaction ids, too.")));
 }
 
+/* What its removal gives back: nothing yet, if others read its files. */
+static AbGcItem *
+purged_item(AbPinsNeeded *needed, Oid db)
+{
+	AbGcItem   *item = palloc0(sizeof(AbGcItem));
+	int64		files;
+
+	item->kind = "deleted branch";
+	item->name = ab_deleted_old_name(db);
+	if (!ab_pins_storage_needed(needed, db))
+		ab_storage_usage(db, &item->bytes, &files);
+	return item;
+}
+
 List *
 ab_purge_due(bool dry_run)
 {
-	List	   *names = NIL;
+	List	   *items = NIL;
+	AbPinsNeeded needed = {0};
 	ListCell   *lc;
 
 	if (!ab_tables_installed())
@@ -431,21 +449,17 @@ ab_purge_due(bool dry_run)
 		Candidate  *c = lfirst(lc);
 
 		CHECK_FOR_INTERRUPTS();
-		if (list_length(names) == AB_PURGE_BATCH)
+		if (list_length(items) == AB_PURGE_BATCH)
 			break;
 		if (!ab_database_is_deleted(c->db) || !(c->too_old || is_over(c->db)))
 			continue;
-		if (dry_run)
-		{
-			names = lappend(names, ab_deleted_old_name(c->db));
+		if (!dry_run && !lock_due(c))
 			continue;
-		}
-		if (!lock_due(c))
-			continue;
-		if (!is_over(c->db))
+		if (!dry_run && !is_over(c->db))
 			warn_too_old(c->db);
-		names = lappend(names, ab_deleted_old_name(c->db));
-		ab_purge(c->db);
+		items = lappend(items, purged_item(&needed, c->db));
+		if (!dry_run)
+			ab_purge(c->db);
 	}
-	return names;
+	return items;
 }

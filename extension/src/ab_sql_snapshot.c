@@ -328,24 +328,6 @@ forget_gone_databases(void)
 	ab_agent_roles_sweep();
 }
 
-/* Their storage is given back when that is committed: by the next run, or the sweeper. */
-static void
-purge_deleted(ReturnSetInfo *rsinfo, bool dry_run)
-{
-	ListCell   *lc;
-
-	foreach(lc, ab_purge_due(dry_run))
-	{
-		Datum		values[3];
-		bool		nulls[3] = {false, false, false};
-
-		values[0] = CStringGetTextDatum("deleted branch");
-		values[1] = CStringGetTextDatum(lfirst(lc));
-		values[2] = Int64GetDatum(0);
-		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
-	}
-}
-
 static void
 put_items(ReturnSetInfo *rsinfo, List *items)
 {
@@ -377,7 +359,8 @@ ab_sql_gc(PG_FUNCTION_ARGS)
 		ab_prevent_read_only("branch.gc()");
 	InitMaterializedSRF(fcinfo, 0);
 	ab_request_first_sweep();
-	purge_deleted(rsinfo, dry_run);
+	/* their storage is given back when that is committed, by the sweeper or the next run */
+	put_items(rsinfo, ab_purge_due(dry_run));
 	if (!dry_run)
 		ab_base_sweep(true);
 	put_items(rsinfo, ab_sweep_orphans(dry_run));
