@@ -324,26 +324,43 @@ def test_age_is_attended_to_in_its_sleep(make_cluster: Any) -> None:
             "vacuum_freeze_min_age": 0,
         },
     )
-    server.sql("CREATE TABLE t AS SELECT generate_series(1, 20000) AS i", dbname="main")
-    server.sql("CREATE INDEX ON t (i)", dbname="main")
+    for table in ("t", "u"):
+        server.sql(f"CREATE TABLE {table} AS SELECT generate_series(1, 20000) AS i", dbname="main")
+        server.sql(f"CREATE INDEX ON {table} (i)", dbname="main")
     server.sql("CREATE EXTENSION pg_visibility", dbname="main")
     server.sql("VACUUM (FREEZE)", dbname="main")
     assert server.scalar("SELECT bool_and(all_frozen) FROM pg_visibility_map('t')", dbname="main")
-    (relation,) = server.sql("SELECT pg_relation_filenode('t'), pg_table_size('t')", dbname="main")
     server.sql("SELECT name FROM branch.create('b', 'main')")
     server.sql("SELECT count(*) FROM t", dbname="b")
+    server.sql("UPDATE u SET i = -i WHERE i IN (1, 2, 9000)", dbname="b")
+    server.sql("CREATE TABLE v AS SELECT generate_series(1, 20000) AS i", dbname="b")
+    paths = dict(
+        server.sql(
+            "SELECT relname::text, pg_relation_filepath(oid) FROM pg_class"
+            " WHERE relname IN ('t', 'u', 'v', 't_i_idx', 'u_i_idx')",
+            dbname="b",
+        )
+    )
     assert suspend(server, "b") is None
+
+    def owned() -> dict[str, int]:
+        """Pages of the branch's own, of each relation."""
+        server.sql("CHECKPOINT")
+        files = {name: server.data / path for name, path in paths.items()}
+        return {
+            name: file.stat().st_blocks * 512 // 8192 if file.exists() else 0
+            for name, file in files.items()
+        }
+
     about = (
-        "SELECT b.suspended_at, b.last_active_at, b.request_count FROM branch.usage AS b"
-        " WHERE b.name = 'b'"
+        "SELECT b.suspended_at, b.last_active_at, b.request_count, b.sessions_total"
+        " FROM branch.usage AS b WHERE b.name = 'b'"
     )
-    before = server.sql(about)
-    owned = server.scalar("SELECT own_bytes FROM branch.branches WHERE name = 'b'")
-    directory = (
-        server.data
-        / "base"
-        / str(server.scalar("SELECT oid::text FROM pg_database WHERE datname = 'b'"))
-    )
+    own_bytes = "SELECT own_bytes FROM branch.branches WHERE name = 'b'"
+    asleep = server.sql(about)
+    before, bytes_before = owned(), server.scalar(own_bytes)
+    assert before["t"] == before["t_i_idx"] == 0
+    assert 0 < before["u"] < 10 < before["v"]
 
     server.set(autovacuum="on")
     server.sql(
@@ -355,12 +372,15 @@ def test_age_is_attended_to_in_its_sleep(make_cluster: Any) -> None:
         lambda: not server.scalar("SELECT count(*) FROM pg_stat_activity WHERE datname = 'b'"),
         what="autovacuum to leave",
     )
-    assert server.sql(about) == before
-    server.sql("CHECKPOINT")
-    assert not (directory / str(relation[0])).exists()
-    grown = server.scalar("SELECT own_bytes FROM branch.branches WHERE name = 'b'") - owned
-    print(f"owned before {owned}, since {grown}")
-    assert grown < relation[1], "only the catalogs' pages that say how old things are"
+    assert server.sql(about) == asleep
+    assert state(server, "b") == "suspended"
+    after, grown = owned(), server.scalar(own_bytes) - bytes_before
+    print(f"owned pages before {before}, after {after}; all of it grew by {grown} bytes")
+    assert {name: after[name] for name in ("t", "t_i_idx", "u", "v")} == {
+        name: before[name] for name in ("t", "t_i_idx", "u", "v")
+    }
+    assert after["u_i_idx"] <= before["u_i_idx"] + 3, "leaves that dead rows were removed from"
+    assert grown < 100 * 8192, "only the catalogs' pages that say how old things are"
     wait_for(
         lambda: (
             server.scalar(
@@ -371,4 +391,7 @@ def test_age_is_attended_to_in_its_sleep(make_cluster: Any) -> None:
         what="the statistics of the visit to go",
     )
     assert server.scalar("SELECT sum(i) FROM t", dbname="b") == 200010000
+    assert server.scalar("SELECT count(i) FROM u", dbname="b") == 20000
+    frozen = "SELECT age(relfrozenxid) < 50000 FROM pg_class WHERE relname IN ('t', 'u', 'v')"
+    assert server.sql(frozen, dbname="b") == 3 * [(True,)]
     assert server.sql("SELECT * FROM branch.verify('b')") == []
