@@ -11,12 +11,14 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psycopg
 from ab_cluster import Cluster
+from at_once import at_once
 
 ROWS = 12000  # ten to a page
 PAGES = 100  # written in each node
@@ -205,32 +207,22 @@ class Search:
                 self.prune(session, self.fork(session, node, figures))
         return figures
 
-    def all_at_once(self, clients: int) -> list[float]:
-        """So many sessions fork one node that was just written, at one moment."""
-        self.write_root()
-        barrier = threading.Barrier(clients)
-        waits: list[float] = []
-        errors: list[BaseException] = []
-
-        def one(number: int) -> None:
-            try:
-                with self.cluster.connect() as session:
-                    barrier.wait()
-                    query = f"CREATE DATABASE once{number} TEMPLATE trunk STRATEGY branch"
-                    waits.append(timed(lambda: session.execute(query)))
-            except BaseException as error:
-                errors.append(error)
-
-        threads = [threading.Thread(target=one, args=(n,)) for n in range(clients)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if errors:
-            raise errors[0]
+    def all_at_once(self, clients: int, warm: bool) -> list[float]:
+        """So many sessions fork one node that was just written, at one moment.  Warm: each has
+        made a branch before, of another database; else it is the session's first statement."""
+        names = [f"{kind}{n}" for kind in ("warm", "once") for n in range(clients)]
+        with ExitStack() as stack:
+            sessions = [stack.enter_context(self.cluster.connect()) for _ in range(clients)]
+            if warm:
+                self.cluster.sql("CREATE DATABASE other")
+                for session, name in zip(sessions, names, strict=False):
+                    session.execute(f"CREATE DATABASE {name} TEMPLATE other STRATEGY branch")
+            self.write_root()
+            query = "CREATE DATABASE {} TEMPLATE trunk STRATEGY branch"
+            waits = at_once(sessions, [query.format(name) for name in names[clients:]])
         with self.cluster.connect() as session:
-            for number in range(clients):
-                session.execute(f"DROP DATABASE once{number}")
+            for name in [*names, "other"]:
+                session.execute(f"DROP DATABASE IF EXISTS {name}")
         return waits
 
     def write_root(self) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
 import pytest
-from ab_checks import branches, create, create_database, healthy, nothing_left, run
+from ab_checks import branches, create, create_database, healthy, nothing_left, redo_pointer, run
 from ab_cluster import Cluster
 from ab_faults import Faults
 
@@ -274,3 +276,76 @@ def test_durable_after_a_checkpoint(cut_disk: Path) -> None:
         nothing_left(server, "by power cuts")
     finally:
         server.destroy()
+
+
+def test_snapshot_of_which_nothing_is_left(make_cluster: Callable[..., Cluster]) -> None:
+    """The power goes before any file of a snapshot has reached the disk but the origin of
+    its branch, from which alone is seen that replay will come past it."""
+    server = make_cluster("gone", {"checkpoint_timeout": "1h", "agent_branch.sweep_interval": 0})
+    create_database(server, "p", *MADE)
+    create(server, "kept", "p")
+    server.sql("CHECKPOINT")
+    run(server, "p", "INSERT INTO t VALUES (101)")
+    create(server, "b", "p")
+    server.kill()
+    snapshot_files(server)[-1].unlink()
+    oid = origin_parent(server)
+    store = server.data / "agent_branch" / "images" / oid
+    sorted(store.glob("*.images"))[-1].unlink()
+
+    server.start()
+    server.sql("SELECT * FROM branch.gc()")
+    run(server, "p", "DELETE FROM t", "VACUUM FREEZE t", "CHECKPOINT")
+    server.sql("SELECT * FROM branch.gc()")
+    server.restart()
+    assert rows(server, "b") == [(i,) for i in range(1, 102)]
+    assert rows(server, "kept") == [(i,) for i in range(1, 101)]
+    healthy(server)
+
+
+def origin_parent(cluster: Cluster) -> str:
+    """The only database that has a store of images."""
+    (store,) = (cluster.data / "agent_branch" / "images").iterdir()
+    return store.name
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+def test_confirmed_only_by_a_durable_record(
+    make_cluster: Callable[..., Cluster], flushed: bool
+) -> None:
+    """Killed after a snapshot was confirmed and before that was flushed: it does not exist,
+    although its manifest has its last name already.  If it was flushed it does."""
+    server = make_cluster(
+        "unflushed",
+        {"checkpoint_timeout": "1h", "wal_writer_delay": "10s", "agent_branch.sweep_interval": 0},
+    )
+    create_database(server, "p", *MADE)
+    run(server, "p", "INSERT INTO t VALUES (101)")
+    server.sql("CHECKPOINT")
+    with suppress(psycopg.OperationalError), server.connect() as taking:
+        taking.execute("BEGIN")
+        taking.execute("SELECT branch.snapshot('p', 's')")
+        (manifest,) = snapshot_files(server)
+        if flushed:
+            run(server, "p", "CREATE TABLE flushing AS SELECT 1 AS i")
+        server.kill()
+    records = our_records(server)
+    assert "20" in records, "SNAPSHOT"
+    assert ("30" in records) == flushed, "CONFIRM"
+    server.start()
+    assert manifest.exists() == flushed
+    healthy(server)
+    create(server, "b", "p")
+    assert rows(server, "b") == [(i,) for i in range(1, 102)]
+    server.sql("SELECT branch.delete('b', hard => true)")
+    server.sql("SELECT * FROM branch.gc()")
+    nothing_left(server, "by a snapshot that was not confirmed")
+
+
+def our_records(cluster: Cluster) -> list[str]:
+    """What the last start's checkpoint left to replay of ours, as pg_waldump names it."""
+    redo = redo_pointer(cluster)
+    start = f"{redo >> 32:X}/{redo & 0xFFFFFFFF:X}"
+    wal = str(cluster.data / "pg_wal")
+    text = cluster.run("pg_waldump", "-p", wal, "-s", start, check=False)
+    return re.findall(r"rmgr: custom\d+ .*?desc: UNKNOWN \((\w+)\)", text)

@@ -175,6 +175,9 @@ extern bool ab_imagefile_write(int fd, const void *data, size_t len, off_t offse
 extern bool ab_imagefile_write_pages(int fd, const char *const *pages, int n, off_t offset);
 extern bool ab_imagefile_sync(int fd);
 
+/* Sync the directory that has the names of a database's files. */
+extern bool ab_imagefile_sync_names(Oid db);
+
 /* Slots that the file's size covers: the next append starts there. */
 extern bool ab_imagefile_slots(int fd, uint32 *nslots);
 

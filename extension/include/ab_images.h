@@ -94,8 +94,11 @@ extern bool ab_images_is_poisoned(Oid db, AbSnapId id);
 
 /* ---- life ---- */
 
-/* Make the directory and the epoch's file, durably, unless it is there. */
-extern void ab_images_begin(Oid db, AbSnapId epoch);
+/*
+ * Make the directory, durably, and the epoch's file, unless it is there.  If not durable:
+ * what is saved in it makes it so, and whoever needs an empty one syncs it.
+ */
+extern void ab_images_begin(Oid db, AbSnapId epoch, bool durable);
 
 /* Is the epoch's file there? */
 extern bool ab_images_exists(Oid db, AbSnapId epoch);

@@ -17,12 +17,13 @@ extern void ab_latesync_begin(void);
 extern void ab_latesync_end(void);
 
 /*
- * The origin file of a database, or the manifest of a snapshot (under either name), has
- * been written or renamed and not synced.  Between the two above.  On return the next
- * checkpoint to complete will have called ab_latesync_before_write().
+ * Written and not synced: the origin file of a database; the manifest and the epoch's file
+ * of a snapshot of db; renamed and not synced: that manifest.  Between the two above.  On
+ * return the next checkpoint to complete will have called ab_latesync_before_write().
  */
 extern void ab_latesync_origin(Oid db);
-extern void ab_latesync_manifest(AbSnapId snapshot);
+extern void ab_latesync_snapshot(Oid db, AbSnapId snapshot);
+extern void ab_latesync_name(Oid db, AbSnapId snapshot);
 
 /* Before a page of a shared relation is written to disk: sync what is waiting. */
 extern void ab_latesync_before_write(void);

@@ -123,14 +123,19 @@ typedef struct AbRequest
 
 #define AB_REQUESTS 64
 
-/*
- * Files that are written and not durable yet (ab_latesync.c): the origin of a database,
- * or, if that is 0, the manifest of a snapshot.
- */
+/* What is not durable yet (ab_latesync.c). */
+typedef enum AbLateKind
+{
+	AB_LATE_ORIGIN,				/* the origin file of db */
+	AB_LATE_SNAPSHOT,			/* manifest and epoch's file of a snapshot of db */
+	AB_LATE_NAME				/* the manifest's last name */
+} AbLateKind;
+
 typedef struct AbLateFile
 {
+	AbLateKind	kind;
 	Oid			db;
-	AbSnapId	snapshot;
+	AbSnapId	snapshot;		/* not of an origin */
 } AbLateFile;
 
 #define AB_LATESYNC_MAX 4096

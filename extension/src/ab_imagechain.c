@@ -191,6 +191,19 @@ write_images(int fd, uint32 first, int n, const AbImageEntry *entries,
 	return ab_imagefile_sync(fd);
 }
 
+/*
+ * Has something been saved in the file and counted?  Then its name is durable.  After an
+ * append that failed the answer stays no: too many syncs, not too few.
+ */
+static bool
+is_begun(int fd)
+{
+	AbGroupHead h;
+
+	return ab_imagefile_read(fd, &h, sizeof(h), ab_group_offset(0)) &&
+		ab_image_head_is_valid(&h) && h.synced > 0;
+}
+
 bool
 ab_image_append(Oid db, AbSnapId epoch, int n, AbImageEntry *entries,
 				const char *const *pages, uint32 *first)
@@ -208,7 +221,8 @@ ab_image_append(Oid db, AbSnapId epoch, int n, AbImageEntry *entries,
 	}
 	for (int i = 0; i < n; i++)
 		ab_image_entry_seal(ab_image_ref(epoch, *first + i), &entries[i]);
-	if (write_images(fd, *first, n, entries, pages, &entries_begun))
+	if (write_images(fd, *first, n, entries, pages, &entries_begun) &&
+		(is_begun(fd) || ab_imagefile_sync_names(db)))
 		return true;
 	save_errno = errno;
 	if (entries_begun)

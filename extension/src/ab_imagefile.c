@@ -475,6 +475,25 @@ ab_imagefile_sync(int fd)
 }
 
 bool
+ab_imagefile_sync_names(Oid db)
+{
+	char		path[MAXPGPATH];
+	int			fd;
+	int			save_errno;
+	bool		ok;
+
+	ab_images_dir_path(path, db);
+	fd = open_path(path, O_RDONLY);
+	if (fd < 0)
+		return false;
+	ok = pg_fsync(fd) == 0;
+	save_errno = errno;
+	(void) close(fd);
+	errno = save_errno;
+	return ok;
+}
+
+bool
 ab_imagefile_slots(int fd, uint32 *nslots)
 {
 	struct stat st;
@@ -627,7 +646,7 @@ ab_imagefile_poison(Oid db, AbSnapId epoch, XLogRecPtr from)
 	u.p.crc = CRC_OF(&u.p);
 	return fd >= 0 &&
 		ab_imagefile_write(fd, u.sector, sizeof(u.sector), AB_POISON_OFFSET) &&
-		ab_imagefile_sync(fd);
+		ab_imagefile_sync(fd) && ab_imagefile_sync_names(db);
 }
 
 /* ---- locks ---- */

@@ -34,9 +34,9 @@ make_dir(const char *path)
 				 errmsg("could not create directory \"%s\": %m", path)));
 }
 
-/* Under its final name at once: syncing the file has then made its name durable, mostly. */
+/* Under its final name at once: syncing the file will make its name durable, mostly. */
 static void
-make_file(const char *path, const char *block)
+make_file(const char *path, const char *block, bool durable)
 {
 	int			fd = OpenTransientFile(path, O_RDWR | O_CREAT | O_TRUNC | PG_BINARY);
 	bool		ok;
@@ -47,7 +47,7 @@ make_file(const char *path, const char *block)
 				(errcode_for_file_access(),
 				 errmsg("could not create file \"%s\": %m", path)));
 	errno = 0;
-	ok = ab_imagefile_write(fd, block, BLCKSZ, 0) && pg_fsync(fd) == 0;
+	ok = ab_imagefile_write(fd, block, BLCKSZ, 0) && (!durable || pg_fsync(fd) == 0);
 	save_errno = errno;
 	CloseTransientFile(fd);
 	if (ok)
@@ -60,7 +60,7 @@ make_file(const char *path, const char *block)
 }
 
 void
-ab_images_begin(Oid db, AbSnapId epoch)
+ab_images_begin(Oid db, AbSnapId epoch, bool durable)
 {
 	char		path[MAXPGPATH];
 	char	   *block;
@@ -75,11 +75,12 @@ ab_images_begin(Oid db, AbSnapId epoch)
 	{
 		block = palloc(BLCKSZ);
 		ab_imagefile_format(block, db, epoch);
-		make_file(path, block);
+		make_file(path, block, durable);
 		AB_FAILPOINT("store-file-made");
 		pfree(block);
 	}
-	ab_file_sync_parent(path);
+	if (durable)
+		ab_file_sync_parent(path);
 }
 
 bool

@@ -3,9 +3,9 @@
  *	  Which files are not durable yet, and who makes them so.
  *
  * Creating a branch logs a record from which redo makes its origin file again, and so
- * does a live snapshot for its manifest.  Hence these files need not be durable at
- * commit, only before the redo pointer is beyond their record for good.  (Nor need the
- * name of a manifest: CONFIRM gives it that.)  No hook runs in a checkpoint, but a
+ * does a live snapshot for its manifest and its epoch's file.  Hence these files need not
+ * be durable at commit, only before the redo pointer is beyond their record for good.
+ * (Nor need the name of a manifest: CONFIRM gives it that.)  No hook runs in a checkpoint, but a
  * checkpoint cannot complete before each shared buffer that was dirty at its start is
  * written, through ab_smgr_write(), by whoever does it.  Hence:
  *
@@ -45,6 +45,7 @@
 #include "ab_epoch.h"
 #include "ab_failpoint.h"
 #include "ab_format.h"
+#include "ab_imagefile.h"
 #include "ab_request.h"
 #include "ab_shmem.h"
 
@@ -92,19 +93,11 @@ remove_first(int n)
 /* ---- syncing ---- */
 
 static void
-raise_io_error(const char *verb, const char *path)
-{
-	ereport(data_sync_elevel(ERROR),
-			(errcode_for_file_access(),
-			 errmsg("could not %s file \"%s\": %m", verb, path)));
-}
-
-static void
 name_of(const AbLateFile *file, const char *suffix, char path[MAXPGPATH])
 {
 	char		id[AB_SNAPID_TEXT_LEN + 1];
 
-	if (OidIsValid(file->db))
+	if (file->kind == AB_LATE_ORIGIN)
 	{
 		snprintf(path, MAXPGPATH, AB_BRANCH_DIR "/%u", file->db);
 		return;
@@ -113,10 +106,7 @@ name_of(const AbLateFile *file, const char *suffix, char path[MAXPGPATH])
 	snprintf(path, MAXPGPATH, AB_SNAPSHOT_DIR "/%s%s", id, suffix);
 }
 
-/*
- * Descriptor of a file, or -1 if it is gone already.  A manifest may be given its name
- * between the first look and the second.
- */
+/* A manifest may be given its name between the first look and the second. */
 static int
 open_late(const AbLateFile *file, char path[MAXPGPATH])
 {
@@ -128,42 +118,124 @@ open_late(const AbLateFile *file, char path[MAXPGPATH])
 		name_of(file, suffixes[i], path);
 		fd = BasicOpenFile(path, O_RDWR | PG_BINARY);
 		if (fd < 0 && errno != ENOENT)
-			raise_io_error("open", path);
+			break;
 	}
 	return fd;
 }
 
+static int
+open_epoch(const AbLateFile *file, char path[MAXPGPATH])
+{
+	ab_images_path(path, file->db, file->snapshot);
+	return BasicOpenFile(path, O_RDWR | PG_BINARY);
+}
+
+/* What is not there any more needs no sync.  False: errno says why. */
 static bool
 sync_and_close(int fd)
 {
-	int			rc = pg_fsync(fd);
-	int			save_errno = errno;
+	int			rc;
+	int			save_errno;
 
+	if (fd < 0)
+		return errno == ENOENT;
+	rc = pg_fsync(fd);
+	save_errno = errno;
 	close(fd);
 	errno = save_errno;
 	return rc == 0;
+}
+
+/* Start writing, and do not wait. */
+static void
+flush_and_close(int fd)
+{
+	if (fd < 0)
+		return;
+	pg_flush_data(fd, 0, 0);
+	close(fd);
 }
 
 static void
 require_synced(bool ok, const AbLateFile *file, const char *path)
 {
 	/* a snapshot that cannot be kept is nobody else's failure (E2) */
-	if (!ok && (OidIsValid(file->db) || !ab_epoch_poison_one(file->snapshot, errno)))
-		raise_io_error("fsync", path);
+	if (!ok && (file->kind == AB_LATE_ORIGIN ||
+				!ab_epoch_poison_one(file->snapshot, errno)))
+		ereport(data_sync_elevel(ERROR),
+				(errcode_for_file_access(),
+				 errmsg("could not fsync file \"%s\": %m", path)));
+}
+
+/* What older snapshots need may be in it as well. */
+static void
+require_epoch_synced(bool ok, const AbLateFile *file)
+{
+	if (!ok)
+		ab_epoch_poison(file->db, file->snapshot, InvalidXLogRecPtr, errno);
 }
 
 static void
+sync_file(const AbLateFile *file)
+{
+	char		path[MAXPGPATH];
+	int			fd;
+
+	if (file->kind == AB_LATE_NAME)
+		return;
+	fd = open_late(file, path);
+	require_synced(sync_and_close(fd), file, path);
+	if (file->kind == AB_LATE_SNAPSHOT)
+		require_epoch_synced(sync_and_close(open_epoch(file, path)), file);
+}
+
+/* The directory that has the names of all manifests. */
+static void
 sync_manifest_names(const AbLateFile *file, int n)
 {
-	int			fd = BasicOpenFile(AB_SNAPSHOT_DIR, O_RDONLY | PG_BINARY);
-	bool		ok;
+	bool		ok = sync_and_close(BasicOpenFile(AB_SNAPSHOT_DIR, O_RDONLY | PG_BINARY));
 
-	if (fd < 0)
-		raise_io_error("open", AB_SNAPSHOT_DIR);
-	ok = sync_and_close(fd);
+	int			error = errno;
+
 	for (int i = 0; i < n && !ok; i++)
-		if (!OidIsValid(file[i].db))
+	{
+		errno = error;
+		if (file[i].kind != AB_LATE_ORIGIN)
 			require_synced(false, &file[i], AB_SNAPSHOT_DIR);
+	}
+}
+
+static bool
+is_first_of_its_database(const AbLateFile *file, int i)
+{
+	for (int k = 0; k < i; k++)
+		if (file[k].kind == AB_LATE_SNAPSHOT && file[k].db == file[i].db)
+			return false;
+	return true;
+}
+
+/* A directory for each database. */
+static void
+sync_epoch_names(const AbLateFile *file, int n)
+{
+	for (int i = 0; i < n; i++)
+	{
+		char		path[MAXPGPATH];
+		int			error;
+		bool		ok;
+
+		if (file[i].kind != AB_LATE_SNAPSHOT || !is_first_of_its_database(file, i))
+			continue;
+		ab_images_dir_path(path, file[i].db);
+		ok = sync_and_close(BasicOpenFile(path, O_RDONLY | PG_BINARY));
+		error = errno;
+		for (int k = i; k < n && !ok; k++)
+		{
+			errno = error;
+			if (file[k].kind == AB_LATE_SNAPSHOT && file[k].db == file[i].db)
+				require_epoch_synced(false, &file[k]);
+		}
+	}
 }
 
 /*
@@ -181,26 +253,24 @@ sync_first(int n)
 
 	for (int i = 0; n > 1 && i < n; i++)
 	{
-		int			fd = open_late(&file[i], path);
-
-		if (fd < 0)
-			continue;
-		pg_flush_data(fd, 0, 0);
-		close(fd);
+		if (file[i].kind != AB_LATE_NAME)
+			flush_and_close(open_late(&file[i], path));
+		if (file[i].kind == AB_LATE_SNAPSHOT)
+			flush_and_close(open_epoch(&file[i], path));
 	}
 	for (int i = 0; i < n; i++)
 	{
-		int			fd = open_late(&file[i], path);
-
-		if (fd >= 0)
-			require_synced(sync_and_close(fd), &file[i], path);
-		origins |= OidIsValid(file[i].db);
-		manifests |= !OidIsValid(file[i].db);
+		sync_file(&file[i]);
+		origins |= file[i].kind == AB_LATE_ORIGIN;
+		manifests |= file[i].kind != AB_LATE_ORIGIN;
 	}
 	if (origins)
 		fsync_fname(AB_BRANCH_DIR, true);
 	if (manifests)
+	{
 		sync_manifest_names(file, n);
+		sync_epoch_names(file, n);
+	}
 }
 
 static void
@@ -282,15 +352,23 @@ later(const AbLateFile *file)
 void
 ab_latesync_origin(Oid db)
 {
-	AbLateFile	file = {.db = db};
+	AbLateFile	file = {.kind = AB_LATE_ORIGIN, .db = db};
 
 	later(&file);
 }
 
 void
-ab_latesync_manifest(AbSnapId snapshot)
+ab_latesync_snapshot(Oid db, AbSnapId snapshot)
 {
-	AbLateFile	file = {.snapshot = snapshot};
+	AbLateFile	file = {.kind = AB_LATE_SNAPSHOT, .db = db, .snapshot = snapshot};
+
+	later(&file);
+}
+
+void
+ab_latesync_name(Oid db, AbSnapId snapshot)
+{
+	AbLateFile	file = {.kind = AB_LATE_NAME, .db = db, .snapshot = snapshot};
 
 	later(&file);
 }

@@ -208,12 +208,12 @@ ab_snapshot_remove_tmp(void)
 }
 
 /*
- * Files of snapshots that were never confirmed, and marks that poison one without
- * anything having hung on it.  A living backend's snapshot is in the table before
- * its files get their names.
+ * Files of snapshots that nothing knows of, and marks that poison one without anything
+ * having hung on it.  A living backend's snapshot is in the table before its files get
+ * their names.
  */
 static void
-remove_unconfirmed(void)
+remove_unknown(void)
 {
 	DIR		   *dir = AllocateDir(AB_SNAPSHOT_DIR);
 	struct dirent *de;
@@ -225,21 +225,21 @@ remove_unconfirmed(void)
 
 		if ((ab_snapshot_parse_file(de->d_name, ".pending", &id) ||
 			 ab_snapshot_parse_file(de->d_name, ".poisoned", &id)) &&
-			(!ab_snaptable_get(id, &slot) || slot.left))
+			!ab_snaptable_get(id, &slot))
 			ab_snapshot_remove_files(id, AB_RETIRE_MANIFEST | AB_RETIRE_PAGES);
 	}
 	FreeDir(dir);
 }
 
-/* Snapshots of a future that recovery has not come to. */
+/* Snapshots that were never confirmed, or of a future that recovery has not come to. */
 static void
-remove_unreached(void)
+remove_left(void)
 {
 	int			n;
 	AbSnapSlot *slots = ab_snaptable_all(&n);
 
 	for (int i = 0; i < n; i++)
-		if (slots[i].ahead)
+		if (slots[i].left || slots[i].ahead)
 			ab_snapshot_remove_files(slots[i].id, AB_RETIRE_MANIFEST | AB_RETIRE_PAGES);
 	pfree(slots);
 }
@@ -247,6 +247,6 @@ remove_unreached(void)
 void
 ab_snapshot_remove_pending(void)
 {
-	remove_unconfirmed();
-	remove_unreached();
+	remove_unknown();
+	remove_left();
 }

@@ -395,7 +395,7 @@ make_live_files(Replay *r)
 			write_live_manifest(r);
 	}
 	AB_FAILPOINT_NO_ERROR("redo-snapshot-files");
-	ab_images_begin(r->rec.source_db, r->id);
+	ab_images_begin(r->rec.source_db, r->id, true);
 }
 
 /*

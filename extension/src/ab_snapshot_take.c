@@ -10,7 +10,7 @@
  * Everything that locks happens in an internal subtransaction that is rolled back
  * at the end, whatever the outcome.  An error or the end of the session on the way
  * removes the files and logs RETIRE, so that standbys do the same.  A crash leaves
- * files of a snapshot without CONFIRM, and possibly its hidden row: the end of
+ * files of a snapshot without CONFIRM (S6), and possibly its hidden row: the end of
  * recovery removes the former, the keeper's sweep the latter.
  */
 #include "ab_snapshot.h"
@@ -79,7 +79,7 @@ typedef struct Taking
 	AbSnapId	id;				/* valid from its WAL record until given up */
 	bool		late;			/* between ab_latesync_begin() and _end() */
 	bool		hidden_asked;	/* the keeper may have committed a row */
-	bool		done;			/* CONFIRM is durable: nothing is undone now */
+	bool		done;			/* CONFIRM is logged: nothing is undone now */
 } Taking;
 
 /* ---- records and the files that belong to them (ab_latesync.c) ---- */
@@ -312,8 +312,7 @@ write_pending(const Taking *t, const char *image, size_t len)
 
 /*
  * From now on whoever changes a file of the source saves the old page.  Everything
- * that takes is there before, durably (E5) or so that replay makes it.  The guard is
- * closed.
+ * that takes is there before, so that replay makes it again (E5).  The guard is closed.
  */
 static void
 make_live(Taking *t)
@@ -328,7 +327,7 @@ make_live(Taking *t)
 
 	/* from here on the sweeps know that the files are somebody's */
 	ab_snaptable_add(t->id, db, false, true);
-	ab_images_begin(db, t->id);
+	ab_images_begin(db, t->id, false);
 	AB_FAILPOINT("snapshot-store-begun");
 	write_pending(t, image, len);
 	AB_FAILPOINT("snapshot-pending");
@@ -378,7 +377,7 @@ log_snapshot(Taking *t)
 	}
 	ab_guard_open(db);
 	if (!XLogRecPtrIsInvalid(end))
-		ab_latesync_manifest(t->id);
+		ab_latesync_snapshot(db, t->id);
 	end_late(t);
 	return !XLogRecPtrIsInvalid(end);
 }
@@ -571,16 +570,31 @@ write_files(Taking *t)
 	pfree(pending);
 }
 
+/*
+ * S6: does replay after a crash always come past SNAPSHOT?  Then it knows whether CONFIRM
+ * is durable.  A checkpoint that begins from now on leaves both records behind; one whose
+ * redo pointer is between them, and that this does not see, has not logged its own record
+ * yet and flushes CONFIRM with it.  We delay checkpoints.
+ */
+static bool
+replay_knows(const Taking *t)
+{
+	return t->capture.live && GetRedoRecPtr() <= t->id.lsn;
+}
+
 /* Step 8. */
 static void
 confirm(Taking *t)
 {
 	char	   *pending = ab_snapshot_path(t->id, ".pending");
 	char	   *manifest = ab_snapshot_path(t->id, ".manifest");
+	XLogRecPtr	end;
 
-	/* with it the hidden row, whose commit nobody has flushed */
+	/* flushed with it, now or by the commit of a branch: the hidden row's commit */
 	begin_late(t);
-	XLogFlush(ab_wal_confirm(t->id));
+	end = ab_wal_confirm(t->id);
+	if (!replay_knows(t))
+		XLogFlush(end);
 	AB_FAILPOINT("snapshot-confirm-logged");
 	if (rename(pending, manifest) < 0)
 		ereport(ERROR,
@@ -588,7 +602,7 @@ confirm(Taking *t)
 				 errmsg("could not rename file \"%s\" to \"%s\": %m",
 						pending, manifest)));
 	AB_FAILPOINT("snapshot-renamed");
-	ab_latesync_manifest(t->id);
+	ab_latesync_name(t->capture.source_db, t->id);
 	end_late(t);
 	t->done = true;
 	ab_snaptable_confirm(t->id);

@@ -109,7 +109,8 @@ is_poisoned(AbSnapId id, const AbManifestHeader *h, XLogRecPtr redo)
 
 /*
  * A confirmed snapshot stays in the table even if it cannot be read.  An unconfirmed one
- * is of interest if it is live: it may have to be kept until recovery confirms it.
+ * is of interest if it is live: it may have to be kept until recovery confirms it.  What
+ * is ahead was confirmed, if at all, by a record that is ahead too (S6).
  */
 static void
 load_snapshot(AbSnapId id, const char *suffix, XLogRecPtr redo)
@@ -132,8 +133,9 @@ load_snapshot(AbSnapId id, const char *suffix, XLogRecPtr redo)
 		return;
 	}
 	fill_slot(slot, id, h.source_db, confirmed, (h.flags & AB_MANIFEST_LIVE) != 0);
-	slot->left = !confirmed;
 	slot->ahead = (slot->live || is_unknown(slot)) && id.lsn > redo;
+	slot->confirmed = confirmed && !slot->ahead;
+	slot->left = !slot->confirmed;
 	slot->poisoned = is_poisoned(id, &h, redo);
 }
 
@@ -156,9 +158,26 @@ load_snapshots(XLogRecPtr redo)
 }
 
 /*
- * Of a live snapshot whose record will be replayed a power cut may have taken the
- * manifest (ab_latesync.c).  The file of its epoch is there (E5), and says whose it is.
+ * A live snapshot whose record will be replayed, and of which a power cut may have taken
+ * the manifest, the epoch's file or both (ab_latesync.c).  NULL if there is no room.
  */
+static AbSnapSlot *
+expect_snapshot(AbSnapId id, Oid source_db)
+{
+	AbSnapSlot *slot = free_slot();
+
+	if (slot == NULL)
+	{
+		report_full(LOG);
+		return NULL;
+	}
+	fill_slot(slot, id, source_db, false, true);
+	slot->left = true;
+	slot->ahead = true;
+	return slot;
+}
+
+/* The file of its epoch is there, and says whose it is. */
 static void
 load_epoch(Oid db, AbSnapId id)
 {
@@ -168,17 +187,8 @@ load_epoch(Oid db, AbSnapId id)
 		return;
 	if (slot != NULL)
 		learn(slot, db, true);
-	else if ((slot = free_slot()) != NULL)
-	{
-		fill_slot(slot, id, db, false, true);
-		slot->left = true;
-		slot->ahead = true;
-	}
-	else
-	{
-		report_full(LOG);
+	else if ((slot = expect_snapshot(id, db)) == NULL)
 		return;
-	}
 	slot->poisoned |= ab_images_is_poisoned(db, id);
 }
 
@@ -203,12 +213,12 @@ load_epochs(XLogRecPtr redo)
 
 /* A damaged origin must not keep the server from starting (B2). */
 static void
-load_branch(Oid db)
+load_branch(Oid db, XLogRecPtr redo)
 {
 	MemoryContext oldcontext = CurrentMemoryContext;
 	AbOriginHeader header;
 	AbSnapSlot *slot;
-	bool		there = false;
+	volatile bool there = false;
 
 	PG_TRY();
 	{
@@ -222,7 +232,12 @@ load_branch(Oid db)
 	}
 	PG_END_TRY();
 
-	if (there && (slot = find_slot(header.snapshot)) != NULL)
+	slot = there ? find_slot(header.snapshot) : NULL;
+
+	/* whose it is, replay will tell */
+	if (there && slot == NULL && header.snapshot.lsn > redo)
+		slot = expect_snapshot(header.snapshot, InvalidOid);
+	if (slot != NULL)
 	{
 		slot->nbranches++;
 		slot->lent |= slot->source_db != header.parent_db;
@@ -243,7 +258,7 @@ ab_snaptable_load(XLogRecPtr redo)
 	load_epochs(redo);
 	dbs = ab_origin_list(&n);
 	for (int i = 0; i < n; i++)
-		load_branch(dbs[i]);
+		load_branch(dbs[i], redo);
 	MemoryContextSwitchTo(oldcontext);
 	MemoryContextDelete(cxt);
 }
