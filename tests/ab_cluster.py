@@ -70,7 +70,8 @@ def wait_for(
     what: str | None = None,
     interval: float = 0.02,
 ) -> T:
-    """Call ``condition`` until it returns something true, and return that.
+    """Call ``condition`` until it returns something true, and return that; ``interval``
+    seconds later at first, then less often: most conditions take a new connection.
 
     Raises TimeoutError after ``timeout`` seconds, naming ``what`` was awaited.
     """
@@ -83,6 +84,7 @@ def wait_for(
             name = what or getattr(condition, "__name__", "condition")
             raise TimeoutError(f"waited {timeout:g} s for {name}; last answer {value!r}")
         time.sleep(interval)
+        interval = max(interval, min(interval * 1.2, 0.1))
 
 
 def pg_config(option: str) -> str:

@@ -74,9 +74,10 @@ def cluster_base() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def cluster(request: pytest.FixtureRequest, cluster_base: Path) -> Iterator[Cluster]:
-    """One server per module, with the extension in ``postgres`` and a database ``main``."""
+    """One server per module, with the extension in ``postgres`` and a database ``main``; who
+    kills it kills processes, not the machine."""
     name = str(request.module.__name__).removeprefix("test_")
-    made = Cluster.create(cluster_base, name)
+    made = Cluster.create(cluster_base, name, {"fsync": "off"})
     yield made
     made.destroy()
 

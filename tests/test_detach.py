@@ -396,7 +396,7 @@ def test_backups_meanwhile(make_cluster: Callable[..., Cluster]) -> None:
     the backup began or after that.  Replayed to its end each has the databases."""
     server = make_cluster(
         "backedup",
-        {**PAIR, "wal_consistency_checking": ""},
+        {**PAIR, "wal_consistency_checking": "", "fsync": "off"},
         initdb_args=["--wal-segsize=1"],
     )
     create_database(server, "p", *TABLE)

@@ -26,7 +26,9 @@ def test_a_thousand_branches(make_cluster: Callable[..., Cluster], rng: random.R
     DATABASE: none fails.  All are alive at once; some are written and none of the others
     notices; the server survives a crash with them; eight clients delete them all, and
     gc gives back their space."""
-    server = make_cluster("scale", {"shared_buffers": "128MB", "max_wal_size": "2GB"})
+    server = make_cluster(
+        "scale", {"shared_buffers": "128MB", "max_wal_size": "2GB", "fsync": "off"}
+    )
     run(
         server,
         "main",
