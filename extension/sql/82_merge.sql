@@ -56,7 +56,7 @@ COMMENT ON COLUMN branch.merge_log.finished_at IS 'when it was over';
 COMMENT ON COLUMN branch.merge_log.target_xid IS 'transaction in the target; null: it has none yet';
 COMMENT ON COLUMN branch.merge_log.base_snapshot IS 'state that both sides were compared with';
 COMMENT ON COLUMN branch.merge_log.source_snapshot
-IS 'state of the source that was merged, the base of the next merge between the two; null: nothing was merged';
+IS 'state of the source that was looked at; if it was merged the base of the next merge between the two';
 COMMENT ON COLUMN branch.merge_log.fast_forward IS 'whether the target had no changes of its own';
 COMMENT ON COLUMN branch.merge_log.rows_inserted IS 'rows inserted into the target';
 COMMENT ON COLUMN branch.merge_log.rows_updated IS 'rows updated there';

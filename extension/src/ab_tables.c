@@ -22,12 +22,17 @@
 
 #define PROTECTS "closed_at IS NULL AND (keep_until IS NULL OR keep_until > clock_timestamp())"
 
-/* The base of the next merge between two databases, as long as there are both. */
+/*
+ * The base of the next merge between two databases, as long as there are both; also what
+ * a merge has seen whose conflicts may still be decided.
+ */
 #define MERGED_SNAPSHOTS \
 	"SELECT m.source_snapshot AS id FROM branch.merge_log AS m" \
 	" JOIN pg_database AS s ON s.oid = m.source_id" \
 	" JOIN pg_database AS t ON t.oid = m.target_id" \
-	" WHERE m.source_snapshot IS NOT NULL AND m.state IN ('committing', 'merged')" \
+	" WHERE m.source_snapshot IS NOT NULL AND (m.state IN ('committing', 'merged')" \
+	" OR m.state = 'conflicts' AND EXISTS (SELECT 1 FROM branch.merge_changes AS c" \
+	" WHERE c.merge_id = m.id))" \
 	" AND NOT EXISTS (SELECT 1 FROM branch.merge_log AS l" \
 	" WHERE least(l.source_id, l.target_id) = least(m.source_id, m.target_id)" \
 	" AND greatest(l.source_id, l.target_id) = greatest(m.source_id, m.target_id)" \

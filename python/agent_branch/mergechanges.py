@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 from agent_branch.diff import mask_from, match
@@ -62,6 +63,7 @@ class Kept:
 
 
 def record(log: Log, number: int, tables: Iterable[Written]) -> None:
+    """Texts of a table are lines, each with its end, one or some at a time."""
     n = 0
     for shape, lines in tables:
         facts = json.dumps(
@@ -76,9 +78,13 @@ def record(log: Log, number: int, tables: Iterable[Written]) -> None:
             log.run(
                 "INSERT INTO branch.merge_changes"
                 " (merge_id, n, rows, table_schema, table_name, shape, changes)"
-                f" VALUES ({number}, {n}, {len(chunk)},"
+                f" VALUES ({number}, {n}, {sum(map(_count_lines, chunk))},"
                 f" {', '.join(quote_literal(text) for text in texts)})"
             )
+
+
+def _count_lines(text: str) -> int:
+    return text.count("\n")
 
 
 def tables(log: Log, number: int) -> dict[TableId, Kept]:
@@ -98,14 +104,27 @@ def tables(log: Log, number: int) -> dict[TableId, Kept]:
 def changes(log: Log, number: int, table: TableId) -> Iterator[Action]:
     """What a merge did to the rows of one table."""
     schema, name = table
-    for (text,) in log.stream(
-        f"SELECT c.changes FROM branch.merge_changes AS c WHERE c.merge_id = {number}"
-        f" AND c.table_schema = {quote_literal(schema)} AND c.table_name = {quote_literal(name)}"
-        " ORDER BY c.n",
+    where = f"c.table_schema = {quote_literal(schema)} AND c.table_name = {quote_literal(name)}"
+    for _, text in texts(log, number, where):
+        # Only what to_json has put between them parts lines.
+        yield from (from_json(line) for line in text.split("\n") if line)
+
+
+def texts(log: Log, number: int, where: str = "true") -> Iterator[tuple[TableId, str]]:
+    """Pieces of what is kept of a merge."""
+    for schema, name, text in log.stream(
+        "SELECT c.table_schema, c.table_name, c.changes FROM branch.merge_changes AS c"
+        f" WHERE c.merge_id = {number} AND {where} ORDER BY c.n",
         FETCHED,
     ):
-        # Only what to_json has put between them parts lines.
-        yield from (from_json(line) for line in (text or "").split("\n") if line)
+        yield (schema or "", name or ""), text or ""
+
+
+def planned(run: MergeRun) -> Iterator[Written]:
+    """What a merge would change, and the conflicts that keep it from that."""
+    for one in run.tables.values():
+        if one.spool.count or one.open.count:
+            yield one.merge.shape, chain(one.spool.lines(), one.open.lines())
 
 
 # ---- what was written indeed ----------------------------------------------------------------

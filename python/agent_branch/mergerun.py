@@ -27,7 +27,7 @@ from agent_branch.merge import (
     versions_of,
 )
 from agent_branch.mergeplan import TablePlan
-from agent_branch.revert import from_json, to_json
+from agent_branch.revert import conflict_to_json, from_json, to_json
 from agent_branch.sqltext import (
     Limits,
     Refusal,
@@ -55,7 +55,10 @@ class Spool:
         self.count = 0
 
     def add(self, action: Action) -> None:
-        self._file.write(to_json(action) + "\n")
+        self.add_line(to_json(action))
+
+    def add_line(self, line: str) -> None:
+        self._file.write(line + "\n")
         self.count += 1
 
     def __iter__(self) -> Iterator[Action]:
@@ -115,10 +118,13 @@ DEFERRABLE = Statement(
 
 @dataclass(slots=True)
 class TableRun:
+    """``open``: conflicts that nobody has decided, as lines of JSON."""
+
     plan: TablePlan
     merge: TableMerge
     claims: list[Claims]
     spool: Spool
+    open: Spool
 
     def take(self, action: Action | None) -> None:
         if action is not None:
@@ -181,6 +187,8 @@ class MergeRun:
             action, conflict = run.merge.feed(versions)
             run.take(action)
             if conflict is not None:
+                if action is None and run.merge.side_of(conflict) is None:
+                    run.open.add_line(conflict_to_json(conflict))
                 yield shape.id, conflict
 
     def _run(self, plan: TablePlan) -> TableRun:
@@ -191,7 +199,7 @@ class MergeRun:
             self.strategies.get(shape.id, self.strategy),
             self.decisions.get(shape.id, Decisions()),
         )
-        run = TableRun(plan, merge, claims_of(shape, self.schema), Spool())
+        run = TableRun(plan, merge, claims_of(shape, self.schema), Spool(), Spool())
         self.tables[shape.id] = run
         return run
 
@@ -263,3 +271,4 @@ class MergeRun:
     def close(self) -> None:
         for run in self.tables.values():
             run.spool.close()
+            run.open.close()

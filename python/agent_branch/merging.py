@@ -344,14 +344,14 @@ def attempt(pair: Pair, make: Callable[[Target], Attempt]) -> Merged:
             one.write(run, outcome)
         if not outcome.open and not outcome.again:
             return Merged(outcome, run, target)
-        run.close()
         target.close()
         if outcome.open:
             return Merged(outcome, run, None)
+        run.close()
         left_out = outcome.left_out
 
 
-def _frozen(pair: Pair, snapshot: str, progress: Progress) -> Reading:
+def frozen(pair: Pair, snapshot: str, progress: Progress) -> Reading:
     return Reading(bases.open_base(bases.State(snapshot, pair.source_id)), progress)
 
 
@@ -373,14 +373,13 @@ def run_merge(pair: Pair, options: Options, resolves: int | None = None) -> tupl
     def work() -> tuple[Merged, Facts]:
         progress = Progress()
         base = open_frozen_base(pair, (begun.base, begun.base_of), progress)
-        theirs = _frozen(pair, snapshot, progress)
+        theirs = frozen(pair, snapshot, progress)
         merged = attempt(
             pair, lambda ours: Merging(options, ours, pair, base.session, base.name, theirs)
         )
-        facts: Facts = {"base_snapshot": base.state.snapshot}
+        facts: Facts = {"base_snapshot": base.state.snapshot, "source_snapshot": snapshot}
         if merged.target is not None:
             advance_sequences(base.session, merged.target, theirs, ("branch",))
-            facts["source_snapshot"] = snapshot
         base.session.close()
         theirs.close()
         return merged, facts
@@ -401,6 +400,10 @@ def carry_out(
             "note": outcome.note,
         }
         if merged.target is None:
+            if merged.run.unresolved:
+                with mergelog.Log() as log:
+                    mergechanges.record(log, number, mergechanges.planned(merged.run))
+            merged.run.close()
             mergelog.record_conflicts(number, outcome.clashes, state="conflicts", **facts)
         else:
             _commit(merged.target, number, merged, facts, fired=options.fire_triggers)

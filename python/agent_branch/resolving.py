@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import plpy
 
-from agent_branch import mergelog
+from agent_branch import deciding, mergelog
 from agent_branch.data import _report as report
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
 from agent_branch.merge import Decisions
@@ -16,6 +16,7 @@ from agent_branch.mergeoptions import Options, table_id
 from agent_branch.mergeoptions import options as parse_options
 from agent_branch.merging import Result, find_pair, parse_name, run_merge
 from agent_branch.reverting import run_revert
+from agent_branch.setwise import UnfitError
 from agent_branch.sqltext import array_text
 from agent_branch.tableorder import TableId
 
@@ -100,9 +101,10 @@ def _merge_to_resolve(number: int) -> ToResolve:
 def conflicts_resolve(number: int | None, side: str | None, tables: Sequence[str] | None) -> Result:
     """branch.conflicts_resolve.
 
-    A decision is about the versions of a row that were in conflict.  When none is open the merge
-    is run again, under a number of its own: what has come since is merged, too, and can be a
-    conflict anew.
+    A decision is about the versions of a row that were in conflict.  When none is open what the
+    merge has found is written, under a number of its own.  If rows have changed since, or it
+    takes care row by row, the merge is run again instead: what has come since is merged, too,
+    and can be a conflict anew.
 
     Errors: 22023, 42501 no merge of the caller's, 55000 it has no conflicts; those of a merge.
     """
@@ -120,6 +122,12 @@ def conflicts_resolve(number: int | None, side: str | None, tables: Sequence[str
         done, left = _set(number, side, names)
         if left:
             return Result(number, False, 0, left, f"{done} conflicts decided, {left} are open")
+        try:
+            return deciding.resolve(
+                number, (found.source, found.target), found.options, found.reverts
+            )
+        except UnfitError:
+            pass
         decided = replace(found.options, decisions=_decisions(number))
         if found.reverts is not None:
             return run_revert(found.reverts, decided, resolves=number)[0]

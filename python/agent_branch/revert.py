@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from agent_branch.diff import RowChange
-from agent_branch.merge import Action, Delete, Insert, Recount, Update
+from agent_branch.merge import Action, Conflict, Delete, Insert, Recount, Update, digest
 from agent_branch.sqltext import Row
 
 
@@ -56,6 +56,14 @@ def to_json(action: Action) -> str:
             fields = ["update", key, columns, before, after]
         case Recount(row, copies):
             fields = ["recount", row, copies]
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+
+
+def conflict_to_json(conflict: Conflict) -> str:
+    """A conflict that is to be decided, likewise; setwise.py reads it."""
+    c = conflict
+    versions = digest(c.key, c.base, c.ours, c.theirs)
+    fields = ["conflict", c.key, c.columns, c.merged, c.base, c.ours, c.theirs, versions]
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
 
 

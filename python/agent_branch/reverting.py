@@ -65,7 +65,7 @@ class Undoing(Attempt):
         outcome = Outcome([], False, Clashes())
         for name, one in kept.items():
             table = side.tables.get(name) if name in there else None
-            found = _shape_of(one, None if table is None else table.shape)
+            found = shape_of(one, None if table is None else table.shape)
             if isinstance(found, str):
                 outcome.lines.append(Line(name_of(name), conflicts=1, note=found))
                 outcome.add(Clash(name_of(name), "schema", detail=found))
@@ -90,7 +90,7 @@ class Undoing(Attempt):
         return line
 
 
-def _shape_of(kept: Kept, now: TableShape | None) -> TableShape | str:
+def shape_of(kept: Kept, now: TableShape | None) -> TableShape | str:
     """The table as the merge saw it, by what it is now; or why that cannot be."""
     if now is None:
         return "the table is not there any more"
@@ -114,7 +114,7 @@ def _shape_of(kept: Kept, now: TableShape | None) -> TableShape | str:
 # ---- one revert ----------------------------------------------------------------
 
 
-def _find(number: int) -> Pair:
+def find_merged(number: int) -> Pair:
     """Source and target of a merge of the caller's, the target by its name of today."""
     with Log() as log:
         rows = log.rows(
@@ -152,7 +152,7 @@ LEFT JOIN branch.merges AS r ON r.reverts = m.id AND r.state = 'merged'
 WHERE m.id = {} LIMIT 1"""
 
 
-def _check(number: int) -> None:
+def check_merged(number: int) -> None:
     """Can it be taken back?  Its target is locked: nobody else is doing it."""
     with Log() as log:
         ((state, reverted_by, forgotten),) = log.rows(_STATE.format(number))
@@ -179,9 +179,9 @@ def _check(number: int) -> None:
 
 def run_revert(number: int, options: Options, resolves: int | None = None) -> tuple[Result, bool]:
     """As ``merging.run_merge``: what merge ``number`` did, taken back."""
-    pair = _find(number)
+    pair = find_merged(number)
     mergelog.lock_pair(Pair(pair.target, pair.target_id, pair.target, pair.target_id))
-    _check(number)
+    check_merged(number)
     begun = mergelog.begin(pair, options.strategy, options.message, options.recorded(), number)
 
     def work() -> tuple[Merged, Facts]:
@@ -193,8 +193,8 @@ def run_revert(number: int, options: Options, resolves: int | None = None) -> tu
 
 def rehearse(number: int, options: Options) -> Outcome:
     """Collect only; constraints are not asked."""
-    pair = _find(number)
-    _check(number)
+    pair = find_merged(number)
+    check_merged(number)
     target = Target(pair.target, pair.target_id)
     with Log("repeatable read") as log:
         run, outcome = Undoing(options, target, log, number).collect(locking=False)
