@@ -55,11 +55,11 @@ BENCHMARKS: dict[str, Callable[[Sizes], None]] = {
     "disk": keeping.disk,
     "delete": keeping.delete,
     "gc": keeping.gc,
-    "diff-changed": comparing.diff_changed,
-    "diff-memory": comparing.diff_memory,
-    "merge-changed": comparing.merge_changed,
-    "many-asleep": keeping.many_asleep,
     "scale": scale.scale,
+    "diff-changed": comparing.diff_changed,
+    "merge-changed": comparing.merge_changed,
+    "diff-memory": comparing.diff_memory,
+    "many-asleep": keeping.many_asleep,
 }
 
 
@@ -86,6 +86,7 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="the largest sizes")
     parser.add_argument("--seed", type=int, default=1, help="of everything chosen at random")
     parser.add_argument("--branches", type=int, help="how many, instead of what the size says")
+    parser.add_argument("--repeats", type=int, help="pairs of each figure")
     parser.add_argument("--within", type=float, help="minutes after which none is begun any more")
     parser.add_argument("--list", action="store_true", help="names and what they measure")
     parser.add_argument("--results", action="store_true", help="write bench/RESULTS.md again")
@@ -98,6 +99,8 @@ def main() -> int:
     size = Sizes(arguments.quick, arguments.full, arguments.seed)
     if arguments.branches:
         size.branches = arguments.branches
+    if arguments.repeats:
+        size.repeats = size.rounds = arguments.repeats
     if arguments.results and not arguments.names:
         results.write()
         return 0
