@@ -324,6 +324,36 @@ def test_old_history_goes(priced: Cluster) -> None:
     ]
 
 
+def totals(cluster: Cluster) -> dict[str, Decimal]:
+    rows = cluster.sql(
+        "SELECT name, value FROM branch.metrics WHERE labels = '{}' AND name LIKE '%\\_total'"
+    )
+    return dict(rows)
+
+
+def test_totals_only_grow(priced: Cluster) -> None:
+    """Also when accounts are forgotten, several times."""
+    for name in ("t1", "t2"):
+        priced.sql("SELECT branch.create(%s, 'main')", (name,))
+        use(priced, name, 7)
+        add_up(priced)
+        number = account(priced, name)["id"]
+        priced.sql("SELECT branch.delete(%s, hard => true)", (name,))
+        for _ in range(2):
+            add_up(priced)
+        priced.sql(
+            "UPDATE branch.accounts SET closed_at = closed_at - interval '500 days' WHERE id = %s",
+            (number,),
+        )
+        priced.sql("DELETE FROM branch.usage_rows WHERE account = %s", (number,))
+        before = totals(priced)
+        assert before["agent_branch_cost_total"] > 0
+        add_up(priced)
+        assert priced.sql("SELECT 1 FROM branch.accounts WHERE id = %s", (number,)) == []
+        after = totals(priced)
+        assert all(after[name] >= value for name, value in before.items()), (before, after)
+
+
 def test_history_arguments(priced: Cluster) -> None:
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="granularity"):
         priced.sql("SELECT * FROM branch.usage_history(granularity => 'year')")

@@ -48,7 +48,7 @@ CREATE UNIQUE INDEX accounts_db_idx ON branch.accounts (db, origin_at) WHERE clo
 CREATE INDEX accounts_name_idx ON branch.accounts (name);
 
 COMMENT ON TABLE branch.accounts IS 'branches that there are and were, and what they cost so far';
-COMMENT ON COLUMN branch.accounts.id IS 'number of the account';
+COMMENT ON COLUMN branch.accounts.id IS 'number of the account; 0: those that are forgotten, together';
 COMMENT ON COLUMN branch.accounts.db IS 'OID of the branch; of one that is gone the last one';
 COMMENT ON COLUMN branch.accounts.origin_at IS 'when the database of that OID was made';
 COMMENT ON COLUMN branch.accounts.name IS 'name of the branch, the last one known';
@@ -445,8 +445,35 @@ AS $$
         USING kept AS k
         WHERE
             k.unit = 'day' AND k.seconds > 0
+            AND a.id <> 0
             AND a.closed_at < clock_timestamp() - k.seconds * interval '1 second' - interval '1 day'
             AND NOT EXISTS (SELECT FROM branch.usage_rows AS w WHERE w.account = a.id)
+        RETURNING a.*
+    ),
+
+    -- Totals only grow: account 0 is the sum of those that are forgotten.
+    forgotten AS (
+        INSERT INTO branch.accounts AS f (
+            id, db, origin_at, name, owner_id, opened_at, closed_at, sampled_at,
+            request_count, active_us, rows_written, bytes_written,
+            own_byte_seconds, pinned_byte_seconds, cost
+        )
+        OVERRIDING SYSTEM VALUE
+        SELECT
+            0, 0, '1970-01-01 00:00:00+00', '', 0, min(c.opened_at), clock_timestamp(), clock_timestamp(),
+            sum(c.request_count), sum(c.active_us), sum(c.rows_written), sum(c.bytes_written),
+            sum(c.own_byte_seconds), sum(c.pinned_byte_seconds), sum(c.cost)
+        FROM closed AS c
+        HAVING count(*) > 0
+        ON CONFLICT (id) DO UPDATE SET
+            closed_at = excluded.closed_at,
+            request_count = f.request_count + excluded.request_count,
+            active_us = f.active_us + excluded.active_us,
+            rows_written = f.rows_written + excluded.rows_written,
+            bytes_written = f.bytes_written + excluded.bytes_written,
+            own_byte_seconds = f.own_byte_seconds + excluded.own_byte_seconds,
+            pinned_byte_seconds = f.pinned_byte_seconds + excluded.pinned_byte_seconds,
+            cost = f.cost + excluded.cost
     )
 
     SELECT count(*) FROM gone
