@@ -121,6 +121,7 @@ CASES: dict[str, Case] = {
     "branch._activity_of": everybody(f"SELECT branch._activity_of({VAULT})"),
     "branch.suspend": owners("SELECT * FROM branch.suspend('vault_branch')"),
     "branch.resume": owners("SELECT * FROM branch.resume('vault_branch')"),
+    "branch._suspend_over_budget": superusers("SELECT branch._suspend_over_budget('vault_branch')"),
     "branch.suspend_idle": superusers("SELECT branch.suspend_idle()"),
     # quotas
     "branch.set_quota": superusers("SELECT branch.set_quota('vault', max_branches => 9)"),
