@@ -9,6 +9,7 @@ from contextlib import suppress
 import psycopg
 import pytest
 from ab_cluster import Cluster, wait_for
+from psycopg.pq import DiagnosticField
 
 ENDED = "57P01"
 
@@ -57,7 +58,12 @@ def ended(conn: psycopg.Connection) -> str | None:
     try:
         conn.execute("SELECT 1")
     except psycopg.Error as error:
-        return error.sqlstate or "lost"
+        if error.sqlstate is not None:
+            return error.sqlstate
+        # the end of the connection came with the last message, which is still there
+        result = conn.pgconn.get_result()
+        state = result.error_field(DiagnosticField.SQLSTATE) if result is not None else None
+        return state.decode() if state is not None else str(error)
     return None
 
 
