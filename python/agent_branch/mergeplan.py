@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from agent_branch.diff import TableDiff, TableState, plan_diff
+from agent_branch.sqltext import TEXT
 from agent_branch.tableshape import TableShape, Unique, common_key, restricted, same_rows
 
 # nothing: the source has nothing to bring into it; rows: matched by key; counts: rows without a
@@ -39,12 +40,15 @@ def plan_table(
     theirs: TableState | None,
     *,
     lenient: bool = False,
+    added: Collection[str] = (),
+    vetted: bool = False,
 ) -> TablePlan:
     """Plan the merge of one table, given its three versions; None where it does not exist.
 
     ``changed`` of ours and theirs counts from the base, whose own is empty.  A column that only
     ours has keeps what it has, or gets its default; ``lenient``: tables and columns that only one
-    of the two has are left as they are.
+    of the two has are left as they are.  ``added``: columns that ours has got from theirs;
+    ``vetted``: so are labels of enums, and nothing else about types differs.
     """
     if theirs is None:
         if base is None or ours is None or lenient:
@@ -60,7 +64,7 @@ def plan_table(
         if lenient:
             return TablePlan("nothing", theirs.shape, reason="the target has dropped the table")
         return TablePlan("conflict", theirs.shape, reason="the target has dropped the table")
-    different = _different_columns(base, ours, theirs, lenient)
+    different = _different_columns(base, ours, theirs, lenient, added, vetted)
     if different:
         return TablePlan("conflict", ours.shape, reason=different)
     return _plan_rows(base, ours, theirs)
@@ -69,7 +73,7 @@ def plan_table(
 def _plan_rows(base: TableState, ours: TableState, theirs: TableState) -> TablePlan:
     key = common_key([ours.shape, theirs.shape, base.shape])
     shape = with_key(restricted(ours.shape, _common_columns(base, ours, theirs)), key)
-    diff = plan_diff(base, theirs, shape)
+    diff = plan_diff(base, theirs, _readable(shape, base.shape, theirs.shape))
     if shape.key:
         return TablePlan("rows", shape, diff, reason=diff.reason)
     other = plan_diff(base, ours, shape)
@@ -79,6 +83,18 @@ def _plan_rows(base: TableState, ours: TableState, theirs: TableState) -> TableP
     if ours.shape.key or theirs.shape.key:
         reason = "the key was changed: rows are counted"
     return TablePlan("counts", shape, TableDiff(shape, blocks, reason, pages), reason)
+
+
+def _readable(shape: TableShape, *sides: TableShape) -> TableShape:
+    """Values of a type that is not the same on all sides are no values of one of them."""
+    kinds = [{c.name: c.definition for c in side.columns} for side in (shape, *sides)]
+    columns = tuple(
+        column
+        if all(kind.get(column.name) == column.definition for kind in kinds)
+        else replace(column, type_name=TEXT, equals=None, definition="", exact=False)
+        for column in shape.columns
+    )
+    return shape if columns == shape.columns else replace(shape, columns=columns)
 
 
 def untouched(base: TableState, version: TableState) -> bool:
@@ -111,15 +127,25 @@ def _common_columns(*states: TableState) -> set[str]:
 
 
 def _different_columns(
-    base: TableState, ours: TableState, theirs: TableState, lenient: bool
+    base: TableState,
+    ours: TableState,
+    theirs: TableState,
+    lenient: bool,
+    added: Collection[str],
+    vetted: bool,
 ) -> str:
     sides = (("base", base.shape), ("target", ours.shape), ("source", theirs.shape))
     kinds = {
-        side: {c.name: (c.type_name, c.generated, c.definition) for c in shape.columns}
+        side: {
+            c.name: (c.type_name, c.generated, "" if vetted else c.definition)
+            for c in shape.columns
+        }
         for side, shape in sides
     }
     every = dict.fromkeys(name for columns in kinds.values() for name in columns)
     for name in every:
+        if name in added:
+            continue
         having = [side for side, columns in kinds.items() if name in columns]
         if having == ["target"] or (lenient and ("target" not in having or "source" not in having)):
             continue

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import plpy
 
+from agent_branch.catalog import TABLES, table_from
 from agent_branch.errors import ReportedError
 from agent_branch.mergelog import LOCK
 from agent_branch.remote import Remote
@@ -21,8 +22,13 @@ from agent_branch.sqltext import (
     settings_statement,
 )
 from agent_branch.tableorder import TableId
+from agent_branch.tableshape import TableShape
 
 LOCK_NOT_AVAILABLE = "55P03"
+NO_RIGHT = "42501"
+
+# Classes of errors that are about a definition, not about the session.
+_REFUSING = ("0A", "22", "23", "2B", "42")
 
 # One round of locking ends before the server would look for deadlocks (after 1 s): so it is the
 # merge that gives way, never a client of the target.
@@ -123,6 +129,36 @@ class Target:
             return False
         return True
 
+    # ---- definitions ----
+
+    def define(self, statements: Sequence[str]) -> list[tuple[str, str]]:
+        """Run statements that define objects; (statement, why) of those that could not be.
+
+        One that needs what a later one makes is tried again after it.
+        """
+        self.execute(settings_statement())
+        self.execute(Statement("SET LOCAL check_function_bodies = off"))
+        left = list(statements)
+        while True:
+            failed = [(one, why) for one in left if (why := self._define(one)) is not None]
+            if not failed or len(failed) == len(left):
+                return failed
+            left = [one for one, _ in failed]
+
+    def shape(self, table: TableId) -> TableShape:
+        """Of one of its tables, as it is now."""
+        shapes = (table_from(row).shape for row in self.rows(TABLES))
+        return next(shape for shape in list(shapes) if shape.id == table)
+
+    def _define(self, statement: str) -> str | None:
+        try:
+            self._remote.run(statement, savepoint=True)
+        except plpy.SPIError as error:
+            if error.sqlstate == NO_RIGHT or error.sqlstate[:2] not in _REFUSING:
+                raise
+            return str(error)
+        return None
+
     # ---- writing ----
 
     def prepare(self, tables: Collection[TableId], *, fire_triggers: bool) -> None:
@@ -166,6 +202,17 @@ class Target:
 
     def close(self) -> None:
         self._remote.close()
+
+
+def commit_apart(database: str, statements: Sequence[str]) -> None:
+    """Run statements there in a transaction of their own."""
+    if not statements:
+        return
+    with Remote(database, read_only=False) as session:
+        session.run(settings_statement().inline())
+        for statement in statements:
+            session.run(statement)
+        session.commit()
 
 
 def _count(tag: str | None) -> int:

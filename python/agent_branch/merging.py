@@ -8,13 +8,14 @@ rights of the role that calls.  mergelog.py says what became of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import plpy
 
-from agent_branch import bases, mergechanges, mergelog
+from agent_branch import bags, bases, mergechanges, mergelog
+from agent_branch.blocks import ALL
 from agent_branch.clashes import Clash, Clashes, of_endangered, of_refused, of_rows, of_short
 from agent_branch.compare import Extent, Extents, Side
 from agent_branch.data import Progress, Reading, pairing_of
@@ -23,16 +24,17 @@ from agent_branch.data import _name as name_of
 from agent_branch.data import _report as report
 from agent_branch.data import _required as required
 from agent_branch.data import _target as target_of
-from agent_branch.diff import Pairing
+from agent_branch.diff import Pairing, RowChange, scan
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
-from agent_branch.merge import Conflict
+from agent_branch.merge import Conflict, Recount
 from agent_branch.mergelog import Pair
 from agent_branch.mergeoptions import Options
 from agent_branch.mergeoptions import options as parse_options
 from agent_branch.mergeplan import TablePlan
 from agent_branch.mergerun import Endangered, MergeRun, Refused
+from agent_branch.mergeschema import NewSchema, added_in
 from agent_branch.mergesequences import advance_sequences
-from agent_branch.mergetarget import Target
+from agent_branch.mergetarget import Target, commit_apart
 from agent_branch.sqltext import Row
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import TableShape
@@ -85,6 +87,7 @@ class Outcome:
     fast_forward: bool
     clashes: Clashes
     open: int = 0
+    made: list[str] = field(default_factory=list)
     again: bool = False
     left_out: list[Clash] = field(default_factory=list)
 
@@ -246,6 +249,9 @@ class Attempt:
         for one, clash in actions:
             self._judge(outcome, one.table, one.key, clash)
 
+    def finish(self, run: MergeRun, outcome: Outcome) -> None:
+        """After the rows were written."""
+
     def _judge(
         self,
         outcome: Outcome,
@@ -281,9 +287,16 @@ class Merging(Attempt):
     base: Reading
     base_name: str
     theirs: Reading
+    plans: dict[TableId, TablePlan] = field(default_factory=dict)
+    made: NewSchema | None = None
 
     def collect(self, *, locking: bool) -> tuple[MergeRun, Outcome]:
         without = {*_without(self.pair.source), *_without(self.pair.target)}
+        new = Outcome([], False, Clashes())
+        if self.options.schema == "additive":
+            self._add(new, without, locking=locking)
+            if new.open:
+                return self._run([]), new
         base, theirs = read_side(self.base, without), read_side(self.theirs, without)
         of_theirs = _extents_of_theirs(base, theirs, self.base_name, self.pair.source)
         three, plans = self._planned(base, theirs, of_theirs, without)
@@ -295,8 +308,9 @@ class Merging(Attempt):
             self.ours.lock(sorted(wanted - locked))
             locked |= wanted
             three, plans = self._planned(base, theirs, of_theirs, without)
+        self.plans = plans
         run = self._run(three.schema(plans))
-        outcome = Outcome([], three.is_fast_forward, Clashes())
+        outcome = replace(new, fast_forward=three.is_fast_forward)
         # Without locking, theirs is the living source, whose tables nobody holds yet.
         pairing = pairing_of(
             (self.base, self.theirs), (base.tables, theirs.tables), (True, locking)
@@ -305,12 +319,46 @@ class Merging(Attempt):
             outcome.lines.append(self._collect_table(run, name, plan, pairing, outcome))
         return run, outcome
 
+    def _add(self, outcome: Outcome, without: set[str], *, locking: bool) -> None:
+        """Definitions; all that is no addition is a conflict.  Not locking: only what there is."""
+        self.made = made = NewSchema.read(self.base, self.ours, self.theirs, without)
+        for kind, name, why in made.found.refused:
+            outcome.add(Clash(None, "schema", detail=f"{kind} {name}: {why}"))
+            outcome.lines.append(Line(f"{kind} {name}", conflicts=1, note=why))
+        outcome.made = made.found.made
+        if not locking:
+            for table in sorted(made.tables):
+                rows = added_in(self.theirs, table)
+                outcome.lines.append(Line(name_of(table), inserted=rows, note="the table is new"))
+        elif not outcome.open:
+            commit_apart(self.pair.target, made.found.labels)
+            self._refuse(outcome, self.ours.define(made.found.before))
+
+    @staticmethod
+    def _refuse(outcome: Outcome, failed: Iterable[tuple[str, str]]) -> None:
+        for statement, why in failed:
+            outcome.add(Clash(None, "schema", detail=f"{why}: {statement}"))
+
+    def finish(self, run: MergeRun, outcome: Outcome) -> None:
+        if self.made is not None:
+            failed = self.made.finish(self.theirs, self.ours, self.plans, run.limits)
+            self._refuse(outcome, failed)
+
     def _planned(
         self, base: Side, theirs: Side, of_theirs: Extents, without: set[str]
     ) -> tuple[ThreeWay, dict[TableId, TablePlan]]:
         ours = read_side(self.ours, without)
         of_ours = changed_extents(self.base_name, self.pair.target, base, ours)
         three = ThreeWay(base, ours, theirs, of_theirs, of_ours, self.options.schema)
+        if self.made is not None:
+            applied = isinstance(self.ours, Target)
+            three = replace(
+                three,
+                mode="stop" if applied else "ignore",
+                created=self.made.tables if applied else (),
+                added=self.made.columns,
+                vetted=True,
+            )
         return three, dict(three.plans())
 
     def _collect_table(
@@ -322,9 +370,24 @@ class Merging(Attempt):
             line.conflicts = 1
             return line
         assert plan.shape is not None
+        if plan.course == "create":
+            self._take(run, plan.shape, self._copied(run, plan.shape), line, outcome)
+            return line
         found = (c for _, c in run.collect(plan, self.base, self.theirs, pairing))
         self._take(run, plan.shape, found, line, outcome)
         return line
+
+    def _copied(self, run: MergeRun, shape: TableShape) -> Iterator[Conflict]:
+        """All rows of a table that the target has got empty."""
+        if shape.key:
+            rows = self.theirs.rows(scan(shape, ALL))
+            changes = (RowChange("added", shape.key_of(row), None, row) for row in rows)
+            yield from (c for _, c in run.collect_changes(TablePlan("rows", shape), changes))
+        else:
+            lines = bags.lines(self.theirs, shape, ALL)
+            run.collect_counts(
+                TablePlan("counts", shape), (Recount(row, copies) for _, row, copies in lines)
+            )
 
 
 # ---- one merge ----------------------------------------------------------------
@@ -342,6 +405,8 @@ def attempt(pair: Pair, make: Callable[[Target], Attempt]) -> Merged:
             outcome.add(clash)
         if not outcome.open and run.rows:
             one.write(run, outcome)
+        if not outcome.open and not outcome.again:
+            one.finish(run, outcome)
         if not outcome.open and not outcome.again:
             return Merged(outcome, run, target)
         target.close()
@@ -444,12 +509,14 @@ def result_of(number: int | None, outcome: Outcome, *, done: bool) -> Result:
     rows = outcome.rows if done else 0
     if outcome.open:
         said = f"{outcome.open} conflicts are open; nothing was changed"
-    elif not outcome.rows and not outcome.clashes.count:
+    elif not outcome.rows and not outcome.clashes.count and not outcome.made:
         said = "nothing to merge"
     else:
         said = f"{rows} rows changed in {sum(1 for line in outcome.lines if line.rows)} tables"
         if outcome.clashes.count:
             said += f", {outcome.clashes.count} conflicts decided"
+        if outcome.made:
+            said += f", {len(outcome.made)} definitions added"
     return Result(number, outcome.fast_forward, rows, outcome.clashes.count, said)
 
 

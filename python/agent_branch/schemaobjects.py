@@ -118,7 +118,8 @@ SELECT 'table', c.name, '',
         SELECT pg_catalog.format(CASE WHEN c.relispartition THEN ' PARTITION OF %s'
             ELSE ' INHERITS (%s)' END, pg_catalog.string_agg(
             i.inhparent::pg_catalog.regclass::pg_catalog.text, ', ' ORDER BY i.inhseqno))
-        FROM pg_catalog.pg_inherits AS i WHERE i.inhrelid = c.oid), '')
+        FROM pg_catalog.pg_inherits AS i WHERE i.inhrelid = c.oid
+        HAVING pg_catalog.count(*) > 0), '')
     || COALESCE(' ' || pg_catalog.pg_get_expr(c.relpartbound, c.oid), '')
     || COALESCE(' PARTITION BY ' || pg_catalog.pg_get_partkeydef(c.oid), '')
     || COALESCE(' USING ' || (

@@ -7,7 +7,7 @@ No server here.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from agent_branch.blocks import NONE
@@ -20,8 +20,8 @@ from agent_branch.tableorder import TableId
 from agent_branch.tableshape import TableShape
 
 # What becomes of tables and columns that only one side has.  stop: they are conflicts, unless the
-# target made them; ignore: they are left as they are.
-SchemaMode = Literal["stop", "ignore"]
+# target made them; ignore: they are left as they are; additive: the target gets them first.
+SchemaMode = Literal["stop", "ignore", "additive"]
 
 UNKNOWN = Extent(0, 0, None)
 
@@ -58,17 +58,25 @@ class ThreeWay:
     of_theirs: Extents
     of_ours: Extents
     mode: SchemaMode = "stop"
+    # Tables and columns that the target has got from the source.
+    created: Collection[TableId] = ()
+    added: Mapping[TableId, Collection[str]] = field(default_factory=dict)
+    vetted: bool = False
 
     @property
     def names(self) -> list[TableId]:
         return sorted({*self.base.tables, *self.ours.tables, *self.theirs.tables})
 
     def plan(self, name: TableId) -> TablePlan:
+        if name in self.created:
+            return TablePlan("create", self.ours.tables[name].shape)
         plan = plan_table(
             _state(self.base.tables.get(name), self.of_theirs.get(name, UNKNOWN), before=True),
             _state(self.ours.tables.get(name), self.of_ours.get(name, UNKNOWN)),
             _state(self.theirs.tables.get(name), self.of_theirs.get(name, UNKNOWN)),
             lenient=self.mode == "ignore",
+            added=self.added.get(name, ()),
+            vetted=self.vetted,
         )
         if plan.course == "create":
             if self.mode == "ignore":

@@ -57,6 +57,15 @@ def _set(shape: TableShape, columns: Sequence[int], rows: Sequence[Row]) -> Stat
     )
 
 
+def fill(shape: TableShape, columns: Sequence[int], rows: Sequence[Row]) -> Statement:
+    """The same, where something would differ."""
+    one = _set(shape, columns, rows)
+    other = " OR ".join(
+        f"NOT {shape.columns[i].same(f't.{shape.columns[i].sql}', f'r.v{i}')}" for i in columns
+    )
+    return Statement(f"{one.template} AND ({other})", one.parameters, one.rows)
+
+
 def _set_expressions(
     shape: TableShape, assignments: Mapping[int, str], rows: Sequence[Row]
 ) -> Statement:
