@@ -87,7 +87,7 @@ uninstall-python:
 # ---- from nothing ------------------------------------------------------------------
 
 .PHONY: deps demo demo-stop test lint venv regress isolation pytest installcheck \
-	check-core bench torture install-for-tests release-sql clean-tests
+	check-core check-assert bench torture install-for-tests release-sql clean-tests
 
 deps:
 	tools/deps.sh
@@ -154,7 +154,13 @@ installcheck:
 check-core: venv
 	$(VENV_PYTHON) tools/check_core.py
 
-# make torture, make torture TORTURE="--seconds 600 --seed 7"
+# Tests of the storage under a server that checks its assertions: one that PG_CONFIG names, or
+# one that is built for it, of the server's own source package.
+# make check-assert, make check-assert CHECK="tests/test_crash.py -k nine"
+check-assert: venv
+	$(VENV_PYTHON) tools/check_assert.py $(CHECK)
+
+# make torture, make torture TORTURE="--seconds 600 --seed 7 --report docs/torture.md"
 torture: venv
 	$(VENV_PYTHON) tests/torture.py $(TORTURE)
 

@@ -17,6 +17,7 @@ from ab_checks import (
     create,
     create_database,
     healthy,
+    main_fork,
     oid_of,
     relation_files,
     run,
@@ -189,3 +190,28 @@ def test_tablespace_that_is_not_there(make_cluster: Callable[..., Cluster]) -> N
     away.rename(place)
     assert server.sql("SELECT i FROM s", dbname="b") == [(2,)]
     assert server.sql("SELECT i FROM s", dbname="p") == [(3,)]
+
+
+def test_part_of_a_block_at_the_end(make_cluster: Callable[..., Cluster]) -> None:
+    """A disk that was full when a file was to be extended leaves part of a block.  PostgreSQL
+    passes over that and overwrites it the next time; so do branches, and their snapshots."""
+    server = make_cluster("part", SETTINGS_HERE)
+    create_database(server, "p", "CREATE TABLE t AS SELECT generate_series(1, 1000) AS i")
+    create(server, "b", "p")
+    run(server, "b", "INSERT INTO t SELECT generate_series(1001, 3000)", "CHECKPOINT")
+    path = main_fork(server, "b", "t")
+    server.stop()
+    length = path.stat().st_size
+    assert length % BLOCK == 0
+    with path.open("ab") as file:
+        file.write(b"x" * 4096)
+    server.start()
+    before = contents(server, "b")
+    healthy(server)
+    create(server, "c", "b")
+    run(server, "b", "INSERT INTO t SELECT generate_series(3001, 6000)", "CHECKPOINT")
+    assert path.stat().st_size > length + BLOCK
+    assert contents(server, "c") == before
+    assert server.scalar("SELECT sum(i) FROM t", dbname="b") == 6000 * 6001 // 2
+    healthy(server)
+    calm_log(server)

@@ -1,397 +1,219 @@
-"""The page oracle for as long as wanted: ``torture.py [--seconds N] [--seed N] ...``.
+"""Everything that may happen to a server, for as long as wanted.
 
-One server, one parent in a storm, and hundreds of snapshots of it that live side by side,
-each with a branch whose every page must stay what its parent had, and branches of branches as
-deep as asked for.  All of them are made first, with kill -9 in between, and compared; then
-rounds of snapshots, deletions, garbage collection, checkpoints, clean stops, kill -9 (also in
-recovery) follow one another at random; at the end all are compared again.  A standby goes with
-them, and is promoted.  The seed decides what is tried; what the processes make of it is the
-machine's.
+    torture.py [--part NAME ...] [--seconds N] [--seed N] [--report FILE]
 
-``--lifecycle``: instead, the tests of the life of branches against their models, 64 clients
-and one, with ten times as many rounds, under one seed after another.
+Runs the parts (``--list`` names them; ab_torture.py) one after the other, each in a process of
+its own with a seed of its own, and begins anew with other seeds until the time is over; each part
+is run at least once.  What a run has done is kept under ``build/torture``: with the same seed it
+goes on where it was.  ``--report`` writes a summary, in Markdown, of all that is kept there.
 
-``--power-cuts``: instead, a tree of branches (ab_power.py) on file systems that lose again and
-again what is not on disk.
-
-Ends with exit code 0 and a line of figures, or with the first violation; the server's
-directory is kept then.
+A part that fails is named with the command that repeats it; its servers' directories stay.
+The seed decides what is tried; what the processes make of it is the machine's.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import platform
 import random
-import shutil
 import subprocess
 import sys
 import time
 import traceback
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
 from pathlib import Path
 
-import psycopg
-from ab_checks import amcheck, branches, calm_log, create, delete, healthy, nothing_left, run
-from ab_cluster import Cluster, workspace
-from ab_oracle import (
-    SETTINGS,
-    State,
-    Witness,
-    check_all,
-    drop_leaves,
-    plain_again,
-    rows_of,
-    settle,
-    usable,
-)
-from ab_power import SETTINGS as POWER_SETTINGS
-from ab_power import PowerCuts, failing_disk
-from ab_storm import (
-    Storm,
-    checkpoints,
-    make_parent,
-)
+import pytest
+from ab_cluster import live_clusters, pg_config, workspace
+from ab_torture import PARTS
 
-PARENT = "p"
-LEAST_ROUNDS = 3
-ROOM = 20  # witnesses that may be there beside those on so many snapshots of the parent
+ROOT = Path(__file__).resolve().parent.parent
+KEPT = ROOT / "build" / "torture"
+RESULT = "torture result: "
 
 
-class Torture:
-    def __init__(self, cluster: Cluster, arguments: argparse.Namespace) -> None:
-        self.cluster = cluster
-        self.seed = arguments.seed
-        self.most = arguments.snapshots
-        self.depth = arguments.depth
-        self.rng = random.Random(arguments.seed)
-        self.witnesses: list[Witness] = []
-        self.done: Counter[str] = Counter()
-        self.names = 0
-        self.numbers: set[int] = set()  # of files that some snapshot of the parent had
-        self.deepest = 0
-        self.most_at_once = 0
-        self.standby: Cluster | None = None
-        if arguments.standby:
-            self.standby = cluster.standby("torture-standby", {"max_standby_streaming_delay": "-1"})
-
-    def name(self) -> str:
-        self.names += 1
-        return f"t{self.names}"
-
-    # ---- as many as asked for ----
-
-    def fill(self) -> None:
-        """Snapshots until there are as many as asked for, and below one of them branches of
-        branches; a quarter of the way at a time, each ended by kill -9."""
-        for quarter in range(1, 5):
-            with (
-                Storm(self.cluster, PARENT, f"{self.seed}/fill{quarter}", clients=3) as storm,
-                checkpoints(self.cluster, f"{self.seed}/fill{quarter}"),
-            ):
-                if quarter == 1:
-                    self.chain(storm, self.depth, every=10)
-                for _ in range(self.most * quarter // 4 - self.most * (quarter - 1) // 4):
-                    storm.run(self.rng.randint(1, 4))
-                    self.take(storm)
-                self.cluster.kill()
-            self.cluster.start()
-            self.done["end: kill"] += 1
-        self.note_how_many()
-        assert self.most_at_once >= self.most, f"{self.most_at_once} snapshots at once"
-        assert self.deepest >= self.depth, f"{self.deepest} branches below each other"
-        self.check(0)
-
-    def note_how_many(self) -> None:
-        """Snapshots of the parent that branches hang on, and how deep branches of branches are."""
-        alive = self.cluster.scalar(
-            "SELECT count(*) FROM branch.snapshots WHERE parent_name = %s AND branches > 0"
-            " AND kind = 'before_image' AND NOT poisoned",
-            (PARENT,),
-        )
-        deep = self.cluster.scalar("SELECT coalesce(max(depth), 0) FROM branch.branches")
-        self.most_at_once = max(self.most_at_once, int(alive))
-        self.deepest = max(self.deepest, int(deep))
-
-    # ---- one round: a storm with things happening in it ----
-
-    def round(self, number: int) -> None:
-        with (
-            Storm(self.cluster, PARENT, f"{self.seed}/{number}", clients=3) as storm,
-            checkpoints(self.cluster, f"{self.seed}/{number}"),
-        ):
-            for _ in range(self.rng.randint(2, 8)):
-                storm.run(self.rng.randint(1, 40))
-                self.happen(storm)
-            end = self.rng.choice(("kill", "kill", "kill-twice", "fast", "immediate", "go on"))
-            if end in ("kill", "kill-twice"):
-                self.cluster.kill()
-            elif end == "immediate":
-                self.cluster.stop("immediate")
-        self.done[f"end: {end}"] += 1
-        if end == "fast":
-            self.cluster.restart("fast")
-        elif end != "go on":
-            if end == "kill-twice":
-                self.cluster.kill_in_recovery()
-            self.cluster.start()
-        self.check(number)
-
-    def happen(self, storm: Storm) -> None:
-        what = self.rng.choices(
-            ("snapshot", "burst", "busy", "chain", "delete", "gc", "write", "checkpoint"),
-            (8, 2, 4, 2, 4, 2, 2, 1),
-        )[0]
-        self.done[what] += 1
-        if what == "snapshot":
-            self.take(storm)
-        elif what == "burst":
-            for _ in range(min(10, self.most - len(self.witnesses))):
-                storm.run(self.rng.randint(1, 4))
-                self.take(storm)
-        elif what == "busy":
-            self.busy()
-        elif what == "chain":
-            self.chain(storm, self.rng.randint(2, self.depth))
-        elif what == "delete":
-            self.forget(self.rng.randint(1, 5))
-        elif what == "gc":
-            self.cluster.sql("SELECT * FROM branch.gc()")
-        elif what == "write":
-            self.write_in_branch()
-        else:
-            self.cluster.sql("CHECKPOINT")
-
-    def take(self, storm: Storm) -> None:
-        with storm.held():
-            self.witnesses.append(Witness.make(self.cluster, self.name(), PARENT))
-        surplus = len(self.witnesses) - self.most - ROOM
-        if surplus > 0:
-            self.forget(surplus)
-
-    def busy(self) -> None:
-        try:
-            self.witnesses.append(Witness.of_itself(self.cluster, self.name(), PARENT))
-        except psycopg.errors.LockNotAvailable:
-            self.done["busy, timed out"] += 1
-
-    def chain(self, storm: Storm, depth: int, every: int = 0) -> None:
-        """Branches of branches down from a new one, each written before the next; beside the
-        last there is a witness, and beside every so many-th."""
-        source = self.name()
-        with storm.held():
-            create(self.cluster, source, PARENT)
-        for level in range(2, depth + 1):
-            low = self.rng.randrange(1, 3500)
-            name = self.name()
-            run(
-                self.cluster,
-                source,
-                f"UPDATE a SET v = '{name}' WHERE id BETWEEN {low} AND {low + 30}",
-                f"INSERT INTO c SELECT i, '{name}' FROM generate_series(1, 40) AS i",
-                self.rng.choice(("TRUNCATE c", "VACUUM a", "REINDEX TABLE b", "SELECT 1")),
-            )
-            if level == depth or (every and level % every == 0):
-                before = State.read(self.cluster, source)
-                self.witnesses.append(Witness(f"{name}_w", source, [before]))
-                create(self.cluster, f"{name}_w", source)
-            create(self.cluster, name, source)
-            source = name
-        if self.rng.random() < 0.5:
-            self.witnesses[-1].check(self.cluster, "at once")
-
-    def write_in_branch(self) -> None:
-        """A branch of a witness is written: what they share stays."""
-        if not self.witnesses:
-            return
-        name = self.name()
-        create(self.cluster, name, self.rng.choice(self.witnesses).name)
-        run(
-            self.cluster,
-            name,
-            "UPDATE pgbench_accounts SET filler = 'written' WHERE aid % 3 = 0",
-            "DELETE FROM a WHERE id % 2 = 0",
-            "VACUUM",
-        )
-        usable(self.cluster, name)
-        if self.rng.random() < 0.7:
-            delete(self.cluster, name)
-
-    def forget(self, count: int) -> None:
-        self.rng.shuffle(self.witnesses)
-        gone, self.witnesses = self.witnesses[:count], self.witnesses[count:]
-        for witness in gone:
-            self.numbers |= {node for node, _ in witness.states[0].relations.values()}
-        drop_leaves(self.cluster, {witness.name for witness in self.witnesses})
-        self.done["deleted"] += len(gone)
-
-    # ---- what must hold ----
-
-    def check(self, number: int) -> None:
-        when = f"round {number}"
-        healthy(self.cluster)
-        usable(self.cluster, PARENT)
-        there = branches(self.cluster)
-        assert {witness.name for witness in self.witnesses} <= set(there)
-        self.note_how_many()
-        some = self.witnesses
-        if number % 5:
-            some = self.rng.sample(self.witnesses, min(12, len(self.witnesses)))
-        check_all(self.cluster, some, when)
-        self.count(some)
-        self.cluster.sql("SELECT * FROM branch.gc()")
-        nothing_left(self.cluster, when)
-        if self.standby is not None:
-            if self.rng.random() < 0.3:
-                self.standby.restart(self.rng.choice(("fast", "immediate")))
-            elif self.rng.random() < 0.3:
-                self.standby.crash()
-            self.cluster.wait_caught_up(self.standby, 600)
-            check_all(self.standby, some, f"{when}, standby")
-            self.count(some)
-            assert rows_of(self.standby, PARENT) == rows_of(self.cluster, PARENT), when
-            calm_log(self.standby)
-        if number % 10 == 0:
-            amcheck(self.cluster, PARENT)
-        calm_log(self.cluster)
-
-    def count(self, witnesses: Sequence[Witness]) -> None:
-        self.done["branches compared"] += len(witnesses)
-        self.done["pages compared"] += sum(len(w.states[0].pages) for w in witnesses)
-
-    def finish(self) -> None:
-        self.check(0)
-        if self.standby is not None:
-            self.cluster.kill()
-            self.standby.promote()
-            self.cluster, self.standby = self.standby, None
-            self.check(0)
-        self.forget(len(self.witnesses))
-        self.cluster.sql("SELECT * FROM branch.gc()")
-        settle(self.cluster, PARENT)
-        plain_again(self.cluster, PARENT, self.numbers)
-        nothing_left(self.cluster, "at the end")
-        amcheck(self.cluster, PARENT)
+# ---- one part -----------------------------------------------------------------------------------
 
 
-def cut_power(arguments: argparse.Namespace, base: Path, kind: str) -> None:
-    """Power cuts for half of the time."""
-    cluster = Cluster.create(base, kind, POWER_SETTINGS)
-    end = time.monotonic() + arguments.seconds / 2
-    with failing_disk(cluster, base / f"{kind}.image", kind) as disk:
-        cuts = PowerCuts(cluster, disk, f"{arguments.seed}/{kind}")
-        try:
-            while time.monotonic() < end:
-                cuts.round(clients=4)
-            cuts.finish()
-        except BaseException:
+def run_part(name: str, seed: int) -> int:
+    """In this process; ends with a line that the other one reads."""
+    base = workspace("ab-torture-")
+    result: dict[str, object] = {}
+    code = 0
+    try:
+        result["done"] = dict(PARTS[name](seed, base))
+    except pytest.skip.Exception as skipped:
+        result["skipped"] = str(skipped)
+    except BaseException as failure:
+        traceback.print_exc()
+        for cluster in live_clusters():
+            print(cluster.log_tail())
             cluster.kill()
-            shutil.copytree(cluster.data, base / f"{kind}.failed")
-            raise
-    print(f"torture: {cuts.rounds} power cuts, {kind}: {dict(cuts.done)}")
-    cluster.destroy()
+            cluster.keep_running = True
+        result["failed"] = f"{type(failure).__name__}: {failure}"[:2000]
+        result["directory"] = str(base)
+        code = 1
+    else:
+        for cluster in live_clusters():
+            cluster.destroy()
+    print(RESULT + json.dumps(result), flush=True)
+    return code
 
 
-def lead_lives(arguments: argparse.Namespace) -> int:
-    """Tests of many clients and of one, again and again, each time with the next seed."""
-    here = Path(__file__).parent
-    end = time.monotonic() + arguments.seconds
-    seed = arguments.seed
-    while True:
-        print(f"torture: lifecycle, seed {seed}", flush=True)
-        ended = subprocess.run(
-            [
-                *(sys.executable, "-m", "pytest", "-q", "-s", "-x", "-p", "no:cacheprovider"),
-                *(str(here / name) for name in ("test_lifecycle_model.py", "test_one_life.py")),
-            ],
-            cwd=here.parent,
-            env={
-                **os.environ,
-                "AGENT_BRANCH_SEED": str(seed),
-                "AGENT_BRANCH_LIFECYCLE": str(arguments.times),
-            },
+# ---- all of them --------------------------------------------------------------------------------
+
+
+def repeat(name: str, seed: int) -> str:
+    return f'make torture TORTURE="--only {name} --seed {seed}"'
+
+
+def start_part(name: str, seed: int) -> dict[str, object]:
+    """In a process of its own; its output is kept."""
+    log = KEPT / f"{name}-{seed}.log"
+    began = time.time()
+    with log.open("w") as file:
+        subprocess.run(
+            [sys.executable, __file__, "--only", name, "--seed", str(seed)],
             check=False,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
         )
-        if ended.returncode != 0:
-            again = f"--lifecycle --seconds 0 --times {arguments.times} --seed {seed}"
-            print(f'torture: failed; again: make torture TORTURE="{again}"')
-            return 1
-        if time.monotonic() >= end:
-            return 0
-        seed += 1
+    said = [line for line in log.read_text().splitlines() if line.startswith(RESULT)]
+    result = json.loads(said[-1][len(RESULT) :]) if said else {"failed": "ended without a result"}
+    result |= {"part": name, "seed": seed, "seconds": round(time.time() - began)}
+    return result
+
+
+def known(path: Path) -> list[dict[str, object]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run_all(arguments: argparse.Namespace) -> int:
+    KEPT.mkdir(parents=True, exist_ok=True)
+    state = KEPT / f"{arguments.seed}.jsonl"
+    before = {(line["part"], line["seed"]) for line in known(state) if "failed" not in line}
+    names = arguments.part or list(PARTS)
+    end = time.monotonic() + arguments.seconds
+    failed = 0
+    turn = 0
+    while turn == 0 or time.monotonic() < end:
+        rng = random.Random(f"{arguments.seed}/{turn}")
+        for name in names:
+            seed = rng.randrange(1, 2**31)
+            if (name, seed) in before or (turn and time.monotonic() >= end):
+                continue
+            result = start_part(name, seed)
+            with state.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+            outcome = result.get("skipped") or result.get("failed") or result.get("done")
+            print(f"{name}, seed {seed}, {result['seconds']} s: {outcome}", flush=True)
+            if "failed" in result:
+                failed += 1
+                print(f"torture: {name} failed; again: {repeat(name, seed)}", flush=True)
+                if arguments.stop:
+                    return 1
+        turn += 1
+    return 1 if failed else 0
+
+
+# ---- the summary --------------------------------------------------------------------------------
+
+
+def machine() -> list[str]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    return [
+        f"- {os.cpu_count()} processors ({platform.machine()}), {memory} GiB of memory,"
+        f" {platform.system()} {platform.release()}",
+        f"- {pg_config('--version')}",
+        f"- agent_branch {commit or 'without git'}",
+    ]
+
+
+def report(path: Path) -> None:
+    """All results that are kept, by part; what failed or was skipped stands first."""
+    lines = [line for kept in sorted(KEPT.glob("*.jsonl")) for line in known(kept)]
+    by_part: dict[str, list[dict[str, object]]] = defaultdict(list)
+    for line in lines:
+        by_part[str(line["part"])].append(line)
+    troubles = [
+        f"- `{line['part']}`, seed {line['seed']}: {line.get('failed') or line.get('skipped')}"
+        f" (`{repeat(str(line['part']), int(str(line['seed'])))}`)"
+        for line in lines
+        if "done" not in line
+    ]
+    rows = []
+    for name in PARTS:
+        runs = by_part[name]
+        done: Counter[str] = Counter()
+        for line in runs:
+            figures = line.get("done", {})
+            assert isinstance(figures, dict)
+            done.update(figures)
+        good = sum("done" in line for line in runs)
+        minutes = sum(int(str(line["seconds"])) for line in runs) / 60
+        figures_text = ", ".join(f"{what} {count}" for what, count in sorted(done.items()))
+        rows.append(f"| {name} | {good} of {len(runs)} | {minutes:.0f} | {figures_text} |")
+    seeds = [f"- {name}: {', '.join(str(run['seed']) for run in by_part[name])}" for name in PARTS]
+    text = [
+        "# Torture",
+        "",
+        "Written by `make torture`; `tests/torture.py` and `tests/ab_torture.py` say what each part"
+        " does.",
+        "",
+        "## What failed or was left out",
+        "",
+        *(troubles or ["Nothing."]),
+        "",
+        "## What was done",
+        "",
+        "| part | runs that passed | minutes | in them |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        "## Where",
+        "",
+        *machine(),
+        "",
+        "## Seeds",
+        "",
+        *seeds,
+    ]
+    path.write_text("\n".join(text) + "\n")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=int, default=3600, help="how long (an hour)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1, 2**31))
-    parser.add_argument("--snapshots", type=int, default=200, help="of the parent, at once")
-    parser.add_argument("--depth", type=int, default=50, help="branches below each other")
-    parser.add_argument("--no-standby", dest="standby", action="store_false")
-    parser.add_argument("--power-cuts", action="store_true", help="power cuts, and only these")
-    parser.add_argument("--lifecycle", action="store_true", help="lives against models only")
-    parser.add_argument("--times", type=int, default=10, help="size of a round of --lifecycle")
+    parser.add_argument("--part", action="append", choices=list(PARTS), help="these parts")
+    parser.add_argument("--only", choices=list(PARTS), help="one part, once, with that seed")
+    parser.add_argument("--stop", action="store_true", help="at the first failure")
+    parser.add_argument("--report", type=Path, help="write what all runs have done there")
+    parser.add_argument("--list", action="store_true", help="name the parts")
     arguments = parser.parse_args()
-    print(f"torture: seed {arguments.seed}", flush=True)
-    if arguments.lifecycle:
-        return lead_lives(arguments)
-    base = workspace("ab-torture-")
-    if arguments.power_cuts:
-        for kind in ("ext4", "xfs"):
-            cut_power(arguments, base, kind)
-        base.rmdir()
+    if arguments.list:
+        print("\n".join(PARTS))
         return 0
-    cluster = Cluster.create(
-        base,
-        "torture",
-        {
-            **SETTINGS,
-            "agent_branch.max_snapshots": "4096",
-            "hot_standby_feedback": "on",
-            "max_wal_size": "512MB",
-            "wal_keep_size": "16GB",
-            "log_statement": "none",
-        },
-    )
-    make_parent(cluster, PARENT)
-    torture = Torture(cluster, arguments)
-    began = time.monotonic()
-    number = 0
-    try:
-        torture.fill()
-        print(
-            f"filled, {time.monotonic() - began:.0f} s: {torture.most_at_once} snapshots with"
-            f" branches at once, {torture.deepest} branches below each other",
-            flush=True,
-        )
-        while number < LEAST_ROUNDS or time.monotonic() - began < arguments.seconds:
-            number += 1
-            torture.round(number)
-            print(
-                f"round {number}, {time.monotonic() - began:.0f} s:"
-                f" {len(torture.witnesses)} witnesses, {dict(torture.done)}",
-                flush=True,
-            )
-        torture.finish()
-    except BaseException:
-        traceback.print_exc()
-        print(cluster.log_tail(), file=sys.stderr)
-        print(f"torture: failed in round {number}, seed {arguments.seed}; see {base}")
-        for left in (torture.cluster, torture.standby):
-            if left is not None:
-                left.kill()
-                left.keep_running = True
-        cluster.keep_running = True
-        return 1
-    print(
-        f"torture: {number} rounds, seed {arguments.seed}, {torture.most_at_once} snapshots at"
-        f" once, depth {torture.deepest}: {dict(torture.done)}"
-    )
-    for left in {id(c): c for c in (cluster, torture.cluster)}.values():
-        left.destroy()
-    base.rmdir()
-    return 0
+    if arguments.only:
+        return run_part(arguments.only, arguments.seed)
+    print(f"torture: seed {arguments.seed}", flush=True)
+    code = run_all(arguments)
+    if arguments.report:
+        report(arguments.report)
+    return code
 
 
 if __name__ == "__main__":

@@ -7,20 +7,6 @@
 
 #include "ab_types.h"
 
-#include "utils/hsearch.h"
-
-/* One fork of a branch's own files, all segments together. */
-typedef struct AbOwnFork
-{
-	AbForkKey	key;			/* hash key */
-	int64		bytes;			/* length */
-	int64		disk_bytes;		/* blocks allocated */
-	bool		ragged;			/* a segment's length is no multiple of a block */
-} AbOwnFork;
-
-/* All own forks of a branch: a hash of AbOwnFork, in the current context. */
-extern HTAB *ab_size_own_forks(Oid db);
-
 /* Disk space of relation files that the branch has written. */
 extern int64 ab_size_own_pages(Oid db);
 

@@ -22,6 +22,14 @@
 #include "ab_originfile.h"
 #include "ab_storagefiles.h"
 
+/* One fork of a branch's own files, all segments together. */
+typedef struct OwnFork
+{
+	AbForkKey	key;			/* hash key */
+	int64		bytes;			/* length */
+	int64		disk_bytes;		/* blocks allocated */
+} OwnFork;
+
 /* ---- own files ---- */
 
 /* base/<db> or pg_tblspc/<spc>/.../<db> */
@@ -41,7 +49,7 @@ add_file(HTAB *forks, const char *dir, const char *name)
 	char		path[MAXPGPATH];
 	struct stat st;
 	AbForkKey	key = {0};
-	AbOwnFork  *own;
+	OwnFork  *own;
 	ForkNumber	fork;
 	int			oidchars;
 	bool		found;
@@ -56,18 +64,14 @@ add_file(HTAB *forks, const char *dir, const char *name)
 	key.fork = fork;
 	own = hash_search(forks, &key, HASH_ENTER, &found);
 	if (!found)
-	{
 		own->bytes = own->disk_bytes = 0;
-		own->ragged = false;
-	}
 	own->bytes += st.st_size;
 	own->disk_bytes += (int64) st.st_blocks * 512;
-	if (st.st_size % BLCKSZ != 0)
-		own->ragged = true;
 }
 
-HTAB *
-ab_size_own_forks(Oid db)
+/* All own forks of a branch: a hash of OwnFork, in the current context. */
+static HTAB *
+own_forks(Oid db)
 {
 	HASHCTL		ctl;
 	HTAB	   *forks;
@@ -75,7 +79,7 @@ ab_size_own_forks(Oid db)
 
 	MemSet(&ctl, 0, sizeof(ctl));
 	ctl.keysize = sizeof(AbForkKey);
-	ctl.entrysize = sizeof(AbOwnFork);
+	ctl.entrysize = sizeof(OwnFork);
 	ctl.hcxt = CurrentMemoryContext;
 	forks = hash_create("agent_branch own forks", 64, &ctl,
 						HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
@@ -97,9 +101,9 @@ ab_size_own_forks(Oid db)
 int64
 ab_size_own_pages(Oid db)
 {
-	HTAB	   *forks = ab_size_own_forks(db);
+	HTAB	   *forks = own_forks(db);
 	HASH_SEQ_STATUS scan;
-	AbOwnFork  *own;
+	OwnFork  *own;
 	int64		bytes = 0;
 
 	hash_seq_init(&scan, forks);
@@ -138,7 +142,7 @@ static int64
 sum_forks(const AbManifest *m, const AbOriginImage *origin, HTAB *forks)
 {
 	HASH_SEQ_STATUS scan;
-	AbOwnFork  *own;
+	OwnFork  *own;
 	int64		bytes = 0;
 
 	for (uint32 i = 0; i < m->h->nforks; i++)
@@ -178,7 +182,7 @@ ab_size_logical(Oid db, int64 *bytes)
 		image = ab_file_read(path, &len);
 		if (image != NULL && ab_manifest_check(image, len, &m) == NULL)
 		{
-			*bytes = sum_forks(&m, &origin, ab_size_own_forks(db));
+			*bytes = sum_forks(&m, &origin, own_forks(db));
 			ok = true;
 		}
 	}

@@ -36,7 +36,6 @@
 #include "ab_registry.h"
 #include "ab_request.h"
 #include "ab_settings.h"
-#include "ab_size.h"
 #include "ab_snapshot.h"
 #include "ab_snaptable.h"
 #include "ab_softdelete.h"
@@ -189,24 +188,6 @@ check_snapshot(Verify *v, AbSnapId id, AbManifestHeader *header)
 
 /* ---- branches ---- */
 
-/* Sizes of own files. */
-static void
-check_own_files(Verify *v, const char *label, Oid db)
-{
-	HTAB	   *forks = ab_size_own_forks(db);
-	HASH_SEQ_STATUS scan;
-	AbOwnFork  *own;
-
-	hash_seq_init(&scan, forks);
-	while ((own = hash_seq_search(&scan)) != NULL)
-	{
-		if (own->ragged)
-			report(v, label, "length of fork %d of relation file %u in tablespace %u is no multiple of a block",
-				   own->key.fork, own->key.rel, own->key.spc);
-	}
-	hash_destroy(forks);
-}
-
 /* What pg_database says, against origin and manifest. */
 static void
 check_row(Verify *v, const char *label, Form_pg_database row,
@@ -231,7 +212,6 @@ check_files(Verify *v, const char *label, const AbOriginHeader *origin)
 		report(v, label, "its directory or PG_VERSION is missing or damaged");
 	else if (!ab_storage_relmap_sound(origin->db, origin->spc))
 		report(v, label, "pg_filenode.map is missing or damaged");
-	check_own_files(v, label, origin->db);
 }
 
 /* Row and registry agree whether it is deleted, recoverably. */

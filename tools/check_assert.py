@@ -1,0 +1,172 @@
+"""Tests of the storage under a server that checks its own assertions.
+
+    check_assert.py [pytest arguments ...]
+
+If the server that PG_CONFIG names was configured with --enable-cassert it is used.  Otherwise one
+is built of the source package of the installed server (fetched as check_core.py does it, or in
+the directory that PG_SOURCE names) and kept in AGENT_BRANCH_CACHE (else ~/.cache/agent_branch).
+Either way a copy gets the extension, and the sources are built and tested in a copy too, since an
+object file for one server does not do for the other.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from ab_cluster import pg_config, workspace  # noqa: E402
+from check_core import fetch_archive, server_version  # noqa: E402
+
+STORAGE = [
+    "branch_chain",
+    "crash",
+    "detach",
+    "failpoints",
+    "hazards",
+    "initfile",
+    "late_sync",
+    "live_crash",
+    "live_full",
+    "live_scenarios",
+    "live_space",
+    "live_standby",
+    "live_steps",
+    "live_storm",
+    "lifecycle",
+    "oracle",
+    "own_files",
+    "reuse",
+    "review",
+    "standby",
+    "suspend",
+    "torn_writes",
+    "transactions",
+    "witness",
+]
+COPIED = ["extension", "python", "tests", "tools", "Makefile", "agent_branch.control"]
+COPIED += ["pyproject.toml", "sql", "expected", "specs", "bench"]
+CONFIGURE = ["--enable-cassert", "--enable-debug", "--without-readline", "--without-zlib"]
+
+
+def say(text: str) -> None:
+    print(f"check-assert: {text}", flush=True)
+
+
+def make(folder: Path, *arguments: str) -> None:
+    """make, quietly; with its output if it fails."""
+    command = ["make", "-s", f"-j{os.cpu_count()}", *arguments]
+    done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(
+            f"check-assert: {' '.join(command)}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+        )
+
+
+def cache() -> Path:
+    given = os.environ.get("AGENT_BRANCH_CACHE")
+    path = Path(given) if given else Path.home() / ".cache" / "agent_branch"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def source(folder: Path) -> Path:
+    """The unpacked source of the server."""
+    given = os.environ.get("PG_SOURCE")
+    if given:
+        copied = folder / "given"
+        shutil.copytree(given, copied, dirs_exist_ok=True)
+        return copied
+    archive = fetch_archive(folder)
+    place = folder / archive.name.split(".orig")[0]
+    if not place.exists():
+        partial = folder / "unpacking"
+        shutil.rmtree(partial, ignore_errors=True)
+        with tarfile.open(archive) as tar:
+            tar.extractall(partial)  # apt has checked its signature
+        partial.rename(place)
+    return next(path for path in place.iterdir() if (path / "configure").exists())
+
+
+def build() -> Path:
+    """Directory of a server with assertions, built once."""
+    place = cache() / f"postgresql-{server_version()}-assert"
+    if (place / "bin" / "postgres").exists():
+        return place
+    folder = cache() / "source"
+    folder.mkdir(exist_ok=True)
+    tree = source(folder)
+    say(f"building {tree.name} with assertions into {place}")
+    partial = place.with_name(place.name + ".new")
+    shutil.rmtree(partial, ignore_errors=True)
+    subprocess.run(
+        ["./configure", "-q", f"--prefix={partial}", *CONFIGURE, "CFLAGS=-O1 -g"],
+        cwd=tree,
+        check=True,
+    )
+    for part in (".", "contrib"):
+        make(tree / part)
+        make(tree / part, "install")
+    borrow_plpython(partial)
+    partial.rename(place)
+    return place
+
+
+def borrow_plpython(server: Path) -> None:
+    """PL/Python of the installed server: it knows nothing of assertions, and its headers would
+    take one package more."""
+    config = [str(server / "bin" / "pg_config")]
+
+    def there(option: str) -> Path:
+        done = subprocess.run([*config, option], check=True, capture_output=True, text=True)
+        return Path(done.stdout.strip())
+
+    shutil.copy(Path(pg_config("--pkglibdir")) / "plpython3.so", there("--pkglibdir"))
+    for path in (Path(pg_config("--sharedir")) / "extension").glob("plpython3u*"):
+        shutil.copy(path, there("--sharedir") / "extension")
+
+
+def main(arguments: list[str]) -> int:
+    if "--enable-cassert" in pg_config("--configure"):
+        server = Path(pg_config("--bindir")).parent
+    else:
+        server = build()
+    base = workspace("abassert-")
+    try:
+        copy = base / "server"
+        shutil.copytree(server, copy, symlinks=True)
+        tree = base / "source"
+        tree.mkdir()
+        for name in COPIED:
+            if (ROOT / name).is_dir():
+                ignore = shutil.ignore_patterns("*.o", "__pycache__", "raw")
+                shutil.copytree(ROOT / name, tree / name, ignore=ignore)
+            elif (ROOT / name).exists():
+                shutil.copy(ROOT / name, tree)
+        config = f"PG_CONFIG={copy / 'bin' / 'pg_config'}"
+        make(tree, config, "all")
+        make(tree, config, "install", f"SITE={base / 'site'}")
+        say(f"testing with {server}")
+        tests = [f"tests/test_{name}.py" for name in STORAGE]
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", *(arguments or ["-n", "2", *tests])],
+            cwd=tree,
+            check=False,
+            env={
+                **os.environ,
+                "PG_CONFIG": str(copy / "bin" / "pg_config"),
+                "PYTHONPATH": str(base / "site"),
+            },
+        ).returncode
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
