@@ -1,5 +1,5 @@
 """Power cuts in which a disk loses, reorders and tears what it was not told to keep.
-``make torture TORTURE="--part blocks"`` does it for as long as wanted."""
+``make torture TORTURE="--part blocks-ext4"`` does it for as long as wanted."""
 
 from __future__ import annotations
 
