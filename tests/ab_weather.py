@@ -51,7 +51,7 @@ class Weather:
     def step(self) -> None:
         """One step of work; an answer that the machine is at fault for is not believed."""
         rng, tree = self.rng, self.tree
-        nodes = [node for node in tree.nodes.values() if node.unsure is None]
+        nodes = [n for n in tree.nodes.values() if n.unsure is None and n.name not in tree.asked]
         leaves = [node for node in tree.leaves() if {node, node.parent} <= set(nodes)]
         steps: dict[str, Callable[[], object]] = {
             "fork": lambda: tree.fork(rng.choice(nodes)),
@@ -81,10 +81,12 @@ class Weather:
         if not state.startswith(EXPECTED) and not any(word in text for word in SERVERS):
             raise AssertionError(f"{what}: {state} {error}") from error
         self.done[f"refused {state}"] += 1
+        if self.trouble:
+            return
         wait_for(self.answers, 120, "the server to answer")
         self.tree.settle()
         for node in list(self.tree.nodes.values()):
-            if node.unsure is not None and not self.trouble:
+            if node.unsure is not None:
                 self.look(node)
 
     def answers(self) -> bool:

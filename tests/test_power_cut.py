@@ -1,5 +1,6 @@
 """Power cuts while branches are made, written, reset and deleted: what the file system had not
-on disk is lost.  ``make torture TORTURE="--part power-ext4 --part power-xfs"`` does it for as long as wanted."""
+on disk is lost.  ``make torture TORTURE="--part power-ext4 --part power-xfs"`` does it for as
+long as wanted."""
 
 from __future__ import annotations
 
