@@ -214,7 +214,7 @@ def clients_rate(cluster: Cluster, script: str, run: int, clients: int, each: in
 def create_rate(size: Sizes) -> None:
     """Branches per second: in one transaction, and by a hundred clients; beside as many
     INSERTs on a stock server."""
-    names = min(size.branches, 5000)
+    names = min(size.branches, 2000)
     each = max(1, size.branches // 100 // (size.repeats + 1))
     settings = {**CALM, "max_connections": 150}
     with pair("rate", **settings) as (ours, stock):

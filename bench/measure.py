@@ -59,7 +59,7 @@ class Sizes:
         self.asleep = choose(100, 1000, 10_000)
         self.later = choose(20, 100, 1000)  # snapshots after the one that is read
         self.rows = choose(20_000, 500_000, 1_000_000)  # of about 1 kB, for diff and merge
-        self.steps = choose(10, 50, 125)  # of each of the ten clients of a tree search
+        self.steps = choose(10, 30, 125)  # of each of the ten clients of a tree search
         self.at_once = choose(50, 200, 1000)
         self.deep = choose(30, 250, 1000)  # of the deep end of a tree search
 
