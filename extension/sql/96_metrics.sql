@@ -1,14 +1,15 @@
 -- Figures for exporters: one row for each, named and with units as Prometheus has them. Sums over
 -- branches are those of job usage, up to its last run; a branch of its own are only the largest.
+-- Arms are such that who asks for some names has no more computed than these need.
 
 CREATE VIEW branch.metrics AS
 WITH totals AS (
     SELECT
         coalesce(sum(a.request_count), 0) AS requests,
-        coalesce(sum(a.active_us), 0) AS active_us,
+        coalesce(round(sum(a.active_us) / 1000000, 6), 0) AS active_seconds,
         coalesce(sum(a.rows_written), 0) AS rows_written,
         coalesce(sum(a.bytes_written), 0) AS bytes_written,
-        coalesce(sum(a.cost), 0) AS cost, -- noqa: RF04
+        coalesce(round(sum(a.cost), 6), 0) AS cost, -- noqa: RF04
         coalesce(sum(a.own_bytes) FILTER (WHERE a.closed_at IS null), 0) AS own_bytes
     FROM branch.accounts AS a
 ),
@@ -31,7 +32,7 @@ snapshots AS (
     SELECT
         count(*) AS snapshots,
         count(*) FILTER (WHERE s.poisoned) AS poisoned,
-        coalesce(max(s.age_percent), 0) AS age_percent,
+        round(coalesce(max(s.age_percent), 0) / 100.0, 2) AS age,
         coalesce(sum(s.bytes), 0) AS bytes
     FROM branch._snapshots() AS s
 ),
@@ -68,27 +69,36 @@ CROSS JOIN
     ) AS x (state, branches)
 UNION ALL
 SELECT
-    x.name,
+    'agent_branch_sessions' AS name, -- noqa: RF04
     '{}'::jsonb AS labels,
-    x.value
-FROM totals AS t
-CROSS JOIN snapshots AS s
-CROSS JOIN states AS b
-CROSS JOIN
-    LATERAL (
-        VALUES
-        ('agent_branch_sessions', b.sessions::numeric),
-        ('agent_branch_requests_total', t.requests),
-        ('agent_branch_active_seconds_total', round(t.active_us / 1000000, 6)),
-        ('agent_branch_rows_written_total', t.rows_written),
-        ('agent_branch_wal_written_bytes_total', t.bytes_written),
-        ('agent_branch_cost_total', round(t.cost, 6)),
-        ('agent_branch_own_bytes', t.own_bytes),
-        ('agent_branch_snapshots', s.snapshots),
-        ('agent_branch_snapshots_poisoned', s.poisoned),
-        ('agent_branch_snapshot_bytes', s.bytes),
-        ('agent_branch_snapshot_age_ratio', round(s.age_percent / 100.0, 2))
-    ) AS x (name, value)
+    b.sessions::numeric AS value -- noqa: RF04
+FROM states AS b
+UNION ALL
+SELECT
+    n.name,
+    '{}'::jsonb AS labels,
+    (SELECT (to_jsonb(t) ->> n.field)::numeric FROM totals AS t) AS value -- noqa: RF04
+FROM (
+    VALUES
+    ('agent_branch_requests_total', 'requests'),
+    ('agent_branch_active_seconds_total', 'active_seconds'),
+    ('agent_branch_rows_written_total', 'rows_written'),
+    ('agent_branch_wal_written_bytes_total', 'bytes_written'),
+    ('agent_branch_cost_total', 'cost'),
+    ('agent_branch_own_bytes', 'own_bytes')
+) AS n (name, field)
+UNION ALL
+SELECT
+    n.name,
+    '{}'::jsonb AS labels,
+    (SELECT (to_jsonb(s) ->> n.field)::numeric FROM snapshots AS s) AS value -- noqa: RF04
+FROM (
+    VALUES
+    ('agent_branch_snapshots', 'snapshots'),
+    ('agent_branch_snapshots_poisoned', 'poisoned'),
+    ('agent_branch_snapshot_bytes', 'bytes'),
+    ('agent_branch_snapshot_age_ratio', 'age')
+) AS n (name, field)
 UNION ALL
 SELECT
     x.name,
@@ -116,28 +126,41 @@ INNER JOIN branch._budget_use AS u ON b.id = u.id
 LEFT JOIN branch.accounts AS a ON b.account = a.id
 UNION ALL
 SELECT
+    'agent_branch_health_status' AS name, -- noqa: RF04
+    '{}'::jsonb AS labels,
+    array_position('{ok,warning,critical}', h.facts ->> 'status') - 1::numeric AS value -- noqa: RF04
+FROM health AS h
+UNION ALL
+SELECT
+    'agent_branch_workers' AS name, -- noqa: RF04
+    '{}'::jsonb AS labels,
+    (
+        SELECT count(*) FROM unnest('{keeper,activity_worker}'::text[]) AS w (worker)
+        WHERE (h.facts -> w.worker ->> 'running')::boolean
+    ) AS value -- noqa: RF04
+FROM health AS h
+UNION ALL
+SELECT
     x.name,
     '{}'::jsonb AS labels,
     x.value
-FROM health AS h
-CROSS JOIN
-    LATERAL (
+FROM (
+    SELECT
+        n.name,
+        (SELECT (h.facts #>> n.fact)::numeric FROM health AS h) AS value -- noqa: RF04
+    FROM (
         VALUES
-        ('agent_branch_health_status', array_position('{ok,warning,critical}', h.facts ->> 'status') - 1::numeric),
-        ('agent_branch_workers', (
-            SELECT count(*) FROM (VALUES ('keeper'), ('activity_worker')) AS w (worker)
-            WHERE (h.facts -> w.worker ->> 'running')::boolean
-        )),
-        ('agent_branch_disk_free_bytes', (h.facts -> 'disk' ->> 'free_bytes')::numeric),
-        ('agent_branch_disk_size_bytes', (h.facts -> 'disk' ->> 'total_bytes')::numeric),
-        ('agent_branch_xid_age', (h.facts -> 'transaction_ids' ->> 'oldest_xid_age')::numeric),
-        ('agent_branch_xid_age_limit', (h.facts -> 'transaction_ids' ->> 'freeze_max_age')::numeric),
-        ('agent_branch_snapshots_limit', (h.facts -> 'snapshots' ->> 'max')::numeric),
-        ('agent_branch_tracked_databases', (h.facts -> 'tracking' ->> 'databases')::numeric),
-        ('agent_branch_tracked_databases_limit', (h.facts -> 'tracking' ->> 'max')::numeric),
-        ('agent_branch_gc_overdue_branches', (h.facts -> 'gc' ->> 'overdue')::numeric),
-        ('agent_branch_gc_lag_seconds', (h.facts -> 'gc' ->> 'lag_seconds')::numeric)
-    ) AS x (name, value)
+        ('agent_branch_disk_free_bytes', '{disk,free_bytes}'::text[]),
+        ('agent_branch_disk_size_bytes', '{disk,total_bytes}'),
+        ('agent_branch_xid_age', '{transaction_ids,oldest_xid_age}'),
+        ('agent_branch_xid_age_limit', '{transaction_ids,freeze_max_age}'),
+        ('agent_branch_snapshots_limit', '{snapshots,max}'),
+        ('agent_branch_tracked_databases', '{tracking,databases}'),
+        ('agent_branch_tracked_databases_limit', '{tracking,max}'),
+        ('agent_branch_gc_overdue_branches', '{gc,overdue}'),
+        ('agent_branch_gc_lag_seconds', '{gc,lag_seconds}')
+    ) AS n (name, fact)
+) AS x
 WHERE x.value IS NOT null
 UNION ALL
 SELECT
