@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from ab_checks import calm_log
 from ab_cluster import Cluster, identity, wait_for
 
 # Tables of which nothing is dumped, and why.
@@ -289,3 +291,31 @@ def test_by_others_than_superusers(made: Cluster) -> None:
     assert 'permission denied to create extension "plpython3u"' in done.stderr
     assert 'extension "agent_branch" does not exist' in done.stderr
     assert made.sql("SELECT 1 FROM pg_namespace WHERE nspname = 'branch'") == []
+
+
+def test_rows_of_nothing(cluster: Cluster) -> None:
+    """Rows without values, in every table: constraints refuse them, or they are left out."""
+    tables = cluster.sql(
+        "SELECT oid::regclass::text FROM pg_class"
+        " WHERE relnamespace = 'branch'::regnamespace AND relkind = 'r' ORDER BY 1"
+    )
+    with cluster.connect(autocommit=False) as conn:
+        for (table,) in tables:
+            columns = [
+                name
+                for (name,) in conn.execute(
+                    "SELECT quote_ident(attname) FROM pg_attribute WHERE attrelid = %s::regclass"
+                    " AND attnum > 0 AND NOT attisdropped AND attgenerated = ''"
+                    " AND attidentity = ''",
+                    (table,),
+                )
+            ]
+            for values in ("DEFAULT VALUES", f"({', '.join(columns)}) SELECT {nulls(columns)}"):
+                with suppress(psycopg.IntegrityError), conn.transaction():
+                    conn.execute(f"INSERT INTO {table} {values}")
+        conn.rollback()
+    calm_log(cluster)
+
+
+def nulls(columns: list[str]) -> str:
+    return ", ".join("null" for _ in columns)

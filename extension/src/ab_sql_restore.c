@@ -141,11 +141,14 @@ settle_registry(Row *row)
 static bool
 is_of_snapshot(Row *row)
 {
+	char	   *text = get_text(row, "id");
 	AbSnapId	id;
 	AbHiddenAge age;
 
-	return !row->elsewhere && ab_snapid_parse(get_text(row, "id"), &id) &&
-		ab_hidden_read_age(id, &age);
+	/* the constraint speaks of that */
+	if (text == NULL)
+		return true;
+	return !row->elsewhere && ab_snapid_parse(text, &id) && ab_hidden_read_age(id, &age);
 }
 
 /* The state that the next merge begins with; without it, it compares with the one before. */
