@@ -10,7 +10,7 @@ from ab_blockcuts import CUT_SETTINGS, BlockCuts
 from ab_cluster import Cluster
 
 STEPS = 40
-CUTS = 5
+CUTS = 4
 
 
 def test_reordered_and_torn_writes(

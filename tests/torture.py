@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -55,9 +56,10 @@ def run_part(name: str, seed: int) -> int:
         result["failed"] = f"{type(failure).__name__}: {failure}"[:2000]
         result["directory"] = str(base)
         code = 1
-    else:
+    if code == 0:
         for cluster in live_clusters():
             cluster.destroy()
+        shutil.rmtree(base, ignore_errors=True)
     print(RESULT + json.dumps(result), flush=True)
     return code
 
