@@ -272,3 +272,119 @@ def test_in_a_queue(cluster: Cluster) -> None:
     assert cluster.sql("SELECT count(*), min(v) FILTER (WHERE id = 0) FROM t", dbname="main") == [
         (5, winner)
     ]
+
+
+# pgbench's own transaction, with the accounts, tellers and branch of one side.
+TPCB = r"""
+\set aid random(100000 * (:side - 1) + 1, 100000 * :side)
+\set tid random(10 * (:side - 1) + 1, 10 * :side)
+\set delta random(-5000, 5000)
+BEGIN;
+UPDATE pgbench_accounts SET abalance = abalance + :delta WHERE aid = :aid;
+SELECT abalance FROM pgbench_accounts WHERE aid = :aid;
+UPDATE pgbench_tellers SET tbalance = tbalance + :delta WHERE tid = :tid;
+UPDATE pgbench_branches SET bbalance = bbalance + :delta WHERE bid = :side;
+INSERT INTO pgbench_history (tid, bid, aid, delta, mtime)
+    VALUES (:tid, :side, :aid, :delta, CURRENT_TIMESTAMP);
+END;
+"""
+
+SUMS = (
+    "SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(tbalance) FROM"
+    " pgbench_tellers), (SELECT sum(bbalance) FROM pgbench_branches),"
+    " (SELECT coalesce(sum(delta), 0) FROM pgbench_history)"
+)
+
+
+def test_beside_pgbench(cluster: Cluster, seed: int, tmp_path: Path) -> None:
+    """pgbench on both sides while they are merged: its sums keep, and a reader of the target never
+    sees a part of a merge."""
+    script = tmp_path / "tpcb.sql"
+    script.write_text(TPCB)
+    cluster.pgbench(["-i", "-q", "-s", "2", "-I", "dtGp"])
+    cluster.sql("SELECT branch.create('b')")
+    running = [
+        cluster.pgbench(
+            [
+                *("-n", "-c", "2", "-t", "400", "-f", str(script), "-D", f"side={side}"),
+                f"--random-seed={seed + side}",
+            ],
+            database,
+            background=True,
+        )
+        for side, database in ((1, "main"), (2, "b"))
+    ]
+    merges = 0
+    with cluster.connect("main") as reader:
+        with ThreadPoolExecutor() as pool:
+            while merges < 2 or any(one.poll() is None for one in running):
+                merge = pool.submit(cluster.sql, "SELECT conflicts FROM branch.merge('b')")
+                while not merge.done():
+                    (sums,) = reader.execute(SUMS).fetchall()
+                    assert len(set(sums)) == 1, sums
+                assert merge.result() == [(0,)]
+                merges += 1
+        assert [one.wait() for one in running] == [0, 0]
+        cluster.sql("SELECT branch.merge('b')")
+        (sums,) = reader.execute(SUMS).fetchall()
+        assert len(set(sums)) == 1, sums
+        assert reader.execute("SELECT count(*) FROM pgbench_history").fetchall() == [(1600,)]
+    assert cluster.sql("SELECT branch.sync('b')")
+    assert cluster.sql("SELECT * FROM branch.diff_summary('b')") == []
+
+
+# What makes it unknown which rows changed, and what a diff says then.
+REWRITES = {
+    "vacuum_full": ("VACUUM FULL {t}", "the table was rewritten"),
+    "clustered": ("CLUSTER {t} USING {t}_pkey", "the table was rewritten"),
+    "truncated": (
+        "CREATE TEMP TABLE kept AS TABLE {t}; TRUNCATE {t};"
+        " INSERT INTO {t} SELECT * FROM kept; DROP TABLE kept",
+        "the table was rewritten",
+    ),
+    "column": ("ALTER TABLE {t} ADD COLUMN more int DEFAULT 5", None),
+    "column_rewritten": (
+        "ALTER TABLE {t} ADD COLUMN more uuid DEFAULT gen_random_uuid()",
+        "the table was rewritten",
+    ),
+    "key": ("ALTER TABLE {t} DROP CONSTRAINT {t}_pkey, ADD PRIMARY KEY (other)", None),
+    "keyless": (
+        "ALTER TABLE {t} DROP CONSTRAINT {t}_pkey, DROP CONSTRAINT {t}_other_key",
+        None,
+    ),
+}
+
+
+def test_rewritten_tables(cluster: Cluster) -> None:
+    """On either side: the right answer, and why more was read than what changed."""
+    tables = [(f"{name}_{side}", name, side) for name in REWRITES for side in ("main", "b")]
+    for table, _, _ in tables:
+        cluster.sql(
+            f"CREATE TABLE {table} (id int PRIMARY KEY, v int, other int NOT NULL UNIQUE);"
+            f"INSERT INTO {table} SELECT g, 0, -g FROM generate_series(1, 20) AS g",
+            dbname="main",
+        )
+    cluster.sql("SELECT branch.create('b')")
+    for table, name, side in tables:
+        cluster.sql(f"UPDATE {table} SET v = 100 WHERE id = 1", dbname="main")
+        cluster.sql(
+            f"UPDATE {table} SET v = 200 WHERE id = 2; DELETE FROM {table} WHERE id = 3;"
+            f"INSERT INTO {table} VALUES (30, 300, -30)",
+            dbname="b",
+        )
+        cluster.sql(REWRITES[name][0].format(t=table), dbname=side)
+    noted = dict(cluster.sql("SELECT table_name, note FROM branch.diff_summary('b')"))
+    assert noted == {f"public.{table}": REWRITES[name][1] for table, name, _ in tables}
+    said = dict(
+        cluster.sql("SELECT table_name, note FROM branch.preview_merge('b', schema => 'ignore')")
+    )
+    for table, name, side in tables:
+        if side == "b":
+            assert (said[f"public.{table}"] or "").startswith(REWRITES[name][1] or ""), table
+        if name == "keyless":
+            assert said[f"public.{table}"] == "the key was changed: rows are counted"
+    assert cluster.sql("SELECT conflicts FROM branch.merge('b', schema => 'ignore')") == [(0,)]
+    wanted = dict.fromkeys(range(4, 21), 0) | {1: 100, 2: 200, 30: 300}
+    for table, _, _ in tables:
+        found = dict(cluster.sql(f"SELECT id, v FROM {table}", dbname="main"))
+        assert found == wanted, table
