@@ -34,7 +34,8 @@ MOVING = {"agent_branch_disk_free_bytes", "agent_branch_xid_age", "agent_branch_
 def server(cluster_base: Path) -> Iterator[Cluster]:
     """With something in every metric: branches in all states, jobs that ran, one that failed, a
     budget, and thus a reason for branch.health()."""
-    made = Cluster.create(cluster_base, "watched", {"agent_branch.sweep_interval": "0"})
+    settings = {"agent_branch.sweep_interval": "0", "agent_branch.max_tracked_branches": "16"}
+    made = Cluster.create(cluster_base, "watched", settings)
     made.sql(f"CREATE ROLE {ROLE} LOGIN; GRANT pg_monitor TO {ROLE}")
     made.sql("SELECT branch.create_many('{used,asleep,gone}', 'main')")
     for name in ("used", "asleep"):
@@ -386,3 +387,52 @@ def test_alerts(tmp_path: Path) -> None:
         [promtool, "test", "rules", str(file)], check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+# ---- what is wrong ----
+
+
+def wrong_after(cluster: Cluster, *statements: str) -> set[tuple[str, str]]:
+    """(check, level) of the reasons, with what the statements did, which is rolled back."""
+    with cluster.connect(autocommit=False) as conn:
+        for statement in statements:
+            conn.execute(statement)
+        row = conn.execute("SELECT branch.health()").fetchone()
+        conn.rollback()
+    assert row is not None
+    health = row[0]
+    levels = {reason["level"] for reason in health["reasons"]}
+    assert health["status"] == ("critical" if "critical" in levels else "warning")
+    return {(reason["check"], reason["level"]) for reason in health["reasons"]}
+
+
+def test_health(server: Cluster) -> None:
+    """Ages, garbage, room, and at last a snapshot that has gone bad: each is found in a server
+    and not only judged."""
+    known = {("jobs", "warning")}
+    assert wrong_after(server) == known
+    freeze = "UPDATE pg_database SET datfrozenxid = '{}' WHERE datname = 'main'"
+    assert wrong_after(server, freeze.format(4000000000)) == known | {
+        ("transaction_ids", "warning")
+    }
+    assert wrong_after(server, freeze.format(3900000000)) == known | {
+        ("transaction_ids", "critical")
+    }
+    long_ago = "UPDATE branch.registry SET deleted_at = deleted_at - interval '8 days'"
+    assert wrong_after(server, long_ago) == known | {("gc", "warning")}
+    names = [f"more{i}" for i in range(12)]
+    server.sql("SELECT branch.create_many(%s, 'main')", (names,))
+    for name in names:
+        server.connect(name).close()
+    known |= {("tracking", "warning")}
+    assert wrong_after(server) == known
+
+    snapshot = server.scalar("SELECT id FROM branch.snapshots LIMIT 1")
+    marker = server.data / "agent_branch" / "snapshots" / f"{snapshot}.poisoned"
+    marker.touch(mode=0o600)
+    server.give(marker)
+    server.restart()
+    assert wrong_after(server) == known | {("snapshots", "critical")}
+    found = {name: value for (name, _), value in view(server).items()}
+    assert found["agent_branch_snapshots_poisoned"] == 1
+    assert found["agent_branch_health_status"] == 2
