@@ -18,10 +18,12 @@ import ctypes
 import json
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -69,9 +71,10 @@ def wait_for(
     timeout: float = 60,
     what: str | None = None,
     interval: float = 0.02,
+    slower: bool = True,
 ) -> T:
     """Call ``condition`` until it returns something true, and return that; ``interval``
-    seconds later at first, then less often: most conditions take a new connection.
+    seconds later at first, then less often (``slower``): most take a new connection.
 
     Raises TimeoutError after ``timeout`` seconds, naming ``what`` was awaited.
     """
@@ -84,7 +87,8 @@ def wait_for(
             name = what or getattr(condition, "__name__", "condition")
             raise TimeoutError(f"waited {timeout:g} s for {name}; last answer {value!r}")
         time.sleep(interval)
-        interval = max(interval, min(interval * 1.2, 0.1))
+        if slower:
+            interval = max(interval, min(interval * 1.2, 0.1))
 
 
 def pg_config(option: str) -> str:
@@ -174,6 +178,37 @@ def _gone(pid: int) -> bool:
     return state is None or state[1] == "Z"
 
 
+def _crc32c(data: bytes) -> int:
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def _identify(data: Path) -> None:
+    """Give a copy of what initdb has made a system identifier of its own, as initdb would: first
+    in pg_control, whose checksum ends its contents, and in the header of the WAL segment."""
+    own = random.SystemRandom().getrandbits(63).to_bytes(8, sys.byteorder)
+    with (data / "global" / "pg_control").open("r+b") as control:
+        known = control.read(512)
+        length = next(
+            n
+            for n in range(200, 508, 4)
+            if int.from_bytes(known[n : n + 4], sys.byteorder) == _crc32c(known[:n])
+        )
+        crc = _crc32c(own + known[8:length])
+        control.seek(0)
+        control.write(own + known[8:length] + crc.to_bytes(4, sys.byteorder))
+    (segment,) = (path for path in (data / "pg_wal").iterdir() if path.is_file())
+    with segment.open("r+b") as wal:
+        wal.seek(24)
+        assert wal.read(8) == known[:8]
+        wal.seek(24)
+        wal.write(own)
+
+
 class Cluster:
     """One private server.  Create it with ``Cluster.create``; end with ``destroy``."""
 
@@ -210,6 +245,7 @@ class Cluster:
         # Zeros of the WAL segment become a hole: most of what would be written.
         template = self._template(tuple(initdb_args))
         self.run("cp", "-a", "--sparse=always", str(template), str(self.data))
+        _identify(self.data)
         chosen: dict[str, object] = dict(BASE_SETTINGS)
         if library:
             chosen["shared_preload_libraries"] = "agent_branch"
@@ -452,7 +488,7 @@ class Cluster:
             return own and len(lines) > 7 and lines[7].strip() in ("ready", "standby")
 
         try:
-            wait_for(ready, timeout, f'cluster "{self.name}" to take connections')
+            wait_for(ready, timeout, f'cluster "{self.name}" to take connections', slower=False)
         except TimeoutError as late:
             raise ServerError(f"{late}\n{self.log_tail()}") from late
 
@@ -517,7 +553,7 @@ class Cluster:
             return all(_gone(pid) for pid in waiting)
 
         try:
-            wait_for(all_gone, timeout, f'cluster "{self.name}" to end')
+            wait_for(all_gone, timeout, f'cluster "{self.name}" to end', slower=False)
         except TimeoutError as late:
             raise ServerError(f"{late}\n{self.log_tail()}") from late
         self._process = None

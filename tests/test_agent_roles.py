@@ -128,8 +128,8 @@ def test_agents_survive_a_crash(platform: Cluster) -> None:
     make(platform, "before")
     make(platform, "dropped")
     platform.sql("DROP DATABASE agent_dropped")
-    platform.crash()
     assert platform.scalar("SELECT count(*) FROM pg_roles WHERE rolname = 'agent_dropped'") == 1
+    platform.crash()
     platform.sql("SELECT * FROM branch.gc()")
     assert platform.scalar("SELECT count(*) FROM pg_roles WHERE rolname = 'agent_dropped'") == 0
     log_in(platform, "before", "agent_before")
