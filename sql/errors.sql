@@ -260,11 +260,16 @@ CALL pg_temp.attempt('postgres', ARRAY[
     $$SELECT create_agent_branches(ARRAY['7', null])$$,
     $$SELECT create_agent_branches(ARRAY['7', '8'], 'err_main', ARRAY['one'])$$,
     $$SELECT delete_agent_branch(null)$$,
-    $$SELECT delete_agent_branch('no such agent')$$
+    $$SELECT delete_agent_branch('no such agent')$$,
+    $$SELECT branch.adopt_agent_role(null)$$,
+    $$SELECT branch.adopt_agent_role('err_no')$$,
+    $$SELECT branch.adopt_agent_role('err_plain')$$,
+    $$SELECT branch.adopt_agent_role('err_child')$$
 ]);
 CALL pg_temp.attempt('err_nobody', ARRAY[
     $$SELECT create_agent_branch('7', 'err_main')$$,
-    $$SELECT delete_agent_branch('7')$$
+    $$SELECT delete_agent_branch('7')$$,
+    $$SELECT branch.adopt_agent_role('err_child')$$
 ]);
 
 -- Suspending.

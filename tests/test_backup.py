@@ -226,6 +226,45 @@ def test_of_an_older_time(made: Cluster) -> None:
     for agent in ("agent_7", "agent_8"):
         with made.connect(agent, user=agent) as conn:
             conn.execute("TABLE agent_data")
+    roles_are_adopted(made)
+
+
+def roles_are_adopted(made: Cluster) -> None:
+    """An agent's role that nobody knows any more is taken for what a superuser says that it is,
+    once that can be true; then it goes with its branch."""
+    adopt = "SELECT branch.adopt_agent_role('agent_8')"
+    with made.connect() as conn:
+        conn.execute("SET agent_branch.agent_roles = on")
+        with pytest.raises(psycopg.errors.DuplicateObject) as refused:
+            conn.execute("SELECT create_agent_branch('8')")
+        assert "branch.adopt_agent_role()" in str(refused.value.diag.message_hint)
+        for spoiled, mended, why in (
+            (
+                "REVOKE agent_branch_agents FROM agent_8",
+                "GRANT agent_branch_agents TO agent_8",
+                "It is no member of agent_branch_agents.",
+            ),
+            (
+                "ALTER ROLE agent_8 CREATEROLE",
+                "ALTER ROLE agent_8 NOCREATEROLE",
+                "It has rights that no agent has.",
+            ),
+            (
+                "REVOKE CONNECT ON DATABASE agent_8 FROM agent_8",
+                "GRANT CONNECT ON DATABASE agent_8 TO agent_8",
+                "The grants of the branch do not name it.",
+            ),
+        ):
+            conn.execute(spoiled)
+            with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as not_it:
+                conn.execute(adopt)
+            assert not_it.value.diag.message_detail == why
+            conn.execute(mended)
+        conn.execute(adopt)
+        conn.execute(adopt)  # it is
+        conn.execute("SELECT create_agent_branch('8')")
+        conn.execute("SELECT branch.delete('agent_8', hard => true)")
+    assert made.sql("SELECT rolname FROM pg_roles WHERE rolname LIKE 'agent\\__'") == [("agent_7",)]
 
 
 def test_into_another_cluster(made: Cluster, make_cluster: Callable[..., Cluster]) -> None:

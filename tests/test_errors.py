@@ -81,6 +81,7 @@ ON_A_STANDBY: dict[str, Answer] = {
             ("take_scheduled_snapshots()", "branch.take_scheduled_snapshots()"),
             ("expire()", "branch.expire()"),
             ("set_quota('main', max_branches => 1)", "branch.set_quota()"),
+            ("adopt_agent_role('b')", "changing a branch"),
             ("suspend('b')", "suspending a branch"),
             ("suspend_idle()", "suspending branches"),
             ("cleanup()", "branch.cleanup()"),

@@ -58,6 +58,7 @@ CASES: dict[str, Case] = {
     "create_agent_branch": owners("SELECT * FROM create_agent_branch('2', 'vault')"),
     "create_agent_branches": owners("SELECT * FROM create_agent_branches(ARRAY['2'], 'vault')"),
     "delete_agent_branch": owners("SELECT delete_agent_branch('1')"),
+    "branch.adopt_agent_role": superusers("SELECT branch.adopt_agent_role('agent_1')"),
     "branch._ensure_agents": owners(
         "SELECT branch._ensure_agents(ARRAY['2'], ARRAY['agent_2'], 'vault')"
     ),

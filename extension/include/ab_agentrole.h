@@ -68,6 +68,12 @@ extern void ab_agent_roles_remember(int n, const Oid *roles);
  */
 extern void ab_agent_role_unlock(Oid role);
 
+/*
+ * The role of that name is that of the agent of a branch, whose superuser says so: nobody
+ * knows it any more.  55000 if it cannot be.  It is remembered.
+ */
+extern Oid	ab_agent_role_adopt(const char *name, Oid db);
+
 extern void ab_agent_role_set_password(Oid role, const char *password);
 
 /* The role of its agent's own that a branch has; InvalidOid: none.  Control database only. */
@@ -117,6 +123,9 @@ extern void ab_agent_give_database(Oid db, Oid role);
 
 /* Take the role out of the grants of all databases. */
 extern void ab_agent_revoke_databases(Oid role);
+
+/* Do its grants, as they are now, name the role with CONNECT? */
+extern bool ab_agent_is_let_in(Oid role, Oid db);
 
 /* Do its grants name the role of any agent? */
 extern bool ab_agent_is_named(Oid db);

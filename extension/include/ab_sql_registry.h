@@ -18,4 +18,10 @@
 extern uint32 ab_sql_registry_arguments(FunctionCallInfo fcinfo, int first,
 										AbRegistryRow *row);
 
+/*
+ * The caller's branch of that name, locked against deletion and reset to the end of the
+ * transaction; 3D000, 42809, 42501 as "cannot <verb> ...", 25006.
+ */
+extern Oid	ab_sql_lock_branch(const char *name, const char *verb);
+
 #endif							/* AB_SQL_REGISTRY_H */

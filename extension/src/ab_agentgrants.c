@@ -231,6 +231,12 @@ ab_agent_is_named(Oid db)
 	return false;
 }
 
+bool
+ab_agent_is_let_in(Oid role, Oid db)
+{
+	return ab_agent_may_connect(role, read_acl(db));
+}
+
 /* ---- dependencies ---- */
 
 /*

@@ -29,6 +29,7 @@
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "storage/lmgr.h"
+#include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
@@ -238,7 +239,42 @@ check_left_behind(Oid role, const char *name)
 			 errmsg("role \"%s\" already exists", name),
 			 ours ? errdetail("It is the role of an agent whose branch has another name.") :
 			 errdetail("It was not made for an agent."),
-			 errhint("Choose another id for the agent, or rename or drop that role.")));
+			 errhint("Choose another id for the agent, or rename or drop that role. If it is the agent's, and a dump older than it was restored: branch.adopt_agent_role().")));
+}
+
+/* NULL: it can be the role of the branch's agent. */
+static const char *
+why_not_agents(Oid role, Oid db)
+{
+	if (!ab_agent_group_is_sound() || !ab_agent_is_role(role))
+		return "It is no member of agent_branch_agents.";
+	if (superuser_arg(role) || has_createrole_privilege(role) ||
+		has_bypassrls_privilege(role))
+		return "It has rights that no agent has.";
+	if (is_taken(role))
+		return "It is the role of the agent of another branch.";
+	if (!ab_agent_is_let_in(role, db))
+		return "The grants of the branch do not name it.";
+	return NULL;
+}
+
+Oid
+ab_agent_role_adopt(const char *name, Oid db)
+{
+	Oid			role = get_role_oid(name, false);
+	const char *why;
+
+	LockSharedObject(AuthIdRelationId, role, 0, AccessShareLock);
+	role = get_role_oid(name, false);
+	why = why_not_agents(role, db);
+	if (why != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("role \"%s\" is not that of an agent", name),
+				 errdetail_internal("%s", why),
+				 errhint("Rename or drop it; create_agent_branch() makes another one then.")));
+	ab_agent_roles_remember(1, &role);
+	return role;
 }
 
 Oid

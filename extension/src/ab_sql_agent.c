@@ -25,8 +25,10 @@
 #include "ab_registry.h"
 #include "ab_settings.h"
 #include "ab_sql.h"
+#include "ab_sql_registry.h"
 
 PG_FUNCTION_INFO_V1(ab_sql_ensure_agents);
+PG_FUNCTION_INFO_V1(ab_sql_adopt_agent_role);
 PG_FUNCTION_INFO_V1(ab_sql_endpoint);
 
 #define PREFIX "agent_"
@@ -368,6 +370,24 @@ ab_sql_ensure_agents(PG_FUNCTION_ARGS)
 			complete_living(a);
 	}
 	PG_RETURN_ARRAYTYPE_P(roles_array(&batch));
+}
+
+/* branch.adopt_agent_role(name): superusers only, as the rights of the function are. */
+Datum
+ab_sql_adopt_agent_role(PG_FUNCTION_ARGS)
+{
+	char	   *name;
+	Oid			db;
+	Oid			role;
+
+	ab_require_control_database();
+	name = ab_sql_required_text(fcinfo, 0, "name");
+	db = ab_sql_lock_branch(name, "adopt a role for");
+	if (OidIsValid(ab_agent_role_of(db)))
+		PG_RETURN_VOID();
+	role = ab_agent_role_adopt(name, db);
+	ab_registry_put_field(db, AB_REGISTRY_AGENT_ROLE, ObjectIdGetDatum(role), false);
+	PG_RETURN_VOID();
 }
 
 /*

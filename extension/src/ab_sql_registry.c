@@ -122,12 +122,9 @@ ab_sql_registry_arguments(FunctionCallInfo fcinfo, int first, AbRegistryRow *row
 
 /* ---- the branch ---- */
 
-/*
- * The caller's branch of that name, locked.  It may be replaced while we wait for the
- * lock: then the new one is meant.
- */
-static Oid
-lock_branch(const char *name, const char *verb)
+/* It may be replaced while we wait for the lock: then the new one is meant. */
+Oid
+ab_sql_lock_branch(const char *name, const char *verb)
 {
 	ab_prevent_read_only("changing a branch");
 	for (;;)
@@ -196,7 +193,7 @@ ab_sql_protect(PG_FUNCTION_ARGS)
 	if (!PG_ARGISNULL(1))
 		until = time_after(PG_GETARG_INTERVAL_P(1), "lease",
 						"Leave it out for a protection that does not end by itself.");
-	db = lock_branch(name, "protect");
+	db = ab_sql_lock_branch(name, "protect");
 	put(db, AB_REGISTRY_PROTECTED_UNTIL, until, false);
 	PG_RETURN_DATUM(finish("protected", db, name,
 						   time_detail("until", false, DatumGetTimestampTz(until))));
@@ -210,7 +207,7 @@ ab_sql_unprotect(PG_FUNCTION_ARGS)
 
 	ab_require_control_database();
 	name = ab_sql_required_text(fcinfo, 0, "name");
-	db = lock_branch(name, "unprotect");
+	db = ab_sql_lock_branch(name, "unprotect");
 	put(db, AB_REGISTRY_PROTECTED_UNTIL, (Datum) 0, true);
 	PG_RETURN_DATUM(finish("unprotected", db, name, NULL));
 }
@@ -231,7 +228,7 @@ ab_sql_set_expiration(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("argument \"expires_at\" must be in the future"),
 				 errhint("Null stands for never; branch.delete() deletes a branch now.")));
-	db = lock_branch(name, "change");
+	db = ab_sql_lock_branch(name, "change");
 	put(db, AB_REGISTRY_EXPIRES_AT, never ? (Datum) 0 : PG_GETARG_DATUM(1), never);
 	PG_RETURN_DATUM(finish("expiration_set", db, name,
 						   time_detail("expires_at", never, PG_GETARG_TIMESTAMPTZ(1))));
@@ -253,7 +250,7 @@ ab_sql_set_suspend_timeout(PG_FUNCTION_ARGS)
 		detail = psprintf("{\"seconds\": %.0f}",
 						  interval_usecs(PG_GETARG_INTERVAL_P(1)) / USECS_PER_SEC);
 	}
-	db = lock_branch(name, "change");
+	db = ab_sql_lock_branch(name, "change");
 	put(db, AB_REGISTRY_SUSPEND_TIMEOUT, timeout, PG_ARGISNULL(1));
 	PG_RETURN_DATUM(finish("suspend_timeout_set", db, name, detail));
 }
@@ -274,7 +271,7 @@ ab_sql_set_labels(PG_FUNCTION_ARGS)
 				 errmsg("argument \"labels\" must not be null"),
 				 errhint("{} takes all labels away.")));
 	labels = checked_labels(PG_GETARG_JSONB_P(1));
-	db = lock_branch(name, "change");
+	db = ab_sql_lock_branch(name, "change");
 	put(db, AB_REGISTRY_LABELS, labels, false);
 	text = JsonbToCString(NULL, &DatumGetJsonbP(labels)->root, -1);
 	PG_RETURN_DATUM(finish("labels_set", db, name, psprintf("{\"labels\": %s}", text)));
