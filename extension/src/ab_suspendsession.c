@@ -32,6 +32,7 @@
 #include "storage/backendid.h"
 #include "storage/latch.h"
 #include "tcop/tcopprot.h"
+#include "utils/backend_status.h"
 #include "utils/inval.h"
 #include "utils/timestamp.h"
 
@@ -73,10 +74,18 @@ has_slept(void)
 	return !MyLatch->is_set;
 }
 
+/* A call by the protocol's fast path is no statement, and leaves no query string. */
+static bool
+is_in_fast_path(void)
+{
+	return MyBEEntry != NULL && MyBEEntry->st_state == STATE_FASTPATH;
+}
+
 static bool
 is_to_leave(const volatile AbActivitySlot *slot)
 {
-	return !leaving && has_slept() && slot->leave_if_idle_since != 0 && slot->running_since == 0 &&
+	return !leaving && has_slept() && !is_in_fast_path() &&
+		slot->leave_if_idle_since != 0 && slot->running_since == 0 &&
 		slot->last_active < slot->leave_if_idle_since &&
 		debug_query_string == NULL && MyProcPort != NULL &&
 		!client_has_sent_something();
