@@ -143,8 +143,17 @@ LEFT JOIN comparable AS c ON c.root = a.atttypid
 LEFT JOIN definitions AS f ON f.root = a.atttypid
 WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped"""
 
-# Every index that keeps rows apart.  An index of expressions, or of some rows, depends on more
-# columns than it stores.
+# Columns that are computed from others of their rows.
+_COMPUTED = """
+computed AS (
+    SELECT a.attrelid, a.attnum, e.oid
+    FROM pg_catalog.pg_attribute AS a
+    JOIN pg_catalog.pg_attrdef AS e ON e.adrelid = a.attrelid AND e.adnum = a.attnum
+    WHERE a.attgenerated <> ''
+)"""
+
+# Every index that keeps rows apart.  An index of expressions, of some rows, or of columns that
+# are computed depends on more columns than it stores.
 _INDEXES = """
 SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
     'name', COALESCE(k.conname, n.relname),
@@ -164,9 +173,23 @@ SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
                 WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
                     AND d.objid = i.indexrelid AND d.refobjid = t.oid AND d.refobjsubid > 0
                     AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL)
+                UNION ALL
+                SELECT d.refobjsubid, 10000 FROM computed AS c
+                JOIN pg_catalog.pg_depend AS d ON d.refobjid = t.oid
+                    AND (d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass
+                            AND d.objid = c.oid
+                        OR d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                            AND d.objid = t.oid AND d.objsubid = c.attnum)
+                WHERE c.attrelid = t.oid AND c.attnum = ANY (i.indkey::pg_catalog.int2[])
+                    AND NOT i.indisprimary AND NOT i.indisreplident
+                    AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                    AND d.refobjsubid > 0
             ) AS u GROUP BY u.attnum
         ) AS x), '[]'),
-    'exact', i.indexprs IS NULL AND i.indpred IS NULL AND NOT i.indisexclusion,
+    'exact', i.indexprs IS NULL AND i.indpred IS NULL AND NOT i.indisexclusion
+        AND NOT EXISTS (SELECT FROM computed AS c WHERE c.attrelid = t.oid
+            AND NOT i.indisprimary AND NOT i.indisreplident
+            AND c.attnum = ANY (i.indkey::pg_catalog.int2[])),
     'deferrable', COALESCE(k.condeferrable, false),
     'nulls_distinct', NOT i.indnullsnotdistinct) ORDER BY n.relname)
 FROM pg_catalog.pg_index AS i
@@ -214,7 +237,7 @@ WITH RECURSIVE tables AS (
         CASE WHEN c.relpages > 0 AND c.reltuples >= 0 THEN
             c.reltuples::pg_catalog.float8 OPERATOR(pg_catalog./) c.relpages END AS density
     {_FROM}
-),{_TYPES}
+),{_COMPUTED},{_TYPES}
 SELECT pg_catalog.jsonb_build_object(
     'oid', t.oid,
     'schema', t.nspname,

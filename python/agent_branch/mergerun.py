@@ -44,6 +44,10 @@ from agent_branch.writes import GuardPart, Part, halves, key_in
 # Actions of a table are kept in memory up to here, then in a file.
 SPOOL_BYTES = 1 << 20
 
+# So many refused updates of a table are tried again when the others are done: what another row
+# has given up by then, in an index of which nobody can tell beforehand.
+MAX_AGAIN = 1000
+
 
 class Spool:
     """Actions of one table, written once, read as often as needed."""
@@ -225,14 +229,29 @@ class MergeRun:
             {run.merge.shape.id: run.claims for run in active},
         )
         for one in passes:
+            refused: list[tuple[Part, Statement, Refusal]] = []
             for part, statement in statements(one, self._actions, self.limits):
                 if isinstance(part, GuardPart):
                     yield from self._endangered(part, self.ours.rows(statement))
                 else:
-                    yield from self._written(part, one.kind, statement)
+                    yield from self._written(part, one.kind, statement, refused)
+            while one.kind == "update" and 0 < len(refused) <= MAX_AGAIN:
+                again, refused = refused, []
+                for part, statement, _ in again:
+                    yield from self._written(part, one.kind, statement, refused)
+                if len(refused) == len(again):
+                    break
+            for part, statement, why in refused:
+                yield Refused(part.shape.id, key_in(part, statement), why)
         yield from self._checked()
 
-    def _written(self, part: Part, kind: Kind, statement: Statement) -> Iterator[Step]:
+    def _written(
+        self,
+        part: Part,
+        kind: Kind,
+        statement: Statement,
+        refused: list[tuple[Part, Statement, Refusal]],
+    ) -> Iterator[Step]:
         """A batch in which something is refused is halved until it is known what."""
         done = self.ours.attempt(statement)
         if not isinstance(done, Refusal):
@@ -240,9 +259,9 @@ class MergeRun:
             return
         smaller = halves(part, statement)
         for half in smaller:
-            yield from self._written(part, kind, half)
+            yield from self._written(part, kind, half, refused)
         if not smaller:
-            yield Refused(part.shape.id, key_in(part, statement), done)
+            refused.append((part, statement, done))
 
     def _checked(self) -> Iterator[Step]:
         """The server stops at the first constraint that does not hold; each is asked for."""
