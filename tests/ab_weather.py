@@ -43,6 +43,7 @@ class Weather:
         self.rng = random.Random(f"{seed}/weather")
         self.done: Counter[str] = Counter()
         self.tree = Tree(cluster, rows=ROWS)
+        self.limited: list[int] = []
         self.poisoned_allowed = False
         self.trouble = False  # just now: what cannot be looked at is looked at later
 
@@ -119,6 +120,8 @@ class Weather:
     # ---- what must hold ----
 
     def check(self, when: str) -> None:
+        while self.limited:
+            self.limit(self.limited.pop(), "unlimited")
         wait_for(self.answers, 120, "the server to answer")
         self.tree.settle()
         for node in list(self.tree.nodes.values()):
@@ -195,9 +198,14 @@ class Weather:
             else:
                 pages = int(Path(f"/proc/{victim}/statm").read_text().split()[0])
                 most = pages * resource.getpagesize() + self.rng.choice((0, 1 << 18, 1 << 20))
-                call = ["prlimit", f"--pid={victim}", f"--as={most}"]
-                limited = subprocess.run(call, check=False, capture_output=True, **identity())
-                self.done["limited one"] += limited.returncode == 0
+                self.done["limited one"] += self.limit(victim, str(most))
+                self.limited.append(victim)
+
+    @staticmethod
+    def limit(pid: int, most: str) -> bool:
+        """Its soft limit, which may be raised again."""
+        call = ["prlimit", f"--pid={pid}", f"--as={most}:"]
+        return subprocess.run(call, check=False, capture_output=True, **identity()).returncode == 0
 
     def jumping_clock(self, rounds: int) -> None:
         """Forward and backward, by up to a year."""
