@@ -221,7 +221,8 @@ begin_line(RowSide *side)
 
 /*
  * Arguments number first (a database), first + 1 and first + 2 (its table).  The database
- * is held: pages of one that is dropped must not come into shared buffers any more.
+ * is held until close_row_side(): pages of one that is dropped must not come into shared
+ * buffers any more.
  */
 static void
 open_row_side(RowSide *side, FunctionCallInfo fcinfo, int first)
@@ -247,6 +248,12 @@ open_row_side(RowSide *side, FunctionCallInfo fcinfo, int first)
 	side->nblocks = ab_relation_blocks(rnode.dbNode, rnode.spcNode, rnode.relNode);
 	initStringInfo(&side->places);
 	begin_line(side);
+}
+
+static void
+close_row_side(RowSide *side)
+{
+	UnlockSharedObject(DatabaseRelationId, side->rnode.dbNode, 0, RowExclusiveLock);
 }
 
 /* NULL behind the end. */
@@ -372,5 +379,7 @@ ab_sql_changed_rows(PG_FUNCTION_ARGS)
 	for (int i = 0; i < n; i++)
 		put_rows_of(rsinfo, sides, block_of(starts[i], sides), block_of(ends[i], sides));
 	end_line(rsinfo, sides);
+	close_row_side(&sides[0]);
+	close_row_side(&sides[1]);
 	return (Datum) 0;
 }

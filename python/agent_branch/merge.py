@@ -252,16 +252,23 @@ class TableMerge:
 
 
 def versions_of(
-    shape: TableShape, changes: Iterable[RowChange], ours: Session, limits: Limits | None = None
+    shape: TableShape,
+    changes: Iterable[RowChange],
+    ours: Session,
+    limits: Limits | None = None,
+    *,
+    as_read: bool = False,
 ) -> Iterator[Versions]:
     """Changes from base to theirs, with the target's rows looked up and compared.
+
+    ``as_read``: their values are the texts that sessions have given, not others that mean the same.
 
     ``shape`` has a key, and the columns of the changes.  Memory for a batch of rows.
     """
     width = len(shape.columns)
     writable = shape.updatable
     for batch in batches(changes, limits or Limits(), _size_of_change):
-        found = dict(_look_up(shape, ours, batch, width))
+        found = dict(_look_up(shape, ours, batch, width, as_read and shape.exact))
         for n, change in enumerate(batch):
             row, ours_changed, apart = found.get(n, (None, 0, 0))
             yield Versions(
@@ -276,15 +283,15 @@ def versions_of(
 
 
 def _look_up(
-    shape: TableShape, ours: Session, batch: Sequence[RowChange], width: int
+    shape: TableShape, ours: Session, batch: Sequence[RowChange], width: int, texts: bool
 ) -> Iterator[tuple[int, tuple[Row, int, int]]]:
     # Where texts tell, the versions need not travel.
     versions = [[change.before for change in batch], [change.after for change in batch]]
-    statement = match(shape, [change.key for change in batch], [] if shape.exact else versions)
+    statement = match(shape, [change.key for change in batch], [] if texts else versions)
     for answer in ours.rows(statement):
         if answer[1] is not None:
             number, row = int(answer[0] or 0), answer[2 : 2 + width]
-            if shape.exact:
+            if texts:
                 masks = (_text_mask(shape, row, version[number]) for version in versions)
             else:
                 masks = (mask_from(text) for text in answer[2 + width :])

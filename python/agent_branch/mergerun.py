@@ -161,7 +161,7 @@ class MergeRun:
         if plan.course == "rows":
             assert plan.theirs is not None
             changes = diff_rows(plan.theirs, base, theirs, self.limits, pairing=pairing)
-            yield from self.collect_changes(plan, changes)
+            yield from self.collect_changes(plan, changes, as_read=True)
         elif plan.course == "counts":
             assert plan.theirs is not None
             shape, blocks = plan.theirs.shape, plan.theirs.blocks
@@ -179,13 +179,13 @@ class MergeRun:
             run.take(action)
 
     def collect_changes(
-        self, plan: TablePlan, changes: Iterable[RowChange]
+        self, plan: TablePlan, changes: Iterable[RowChange], *, as_read: bool = False
     ) -> Iterator[tuple[TableId, Conflict]]:
         """The same for changes that are known, as those that take a merge back."""
         run = self._run(plan)
         shape = run.merge.shape
         left_out = self.left_out.get(shape.id, set())
-        for versions in versions_of(shape, changes, self.ours, self.limits):
+        for versions in versions_of(shape, changes, self.ours, self.limits, as_read=as_read):
             if versions.key in left_out:
                 continue
             action, conflict = run.merge.feed(versions)
