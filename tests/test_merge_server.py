@@ -13,7 +13,7 @@ from ab_cluster import Cluster
 from ab_merge import Merged, PgSession, merge
 from agent_branch.merge import Strategy
 from agent_branch.sqltext import Limits
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
 
@@ -259,6 +259,7 @@ def test_model(trio: Trio, seed: int) -> None:
     moments without a value that takes: circles of foreign keys, swapped unique values.
     """
 
+    @example(272632, "theirs", False, 1)  # the lowest rank is 6; 5 comes in
     @hypothesis_seed(seed)
     @settings(
         max_examples=150,

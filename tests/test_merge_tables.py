@@ -492,6 +492,68 @@ def test_unique_values_change_hands(server: Cluster) -> None:
             trio.ours.sql("ROLLBACK TO s")
 
 
+# For each type: values of three rows that swap or hand on, and two that come in beside them.
+BESIDE: dict[str, tuple[str, ...]] = {
+    "int CHECK (v > 0)": ("5", "6", "7", "4", "8"),
+    "int": ("2147483640", "2147483647", "2147483646", "-9", "2147483645"),
+    "smallint": ("32767", "-5", "-4", "-6", "-7"),
+    "bigint": ("9223372036854775807", "2", "3", "1", "9223372036854775806"),
+    "numeric": ("Infinity", "NaN", "3", "2", "1e40"),
+    "numeric(3,1)": ("5.0", "99.9", "7", "4", "3"),
+    "real": ("16777216", "1e30", "7", "6", "5"),
+    "double precision": ("Infinity", "-Infinity", "7", "6", "8"),
+    "date": ("2020-01-05", "infinity", "0005-01-01 BC", "2020-01-06", "10000-01-01"),
+    "timestamp(3)": ("2020-01-05", "2020-01-05 00:00:01", "2020-01-07", "2020-01-06", "infinity"),
+    "timestamptz": ("2020-01-05", "2020-01-05 23:00-9", "2020-01-07", "2020-01-06", "-infinity"),
+    "varchar(36)": ("5", "6", "7", "4", "8"),
+    "citext NULL": ("a", "b", "c", "d", "e"),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 1000])
+def test_unique_values_beside(server: Cluster, batch: int) -> None:
+    """What a row has for a moment is in nobody's way: neither of rows there nor of those to come.
+
+    Two swap, one that others still point to hands its value on, two come in just beside.
+    """
+    setup, swapped = "", ""
+    for n, (kind, values) in enumerate(BESIDE.items()):
+        null = "" if kind.endswith("NULL") else "NOT NULL"
+        a, b, c, below, above = (f"'{value}'" for value in values)
+        setup += f"""
+            CREATE TABLE t{n} (id int PRIMARY KEY, w int NOT NULL UNIQUE, v {kind} {null} UNIQUE,
+                UNIQUE (v, w));
+            CREATE TABLE u{n} (t int NOT NULL REFERENCES t{n});
+            INSERT INTO t{n} VALUES (1, 5, {a}), (2, 6, {b}), (3, 7, {c});
+            INSERT INTO u{n} VALUES (3);"""
+        swapped += f"""
+            DELETE FROM u{n};
+            DELETE FROM t{n};
+            INSERT INTO t{n} VALUES (1, 6, {b}), (2, 5, {a}), (4, 8, {above}), (5, 7, {c}),
+                (6, 4, {below});"""
+    with three(server, setup, "", swapped) as trio:
+        merged = trio.merge(limits=Limits(rows=batch))
+        assert merged.conflicts == []
+        for n in range(len(BESIDE)):
+            query = f"SELECT * FROM t{n} ORDER BY id"
+            assert trio.ours.sql(query) == trio.theirs.sql(query)
+
+
+def test_unique_values_equal_in_other_words(server: Cluster) -> None:
+    """1.0 goes to whoever gets 1.00, a to A."""
+    setup = """
+        CREATE TABLE t (id int PRIMARY KEY, n numeric NOT NULL UNIQUE, d float8 NOT NULL UNIQUE,
+            c citext UNIQUE);
+        INSERT INTO t VALUES (1, 1.0, 0, 'a'), (2, 2.50, 1, 'b');"""
+    swapped = """
+        DELETE FROM t;
+        INSERT INTO t VALUES (1, 2.5, 1, 'B'), (2, 1.000, '-0', 'A');"""
+    with three(server, setup, "", swapped) as trio:
+        trio.merge()
+        query = "SELECT * FROM t ORDER BY id"
+        assert trio.ours.sql(query) == trio.theirs.sql(query)
+
+
 def test_unique_value_of_a_third_row(server: Cluster) -> None:
     """A value that a row of the target's own has: refused, with the constraint's name."""
     setup = "CREATE TABLE t (id int PRIMARY KEY, v text CONSTRAINT one_each UNIQUE)"

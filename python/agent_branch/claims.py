@@ -3,10 +3,12 @@
 The server checks a unique index row by row.  A row that gives a value up must therefore do so
 before another takes it.  Where it cannot simply be written first (two rows that swap, a chain, a
 deleted row that others still point to), it is *vacated*: one of its columns in the index gets
-NULL for a moment, or a value that nobody has.  Constraints that can be deferred need none of it.
+NULL for a moment, or a value that nobody has or is going to have (spares.py).  Constraints that
+can be deferred need none of it.
 
-Values are compared here by their text, which only says where care is needed: what it misses
-(citext a and A), the server reports, as it does a value that a third row has.
+Values are compared here by a text that equal values share, which only says where care is needed:
+what it misses (collations that are not deterministic), the server reports, as it does a value
+that a third row has.
 """
 
 from __future__ import annotations
@@ -16,39 +18,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from agent_branch.merge import Action, Delete, Insert, Update
-from agent_branch.sqltext import Row
-from agent_branch.tableshape import TableShape, Unique, mask_of
+from agent_branch.spares import Brought, has_spare, is_ranked
+from agent_branch.sqltext import Row, Value
+from agent_branch.tableshape import Column, TableShape, Unique, mask_of
 
 # So many values are remembered; beyond, every row that could be in the way is vacated.
 MAX_VALUES = 200_000
 
 Method = Literal["null", "value"]
-
-# Type -> a value that no row has.  {column}, {table}, and {n}: number of the row from 1.
-TEMPORARY: dict[str, str] = {
-    **dict.fromkeys(
-        (
-            *("smallint", "integer", "bigint", "numeric", "real", "double precision"),
-            "pg_catalog.date",
-        ),
-        "(SELECT COALESCE(pg_catalog.min(f.{column}), {zero}) FROM {table} AS f)"
-        " OPERATOR(pg_catalog.-) {n}::pg_catalog.int4",
-    ),
-    "pg_catalog.text": "pg_catalog.gen_random_uuid()::pg_catalog.text",
-    "character varying": "pg_catalog.gen_random_uuid()::pg_catalog.text",
-    "pg_catalog.uuid": "pg_catalog.gen_random_uuid()",
-}
-
-
-def temporary(shape: TableShape, position: int, n: str) -> str | None:
-    """SQL for a value of a column that no row has; None if none is known for its type."""
-    column = shape.columns[position]
-    template = TEMPORARY.get(column.type_name)
-    if template is None:
-        return None
-    zero = "'2000-01-01'::pg_catalog.date" if column.type_name == "pg_catalog.date" else "0"
-    value = template.format(column=column.sql, table=shape.only, zero=zero, n=n)
-    return column.cast(f"({value})")
 
 
 def vacating(
@@ -71,7 +48,7 @@ def vacating(
                 return i, "null"
     pointing = {i for key in shape.foreign_keys for i in key.columns}
     for i in able:
-        if i not in pointing and temporary(shape, i, "1") is not None:
+        if i not in pointing and has_spare(shape.columns[i]):
             return i, "value"
     return None
 
@@ -80,7 +57,8 @@ def vacating(
 class Claims:
     """Follows who gives up and who takes values of one unique index.  Fed with all actions.
 
-    ``delete_late``: deleted rows stay until others are in.
+    ``delete_late``: deleted rows stay until others are in.  ``brought``: what the columns of the
+    index get, by position, if it must be known (spares.py).
     """
 
     shape: TableShape
@@ -88,10 +66,17 @@ class Claims:
     referenced: int = 0
     delete_late: bool = False
     limit: int = MAX_VALUES
+    brought: dict[int, Brought] = field(init=False)
     _given: set[int] = field(default_factory=set)
     _taken: set[int] = field(default_factory=set)
     _any_given: int = 0
     _any_taken: int = 0
+
+    def __post_init__(self) -> None:
+        columns = self.shape.columns
+        self.brought = {
+            i: Brought(columns[i]) for i in self.unique.columns if is_ranked(columns[i])
+        }
 
     def feed(self, action: Action) -> None:
         old, new = self._old(action), self._new(action)
@@ -101,6 +86,10 @@ class Claims:
         if new is not None:
             self._any_taken += 1
             self._remember(self._taken, new)
+        row = self._written(action) if self.brought else None
+        if row is not None:
+            for i, one in self.brought.items():
+                one.feed(row[i])
 
     def vacate(self, action: Action) -> tuple[int, Method] | None:
         """How a row gives up its place beforehand; None: it need not, or cannot."""
@@ -138,17 +127,33 @@ class Claims:
         return None
 
     def _new(self, action: Action) -> Row | None:
+        row = self._written(action)
+        return None if row is None else self._values(row)
+
+    def _written(self, action: Action) -> Row | None:
+        """The row as it becomes, if that can take another place in the index."""
         if isinstance(action, Update) and action.columns & mask_of(self.unique.columns):
-            return self._values(action.after)
-        if isinstance(action, Insert):
-            return self._values(action.row)
-        return None
+            return action.after
+        return action.row if isinstance(action, Insert) else None
 
     def _values(self, row: Row) -> Row | None:
-        values = tuple(row[i] for i in self.unique.columns)
+        values = tuple(_alike(self.shape.columns[i], row[i]) for i in self.unique.columns)
         if None in values and self.unique.exact and self.unique.nulls_distinct:
             return None
         return values
+
+
+def _alike(column: Column, value: Value) -> Value:
+    """A text that equal values share."""
+    if value is None or column.exact:
+        return value
+    if column.type_name.endswith(".citext"):
+        return value.lower()
+    if column.type_name.startswith("numeric") and "." in value:
+        return value.rstrip("0").rstrip(".")
+    if column.type_name in ("real", "double precision") and value == "-0":
+        return "0"
+    return value
 
 
 def referenced_columns(shape: TableShape, tables: Sequence[TableShape]) -> int:

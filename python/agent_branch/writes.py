@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from agent_branch.claims import Claims, temporary
+from agent_branch.claims import Claims
 from agent_branch.diff import key_condition
 from agent_branch.merge import Action, Delete, Insert, Recount, Update
+from agent_branch.spares import Brought, spare
 from agent_branch.sqltext import Row, Statement, columns_of, unnest
 from agent_branch.tableshape import Column, ForeignKey, TableShape, positions
 
@@ -186,10 +187,15 @@ class VacatePart:
     def statement(self, number: int, rows: Sequence[Row]) -> Statement:
         values = {}
         for bit in positions(number):
-            value = temporary(self.shape, bit // 2, "r.n") if bit % 2 else "NULL"
-            assert value is not None
-            values[bit // 2] = value
+            i = bit // 2
+            values[i] = (
+                spare(self.shape, i, self._brought(i), "r.n", len(rows)) if bit % 2 else "NULL"
+            )
         return _set_expressions(self.shape, values, rows)
+
+    def _brought(self, position: int) -> Brought | None:
+        """All claims on a column know the same of it."""
+        return next((c.brought[position] for c in self.claims if position in c.brought), None)
 
 
 @dataclass(frozen=True, slots=True)
