@@ -69,9 +69,10 @@ def one(name: str, size: Sizes) -> bool:
     try:
         BENCHMARKS[name](size)
     except Exception as error:
-        traceback.print_exc()
-        print(f"{name}: FAILED: {error}", flush=True)
-        save(f"failed-{name}", {"verdict": "failed", "note": str(error)[:500]})
+        traceback.print_exc(limit=-4)
+        why = str(error).partition("\n")[0] or type(error).__name__
+        print(f"{name}: FAILED: {why}", flush=True)
+        save(f"failed-{name}", {"verdict": "failed", "note": why})
         return False
     finally:
         print(f"    ({name}: {time.time() - RUN.began:.0f} s)", flush=True)
