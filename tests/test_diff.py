@@ -590,7 +590,7 @@ def test_progress_and_cancel(cluster: Cluster) -> None:
     cluster.sql("CREATE DATABASE long")
     cluster.sql(
         "CREATE TABLE l (id int PRIMARY KEY, v int);"
-        "INSERT INTO l SELECT g, 0 FROM generate_series(1, 60000) AS g",
+        "INSERT INTO l SELECT g, 0 FROM generate_series(1, 150000) AS g",
         dbname="long",
     )
     cluster.sql("SELECT branch.create('long1', 'long')")

@@ -30,7 +30,7 @@ WITH places AS MATERIALIZED (
         (SELECT d.oid FROM pg_database AS d WHERE d.datname = $1), $2, $3,
         (SELECT d.oid FROM pg_database AS d WHERE d.datname = $4), $5, $6, $7, $8) AS c
 )
-SELECT {picked} FROM (
+SELECT {picked}, pg_catalog.num_nonnulls(a.r, b.r) AS versions FROM (
     SELECT q.r FROM places AS c, LATERAL branch._remote_query($9, $11 || c.a_rows || $12) AS q (r)
     WHERE c.a_rows IS NOT NULL OFFSET 0
 ) AS a FULL JOIN (
@@ -106,7 +106,8 @@ class PagePairing:
         while True:
             lines = cursor.fetch(FETCHED)
             for line in lines:
-                self.read()
+                for _ in range(line["versions"]):
+                    self.read()
                 yield line
             if len(lines) < FETCHED:
                 return
