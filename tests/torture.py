@@ -156,6 +156,7 @@ def report(path: Path) -> None:
         for line in lines
         if "done" not in line
     ]
+    troubles += [f"- `{name}` was not run." for name in PARTS if not by_part[name]]
     rows = []
     for name in PARTS:
         runs = by_part[name]
