@@ -92,19 +92,22 @@ uninstall-python:
 deps:
 	tools/deps.sh
 
-demo:
-	tools/deps.sh demo
+# What is missing, then the library and its package; the argument is that of tools/deps.sh.
+define prepare
+	tools/deps.sh $(1)
 	+$(MAKE) --no-print-directory all
 	+$(MAKE) --no-print-directory install-for-tests
+endef
+
+demo:
+	$(call prepare,demo)
 	$(SYSTEM_PYTHON) tools/demo.py start
 
 demo-stop:
 	$(SYSTEM_PYTHON) tools/demo.py stop
 
 test:
-	tools/deps.sh
-	+$(MAKE) --no-print-directory all
-	+$(MAKE) --no-print-directory install-for-tests
+	$(call prepare)
 	+$(MAKE) --no-print-directory lint
 	+$(MAKE) --no-print-directory regress
 	+$(MAKE) --no-print-directory isolation
@@ -161,12 +164,16 @@ check-assert: venv
 	$(VENV_PYTHON) tools/check_assert.py $(CHECK)
 
 # make torture, make torture TORTURE="--seconds 600 --seed 7 --report docs/torture.md"
-torture: venv
+torture:
+	$(call prepare,torture)
+	+$(MAKE) --no-print-directory venv
 	$(VENV_PYTHON) tests/torture.py $(TORTURE)
 
 # make bench (a quarter of an hour), make bench BENCH=create-clean, make bench BENCH="--quick connect",
 # make bench BENCH=--list, make bench BENCH=--full (hours)
-bench: venv
+bench:
+	$(call prepare)
+	+$(MAKE) --no-print-directory venv
 	$(VENV_PYTHON) bench/run.py $(BENCH)
 
 lint: venv $(INSTALL_SQL)

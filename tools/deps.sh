@@ -3,6 +3,7 @@
 #
 #   tools/deps.sh          what building, the demo and the tests need
 #   tools/deps.sh demo     without what only tests need
+#   tools/deps.sh torture  with what only make torture needs
 #
 # Servers that are on the machine are neither started, stopped, restarted nor given a
 # new cluster: a new server package comes without its default cluster, and a package
@@ -15,6 +16,10 @@ packages=(gcc make libc6-dev python3 python3-psycopg
 programs=(pgbouncer prometheus prometheus-postgres-exporter)
 if [ "${1:-}" != demo ]; then
 	packages+=(python3-venv xfsprogs "${programs[@]}")
+fi
+
+if [ "${1:-}" = torture ]; then
+	packages+=(faketime sqlsmith)
 fi
 
 if ! command -v dpkg-query >/dev/null; then
