@@ -65,7 +65,8 @@ SELECT fast_forward, rows_applied, conflicts, message FROM branch.merge('merge_b
 SELECT count(*) FROM branch.merges WHERE source_name = 'merge_b';
 SELECT merge_id AS m, fast_forward, rows_applied, conflicts, message FROM branch.merge('merge_b', message => 'first') \gset
 SELECT :'rows_applied' AS rows_applied, :'conflicts' AS conflicts, :'message' AS message;
-SELECT table_name, kind, key, columns, base_row, our_row, their_row FROM branch.conflicts ORDER BY key;
+SELECT table_name, kind, key, columns, base_row, our_row, their_row FROM branch.conflicts
+WHERE target_name = 'merge_main' ORDER BY key;
 \c merge_main
 SELECT sum(b) AS unchanged FROM item;
 \c postgres
