@@ -189,7 +189,7 @@ def _crc32c(data: bytes) -> int:
 
 def _identify(data: Path) -> None:
     """Give a copy of what initdb has made a system identifier of its own, as initdb would: first
-    in pg_control, whose checksum ends its contents, and in the header of the WAL segment."""
+    in pg_control, whose checksum ends its contents, and in the header of each WAL segment."""
     own = random.SystemRandom().getrandbits(63).to_bytes(8, sys.byteorder)
     with (data / "global" / "pg_control").open("r+b") as control:
         known = control.read(512)
@@ -201,12 +201,12 @@ def _identify(data: Path) -> None:
         crc = _crc32c(own + known[8:length])
         control.seek(0)
         control.write(own + known[8:length] + crc.to_bytes(4, sys.byteorder))
-    (segment,) = (path for path in (data / "pg_wal").iterdir() if path.is_file())
-    with segment.open("r+b") as wal:
-        wal.seek(24)
-        assert wal.read(8) == known[:8]
-        wal.seek(24)
-        wal.write(own)
+    for segment in (path for path in (data / "pg_wal").iterdir() if path.is_file()):
+        with segment.open("r+b") as wal:
+            wal.seek(24)
+            assert wal.read(8) in (known[:8], bytes(8))
+            wal.seek(24)
+            wal.write(own)
 
 
 class Cluster:

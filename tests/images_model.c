@@ -891,7 +891,7 @@ begin(void)
 
 	memset(e, 0, sizeof(*e));
 	e->id = ab_snapid_make(1, (nepochs == 0 ? 1000 : e[-1].id.lsn) + 1 + below(3) * 100);
-	ab_images_begin(DB, e->id);
+	ab_images_begin(DB, e->id, true);
 	e->living = true;
 	nepochs++;
 }

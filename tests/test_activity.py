@@ -207,6 +207,22 @@ def test_more_databases_than_are_tracked(server: Cluster) -> None:
     assert counted() == expected
 
 
+def test_a_statement_that_is_not_tracked_holds_nothing_up(server: Cluster) -> None:
+    """It adds to the file whenever somebody looks; what is in shared memory is written, too."""
+    names = [branch(server, f"beside_{i}") for i in range(24)]
+    conns = [server.connect(name) for name in names]
+    for conn in conns[::2]:
+        conn.pgconn.send_query(b"SELECT pg_sleep(300)")
+    for conn in conns[1::2]:
+        conn.execute("SELECT 1")
+    wait_for(lambda: all(written(server, name) == 1 for name in names[1::2]), what="the table")
+    for conn in conns[::2]:
+        assert conn.pgconn.is_busy()
+        conn.cancel()
+    for conn in conns:
+        conn.close()
+
+
 def test_crash_loses_an_interval_at_most(make_cluster: Any) -> None:
     """What the table had before the kill is there; nothing is there twice."""
     server: Cluster = make_cluster("activity_crash", {"agent_branch.activity_flush_interval": 1})

@@ -63,7 +63,7 @@ def ended(conn: psycopg.Connection) -> str | None:
         # the end of the connection came with the last message, which is still there
         result = conn.pgconn.get_result()
         state = result.error_field(DiagnosticField.SQLSTATE) if result is not None else None
-        return state.decode() if state is not None else str(error)
+        return state.decode() if state is not None else "lost"
     return None
 
 

@@ -38,6 +38,20 @@ by_db(const void *a, const void *b)
 	return left < right ? -1 : left > right;
 }
 
+/*
+ * A statement that runs in a database without an entry adds to the file all the time:
+ * entries have their turn between batches from there.
+ */
+static bool
+is_files_turn(void)
+{
+	static bool was_files = false;
+
+	was_files = ab_activity->spilled > ab_activity->spill_done &&
+		(!was_files || dlist_is_empty(&ab_activity->to_write));
+	return was_files;
+}
+
 int
 ab_activity_take(TransactionId xid)
 {
@@ -48,7 +62,7 @@ ab_activity_take(TransactionId xid)
 	Assert(!TransactionIdIsValid(ab_activity->batch_xid));
 	ab_activity_collect(InvalidOid);
 	ab_activity->batch_spill = 0;
-	if (ab_activity->spilled > ab_activity->spill_done)
+	if (is_files_turn())
 	{
 		n = ab_activity_read_spill(ab_activity->batch, AB_ACTIVITY_BATCH,
 								   ab_activity->spill_done, &upto);

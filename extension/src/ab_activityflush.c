@@ -171,7 +171,7 @@ write_rows(const AbActivity *rows, int n)
 /*
  * Nobody but the worker changes the batch, so it is read without the lock.  Statements
  * that run always have something new: more is worth writing at once only after a full
- * batch, or one from the file.
+ * batch, or while there is a file.
  */
 bool
 ab_activityflush_write(void)
@@ -197,7 +197,8 @@ ab_activityflush_write(void)
 		write_rows(rows, nrows);
 	}
 	SPI_finish();
-	return nrows > 0 && (n == AB_ACTIVITY_BATCH || ab_activity->batch_spill > 0);
+	return nrows > 0 &&
+		(n == AB_ACTIVITY_BATCH || ab_activity->spilled > ab_activity->spill_done);
 }
 
 /* ---- the worker's other duties ---- */

@@ -147,11 +147,14 @@ move_stats(void (*step) (void), const char *activity)
 static void
 run_round(void)
 {
-	int			batches = ab_activity->nentries / AB_ACTIVITY_BATCH + 1;
+	int64		in_file = (ab_activity->spilled - ab_activity->spill_done) / sizeof(AbActivity);
+	int64		batches = 2 + (ab_activity->nentries + in_file) / AB_ACTIVITY_BATCH;
 
+	/* each turn about may be the file's */
+	batches *= 2;
 	do
 		(void) run_step(write_batch, "writing the activity of branches");
-	while (again && (ab_activity->spilled > ab_activity->spill_done || --batches > 0));
+	while (again && --batches > 0);
 	if (ab_activity->nto_move > 0)
 	{
 		move_stats(bring_stats_back, "bringing back the statistics of branches");
