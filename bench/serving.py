@@ -78,6 +78,20 @@ def plain_copy(stock: Cluster, name: str) -> None:
 WORK = (("select", ("-S",)), ("tpcb", ()))
 
 
+def beside(
+    size: Sizes, ours: Cluster, stock: Cluster, dbname: str, figure: str, bar: float, label: str
+) -> None:
+    """pgbench in a database of that name on either server; label: in the plot."""
+    for name, options in WORK:
+        pairs = alternate(
+            size.rounds,
+            partial(tps, ours, dbname, *options),
+            partial(tps, stock, dbname, *options),
+        )
+        report(f"{name}-{figure}", bar, True, pairs, unit="tps")
+        keep(f"{name}: {label}", pairs)
+
+
 def throughput(size: Sizes) -> None:
     """pgbench in a branch beside a plain copy on a stock server: both just made, then both with
     every page of the accounts written once."""
@@ -107,14 +121,7 @@ def throughput(size: Sizes) -> None:
         plain_copy(stock, "settled")
         for cluster in (ours, stock):
             live.settle(cluster, "settled")
-        for name, options in WORK:
-            pairs = alternate(
-                size.rounds,
-                partial(tps, ours, "settled", *options),
-                partial(tps, stock, "settled", *options),
-            )
-            report(f"{name}-branch-settled", 0.98, True, pairs, unit="tps")
-            keep(f"{name}: branch", pairs)
+        beside(size, ours, stock, "settled", "branch-settled", 0.98, "branch")
 
 
 def unused(size: Sizes) -> None:
@@ -122,14 +129,7 @@ def unused(size: Sizes) -> None:
     with pair("unused", **CALM) as (ours, stock):
         for cluster in (ours, stock):
             filled(cluster, "main", size.scale)
-        for name, options in WORK:
-            pairs = alternate(
-                size.rounds,
-                partial(tps, ours, "main", *options),
-                partial(tps, stock, "main", *options),
-            )
-            report(f"{name}-library-unused", 0.995, True, pairs, unit="tps")
-            keep(f"{name}: library only", pairs)
+        beside(size, ours, stock, "main", "library-unused", 0.995, "library only")
 
 
 def live_settled(size: Sizes) -> None:
@@ -141,14 +141,7 @@ def live_settled(size: Sizes) -> None:
         ours.sql("CREATE DATABASE living TEMPLATE main STRATEGY branch")
         for cluster in (ours, stock):
             live.settle(cluster, "main")
-        for name, options in WORK:
-            pairs = alternate(
-                size.rounds,
-                partial(tps, ours, "main", *options),
-                partial(tps, stock, "main", *options),
-            )
-            report(f"{name}-parent-with-snapshot", 0.95, True, pairs, unit="tps")
-            keep(f"{name}: parent", pairs)
+        beside(size, ours, stock, "main", "parent-with-snapshot", 0.95, "parent")
 
 
 _kept: dict[str, list[Pair]] = {}
