@@ -177,6 +177,36 @@ def test_standby_replays_everything(pair: tuple[Cluster, Cluster], rng: random.R
     amcheck(standby, "p", *sorted(branches(standby)))
 
 
+def test_standby_starts_again_before_a_deletion(make_cluster: Callable[..., Cluster]) -> None:
+    """A standby dies after it has replayed the deletion of a branch, and replays again what was
+    done there: of the branch nothing is left, so its pages are zeros until a record brings an
+    image.  VACUUM's VISIBLE record brings none of the heap's page, nor is the page compared with
+    the primary's then (the server ended with "invalid page")."""
+    settings = {**SETTINGS, "hot_standby_feedback": "off", "autovacuum": "off", "fsync": "off"}
+    primary = make_cluster("primary", settings)
+    create_database(
+        primary,
+        "p",
+        "CREATE TABLE v AS SELECT i, repeat('v', 400) AS v FROM generate_series(1, 500) AS i",
+        "SELECT count(*) FROM v",
+    )
+    create(primary, "b", "p")
+    standby = primary.standby("replica")
+    primary.sql("CHECKPOINT")
+    primary.wait_caught_up(standby)
+    standby.sql("CHECKPOINT")  # where replay will begin
+    run(primary, "b", "DELETE FROM v WHERE i = 500", "VACUUM v")
+    gone = oid_of(primary, "b")
+    delete(primary, "b")
+    primary.sql("SELECT * FROM branch.gc()")
+    primary.wait_caught_up(standby)
+    standby.wait_for(lambda: database_dirs(standby, gone) == [])
+    standby.crash()
+    primary.wait_caught_up(standby)
+    no_divergence(standby)
+    assert everything(standby, "p", "main") == everything(primary, "p", "main")
+
+
 def test_standby_reads_while_replaying(pair: tuple[Cluster, Cluster]) -> None:
     """A session on the standby stays connected to a branch and sees each of the primary's
     commits in it, first writes into inherited pages among them (no stale cache), and

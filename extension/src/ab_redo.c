@@ -16,6 +16,7 @@
 #include "catalog/pg_control.h"
 #include "catalog/storage_xlog.h"
 #include "commands/dbcommands_xlog.h"
+#include "storage/bufmgr.h"
 
 #include "ab_capture.h"
 #include "ab_complete.h"
@@ -208,6 +209,41 @@ forget_missing_pages(XLogReaderState *record)
 }
 
 /*
+ * With wal_consistency_checking: a page of zeros is not compared with the primary's, which
+ * would end the server.  Of a branch that is deleted further on nothing may be left, and
+ * what is no branch any more has zeros where it inherited pages, until a record brings an
+ * image.  VISIBLE brings none; its replay has noted the page as invalid, and if it is not
+ * forgotten with the database the server says so when it is consistent.
+ */
+static void
+leave_zeros_uncompared(XLogReaderState *record)
+{
+	if ((XLogRecGetInfo(record) & XLR_CHECK_CONSISTENCY) == 0)
+		return;
+	for (int i = 0; i <= XLogRecMaxBlockId(record); i++)
+	{
+		RelFileNode rnode;
+		ForkNumber	fork;
+		BlockNumber block;
+		Buffer		buffer;
+		bool		zeros;
+
+		if (!XLogRecGetBlockTagExtended(record, i, &rnode, &fork, &block, NULL) ||
+			XLogRecBlockImageApply(record, i))
+			continue;
+		buffer = XLogReadBufferExtended(rnode, fork, block, RBM_NORMAL_NO_LOG,
+										InvalidBuffer);
+		if (!BufferIsValid(buffer))
+			continue;
+		LockBuffer(buffer, BUFFER_LOCK_SHARE);
+		zeros = PageIsNew(BufferGetPage(buffer));
+		UnlockReleaseBuffer(buffer);
+		if (zeros)
+			record->record->header.xl_info &= ~XLR_CHECK_CONSISTENCY;
+	}
+}
+
+/*
  * A damaged branch has lost the pages that its records are to be applied to.  They
  * are passed over, so that everything else recovers (B2).
  */
@@ -219,7 +255,10 @@ replay_unless_broken(XLogReaderState *record)
 		return;
 	stock_redo[XLogRecGetRmid(record)] (record);
 	if (unlikely(ab_recovery_files_are_ahead()))
+	{
 		forget_missing_pages(record);
+		leave_zeros_uncompared(record);
+	}
 }
 
 static void
