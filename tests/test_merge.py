@@ -388,3 +388,20 @@ def test_rewritten_tables(cluster: Cluster) -> None:
     for table, _, _ in tables:
         found = dict(cluster.sql(f"SELECT id, v FROM {table}", dbname="main"))
         assert found == wanted, table
+
+
+def test_reads_what_changed(cluster: Cluster) -> None:
+    """A merge of one row reads a few pages of a table, not all of them."""
+    cluster.sql(
+        "CREATE TABLE t (id int PRIMARY KEY, v int, pad text);"
+        "INSERT INTO t SELECT g, 0, repeat('x', 900) FROM generate_series(1, 16000) AS g",
+        dbname="main",
+    )
+    cluster.sql("SELECT branch.create('b')")
+    cluster.sql("UPDATE t SET v = 1 WHERE id = 1", dbname="b")
+    plan = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT * FROM branch.merge('b')"
+    used = cluster.scalar(plan)[0]["Plan"]
+    assert used["Shared Hit Blocks"] + used["Shared Read Blocks"] < 3000
+    assert cluster.sql("SELECT sum(v) FROM t", dbname="main") == [(1,)]
+    pages = cluster.scalar("SELECT pg_relation_size('t') / 8192", dbname="main")
+    assert pages > 1900

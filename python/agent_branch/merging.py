@@ -38,7 +38,7 @@ from agent_branch.mergetarget import Target, commit_apart
 from agent_branch.sqltext import Row
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import TableShape
-from agent_branch.threeway import ThreeWay, read_side, sizes
+from agent_branch.threeway import ThreeWay, read_side
 
 NO_RIGHT = "42501"
 NOTHING_IN_COMMON = "55000"
@@ -173,16 +173,20 @@ def _without(database: str) -> tuple[str, ...]:
     return ("branch",) if rows[0]["d"] == database else ()
 
 
-def _extents_of_theirs(base: Side, theirs: Side, base_name: str, source: str) -> Extents:
-    """Where the frozen source may differ from the base.
+def _extents_of_theirs(base: Side, theirs: Side, names: tuple[str, str, str]) -> Extents:
+    """Where the frozen source may differ from the base; ``names``: of the databases that have
+    the base, the frozen source and the living one.
 
     Asked of the living source: what had changed when it was frozen has changed still, if the
     file is the same.  Sizes are the frozen ones: it may have been truncated since.
     """
-    found = changed_extents(base_name, source, base, theirs)
-    size = sizes(theirs, theirs.tables)
+    base_name, frozen_name, living = names
+    found = changed_extents(base_name, living, base, theirs)
+    if frozen_name == living:
+        return found
+    size = changed_extents(frozen_name, frozen_name, theirs, theirs)
     return {
-        name: Extent(extent.before, size.get(name, 0), extent.changed)
+        name: Extent(extent.before, size[name].after if name in size else 0, extent.changed)
         for name, extent in found.items()
     }
 
@@ -298,7 +302,8 @@ class Merging(Attempt):
             if new.open:
                 return self._run([]), new
         base, theirs = read_side(self.base, without), read_side(self.theirs, without)
-        of_theirs = _extents_of_theirs(base, theirs, self.base_name, self.pair.source)
+        names = self.base_name, self.theirs.database, self.pair.source
+        of_theirs = _extents_of_theirs(base, theirs, names)
         three, plans = self._planned(base, theirs, of_theirs, without)
         locked: set[TableId] = set()
         for _ in range(ROUNDS if locking else 0):

@@ -15,7 +15,7 @@ from agent_branch.catalog import TABLES, Table, table_from
 from agent_branch.compare import Extent, Extents, Side
 from agent_branch.diff import TableState
 from agent_branch.mergeplan import TablePlan, is_fast_forward, plan_table
-from agent_branch.sqltext import Session, Statement
+from agent_branch.sqltext import Session
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import TableShape
 
@@ -30,22 +30,6 @@ def read_side(session: Session, without: Collection[str] = ()) -> Side:
     """The tables of a database, but those in some schemas; they are not locked."""
     tables = (table_from(row) for row in session.rows(TABLES))
     return Side(session, {t.shape.id: t for t in tables if t.shape.schema not in without})
-
-
-def sizes(side: Side, wanted: Collection[TableId]) -> dict[TableId, int]:
-    """Sizes of tables, in blocks."""
-    numbers = {str(side.tables[name].oid): name for name in wanted if name in side.tables}
-    if not numbers:
-        return {}
-    listed = ", ".join(sorted(numbers))
-    rows = side.session.rows(
-        Statement(
-            "SELECT x.oid, pg_catalog.pg_relation_size(x.oid)"
-            " OPERATOR(pg_catalog./) pg_catalog.current_setting('block_size')::pg_catalog.int8"
-            f" FROM pg_catalog.unnest(ARRAY[{listed}]::pg_catalog.oid[]) AS x (oid)"
-        )
-    )
-    return {numbers[oid]: int(blocks or 0) for oid, blocks in rows if oid is not None}
 
 
 @dataclass(frozen=True, slots=True)
