@@ -155,7 +155,7 @@ def series(name: str, points: dict[str, list[Pair]]) -> None:
 
 
 def save(name: str, figures: dict[str, Any]) -> None:
-    RAW.mkdir(exist_ok=True)
+    RAW.mkdir(parents=True, exist_ok=True)
     raw = {
         "name": name,
         "benchmark": RUN.benchmark,

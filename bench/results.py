@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import measure
 import plots
 from measure import RAW, bar_text
 
@@ -17,6 +18,15 @@ PLOTS = HERE / "plots"
 REASONS = HERE / "reasons.toml"
 
 Figure = dict[str, Any]
+
+
+def apart(name: str) -> None:
+    """From now on figures, page and plots have places of their own: those of a size that is not
+    measured with the others, and that their next run must not lose."""
+    global RAW, RESULTS, PLOTS
+    measure.RAW = RAW = RAW / name
+    RESULTS = HERE / f"RESULTS-{name}.md"
+    PLOTS = PLOTS / name
 
 
 def forget() -> None:
@@ -67,9 +77,10 @@ def page(figures: list[Figure], names: list[str]) -> list[str]:
                 why.insert(0, figure["note"].partition("\n")[0])
             lines.append(f"- `{figure['name']}`: {' '.join(why) or 'no reason is known.'}")
         lines.append("")
+    place = PLOTS.relative_to(RESULTS.parent)
     lines += ["## All figures", "", *table([f for f in figures if f["verdict"] != "failed"])]
     if names:
-        lines += ["## Plots", "", *(f"![{name}](plots/{name}.svg)" for name in names), ""]
+        lines += ["## Plots", "", *(f"![{name}]({place}/{name}.svg)" for name in names), ""]
     return lines + settings(figures)
 
 
@@ -144,7 +155,7 @@ def settings(figures: list[Figure]) -> list[str]:
 
 def draw(found: dict[str, dict[str, list[tuple[float, float]]]]) -> list[str]:
     """The plots there are points for; returns their names."""
-    PLOTS.mkdir(exist_ok=True)
+    PLOTS.mkdir(parents=True, exist_ok=True)
     for path in PLOTS.glob("*.svg"):
         path.unlink()
     kinds = {

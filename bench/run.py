@@ -9,6 +9,7 @@ Times are milliseconds (less is better, the bar is an upper one) or transactions
 second (more is better, a lower bar); a bar that says "ours" is for our side alone.
 Raw figures go to bench/raw/NAME.json.  A run of all benchmarks writes bench/RESULTS.md
 and its plots, --quick does not; --results writes them of what is in bench/raw.
+With --branches N figures, page and plots are kept apart: bench/RESULTS-N-branches.md.
 
 Sizes: --quick takes less than 3 minutes on a machine that does nothing else, no option
 about a quarter of an hour, --full (100,000 branches, depth 1000) hours.
@@ -100,12 +101,13 @@ def main() -> int:
     size = Sizes(arguments.quick, arguments.full, arguments.seed)
     if arguments.branches:
         size.branches = arguments.branches
+        results.apart(f"{arguments.branches}-branches")
     if arguments.repeats:
         size.repeats = size.rounds = arguments.repeats
     if arguments.results and not arguments.names:
         results.write()
         return 0
-    if not arguments.names:
+    if not arguments.names or arguments.branches:
         results.forget()
     print(f"{'name':<30} {'ours':>11} {'stock':>11} {'ratio':>9} [min..max] bar")
     began = time.time()
@@ -117,7 +119,7 @@ def main() -> int:
             save(f"failed-{name}", {"verdict": "failed", "note": "not run, time was over"})
         else:
             good.append(one(name, size))
-    if arguments.results or not (arguments.names or arguments.quick):
+    if arguments.results or arguments.branches or not (arguments.names or arguments.quick):
         results.write()
     return 0 if all(good) else 1
 

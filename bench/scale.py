@@ -28,6 +28,7 @@ from measure import (
     ms,
     pair,
     report,
+    report_calls,
     series,
     used,
 )
@@ -102,19 +103,20 @@ def create_and_drop(session: Conn, calls: int, number: count[int]) -> list[float
     return times
 
 
+def one_query(cluster: Cluster, dbname: str) -> None:
+    with cluster.connect(dbname) as conn:
+        conn.execute("SELECT count(*) FROM pgbench_branches")
+
+
 def connects(cluster: Cluster, session: Conn, size: Sizes, prefix: str) -> list[float]:
     """Median milliseconds of first connections with a query, by repeat; one warm-up before."""
-
-    def query(name: str) -> None:
-        with cluster.connect(name) as conn:
-            conn.execute("SELECT count(*) FROM pgbench_branches")
 
     found = []
     for turn in range(size.repeats + 1):
         names = [f"{prefix}_{turn}_{i}" for i in range(20)]
         for name in names:
             branch(session, name)
-        found.append(statistics.median(ms(partial(query, name)) for name in names))
+        found.append(statistics.median(ms(partial(one_query, cluster, name)) for name in names))
         for name in names:
             drop(session, name)
     return found[1:]
@@ -185,6 +187,7 @@ def scale(size: Sizes) -> None:
             unit="ms",
             note="first connection to a new branch; other: when there were few",
         )
+        random_connects(ours, stock, size)
         daily(ours, stock, size)
         restarts(ours, stock, size)
         deletion(ours, total, each, before)
@@ -199,6 +202,9 @@ def shared_memory(ours: Cluster) -> None:
     ours.restart()
     pairs = [((shared_bytes(ours) - was) / more, 0.0)]
     report("idle-shared-memory", 128, False, pairs, unit="bytes", absolute=True)
+    pairs = [(was / 1024**2, 0.0)]
+    note = f"agent_branch.max_tracked_branches = {tracked}"
+    report("shared-memory-in-all", math.inf, False, pairs, unit="MB", note=note)
     ours.configure(agent_branch__max_tracked_branches=tracked)
     ours.restart()
 
@@ -238,6 +244,18 @@ def files_of(cluster: Cluster, oid: int) -> tuple[int, int]:
     own = [path.lstat() for path in paths]
     own = [status for status in own if S_ISDIR(status.st_mode) or status.st_nlink == 1]
     return sum(status.st_blocks * 512 for status in own), len(own)
+
+
+def random_connects(ours: Cluster, stock: Cluster, size: Sizes) -> None:
+    """The first query in any of them, beside one in a database that is often used."""
+    rng = random.Random(size.seed)
+    each = size.branches // CLIENTS
+    found = []
+    for _ in range(size.repeats):
+        names = [f"s{rng.randrange(CLIENTS)}-{rng.randrange(each) + 1}" for _ in range(size.calls)]
+        times = [ms(partial(one_query, ours, name)) for name in names]
+        found.append((times, [ms(partial(one_query, stock, "main")) for _ in names]))
+    report_calls(f"scale-{size.branches}-connect-any", found, math.inf, math.inf)
 
 
 def daily(ours: Cluster, stock: Cluster, size: Sizes) -> None:

@@ -12,7 +12,7 @@ import os
 import random
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +23,10 @@ from ab_checks import branches, calm_log, healthy, nothing_left
 from ab_cluster import Cluster, wait_for
 from ab_faults import FailingDisk, call
 from ab_power import SETTINGS
+from ab_steps import ROWS, choose
 from ab_storm import checkpoints
 from ab_tree import Node, Rows, Tree
 
-ROWS = 600
-MOST = 14  # nodes
 CUT_SETTINGS: dict[str, object] = {**SETTINGS, "full_page_writes": "on"}
 
 State = dict[str, tuple[Node | None, Rows]]
@@ -91,24 +90,10 @@ class BlockCuts:
         return {name: (node.parent, node.rows) for name, node in self.tree.nodes.items()}
 
     def _step(self) -> None:
-        rng, tree = self.rng, self.tree
-        nodes = list(tree.nodes.values())
-        leaves = tree.leaves()
-        steps: dict[str, Callable[[], object]] = {
-            "fork": lambda: tree.fork(rng.choice(nodes)),
-            "forks": lambda: tree.fork_many(rng.choice(nodes), rng.randint(2, 4)),
-            "write": lambda: tree.write(rng.choice(nodes), rng, rng.choice((1, 8, 30))),
-            "reset": lambda: tree.reset(rng.choice(leaves)),
-            "prune": lambda: tree.prune(rng.choice(leaves)),
-            "gc": lambda: self.cluster.sql("SELECT * FROM branch.gc()"),
-            "suspend": lambda: self.cluster.sql("SELECT branch.suspend_idle()"),
-        }
-        weights = (5, 1, 8, 2, 2, 1, 1) if len(nodes) < MOST else (0, 0, 4, 2, 6, 1, 1)
-        what = rng.choices(list(steps), weights)[0]
-        if what in ("reset", "prune") and not leaves:
-            what = "fork"
+        tree = self.tree
+        what, step = choose(self.cluster, tree, self.rng, list(tree.nodes.values()), tree.leaves())
         before = self.disk.position()
-        steps[what]()
+        step()
         self.history.append(Moment(what, before, self.disk.position(), self._state()))
 
     # ---- the cuts ----

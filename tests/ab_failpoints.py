@@ -423,10 +423,14 @@ VERBS = ("", "killed", "crashed", "failed")
 
 
 def was_cut_off(error: BaseException | None) -> bool:
-    """Did the server go away, or did a failpoint raise it?"""
+    """Did the server go away, or did a failpoint raise it (in the checkpointer, too)?"""
     if isinstance(error, psycopg.Error):
+        text = str(error)
         return (
-            error.sqlstate is None or error.sqlstate.startswith("57P") or "failpoint" in str(error)
+            error.sqlstate is None
+            or error.sqlstate.startswith("57P")
+            or "failpoint" in text
+            or "checkpoint request failed" in text
         )
     return error is None or isinstance(error, (ServerError, OSError))
 

@@ -14,7 +14,7 @@ import resource
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,10 +24,9 @@ from ab_checks import amcheck, branches, disk_bytes, healthy, nothing_left
 from ab_cluster import Cluster, ServerError, _children, identity, wait_for
 from ab_faults import SmallDisk
 from ab_power import SETTINGS
+from ab_steps import ROWS, choose
 from ab_tree import Node, Tree
 
-ROWS = 600
-MOST = 12
 # What a statement may answer when the machine is at fault (and the server goes on).
 EXPECTED = ("53100", "53200", "57P", "58030", "08", "XX001")
 # And what the server itself says for that, without a code of its own.
@@ -51,25 +50,12 @@ class Weather:
 
     def step(self) -> None:
         """One step of work; an answer that the machine is at fault for is not believed."""
-        rng, tree = self.rng, self.tree
+        tree = self.tree
         nodes = [n for n in tree.nodes.values() if n.unsure is None and n.name not in tree.asked]
         leaves = [node for node in tree.leaves() if {node, node.parent} <= set(nodes)]
-        steps: dict[str, Callable[[], object]] = {
-            "fork": lambda: tree.fork(rng.choice(nodes)),
-            "forks": lambda: tree.fork_many(rng.choice(nodes), rng.randint(2, 4)),
-            "write": lambda: tree.write(rng.choice(nodes), rng, rng.choice((1, 8, 40))),
-            "reset": lambda: tree.reset(rng.choice(leaves)),
-            "prune": lambda: tree.prune(rng.choice(leaves)),
-            "gc": lambda: self.cluster.sql("SELECT * FROM branch.gc()"),
-            "checkpoint": lambda: self.cluster.sql("CHECKPOINT"),
-            "suspend": lambda: self.cluster.sql("SELECT branch.suspend_idle()"),
-        }
-        weights = (5, 1, 8, 2, 2, 1, 1, 1) if len(nodes) < MOST else (0, 0, 4, 2, 6, 1, 1, 1)
-        what = rng.choices(list(steps), weights)[0]
-        if what in ("reset", "prune") and not leaves:
-            what = "fork"
+        what, step = choose(self.cluster, tree, self.rng, nodes, leaves)
         try:
-            steps[what]()
+            step()
         except psycopg.Error as error:
             self.refused(what, error)
         else:
@@ -139,7 +125,7 @@ class Weather:
 
     # ---- weathers ----
 
-    def full_disk(self, rounds: int, directory: str) -> None:
+    def full_disk(self, rounds: Iterable[int], directory: str) -> None:
         """The directory is as good as full at a random byte, for some steps."""
         self.poisoned_allowed = True  # rule: poison the snapshot, never the parent
         self.cluster.stop()
@@ -147,7 +133,7 @@ class Weather:
         disk = SmallDisk(place, disk_bytes(list(place.rglob("*"))) + (64 << 20))
         try:
             self.cluster.start()
-            for number in range(rounds):
+            for number in rounds:
                 for _ in range(self.rng.randint(1, 4)):
                     self.step()
                 self.fill(disk)
@@ -171,9 +157,9 @@ class Weather:
                 disk.fill(leave + more)
                 return
 
-    def no_memory(self, rounds: int) -> None:
+    def no_memory(self, rounds: Iterable[int]) -> None:
         """Processes are killed one by one, or may have no more memory than they have."""
-        for number in range(rounds):
+        for number in rounds:
             for _ in range(self.rng.randint(1, 4)):
                 self.step()
             self.strike()
@@ -207,7 +193,7 @@ class Weather:
         call = ["prlimit", f"--pid={pid}", f"--as={most}:"]
         return subprocess.run(call, check=False, capture_output=True, **identity()).returncode == 0
 
-    def jumping_clock(self, rounds: int) -> None:
+    def jumping_clock(self, rounds: Iterable[int]) -> None:
         """Forward and backward, by up to a year."""
         if not FAKETIME.exists():
             pytest.skip(f"{FAKETIME} is not there (package faketime)")
@@ -226,7 +212,7 @@ class Weather:
             for key, value in environment.items():
                 patch.setenv(key, value)
             self.cluster.start()
-            for number in range(rounds):
+            for number in rounds:
                 jump = self.rng.choice((-1, 1)) * self.rng.choice((1, 3600, 86400, 31_536_000))
                 clock.write_text(f"{jump:+d}")
                 self.done["jumps"] += 1
