@@ -62,6 +62,24 @@ def test_page(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "No figures." in (tmp_path / "RESULTS.md").read_text()
 
 
+def test_apart(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A size of its own has a page of its own, which the next run of all does not lose."""
+    measure.report("good", 2, False, [(1.0, 1.0)])
+    monkeypatch.setattr(results, "HERE", tmp_path)
+    results.apart("9-branches")
+    measure.report("many", 2, False, [(1.0, 1.0)])
+    measure.series("bytes", {"own": [(1, 10), (100, 1000)]})
+    results.write()
+    page = (tmp_path / "RESULTS-9-branches.md").read_text()
+    assert "| many |" in page
+    assert "| good |" not in page
+    assert "(plots/9-branches/bytes.svg)" in page
+    monkeypatch.undo()
+    measure.RAW = results.RAW = raw
+    results.forget()
+    assert (raw / "9-branches" / "many.json").exists()
+
+
 @pytest.mark.parametrize("log", [False, True])
 def test_plots(log: bool) -> None:
     """Whatever the figures, all marks are inside the picture and labels are escaped."""

@@ -215,7 +215,7 @@ def machine(lines: list[dict[str, object]]) -> list[str]:
 def notes(path: Path) -> list[str]:
     """What somebody has written at the end of the summary, which stays."""
     text = path.read_text() if path.exists() else ""
-    return [NOTES, *text.partition(NOTES)[2].rstrip().split("\n")] if NOTES in text else []
+    return [NOTES, "", text.partition(NOTES)[2].strip()] if NOTES in text else []
 
 
 def report(path: Path) -> None:
