@@ -74,9 +74,9 @@ def test_apart(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "| many |" in page
     assert "| good |" not in page
     assert "(plots/9-branches/bytes.svg)" in page
-    monkeypatch.undo()
-    measure.RAW = results.RAW = raw
+    monkeypatch.setattr(results, "RAW", raw)
     results.forget()
+    assert not (raw / "good.json").exists()
     assert (raw / "9-branches" / "many.json").exists()
 
 
