@@ -129,7 +129,12 @@ def restarted(cluster: Cluster, crash: bool, **settings: Any) -> float:
     cluster.sql("CHECKPOINT")
     cluster.pgbench(["-n", "-c", "2", "-t", str(TRANSACTIONS // 2)], "main")
     cluster.kill() if crash else cluster.stop(timeout=600)
-    return ms(cluster.start)
+
+    def start() -> None:
+        cluster.start(wait=False)
+        cluster.wait_ready(3600)
+
+    return ms(start)
 
 
 def scale(size: Sizes) -> None:

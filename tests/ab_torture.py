@@ -301,4 +301,4 @@ PARTS: dict[str, Part] = {
 }
 
 # What a part gets of the time, beside 1.
-WEIGHTS = {"failpoints": 5, "standby": 3, "errors": 3, "storm": 2, "sqlsmith": 2}
+WEIGHTS = {"failpoints": 5, "standby": 6, "errors": 2, "storm": 2, "sqlsmith": 2}
