@@ -90,6 +90,17 @@ def failing(client: Client) -> None:
     client.run("BEGIN", f"SELECT nap_in_parts({client.nap}), 1 / (i - i) FROM t", "ROLLBACK")
 
 
+def failing_in_savepoint(client: Client) -> None:
+    """The session is idle then, while another one is not."""
+    client.run("BEGIN", "SAVEPOINT s", f"SELECT nap_in_parts({client.nap}), 1 / (i - i) FROM t")
+    client.timed(lambda: client.holder.execute(f"SELECT pg_sleep({client.nap})"))
+    client.run("ROLLBACK TO s", "COMMIT")
+
+
+def failing_inside(client: Client) -> None:
+    client.run(f"SELECT nap_and_fail({client.nap})")
+
+
 def cancelled(client: Client) -> None:
     client.run(f"SET statement_timeout = '{client.nap * 1000}ms'", "SELECT pg_sleep(600)")
     client.run("RESET statement_timeout")
@@ -183,6 +194,12 @@ CREATE TABLE t AS SELECT 1 AS i;
 CREATE FUNCTION nap_in_parts(s float8) RETURNS int LANGUAGE plpgsql AS $$BEGIN
   FOR i IN 1..5 LOOP PERFORM pg_sleep(s / 5), (SELECT count(*) FROM t); END LOOP;
   RETURN 1; END$$;
+CREATE FUNCTION nap_and_fail(s float8) RETURNS int LANGUAGE plpgsql AS $$BEGIN
+  FOR n IN 1..5 LOOP
+    BEGIN PERFORM pg_sleep(s / 5), 1 / (i - i) FROM t;
+    EXCEPTION WHEN division_by_zero THEN NULL; END;
+  END LOOP;
+  RETURN 1; END$$;
 CREATE FUNCTION nap_of_planner(s float8) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$BEGIN
   PERFORM pg_sleep(s); RETURN 1; END$$;
 CREATE PROCEDURE naps_and_commits(s float8) LANGUAGE plpgsql AS $$BEGIN
@@ -210,6 +227,8 @@ KINDS: list[tuple[Callable[[Client], None], int]] = [
     (function, 2),
     (procedure, 1),
     (failing, 2),
+    (failing_in_savepoint, 2),
+    (failing_inside, 1),
     (cancelled, 1),
     (cursor, 1),
     (copy_out, 1),

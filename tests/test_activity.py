@@ -124,6 +124,21 @@ def test_what_is_a_request(server: Cluster) -> None:
     assert found["sessions_total"] == 1
 
 
+def test_only_branches_are_counted(server: Cluster) -> None:
+    """What nobody asks about costs plain databases nothing."""
+    name = branch(server, "counted")
+    for dbname in ("main", name):
+        with server.connect(dbname) as conn:
+            conn.execute("SELECT 1")
+            conn.execute("CREATE TEMPORARY TABLE t AS SELECT 1 AS i")
+            conn.execute("UPDATE t SET i = 2")
+    known = server.sql(
+        "SELECT d.datname FROM branch._activity() AS a INNER JOIN pg_database AS d ON d.oid = a.db"
+    )
+    assert (name,) in known
+    assert ("main",) not in known
+
+
 def test_exact_over_restarts(server: Cluster) -> None:
     """N statements of M clients, while the table is written: N, after a clean restart, too."""
     name = branch(server, "exact")

@@ -1,6 +1,6 @@
 /*
  * ab_activity.h
- *	  What client sessions do, by database, in shared memory.
+ *	  What client sessions of branches do, by database, in shared memory.
  *
  * Three places, each summing up the one before it:
  *
@@ -62,9 +62,6 @@ typedef struct pg_attribute_aligned(PG_CACHE_LINE_SIZE) AbActivitySlot
 	TimestampTz leave_if_idle_since;
 } AbActivitySlot;
 
-/* Instead of the time at which a branch was made: a database that is none (1970). */
-#define AB_PLAIN	(((TimestampTz) UNIX_EPOCH_JDATE - POSTGRES_EPOCH_JDATE) * USECS_PER_DAY)
-
 /*
  * Of one database.  All under the lock; who has changed an entry calls ab_activity_touch().
  */
@@ -72,7 +69,7 @@ typedef struct AbActivity
 {
 	Oid			db;				/* hash key */
 	int			sessions;		/* slots of it */
-	TimestampTz origin_at;		/* created_at of the origin file, or AB_PLAIN */
+	TimestampTz origin_at;		/* created_at of the origin file */
 	TimestampTz since;			/* when the first of pending began */
 	TimestampTz last_active;	/* DT_NOBEGIN: not known here */
 	TimestampTz suspended_at;	/* 0: it is not suspended */

@@ -12,6 +12,8 @@
 #include "ab_format.h"
 #include "ab_manifest.h"
 
+#include "port/atomics.h"
+
 typedef struct AbBranch AbBranch;
 
 typedef struct AbFork
@@ -34,7 +36,7 @@ typedef struct AbFork
  * Fast when nothing changed.  In a session of the branch, raises XX001 or 58P01 if
  * its files are damaged; elsewhere the answer is NULL then, too.
  */
-extern AbBranch *ab_branch_lookup(Oid db);
+static inline AbBranch *ab_branch_lookup(Oid db);
 
 /*
  * After ab_branch_lookup() said NULL: because the branch is damaged, so that what there is
@@ -96,5 +98,29 @@ extern Oid *ab_origin_list(int *n);
 
 /* Violations of the file's own rules, as palloc'd text, or NULL. */
 extern char *ab_origin_check(Oid db);
+
+/* ---- what the lookups are made of ---- */
+
+/* The last answer.  Asked for all the time, of plain databases, too. */
+typedef struct AbBranchAnswer
+{
+	Oid			db;				/* invalid: there is none */
+	uint32		generation;
+	pg_atomic_uint32 *counter;	/* of that database */
+	AbBranch   *branch;
+} AbBranchAnswer;
+
+extern AbBranchAnswer ab_branch_answer;
+
+extern AbBranch *ab_branch_lookup_slow(Oid db);
+
+static inline AbBranch *
+ab_branch_lookup(Oid db)
+{
+	if (likely(db == ab_branch_answer.db && OidIsValid(db) &&
+			   pg_atomic_read_u32(ab_branch_answer.counter) == ab_branch_answer.generation))
+		return ab_branch_answer.branch;
+	return ab_branch_lookup_slow(db);
+}
 
 #endif							/* AB_ORIGIN_H */

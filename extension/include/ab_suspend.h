@@ -54,4 +54,7 @@ extern bool ab_resume(Oid db);
 /* In the postmaster: how sessions leave, and how they resume a branch. */
 extern void ab_suspendsession_install(void);
 
+/* In a process that is no session of a branch, once it is in its database. */
+extern void ab_suspendsession_uninstall(void);
+
 #endif							/* AB_SUSPEND_H */

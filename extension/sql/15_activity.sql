@@ -1,4 +1,4 @@
--- What databases are used for. Rows are written by a worker; branch._activity() adds what it has
+-- What branches are used for. Rows are written by a worker; branch._activity() adds what it has
 -- not written yet.
 
 CREATE TABLE branch.activity (
@@ -18,10 +18,10 @@ CREATE TABLE branch.activity (
 CREATE INDEX activity_suspended_idx ON branch.activity (db) WHERE suspended_at IS NOT null;
 
 COMMENT ON TABLE branch.activity
-IS 'what clients did in each database, up to the last agent_branch.activity_flush_interval; branch._activity() has all';
+IS 'what clients did in each branch, up to the last agent_branch.activity_flush_interval; branch._activity() has all';
 COMMENT ON COLUMN branch.activity.db IS 'OID of the database';
 COMMENT ON COLUMN branch.activity.origin_at
-IS 'when the branch of that OID was made, as in branch.registry; 1970: it is no branch';
+IS 'when the branch of that OID was made, as in branch.registry';
 COMMENT ON COLUMN branch.activity.since IS 'when counting began; a reset of the branch does not change it';
 COMMENT ON COLUMN branch.activity.last_active_at IS 'when a client connected, or a statement ended, last';
 COMMENT ON COLUMN branch.activity.sessions_total IS 'sessions of clients that were begun';

@@ -5,6 +5,8 @@
  *
  * Installed by _PG_init in the postmaster, run by client backends; no locks but when a
  * session begins and ends.  Each writes its slot with plain stores (ab_activity.h).
+ * Sessions of branches are counted; every other process takes the hooks out again, as far
+ * as nobody else has put one on top of them.
  *
  * A request is a statement that a client sent and that began to run: what functions,
  * triggers and rules run is part of it, and several executions of one portal are one.  It
@@ -35,6 +37,7 @@
 #include "utils/timestamp.h"
 
 #include "ab_origin.h"
+#include "ab_suspend.h"
 
 static AbActivitySlot *mine = NULL; /* NULL: this process is not counted */
 
@@ -43,12 +46,18 @@ static int64 rows = 0;			/* written by this session so far */
 static uint64 wal_base = 0;
 static TimestampTz last_end = 0;	/* up to here time has been counted */
 static bool committing = false;
+static bool not_counted = false;	/* nor will it be: the hooks are to go */
+
+/* The transaction's nesting when a query began of which an error tells no more; 0: none. */
+static int	run_level = 0;
 
 static post_parse_analyze_hook_type prev_parse_analyze = NULL;
 static ExecutorStart_hook_type prev_executor_start = NULL;
 static ExecutorRun_hook_type prev_executor_run = NULL;
 static ExecutorFinish_hook_type prev_executor_finish = NULL;
 static ProcessUtility_hook_type prev_utility = NULL;
+
+static void uninstall(void);
 
 /* ---- the slot ---- */
 
@@ -124,8 +133,16 @@ start_of_statement(void)
 static void
 count_up_to_now(void)
 {
-	enter(start_of_statement(), false);
-	leave();
+	TimestampTz since = Max(start_of_statement(), last_end);
+	TimestampTz now = GetCurrentTimestamp();
+
+	write_begin();
+	if (now > since)
+		mine->use.active_us += now - since;
+	mine->last_active = now;
+	write_sums();
+	write_end();
+	last_end = now;
 }
 
 /*
@@ -139,6 +156,8 @@ parse_analyze(ParseState *pstate, Query *query, JumbleState *jstate)
 		prev_parse_analyze(pstate, query, jstate);
 	if (mine != NULL && depth == 0 && pstate->p_paramref_hook != NULL)
 		count_up_to_now();
+	else if (not_counted)
+		uninstall();
 }
 
 /* In a bind message, which has planned the statement; that hides no portal. */
@@ -169,27 +188,43 @@ run_next(QueryDesc *query, ScanDirection direction, uint64 count, bool once)
 		standard_ExecutorRun(query, direction, count, once);
 }
 
+/* The query is over, or an error has ended it. */
+static void
+end_run(void)
+{
+	run_level = 0;
+	depth = 1;
+	leave();
+}
+
+/*
+ * What ends with an error is told by the end of its transaction, or of the subtransaction
+ * it began in: that spares every statement the setting up of a handler.
+ */
+static void
+run_counted(QueryDesc *query, ScanDirection direction, uint64 count, bool once)
+{
+	enter(start_of_statement(),
+		  is_from_client() && query->plannedstmt->canSetTag && !query->already_executed);
+	run_level = GetCurrentTransactionNestLevel();
+	run_next(query, direction, count, once);
+	if (counts_rows(query->operation))
+		rows += query->estate->es_processed;
+	if (run_level > 0)
+		end_run();
+}
+
 static void
 executor_run(QueryDesc *query, ScanDirection direction, uint64 count, bool once)
 {
-	if (mine == NULL)
+	if (mine != NULL && depth == 0)
 	{
-		run_next(query, direction, count, once);
+		run_counted(query, direction, count, once);
 		return;
 	}
-	enter(depth > 0 ? 0 : start_of_statement(),
-		  is_from_client() && query->plannedstmt->canSetTag && !query->already_executed);
-	PG_TRY();
-	{
-		run_next(query, direction, count, once);
-		if (counts_rows(query->operation))
-			rows += query->estate->es_processed;
-	}
-	PG_FINALLY();
-	{
-		leave();
-	}
-	PG_END_TRY();
+	run_next(query, direction, count, once);
+	if (counts_rows(query->operation))
+		rows += query->estate->es_processed;
 }
 
 static void
@@ -201,16 +236,9 @@ finish_next(QueryDesc *query)
 		standard_ExecutorFinish(query);
 }
 
-/* The triggers of a statement; of a SELECT it may come when its portal is dropped. */
 static void
-executor_finish(QueryDesc *query)
+finish_counted(QueryDesc *query)
 {
-	if (mine == NULL ||
-		(query->operation == CMD_SELECT && !query->plannedstmt->hasModifyingCTE))
-	{
-		finish_next(query);
-		return;
-	}
 	enter(depth > 0 ? 0 : start_of_statement(), false);
 	PG_TRY();
 	{
@@ -221,6 +249,17 @@ executor_finish(QueryDesc *query)
 		leave();
 	}
 	PG_END_TRY();
+}
+
+/* The triggers of a statement; of a SELECT it may come when its portal is dropped. */
+static void
+executor_finish(QueryDesc *query)
+{
+	if (mine == NULL ||
+		(query->operation == CMD_SELECT && !query->plannedstmt->hasModifyingCTE))
+		finish_next(query);
+	else
+		finish_counted(query);
 }
 
 static void
@@ -290,32 +329,57 @@ at_exit(int code, Datum arg)
 	mine = NULL;
 }
 
+static void
+at_subxact_end(SubXactEvent event, SubTransactionId mySubid,
+			   SubTransactionId parentSubid, void *arg)
+{
+	if (event == SUBXACT_EVENT_ABORT_SUB && run_level > 0 &&
+		GetCurrentTransactionNestLevel() <= run_level)
+		end_run();
+}
+
 /*
  * At the end of a client's first transaction, which is that of connecting: it has been
- * authenticated and let into the database by then.
+ * authenticated and let into the database by then.  On a standby it is looked at again, at
+ * every end, for the server may be promoted.
  */
 static void
 begin_session(void)
 {
-	AbBranch   *branch;
+	AbBranch   *branch = NULL;
 
-	if (MyBackendType != B_BACKEND || !IsUnderPostmaster || ab_activity == NULL ||
-		!OidIsValid(MyDatabaseId) || RecoveryInProgress())
-		return;
-	wal_base = pgWalUsage.wal_bytes;
-	branch = ab_branch_lookup(MyDatabaseId);	/* known since catalogs were read */
-	mine = ab_activity_attach(branch != NULL ? ab_branch_header(branch)->created_at :
-							  AB_PLAIN);
+	if (MyBackendType == B_BACKEND && IsUnderPostmaster && ab_activity != NULL)
+	{
+		if (!OidIsValid(MyDatabaseId) || RecoveryInProgress())
+			return;
+		branch = ab_branch_lookup(MyDatabaseId);	/* known since catalogs were read */
+	}
+	if (branch != NULL)
+	{
+		wal_base = pgWalUsage.wal_bytes;
+		mine = ab_activity_attach(ab_branch_header(branch)->created_at);
+	}
 	if (mine != NULL)
+	{
 		on_shmem_exit(at_exit, (Datum) 0);
+		RegisterSubXactCallback(at_subxact_end, NULL);
+	}
+	else
+		not_counted = true;
 }
 
 static void
 begin_commit(void)
 {
 	if (mine == NULL)
-		begin_session();
-	else if (depth == 0 && TransactionIdIsValid(GetTopTransactionIdIfAny()))
+	{
+		if (!not_counted)
+			begin_session();
+		return;
+	}
+	if (run_level > 0)
+		end_run();				/* its error went unnoticed */
+	if (depth == 0 && TransactionIdIsValid(GetTopTransactionIdIfAny()))
 	{
 		committing = true;
 		enter(start_of_statement(), false);
@@ -335,7 +399,9 @@ is_in_message(void)
 static void
 begin_abort(void)
 {
-	if (mine != NULL && depth == 0 && !committing && is_in_message())
+	if (run_level > 0)
+		end_run();
+	else if (mine != NULL && depth == 0 && !committing && is_in_message())
 	{
 		enter(GetCurrentStatementStartTimestamp(), false);
 		leave();
@@ -371,6 +437,28 @@ at_xact_end(XactEvent event, void *arg)
 		default:
 			break;
 	}
+}
+
+/*
+ * Of a process that is not counted, outside of any of these: what nobody needs costs
+ * nothing then.
+ */
+static void
+uninstall(void)
+{
+	not_counted = false;
+	if (post_parse_analyze_hook == parse_analyze)
+		post_parse_analyze_hook = prev_parse_analyze;
+	if (ExecutorStart_hook == executor_start)
+		ExecutorStart_hook = prev_executor_start;
+	if (ExecutorRun_hook == executor_run)
+		ExecutorRun_hook = prev_executor_run;
+	if (ExecutorFinish_hook == executor_finish)
+		ExecutorFinish_hook = prev_executor_finish;
+	if (ProcessUtility_hook == process_utility)
+		ProcessUtility_hook = prev_utility;
+	UnregisterXactCallback(at_xact_end, NULL);
+	ab_suspendsession_uninstall();
 }
 
 /* The list of callbacks is inherited by every process that the postmaster starts. */

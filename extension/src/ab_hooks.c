@@ -57,8 +57,8 @@ plan_writes(const PlannedStmt *plan)
 static void
 executor_start(QueryDesc *query, int eflags)
 {
-	if ((eflags & EXEC_FLAG_EXPLAIN_ONLY) == 0 && !IsParallelWorker() &&
-		plan_writes(query->plannedstmt))
+	if (plan_writes(query->plannedstmt) && (eflags & EXEC_FLAG_EXPLAIN_ONLY) == 0 &&
+		!IsParallelWorker())
 		ab_gate_enter();
 
 	if (prev_executor_start)
@@ -95,18 +95,8 @@ writes_large_objects(Oid function)
 }
 
 static void
-object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
+object_changes(ObjectAccessType access, Oid classId, Oid objectId)
 {
-	if (prev_object_access)
-		prev_object_access(access, classId, objectId, subId, arg);
-
-	if (access == OAT_FUNCTION_EXECUTE)
-	{
-		if (writes_large_objects(objectId))
-			ab_gate_enter();
-		return;
-	}
-
 	if (access == OAT_POST_CREATE && classId == DatabaseRelationId)
 	{
 		ab_check_created_database(objectId);
@@ -126,6 +116,18 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, voi
 		ab_agent_check_drop_role(objectId);
 	if (access == OAT_DROP && classId == TableSpaceRelationId)
 		ab_check_drop_tablespace(objectId, get_tablespace_name(objectId));
+}
+
+/* Mostly it is asked about functions that a query is going to call. */
+static void
+object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
+{
+	if (prev_object_access)
+		prev_object_access(access, classId, objectId, subId, arg);
+	if (access != OAT_FUNCTION_EXECUTE)
+		object_changes(access, classId, objectId);
+	else if (writes_large_objects(objectId))
+		ab_gate_enter();
 }
 
 /* ---- utility statements ---- */

@@ -38,6 +38,9 @@
 /* More branches than this in one process (checkpointer): start over. */
 #define MAX_CACHED_BRANCHES 1024
 
+/* Forks that are found without the hash table; a power of two. */
+#define RECENT_FORKS 32
+
 struct AbBranch
 {
 	Oid			db;				/* hash key */
@@ -53,6 +56,7 @@ struct AbBranch
 	AbManifest *manifest;
 	MemoryContext cxt;			/* forks and slots */
 	HTAB	   *forks;
+	AbFork	  **recent;			/* some of them, by recent_place() */
 	AbLimitSlot *slots;			/* used ones only */
 	int			nslots;
 	int			nfree;
@@ -61,6 +65,7 @@ struct AbBranch
 static HTAB *branches = NULL;
 static int	cached_branches = 0;
 static AbBranch *last = NULL;
+AbBranchAnswer ab_branch_answer = {InvalidOid};
 
 static void
 forget(AbBranch *b)
@@ -86,6 +91,7 @@ forget_all(void)
 		hash_search(branches, &b->db, HASH_REMOVE, NULL);
 	}
 	last = NULL;
+	ab_branch_answer.db = InvalidOid;
 }
 
 /* Work out limit and tombstone of a fork from manifest and slots. */
@@ -143,6 +149,7 @@ start_entry(AbBranch *b, const AbOriginHeader *header)
 	ctl.hcxt = b->cxt;
 	b->forks = hash_create("agent_branch forks", 64, &ctl,
 						   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	b->recent = MemoryContextAllocZero(b->cxt, sizeof(AbFork *) * RECENT_FORKS);
 	b->slots = NULL;
 	b->nslots = 0;
 	b->is_branch = true;
@@ -292,7 +299,19 @@ load(AbBranch *b)
 }
 
 static AbBranch *
-lookup_slow(Oid db)
+answer(AbBranch *b)
+{
+	last = b;
+	ab_branch_answer.db = b->db;
+	ab_branch_answer.generation = b->generation;
+	ab_branch_answer.counter = ab_generation_counter(b->db);
+	ab_branch_answer.branch = b->is_branch ? b : NULL;
+	return ab_branch_answer.branch;
+}
+
+/* Look whether what is known is the newest; before that, for the first time. */
+static AbBranch *
+lookup_again(Oid db)
 {
 	AbBranch   *b;
 	bool		found;
@@ -321,17 +340,15 @@ lookup_slow(Oid db)
 	}
 	if (b->generation != ab_generation(db))
 		load(b);
-	last = b;
-	return b->is_branch ? b : NULL;
+	return answer(b);
 }
 
 AbBranch *
-ab_branch_lookup(Oid db)
+ab_branch_lookup_slow(Oid db)
 {
 	if (db == InvalidOid || ab_shared == NULL)
 		return NULL;
-	if (last != NULL && last->db == db &&
-		(CritSectionCount > 0 || last->generation == ab_generation(db)))
+	if (CritSectionCount > 0 && last != NULL && last->db == db)
 		return last->is_branch ? last : NULL;
 	if (CritSectionCount > 0 && branches != NULL)
 	{
@@ -340,7 +357,7 @@ ab_branch_lookup(Oid db)
 		if (b != NULL)
 			return b->is_branch ? b : NULL;
 	}
-	return lookup_slow(db);
+	return lookup_again(db);
 }
 
 static AbBranch *
@@ -411,20 +428,15 @@ ab_branch_is_current(AbBranch *b)
 	return b->generation == ab_generation(b->db);
 }
 
-AbFork *
-ab_fork_lookup(AbBranch *b, RelFileNode rnode, ForkNumber fork)
+static AbFork *
+fork_lookup_slow(AbBranch *b, const AbForkKey *key)
 {
-	AbForkKey	key;
-	AbFork	   *f;
 	bool		found;
+	AbFork	   *f = hash_search(b->forks, key, HASH_ENTER, &found);
 
-	key.spc = rnode.spcNode;
-	key.rel = rnode.relNode;
-	key.fork = fork;
-	f = hash_search(b->forks, &key, HASH_ENTER, &found);
 	if (!found)
 	{
-		f->entry = ab_manifest_find(b->manifest, key);
+		f->entry = ab_manifest_find(b->manifest, *key);
 		if (f->entry && (f->entry->flags & AB_FORK_UNLOGGED))
 			f->entry = NULL;
 		f->own_known = false;
@@ -433,6 +445,30 @@ ab_fork_lookup(AbBranch *b, RelFileNode rnode, ForkNumber fork)
 		apply_slots(b, f);
 	}
 	return f;
+}
+
+static inline AbFork **
+recent_place(AbBranch *b, Oid rel, ForkNumber fork)
+{
+	return &b->recent[(rel + 8 * fork) % RECENT_FORKS];
+}
+
+/* Forks stay where they are as long as the branch is known (forget()). */
+AbFork *
+ab_fork_lookup(AbBranch *b, RelFileNode rnode, ForkNumber fork)
+{
+	AbFork	  **place = recent_place(b, rnode.relNode, fork);
+	AbFork	   *f = *place;
+	AbForkKey	key;
+
+	if (likely(f != NULL && f->key.rel == rnode.relNode && f->key.fork == fork &&
+			   f->key.spc == rnode.spcNode))
+		return f;
+	key.spc = rnode.spcNode;
+	key.rel = rnode.relNode;
+	key.fork = fork;
+	*place = fork_lookup_slow(b, &key);
+	return *place;
 }
 
 /* ---- limits ---- */

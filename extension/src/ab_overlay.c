@@ -284,13 +284,11 @@ ab_overlay_create(AbBranch *b, AbFork *f, SMgrRelation reln)
 		ab_overlay_make(b, f, reln, true);
 }
 
-bool
-ab_overlay_exists(AbBranch *b, AbFork *f, SMgrRelation reln)
+static pg_noinline bool
+look_for_file(AbBranch *b, AbFork *f, SMgrRelation reln)
 {
 	bool		exists = false;
 
-	if (f->own_known)
-		return f->own_exists;
 	if (!long_enough(reln->smgr_rnode.node, f->key.fork, f->limit, &exists) && exists)
 	{
 		/* its length did not survive a crash, or is being cut right now */
@@ -300,6 +298,12 @@ ab_overlay_exists(AbBranch *b, AbFork *f, SMgrRelation reln)
 	f->own_exists = exists;
 	f->own_known = true;
 	return exists;
+}
+
+bool
+ab_overlay_exists(AbBranch *b, AbFork *f, SMgrRelation reln)
+{
+	return f->own_known ? f->own_exists : look_for_file(b, f, reln);
 }
 
 bool

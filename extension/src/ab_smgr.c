@@ -43,7 +43,7 @@
  * The fork if it is one that its branch inherits; NULL means: md alone.  A
  * dropped fork's number may be used again by the branch, as a plain one.
  */
-static AbFork *
+static inline AbFork *
 inherited_fork(RelFileNodeBackend rnode, ForkNumber fork, AbBranch **branch)
 {
 	AbFork	   *f;
@@ -55,9 +55,7 @@ inherited_fork(RelFileNodeBackend rnode, ForkNumber fork, AbBranch **branch)
 	if (likely(*branch == NULL))
 		return NULL;
 	f = ab_fork_lookup(*branch, rnode.node, fork);
-	if (f->entry == NULL || f->dropped)
-		return NULL;
-	return f;
+	return f->entry == NULL || f->dropped ? NULL : f;
 }
 
 /* Files that a snapshot may still need as they are; others no snapshot ever has. */
@@ -408,20 +406,25 @@ ab_smgr_write(SMgrRelation reln, ForkNumber fork, BlockNumber block,
 	end_change(reln);
 }
 
-BlockNumber
-ab_smgr_nblocks(SMgrRelation reln, ForkNumber fork)
+static pg_noinline BlockNumber
+inherited_nblocks(AbBranch *b, AbFork *f, SMgrRelation reln)
 {
-	AbBranch   *b;
-	AbFork	   *f = inherited_fork(reln->smgr_rnode, fork, &b);
 	BlockNumber own;
 
-	if (f == NULL)
-		return mdnblocks(reln, fork);
 	/* whoever truncates asks for the size first, outside its critical section */
 	if (f->limit > 0)
 		ab_limit_reserve(b);
 	own = ab_overlay_nblocks(b, f, reln);
 	return Max(own, f->limit);
+}
+
+BlockNumber
+ab_smgr_nblocks(SMgrRelation reln, ForkNumber fork)
+{
+	AbBranch   *b;
+	AbFork	   *f = inherited_fork(reln->smgr_rnode, fork, &b);
+
+	return likely(f == NULL) ? mdnblocks(reln, fork) : inherited_nblocks(b, f, reln);
 }
 
 void

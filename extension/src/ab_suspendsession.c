@@ -2,8 +2,9 @@
  * ab_suspendsession.c
  *	  A session's part in suspending and resuming its branch (ab_suspend.h).
  *
- * Every process that is connected to a database; registered in the postmaster.  No locks
- * but the activity lock for a moment, at connect, and only while anything is suspended.
+ * Every process that is connected to a database, when it arrives, and then the sessions of
+ * branches; registered in the postmaster.  No locks but the activity lock for a moment, at
+ * connect, and only while anything is suspended.
  *
  * Resuming: at the end of the transaction of connecting, when the client has been
  * authenticated and let into the database (M35), under the lock that suspending excludes.
@@ -37,6 +38,7 @@
 #include "utils/timestamp.h"
 
 #include "ab_gate.h"
+#include "ab_origin.h"
 #include "ab_settings.h"
 
 static bool arrived = false;	/* connecting is over */
@@ -123,8 +125,10 @@ on_message(Datum arg, Oid relid)
 static void
 leave_if_asked(void)
 {
-	AbActivitySlot *slot = my_slot();
+	static AbActivitySlot *slot = NULL; /* once there is one */
 
+	if (slot == NULL)
+		slot = my_slot();
 	if (slot != NULL && slot->leave_if_idle_since != 0 &&
 		GetCurrentStatementStartTimestamp() == last_message && is_to_leave(slot))
 		leave(slot);
@@ -136,7 +140,7 @@ static void
 arrive(void)
 {
 	arrived = true;
-	if (MyBackendType == B_BACKEND && !listening)
+	if (MyBackendType == B_BACKEND && !listening && ab_branch_lookup(MyDatabaseId) != NULL)
 	{
 		CacheRegisterRelcacheCallback(on_message, (Datum) 0);
 		listening = true;
@@ -177,4 +181,11 @@ void
 ab_suspendsession_install(void)
 {
 	RegisterXactCallback(at_xact_event, NULL);
+}
+
+void
+ab_suspendsession_uninstall(void)
+{
+	if (arrived && !listening)
+		UnregisterXactCallback(at_xact_event, NULL);
 }
