@@ -108,16 +108,18 @@ def merge(
     strategy: Strategy = "manual",
     changed: tuple[dict[TableId, Blocks], dict[TableId, Blocks]] | None = None,
     limits: Limits | None = None,
+    stage_from: int | None = None,
 ) -> Merged:
     """Merge all tables, in transactions that are open in the three sessions.
 
-    ``changed``: changed blocks of ours and of theirs; None: tables are read whole.
+    ``changed``: changed blocks of ours and of theirs; None: tables are read whole;
+    ``stage_from``: as in ``MergeRun``.
     """
     for session in (base, ours, theirs):
         list(session.rows(settings_statement()))
     versions = [session.tables() for session in (base, ours, theirs)]
     schema = [table.shape for table in versions[1].values()]
-    run = MergeRun(ours, schema, strategy, limits=limits or Limits())
+    run = MergeRun(ours, schema, strategy, limits=limits or Limits(), stage_from=stage_from)
     merged = Merged(run)
     blocks: Sequence[dict[TableId, Blocks] | None] = (
         (dict.fromkeys(versions[0], Blocks(())), *changed) if changed else (None, None, None)

@@ -173,8 +173,10 @@ def assignments(which: int) -> str:
     return ", ".join(f"{name} = {literal(str(value))}" for name, value in chosen.items())
 
 
-def test_types(server: Cluster) -> None:
-    """Values of every kind: the same in other words is no change, others arrive as they are."""
+@pytest.mark.parametrize("stage_from", [None, 1])
+def test_types(server: Cluster, stage_from: int | None) -> None:
+    """Values of every kind: the same in other words is no change, others arrive as they are,
+    written one by one or at once."""
     theirs = (
         f"UPDATE t SET {assignments(2)} WHERE id = 1;"
         f"UPDATE t SET {assignments(3)} WHERE id = 2;"
@@ -192,8 +194,10 @@ def test_types(server: Cluster) -> None:
         for inline in (False, True):
             trio.ours.sql("SAVEPOINT s")
             trio.ours.inline = inline
-            merged = trio.merge()
+            merged = trio.merge(stage_from=stage_from)
             assert (merged.rows, merged.conflicts) == (2, [])
+            if stage_from:
+                assert [run.staged.count for run in merged.run.tables.values()] == [2]
             query = "SELECT t::text FROM t WHERE id > 1 ORDER BY id"
             assert trio.ours.sql(query) == trio.theirs.sql(query)
             before = "SELECT t::text FROM t WHERE id = 1"
@@ -481,9 +485,9 @@ DELETE FROM owner WHERE id = 1;
 def test_unique_values_change_hands(server: Cluster) -> None:
     """Swapped in every unique index: by null, by a value of the type; in exclusion constraints."""
     with three(server, SWAPS, "", SWAPPED) as trio:
-        for batch in (1, 1000):
+        for batch, stage_from in ((1, None), (1000, None), (1000, 1)):
             trio.ours.sql("SAVEPOINT s")
-            merged = trio.merge(limits=Limits(rows=batch))
+            merged = trio.merge(limits=Limits(rows=batch), stage_from=stage_from)
             assert merged.conflicts == []
             assert merged.endangered == []
             for table in ("kinds", "points", "booked", "owner", "owned"):
@@ -594,7 +598,8 @@ def test_rows_that_a_deletion_would_take_along(server: Cluster) -> None:
         assert trio.ours.sql("SELECT * FROM n") == [("12", None)]
 
 
-def test_revert(server: Cluster) -> None:
+@pytest.mark.parametrize("stage_from", [None, 1])
+def test_revert(server: Cluster, stage_from: int | None) -> None:
     """A merge taken back: what nobody touched since is as before, the rest is a conflict."""
     setup = """
     CREATE TABLE t (id int PRIMARY KEY, v text UNIQUE, w text);
@@ -611,17 +616,17 @@ def test_revert(server: Cluster) -> None:
     with three(server, setup, "UPDATE t SET w = 'ours' WHERE id = 1", theirs) as trio:
         before = trio.ours.sql("SELECT * FROM t ORDER BY id")
         bag = trio.ours.sql("SELECT * FROM bag ORDER BY v")
-        merged = trio.merge()
+        merged = trio.merge(stage_from=stage_from)
         assert trio.ours.sql("SELECT * FROM t ORDER BY id") == [
             ("1", "b", "ours"), ("2", "a", "x"), ("4", "d", "x"), ("5", "e", "x"),
         ]  # fmt: skip
         trio.ours.sql("UPDATE t SET w = 'later' WHERE id IN (2, 4)")
-        back = MergeRun(trio.ours, merged.run.schema)
+        back = MergeRun(trio.ours, merged.run.schema, stage_from=stage_from)
         conflicts = []
         done = merged.run.tables
         for run in done.values():
             if run.merge.shape.key:
-                changes = [inverse(action) for action in run.spool]
+                changes = [inverse(action) for action in run.actions()]
                 plan = TablePlan("rows", run.merge.shape)
                 conflicts += list(back.collect_changes(plan, changes))
             else:

@@ -13,7 +13,7 @@ that a third row has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -105,6 +105,15 @@ class Claims:
         if not self.unique.exact or self._crowded:
             return self._any_given > 0 and self._any_taken > 0
         return not self._given.isdisjoint(self._taken)
+
+    def is_contested(self, masks: Iterable[int], inserted: int, deleted: int) -> bool:
+        """Could a row that was not fed have to give up its place to another, or the other way
+        round?  ``masks``: of the columns that such rows are updated in."""
+        columns = mask_of(self.unique.columns)
+        updated = any(mask & columns for mask in masks)
+        gives = updated or (self.delete_late and deleted > 0)
+        takes = updated or inserted > 0
+        return (gives and (takes or self._any_taken > 0)) or (takes and self._any_given > 0)
 
     @property
     def _crowded(self) -> bool:

@@ -242,6 +242,16 @@ class TableMerge:
             case Recount(copies=copies):
                 self.deleted -= copies
 
+    def count_staged(self, what: str, number: int) -> None:
+        """Rows that staging.py has decided on."""
+        match what:
+            case "i":
+                self.inserted += number
+            case "u":
+                self.updated += number
+            case "d":
+                self.deleted += number
+
     @property
     def rows(self) -> int:
         """How many rows the target changes by."""

@@ -123,8 +123,9 @@ def texts(log: Log, number: int, where: str = "true") -> Iterator[tuple[TableId,
 def planned(run: MergeRun) -> Iterator[Written]:
     """What a merge would change, and the conflicts that keep it from that."""
     for one in run.tables.values():
-        if one.spool.count or one.open.count:
-            yield one.merge.shape, chain(one.spool.lines(), one.open.lines())
+        if one.count or one.open.count:
+            staged = (to_json(action) + "\n" for action in one.staged)
+            yield one.merge.shape, chain(one.spool.lines(), staged, one.open.lines())
 
 
 # ---- what was written indeed ----------------------------------------------------------------
@@ -134,16 +135,16 @@ def written(
     target: WritingSession, run: MergeRun, triggered: Collection[TableId]
 ) -> Iterator[Written]:
     """The changes of a merge; those of ``triggered`` tables as triggers may have altered them."""
-    changed = {name: one for name, one in run.tables.items() if one.spool.count}
+    changed = {name: one for name, one in run.tables.items() if one.count}
     if triggered:
         for _ in target.rows(settings_statement()):
             pass
     for name, one in changed.items():
         shape = one.merge.shape
         if name in triggered and shape.key:
-            yield shape, (to_json(action) + "\n" for action in _found(target, shape, one.spool))
+            yield shape, (to_json(action) + "\n" for action in _found(target, shape, one.actions()))
         else:
-            yield shape, one.spool.lines()
+            yield shape, one.lines()
     if triggered:
         for statement in restore_statements():
             target.execute(statement)

@@ -9,12 +9,14 @@ conflicts is the caller's; memory holds a batch of rows at a time.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import IO
 
 from agent_branch import bags
-from agent_branch.apply import CHECK, DEFER, Kind, plan_passes, statements
+from agent_branch.apply import CHECK, DEFER, Kind, Pass, plan_passes, statements
 from agent_branch.claims import Claims, claims_of
 from agent_branch.diff import Pairing, RowChange, diff_rows
 from agent_branch.merge import (
@@ -37,8 +39,9 @@ from agent_branch.sqltext import (
     WritingSession,
     qualified,
 )
-from agent_branch.tableorder import TableId
-from agent_branch.tableshape import TableShape
+from agent_branch.staging import Stage, kind_of, lists, may_stage
+from agent_branch.tableorder import TableId, order_tables
+from agent_branch.tableshape import CASCADING, TableShape
 from agent_branch.writes import GuardPart, Part, halves, key_in
 
 # Actions of a table are kept in memory up to here, then in a file.
@@ -64,6 +67,10 @@ class Spool:
     def add_line(self, line: str) -> None:
         self._file.write(line + "\n")
         self.count += 1
+
+    def add_text(self, text: str) -> None:
+        """Lines that are counted elsewhere."""
+        self._file.write(text)
 
     def __iter__(self) -> Iterator[Action]:
         return (from_json(line) for line in self.lines())
@@ -122,13 +129,20 @@ DEFERRABLE = Statement(
 
 @dataclass(slots=True)
 class TableRun:
-    """``open``: conflicts that nobody has decided, as lines of JSON."""
+    """``spool``: what is written row by row; ``staged``: what is in the stage; ``open``:
+    conflicts that nobody has decided, as lines of JSON."""
 
     plan: TablePlan
     merge: TableMerge
     claims: list[Claims]
-    spool: Spool
-    open: Spool
+    spool: Spool = field(default_factory=Spool)
+    open: Spool = field(default_factory=Spool)
+    staged: Spool = field(default_factory=Spool)
+    stage: Stage | None = None
+
+    @property
+    def count(self) -> int:
+        return self.spool.count + self.staged.count
 
     def take(self, action: Action | None) -> None:
         if action is not None:
@@ -136,13 +150,67 @@ class TableRun:
                 claim.feed(action)
             self.spool.add(action)
 
+    def actions(self) -> Iterator[Action]:
+        return chain(self.spool, self.staged)
+
+    def lines(self) -> Iterator[str]:
+        return chain(self.spool.lines(), self.staged.lines())
+
+    def filter(self, changes: Iterable[RowChange]) -> Iterator[RowChange]:
+        """Stage changes; those that are left to be decided row by row."""
+        assert self.stage is not None
+        for some in lists(changes):
+            before = Counter(self.stage.counts)
+            left, lines = self.stage.feed(some)
+            for (what, _), number in (self.stage.counts - before).items():
+                self.merge.count_staged(what, number)
+                self.staged.count += number
+            self.staged.add_text(lines)
+            yield from left
+
+    def unstage(self) -> None:
+        """Write the staged rows like the others."""
+        self.stage = None
+        staged, self.staged = self.staged, Spool()
+        for action in staged:
+            self.take(action)
+        staged.close()
+
+    def is_in_order(self, schema: Sequence[TableShape], late: bool) -> bool:
+        """Can staged rows be written without a look at which comes first?
+
+        ``late``: columns of the table are written last.
+        """
+        stage, shape = self.stage, self.merge.shape
+        if stage is None:
+            return True
+        if late or (
+            stage.rows("d")
+            and any(
+                key.target == shape.id and key.on_delete in CASCADING
+                for table in schema
+                for key in table.foreign_keys
+            )
+        ):
+            return False
+        return not any(
+            claim.is_contested(stage.masks, stage.rows("i"), stage.rows("d"))
+            for claim in self.claims
+        )
+
+    def close(self) -> None:
+        for spool in (self.spool, self.open, self.staged):
+            spool.close()
+
 
 @dataclass(slots=True)
 class MergeRun:
     """One merge.
 
     ``schema``: all tables of the target; ``strategies``, ``decisions``: of single tables;
-    ``left_out``: keys of rows that are not touched, whatever the source did to them.
+    ``left_out``: keys of rows that are not touched, whatever the source did to them;
+    ``stage_from``: with so many changes of a table or more they are staged (staging.py), which
+    needs a target that can be written to.
     """
 
     ours: WritingSession
@@ -152,6 +220,7 @@ class MergeRun:
     decisions: Mapping[TableId, Decisions] = field(default_factory=dict)
     left_out: Mapping[TableId, set[Row]] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
+    stage_from: int | None = None
     tables: dict[TableId, TableRun] = field(default_factory=dict)
 
     def collect(
@@ -185,9 +254,11 @@ class MergeRun:
         run = self._run(plan)
         shape = run.merge.shape
         left_out = self.left_out.get(shape.id, set())
+        if left_out:
+            changes = (change for change in changes if change.key not in left_out)
+        if self.stage_from is not None:
+            changes = self._staged(run, iter(changes), self.stage_from)
         for versions in versions_of(shape, changes, self.ours, self.limits, as_read=as_read):
-            if versions.key in left_out:
-                continue
             action, conflict = run.merge.feed(versions)
             run.take(action)
             if conflict is not None:
@@ -203,9 +274,20 @@ class MergeRun:
             self.strategies.get(shape.id, self.strategy),
             self.decisions.get(shape.id, Decisions()),
         )
-        run = TableRun(plan, merge, claims_of(shape, self.schema), Spool(), Spool())
+        run = TableRun(plan, merge, claims_of(shape, self.schema))
         self.tables[shape.id] = run
         return run
+
+    def _staged(
+        self, run: TableRun, changes: Iterator[RowChange], many: int
+    ) -> Iterator[RowChange]:
+        """Those that are left to be decided row by row."""
+        first = list(islice(changes, many))
+        changes = chain(first, changes)
+        if len(first) == many and may_stage(self.ours, run.merge.shape):
+            run.stage = Stage(self.ours, run.merge.shape)
+            changes = run.filter(changes)
+        yield from changes
 
     @property
     def unresolved(self) -> int:
@@ -221,7 +303,8 @@ class MergeRun:
         What constraints refuse is reported, and the rest written; then, as after an error of
         the server's, the caller's transaction is to be rolled back.
         """
-        active = [run for run in self.tables.values() if run.spool.count]
+        active = [run for run in self.tables.values() if run.count]
+        self._put_in_order(active)
         self.ours.execute(DEFER)
         passes = plan_passes(
             [run.merge.shape for run in active],
@@ -230,6 +313,8 @@ class MergeRun:
         )
         for one in passes:
             refused: list[tuple[Part, Statement, Refusal]] = []
+            for part in one.parts:
+                yield from self._write_staged(one, part, refused)
             for part, statement in statements(one, self._actions, self.limits):
                 if isinstance(part, GuardPart):
                     yield from self._endangered(part, self.ours.rows(statement))
@@ -244,6 +329,37 @@ class MergeRun:
             for part, statement, why in refused:
                 yield Refused(part.shape.id, key_in(part, statement), why)
         yield from self._checked()
+
+    def _put_in_order(self, active: Sequence[TableRun]) -> None:
+        groups = order_tables([run.merge.shape for run in active])
+        late = {name for group in groups for name, mask in group.late.items() if mask}
+        late |= {table.id for group in groups if group.at_once for table in group.tables}
+        for run in active:
+            if not run.is_in_order(self.schema, run.merge.shape.id in late):
+                run.unstage()
+
+    def _write_staged(
+        self, one: Pass, part: Part, refused: list[tuple[Part, Statement, Refusal]]
+    ) -> Iterator[Step]:
+        """All rows of a kind at once; what is refused so, in batches."""
+        run = self.tables[part.shape.id]
+        if run.stage is None:
+            return
+        for kind, statement in run.stage.statements(part):
+            done = self.ours.attempt(statement)
+            if not isinstance(done, Refusal):
+                yield Written(part.shape.id, one.kind, statement.rows, done)
+                continue
+            for _, batch in self._batched(one, part, kind):
+                yield from self._written(part, one.kind, batch, refused)
+
+    def _batched(
+        self, one: Pass, part: Part, kind: tuple[str, int]
+    ) -> Iterator[tuple[Part, Statement]]:
+        def of_kind(table: TableId) -> Iterator[Action]:
+            return (action for action in self.tables[table].staged if kind_of(action) == kind)
+
+        return statements(Pass(one.kind, (part,)), of_kind, self.limits)
 
     def _written(
         self,
@@ -289,5 +405,4 @@ class MergeRun:
 
     def close(self) -> None:
         for run in self.tables.values():
-            run.spool.close()
-            run.open.close()
+            run.close()

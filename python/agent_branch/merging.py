@@ -47,6 +47,9 @@ OPEN_CONFLICTS = "55000"
 # Columns of the row of a merge.
 Facts = dict[str, object]
 
+# Changes of a table for which a temporary table in the target pays.
+STAGE_FROM = 100
+
 # Tables that came or changed between being planned and being locked: plan again so often.
 ROUNDS = 10
 
@@ -210,6 +213,7 @@ class Attempt:
             self.options.strategies,
             self.options.decisions,
             self.options.left_out,
+            stage_from=STAGE_FROM if isinstance(self.ours, Target) else None,
         )
 
     def _take(
@@ -231,7 +235,7 @@ class Attempt:
 
     def write(self, run: MergeRun, outcome: Outcome) -> None:
         """Write; what the target does not take are further conflicts."""
-        changed = {name for name, one in run.tables.items() if one.spool.count}
+        changed = {name for name, one in run.tables.items() if one.count}
         shapes = {name: one.merge.shape for name, one in run.tables.items()}
         refused: list[Refused] = []
         short: dict[tuple[TableId, str], int] = {}
@@ -248,7 +252,7 @@ class Attempt:
         for (table, kind), number in short.items():
             self._judge(outcome, table, None, of_short(table, kind, number, name_of))
         actions = of_refused(
-            self.ours, shapes, refused, lambda name: run.tables[name].spool, name_of
+            self.ours, shapes, refused, lambda name: run.tables[name].actions(), name_of
         )
         for one, clash in actions:
             self._judge(outcome, one.table, one.key, clash)

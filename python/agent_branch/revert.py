@@ -14,6 +14,7 @@ from typing import Any
 from agent_branch.diff import RowChange
 from agent_branch.merge import Action, Conflict, Delete, Insert, Recount, Update, digest
 from agent_branch.sqltext import Row
+from agent_branch.tableshape import positions
 
 
 def inverse(action: Action) -> RowChange:
@@ -68,10 +69,12 @@ def conflict_to_json(conflict: Conflict) -> str:
 
 
 def from_json(text: str) -> Action:
-    """The action that ``to_json`` made text of.  Raises ``ValueError`` for another text."""
+    """The action that ``to_json`` or staging.py made text of; ``ValueError`` for another text."""
     match json.loads(text):
         case ["insert", key, row]:
             return Insert(_row(key), _row(row))
+        case ["set", key, int(columns), before, int(known), values]:
+            return _set(_row(key), columns, _row(before), known, _row(values))
         case ["delete", key, before]:
             return Delete(_row(key), _row(before))
         case ["update", key, int(columns), before, after]:
@@ -79,6 +82,15 @@ def from_json(text: str) -> Action:
         case ["recount", row, int(copies)]:
             return Recount(_row(row), copies)
     raise ValueError(f"not an action: {text!r}")
+
+
+def _set(key: Row, columns: int, before: Row, known: int, values: Row) -> Update:
+    """An update of which staging.py has written the values of some columns only."""
+    after = list(before)
+    for i, value in zip(positions(known), values, strict=True):
+        if columns >> i & 1:
+            after[i] = value
+    return Update(key, columns, before, tuple(after))
 
 
 def _row(values: object) -> Row:

@@ -50,11 +50,15 @@ def qualified(schema: str, name: str) -> str:
 
 def array_text(values: Iterable[Value]) -> str:
     """Values as the text form of a one-dimensional ``text[]`` (documentation, 8.15.6)."""
-    items = (
-        "NULL" if value is None else '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
-        for value in values
-    )
-    return "{" + ",".join(items) + "}"
+    return "{" + ",".join(map(_item, values)) + "}"
+
+
+def _item(value: Value) -> str:
+    if value is None:
+        return "NULL"
+    if '"' in value or "\\" in value:
+        value = re.sub(r'(["\\])', r"\\\1", value)
+    return f'"{value}"'
 
 
 def parse_array(text: str) -> Row:
