@@ -107,7 +107,7 @@ def busy(cluster: Cluster, dbname: str, seconds: int, repeats: int) -> Busy:
                     )
                 )
                 beyond.append(creations[-1] - accounts.since())
-                time.sleep(0.3)
+                time.sleep(0.1)
             wait_with = load.longest()
             for made in range(1, number + 1):
                 session.execute(f"DROP DATABASE IF EXISTS busy{made}")
@@ -115,7 +115,7 @@ def busy(cluster: Cluster, dbname: str, seconds: int, repeats: int) -> Busy:
             load = Load(cluster, dbname, seconds)
             while load.running():
                 inserts.append(timed(lambda: session.execute("INSERT INTO one VALUES (1)")))
-                time.sleep(0.3)
+                time.sleep(0.1)
             wait_without = load.longest()
             if turn:
                 found.creations += creations
