@@ -87,7 +87,7 @@ uninstall-python:
 # ---- from nothing ------------------------------------------------------------------
 
 .PHONY: deps demo demo-stop test lint venv regress isolation pytest installcheck \
-	check-core check-assert bench torture install-for-tests release-sql clean-tests
+	check-core check-assert check-wal check-asan check-valgrind coverage bench torture install-for-tests release-sql clean-tests
 
 deps:
 	tools/deps.sh
@@ -162,6 +162,17 @@ check-core: venv
 # make check-assert, make check-assert CHECK="tests/test_crash.py -k nine"
 check-assert: venv
 	$(VENV_PYTHON) tools/check_assert.py $(CHECK)
+
+# Regress, isolation and the tests of the storage, each server with a standby that compares every page
+# after every record.  CHECK="tests/test_crash.py -k nine" chooses tests.
+check-wal: venv
+	$(VENV_PYTHON) tools/check_wal.py $(CHECK)
+
+# Regress, isolation and the tests of the storage with AddressSanitizer and UndefinedBehaviorSanitizer in
+# the library; regress under valgrind's memcheck; what the tests come through, as gcov counts it.
+# CHECK="--regress create merge", CHECK="--isolation", CHECK="--pytest tests/test_crash.py -k nine"
+check-asan check-valgrind coverage: venv
+	$(VENV_PYTHON) tools/check_under.py $(patsubst check-%,%,$@) $(CHECK)
 
 # make torture, make torture TORTURE="--seconds 600 --seed 7 --report docs/torture.md"
 torture:

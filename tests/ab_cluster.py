@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
+import ab_shadow
 import psycopg
 
 T = TypeVar("T")
@@ -38,6 +39,8 @@ SUPERUSER = "postgres"
 SOCKET_PATH_LIMIT = 90  # sun_path has 108 bytes; ".s.PGSQL.65535.lock" needs 19
 IPC_RMID = 0  # of shmctl(2)
 START_TIMEOUT = 120.0
+# How many times longer than usual to wait: for servers that run in a checker of some kind.
+PATIENCE = float(os.environ.get("AGENT_BRANCH_PATIENCE", "1"))
 CONF = "agent_branch_test.conf"
 
 BASE_SETTINGS: dict[str, str] = {
@@ -78,6 +81,7 @@ def wait_for(
 
     Raises TimeoutError after ``timeout`` seconds, naming ``what`` was awaited.
     """
+    timeout *= PATIENCE
     deadline = time.monotonic() + timeout
     while True:
         value = condition()
@@ -222,6 +226,7 @@ class Cluster:
         self.logfile = root / "server.log"
         self.keep_running = False
         self._process: subprocess.Popen[bytes] | None = None
+        self._shadow: Cluster | None = None
 
     # ---- making and finding clusters -------------------------------------
 
@@ -250,8 +255,13 @@ class Cluster:
         if library:
             chosen["shared_preload_libraries"] = "agent_branch"
         chosen.update(settings or {})
+        shadowed = library and ab_shadow.wanted(chosen)
+        if shadowed:
+            chosen.update(ab_shadow.SETTINGS)
         self._write_conf(chosen)
         self._start_or_destroy()
+        if shadowed:
+            self._shadow = ab_shadow.follow(self)
         if extension and library:
             self.sql("CREATE DATABASE main")
             self.sql("CREATE EXTENSION plpython3u")
@@ -560,9 +570,16 @@ class Cluster:
 
     def destroy(self) -> None:
         """Kill what runs and remove every file, and what the kernel keeps for the server."""
-        self.kill()
-        self._remove_shared_memory()
-        self._forget(remove=True)
+        shadow, self._shadow = self._shadow, None
+        try:
+            if shadow is not None and shadow in _live:
+                ab_shadow.settle(self, shadow)
+        finally:
+            if shadow is not None:
+                shadow.destroy()
+            self.kill()
+            self._remove_shared_memory()
+            self._forget(remove=True)
 
     def _remove_shared_memory(self) -> None:
         """The System V segment by which a server finds that another one is running: it outlives
@@ -572,9 +589,16 @@ class Cluster:
             if len(lines) > 6 and lines[6].split():
                 ctypes.CDLL(None).shmctl(int(lines[6].split()[1]), IPC_RMID, None)
 
+    def _keep_reports(self) -> None:
+        """Of tools/check_under.py: the log, if a sanitizer wrote into it."""
+        folder = os.environ.get("AGENT_BRANCH_REPORTS")
+        if folder and "runtime error:" in self.log_text():
+            shutil.copy(self.logfile, Path(folder) / f"{self.name}-{self.port}.log")
+
     def _forget(self, remove: bool) -> None:
         if self in _live:
             _live.remove(self)
+            self._keep_reports()
         if remove:
             shutil.rmtree(self.root, ignore_errors=True)
             if self.socket_dir.parent != self.root:

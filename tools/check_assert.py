@@ -94,9 +94,9 @@ def source(folder: Path) -> Path:
     return next(path for path in place.iterdir() if (path / "configure").exists())
 
 
-def build() -> Path:
+def build(kind: str = "assert", flags: str = "-O1 -g") -> Path:
     """Directory of a server with assertions, built once."""
-    place = cache() / f"postgresql-{server_version()}-assert"
+    place = cache() / f"postgresql-{server_version()}-{kind}"
     if (place / "bin" / "postgres").exists():
         return place
     folder = cache() / "source"
@@ -106,10 +106,11 @@ def build() -> Path:
     partial = place.with_name(place.name + ".new")
     shutil.rmtree(partial, ignore_errors=True)
     subprocess.run(
-        ["./configure", "-q", f"--prefix={partial}", *CONFIGURE, "CFLAGS=-O1 -g"],
+        ["./configure", "-q", f"--prefix={partial}", *CONFIGURE, f"CFLAGS={flags}"],
         cwd=tree,
         check=True,
     )
+    make(tree, "clean")
     for part in (".", "contrib"):
         make(tree / part)
         make(tree / part, "install")
@@ -132,6 +133,19 @@ def borrow_plpython(server: Path) -> None:
         shutil.copy(path, there("--sharedir") / "extension")
 
 
+def copy_sources(base: Path) -> Path:
+    """The project without what was built of it, under ``base``."""
+    tree = base / "source"
+    tree.mkdir()
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            ignore = shutil.ignore_patterns("*.o", "__pycache__", "raw")
+            shutil.copytree(ROOT / name, tree / name, ignore=ignore)
+        elif (ROOT / name).exists():
+            shutil.copy(ROOT / name, tree)
+    return tree
+
+
 def main(arguments: list[str]) -> int:
     if "--enable-cassert" in pg_config("--configure"):
         server = Path(pg_config("--bindir")).parent
@@ -141,14 +155,7 @@ def main(arguments: list[str]) -> int:
     try:
         copy = base / "server"
         shutil.copytree(server, copy, symlinks=True)
-        tree = base / "source"
-        tree.mkdir()
-        for name in COPIED:
-            if (ROOT / name).is_dir():
-                ignore = shutil.ignore_patterns("*.o", "__pycache__", "raw")
-                shutil.copytree(ROOT / name, tree / name, ignore=ignore)
-            elif (ROOT / name).exists():
-                shutil.copy(ROOT / name, tree)
+        tree = copy_sources(base)
         config = f"PG_CONFIG={copy / 'bin' / 'pg_config'}"
         make(tree, config, "all")
         make(tree, config, "install", f"SITE={base / 'site'}")

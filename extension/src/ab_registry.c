@@ -239,11 +239,13 @@ ab_registry_put(Oid db, const AbRegistryRow *row, uint32 fields)
 	add_value(&s, "origin_at", TIMESTAMPTZOID, TimestampTzGetDatum(origin_at), false);
 	for (int i = 0; i < AB_REGISTRY_FIELDS; i++)
 	{
-		Datum		value = row->value[i];
-		bool		isnull = row->isnull[i];
+		Datum		value;
+		bool		isnull;
 
 		if ((fields & AB_REGISTRY_BIT(i)) == 0)
-			continue;
+			continue;			/* not set */
+		value = row->value[i];
+		isnull = row->isnull[i];
 		if (i == AB_REGISTRY_LABELS && isnull)
 		{
 			value = DirectFunctionCall1(jsonb_in, CStringGetDatum("{}"));
