@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 from ab_cluster import Cluster
+from ab_fastpath import call
 
 BRANCHES = ["b1", "b2", "b3"]
 NAPS = [0.2, 0.2, 0.4, 0.8, 1.6, 3.2]  # seconds that a statement takes at least; longer ones are
@@ -79,6 +80,16 @@ def function(client: Client) -> None:
         f"SELECT nap_in_parts({client.nap})",
         f"DO $$BEGIN PERFORM nap_in_parts({client.nap}); END$$",
     )
+
+
+def fast_path(client: Client) -> None:
+    """Idle in a transaction after a call, while another session is not."""
+    client.run("BEGIN")
+    row = client.conn.execute("SELECT 'nap_in_parts'::regproc::oid::int8").fetchone()
+    assert row is not None
+    client.timed(lambda: call(client.conn, row[0], str(client.nap)))
+    client.timed(lambda: client.holder.execute(f"SELECT pg_sleep({client.nap})"))
+    client.run("COMMIT")
 
 
 def procedure(client: Client) -> None:
@@ -225,6 +236,7 @@ KINDS: list[tuple[Callable[[Client], None], int]] = [
     (prepared, 1),
     (pipelined, 1),
     (function, 2),
+    (fast_path, 2),
     (procedure, 1),
     (failing, 2),
     (failing_in_savepoint, 2),

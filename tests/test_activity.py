@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from ab_cluster import Cluster, wait_for
+from ab_fastpath import call
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,11 @@ def test_what_is_a_request(server: Cluster) -> None:
         counts(3, "SELECT 1; SELECT 2; SELECT 3")
         counts(3, "BEGIN", "INSERT INTO child VALUES (100)", "COMMIT")
         counts(2, "SELECT 1", "SELECT 1", prepare=True)
+        functions = "SELECT 'f()'::regprocedure::oid::int8, 'int4div'::regproc::oid::int8"
+        f, divide = conn.execute(functions).fetchone() or (0, 0)
+        assert call(conn, f) == "!23505"
+        assert call(conn, divide, "8", "2") == "4"
+        counts(3)
         counts(1, "EXPLAIN ANALYZE SELECT f() WHERE false")
         counts(1, "SET max_parallel_workers_per_gather = 0")
         for failing in ("SELECT 1 / (i - i) FROM generate_series(1, 1) AS i", "SELECT f()"):

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from ab_cluster import Cluster, wait_for
+from ab_fastpath import call
 
 ENDED = "57P01"
 
@@ -132,6 +133,39 @@ def test_who_keeps_it_awake(server: Cluster, branch: str) -> None:
         conn.execute("PREPARE TRANSACTION 'asleep'")
     assert suspend(server, branch) == "It has prepared transactions."
     server.sql("COMMIT PREPARED 'asleep'", dbname=branch)
+
+
+@pytest.mark.parametrize("track", ["on", "off"])
+@pytest.mark.parametrize("begin", ["", "BEGIN"])
+def test_function_call_is_not_ended(server: Cluster, branch: str, begin: str, track: str) -> None:
+    """By the protocol's fast path: no statement that anybody could see, and in use for all that."""
+    conn = server.connect(branch)
+    conn.execute("CREATE FUNCTION one() RETURNS int LANGUAGE plpgsql AS $$BEGIN RETURN 1; END$$")
+    conn.execute(f"SET track_activities = {track}")
+    if begin:
+        conn.execute(begin)
+    nap, one = server.sql(
+        "SELECT 'pg_sleep'::regproc::oid::int8, 'one'::regproc::oid::int8", dbname=branch
+    )[0]
+    answers: list[str | None] = []
+    calling = threading.Thread(target=lambda: answers.append(call(conn, nap, "600")), daemon=True)
+    calling.start()
+    pid = conn.info.backend_pid
+    wait_for(
+        lambda: (
+            server.scalar("SELECT wait_event FROM pg_stat_get_activity(%s)", (pid,)) == "PgSleep"
+        )
+    )
+    assert suspend(server, branch) == f"Process {pid} is running a statement."
+    conn.cancel()
+    calling.join(60)
+    assert answers == ["!57014"]
+    if begin:
+        assert call(conn, one) == "!25P02"
+        conn.execute("ROLLBACK")
+    assert call(conn, one) == "1"
+    assert suspend(server, branch) is None
+    how_ended(conn)
 
 
 def test_idle_in_transaction_for_too_long(server: Cluster, branch: str) -> None:

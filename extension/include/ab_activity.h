@@ -25,7 +25,6 @@
 #include "ab_types.h"
 
 #include "datatype/timestamp.h"
-#include "lib/ilist.h"
 #include "storage/latch.h"
 #include "storage/lwlock.h"
 #include "utils/snapshot.h"
@@ -81,6 +80,20 @@ typedef struct AbActivity
 	AbUse		pending;
 } AbActivity;
 
+/* Of entries, by their numbers, which begin with 1; 0: none. */
+typedef struct AbActivityList
+{
+	uint32		first;
+	uint32		last;
+} AbActivityList;
+
+typedef enum AbActivityListKind
+{
+	AB_TO_WRITE,				/* they say what is not in the table */
+	AB_TO_MOVE,					/* suspended ones with statistics, or the other way round */
+	AB_ACTIVITY_LISTS
+} AbActivityListKind;
+
 /* Databases whose changes one transaction writes. */
 #define AB_ACTIVITY_BATCH 1000
 
@@ -90,8 +103,9 @@ typedef struct AbActivityShared
 	int			nentries;
 	int			nsuspended;		/* read without the lock by who connects */
 	int			nto_move;		/* on the list; read without the lock by the worker */
-	dlist_head	to_write;		/* entries that say what is not in the table */
-	dlist_head	to_move;		/* suspended ones with statistics, or the other way round */
+	uint32		nnumbers;		/* of entries that have been used */
+	uint32		free;			/* the first number of those that are not any more */
+	AbActivityList lists[AB_ACTIVITY_LISTS];
 	bool		known;			/* which ones are suspended has been read from the table */
 	bool		none_to_evict;	/* since the last batch was settled */
 	int64		spilled;		/* bytes in the file ... */

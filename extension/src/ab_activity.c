@@ -9,11 +9,12 @@
  */
 #include "ab_activity.h"
 
+#include "common/hashfn.h"
 #include "miscadmin.h"
 #include "port/atomics.h"
+#include "port/pg_bitutils.h"
 #include "storage/backendid.h"
 #include "storage/shmem.h"
-#include "utils/hsearch.h"
 #include "utils/timestamp.h"
 
 #include "ab_activityfile.h"
@@ -22,18 +23,33 @@
 /* When there is no room for an entry, this part of them makes room, if it can. */
 #define EVICT_PART	16
 
-/* What others see of it comes first. */
+typedef struct Links
+{
+	uint32		prev;
+	uint32		next;
+} Links;
+
+/*
+ * What others see of it comes first.  Entries are numbered and refer to each other by
+ * number: there is one for every database that is tracked, and they are to be small.
+ */
 typedef struct Entry
 {
-	AbActivity	a;
-	bool		to_write;		/* on the list */
-	bool		to_move;
-	dlist_node	write_node;
-	dlist_node	move_node;
+	AbActivity	a;				/* db invalid: free */
+	uint32		next;			/* in its bucket, or of the free ones */
+	Links		links[AB_ACTIVITY_LISTS];
+	bool		on[AB_ACTIVITY_LISTS];
 } Entry;
 
 AbActivityShared *ab_activity = NULL;
-static HTAB *entries = NULL;
+static Entry *entries = NULL;
+static uint32 *buckets = NULL;
+
+static uint32
+number_of_buckets(void)
+{
+	return pg_nextpower2_32(ab_max_tracked_branches);
+}
 
 static Size
 fixed_size(void)
@@ -42,24 +58,28 @@ fixed_size(void)
 					mul_size(MaxBackends, sizeof(AbActivitySlot)));
 }
 
+static Size
+entries_size(void)
+{
+	return add_size(mul_size(ab_max_tracked_branches, sizeof(Entry)),
+					mul_size(number_of_buckets(), sizeof(uint32)));
+}
+
 Size
 ab_activity_size(void)
 {
-	return add_size(fixed_size(),
-					hash_estimate_size(ab_max_tracked_branches, sizeof(Entry)));
+	return add_size(fixed_size(), entries_size());
 }
 
 void
 ab_activity_init(LWLock *lock)
 {
 	bool		found;
-	HASHCTL		info = {0};
 
-	info.keysize = sizeof(Oid);
-	info.entrysize = sizeof(Entry);
-	entries = ShmemInitHash("agent_branch activity of databases",
-							ab_max_tracked_branches, ab_max_tracked_branches,
-							&info, HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
+	entries = ShmemInitStruct("agent_branch activity of branches", entries_size(), &found);
+	buckets = (uint32 *) (entries + ab_max_tracked_branches);
+	if (!found)
+		memset(entries, 0, entries_size());
 	ab_activity = ShmemInitStruct("agent_branch activity", fixed_size(), &found);
 	if (found)
 		return;
@@ -67,9 +87,97 @@ ab_activity_init(LWLock *lock)
 	ab_activity->lock = lock;
 	ab_activity->slots = (AbActivitySlot *)
 		((char *) ab_activity + CACHELINEALIGN(sizeof(AbActivityShared)));
-	dlist_init(&ab_activity->to_write);
-	dlist_init(&ab_activity->to_move);
 	ab_activity_restore();
+}
+
+/* ---- entries by number ---- */
+
+static inline Entry *
+entry_of(uint32 number)
+{
+	return &entries[number - 1];
+}
+
+static inline uint32
+number_of(const Entry *entry)
+{
+	return (uint32) (entry - entries) + 1;
+}
+
+static uint32 *
+bucket_of(Oid db)
+{
+	return &buckets[murmurhash32(db) & (number_of_buckets() - 1)];
+}
+
+/* One that is free, or NULL; in its bucket, and all else in it is the caller's. */
+static Entry *
+take_entry(Oid db)
+{
+	uint32	   *bucket = bucket_of(db);
+	Entry	   *entry;
+
+	if (ab_activity->free != 0)
+	{
+		entry = entry_of(ab_activity->free);
+		ab_activity->free = entry->next;
+	}
+	else if (ab_activity->nnumbers < (uint32) ab_max_tracked_branches)
+		entry = entry_of(++ab_activity->nnumbers);
+	else
+		return NULL;
+	memset(entry, 0, sizeof(*entry));
+	entry->a.db = db;
+	entry->next = *bucket;
+	*bucket = number_of(entry);
+	ab_activity->nentries++;
+	return entry;
+}
+
+static void
+free_entry(Entry *entry)
+{
+	uint32	   *link = bucket_of(entry->a.db);
+
+	while (*link != number_of(entry))
+		link = &entry_of(*link)->next;
+	*link = entry->next;
+	entry->a.db = InvalidOid;
+	entry->next = ab_activity->free;
+	ab_activity->free = number_of(entry);
+	ab_activity->nentries--;
+}
+
+static void
+list_append(AbActivityListKind kind, Entry *entry)
+{
+	AbActivityList *list = &ab_activity->lists[kind];
+
+	entry->links[kind].prev = list->last;
+	entry->links[kind].next = 0;
+	if (list->last != 0)
+		entry_of(list->last)->links[kind].next = number_of(entry);
+	else
+		list->first = number_of(entry);
+	list->last = number_of(entry);
+	entry->on[kind] = true;
+}
+
+static void
+list_remove(AbActivityListKind kind, Entry *entry)
+{
+	AbActivityList *list = &ab_activity->lists[kind];
+	Links		l = entry->links[kind];
+
+	if (l.prev != 0)
+		entry_of(l.prev)->links[kind].next = l.next;
+	else
+		list->first = l.next;
+	if (l.next != 0)
+		entry_of(l.next)->links[kind].prev = l.prev;
+	else
+		list->last = l.prev;
+	entry->on[kind] = false;
 }
 
 /* ---- entries ---- */
@@ -77,28 +185,29 @@ ab_activity_init(LWLock *lock)
 AbActivity *
 ab_activity_find(Oid db)
 {
-	return hash_search(entries, &db, HASH_FIND, NULL);
+	for (uint32 number = *bucket_of(db); number != 0; number = entry_of(number)->next)
+		if (entry_of(number)->a.db == db)
+			return &entry_of(number)->a;
+	return NULL;
 }
 
 static void
 set_to_write(Entry *entry, bool to_write)
 {
-	if (to_write && !entry->to_write)
-		dlist_push_tail(&ab_activity->to_write, &entry->write_node);
-	else if (!to_write && entry->to_write)
-		dlist_delete(&entry->write_node);
-	entry->to_write = to_write;
+	if (to_write && !entry->on[AB_TO_WRITE])
+		list_append(AB_TO_WRITE, entry);
+	else if (!to_write && entry->on[AB_TO_WRITE])
+		list_remove(AB_TO_WRITE, entry);
 }
 
 static void
 set_to_move(Entry *entry, bool to_move)
 {
-	if (to_move && !entry->to_move)
-		dlist_push_tail(&ab_activity->to_move, &entry->move_node);
-	else if (!to_move && entry->to_move)
-		dlist_delete(&entry->move_node);
-	ab_activity->nto_move += to_move - entry->to_move;
-	entry->to_move = to_move;
+	ab_activity->nto_move += to_move - entry->on[AB_TO_MOVE];
+	if (to_move && !entry->on[AB_TO_MOVE])
+		list_append(AB_TO_MOVE, entry);
+	else if (!to_move && entry->on[AB_TO_MOVE])
+		list_remove(AB_TO_MOVE, entry);
 }
 
 void
@@ -119,33 +228,28 @@ ab_activity_remove(Oid db)
 		ab_activity->nsuspended--;
 	set_to_write((Entry *) entry, false);
 	set_to_move((Entry *) entry, false);
-	(void) hash_search(entries, &db, HASH_REMOVE, NULL);
-	ab_activity->nentries--;
+	free_entry((Entry *) entry);
 }
 
 /* Those that say nothing that is not in the table. */
 static void
 evict_some(void)
 {
-	HASH_SEQ_STATUS seq;
-	AbActivity *entry;
 	int			left = ab_max_tracked_branches / EVICT_PART + 1;
 
 	ab_activity->none_to_evict = true;
-	hash_seq_init(&seq, entries);
-	while ((entry = hash_seq_search(&seq)) != NULL)
+	for (uint32 i = 0; i < ab_activity->nnumbers && left > 0; i++)
 	{
-		if (entry->sessions > 0 || entry->suspended_at != 0 || entry->changed ||
+		const AbActivity *entry = &entries[i].a;
+
+		if (!OidIsValid(entry->db) ||
+			entry->sessions > 0 || entry->suspended_at != 0 || entry->changed ||
 			entry->stats_put_away ||
 			!ab_use_is_zero(&entry->pending) || ab_activity_in_batch(entry->db) != NULL)
 			continue;
 		ab_activity->none_to_evict = false;
 		ab_activity_remove(entry->db);
-		if (--left == 0)
-		{
-			hash_seq_term(&seq);
-			return;
-		}
+		left--;
 	}
 }
 
@@ -173,8 +277,8 @@ clear(AbActivity *entry, Oid db, TimestampTz origin_at)
 AbActivity *
 ab_activity_make(Oid db, TimestampTz origin_at)
 {
-	bool		found;
 	AbActivity *entry = ab_activity_find(db);
+	Entry	   *taken;
 
 	if (entry != NULL && entry->origin_at == origin_at)
 		return entry;
@@ -189,15 +293,11 @@ ab_activity_make(Oid db, TimestampTz origin_at)
 	}
 	if (ab_activity->nentries >= ab_max_tracked_branches && !ab_activity->none_to_evict)
 		evict_some();
-	if (ab_activity->nentries >= ab_max_tracked_branches)
+	taken = take_entry(db);
+	if (taken == NULL)
 		return NULL;
-	entry = hash_search(entries, &db, HASH_ENTER_NULL, &found);
-	if (entry == NULL)
-		return NULL;
-	((Entry *) entry)->to_write = ((Entry *) entry)->to_move = false;
-	clear(entry, db, origin_at);
-	ab_activity->nentries++;
-	return entry;
+	clear(&taken->a, db, origin_at);
+	return &taken->a;
 }
 
 int
@@ -209,20 +309,11 @@ ab_activity_room(void)
 int
 ab_activity_all(AbActivity *into, int room)
 {
-	HASH_SEQ_STATUS seq;
-	AbActivity *entry;
 	int			n = 0;
 
-	hash_seq_init(&seq, entries);
-	while ((entry = hash_seq_search(&seq)) != NULL)
-	{
-		if (n == room)
-		{
-			hash_seq_term(&seq);
-			break;
-		}
-		into[n++] = *entry;
-	}
+	for (uint32 i = 0; i < ab_activity->nnumbers && n < room; i++)
+		if (OidIsValid(entries[i].a.db))
+			into[n++] = entries[i].a;
 	return n;
 }
 
@@ -230,16 +321,20 @@ ab_activity_all(AbActivity *into, int room)
 int
 ab_activity_list_to_write(AbActivity *into, int max)
 {
-	dlist_head *list = &ab_activity->to_write;
-	dlist_node *last = dlist_is_empty(list) ? NULL : dlist_tail_node(list);
-	dlist_node *node = NULL;
+	const AbActivityList *list = &ab_activity->lists[AB_TO_WRITE];
+	uint32		last = list->last;
+	uint32		number = 0;
 	int			n = 0;
 
-	while (node != last && n < max)
+	while (number != last && n < max)
 	{
-		node = dlist_pop_head_node(list);
-		dlist_push_tail(list, node);
-		into[n++] = dlist_container(Entry, write_node, node)->a;
+		Entry	   *entry;
+
+		number = list->first;
+		entry = entry_of(number);
+		list_remove(AB_TO_WRITE, entry);
+		list_append(AB_TO_WRITE, entry);
+		into[n++] = entry->a;
 	}
 	return n;
 }
@@ -247,15 +342,13 @@ ab_activity_list_to_write(AbActivity *into, int max)
 int
 ab_activity_list_to_move(AbActivity *into, int max, bool away)
 {
-	dlist_iter	iter;
+	uint32		number = ab_activity->lists[AB_TO_MOVE].first;
 	int			n = 0;
 
-	dlist_foreach(iter, &ab_activity->to_move)
+	for (; number != 0 && n < max; number = entry_of(number)->links[AB_TO_MOVE].next)
 	{
-		const AbActivity *entry = &dlist_container(Entry, move_node, iter.cur)->a;
+		const AbActivity *entry = &entry_of(number)->a;
 
-		if (n == max)
-			break;
 		if (entry->stats_put_away != away)
 			into[n++] = *entry;
 	}

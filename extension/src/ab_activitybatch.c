@@ -24,7 +24,7 @@ ab_activity_anything(void)
 	LWLockAcquire(ab_activity->lock, LW_EXCLUSIVE);
 	ab_activity_collect(InvalidOid);
 	found = ab_activity->spilled > ab_activity->spill_done ||
-		!dlist_is_empty(&ab_activity->to_write);
+		ab_activity->lists[AB_TO_WRITE].first != 0;
 	LWLockRelease(ab_activity->lock);
 	return found;
 }
@@ -48,7 +48,7 @@ is_files_turn(void)
 	static bool was_files = false;
 
 	was_files = ab_activity->spilled > ab_activity->spill_done &&
-		(!was_files || dlist_is_empty(&ab_activity->to_write));
+		(!was_files || ab_activity->lists[AB_TO_WRITE].first == 0);
 	return was_files;
 }
 

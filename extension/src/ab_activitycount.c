@@ -8,8 +8,9 @@
  * Sessions of branches are counted; every other process takes the hooks out again, as far
  * as nobody else has put one on top of them.
  *
- * A request is a statement that a client sent and that began to run: what functions,
- * triggers and rules run is part of it, and several executions of one portal are one.  It
+ * A request is a statement that a client sent and that began to run, or a function that it
+ * called by the protocol's fast path: what functions, triggers and rules run is part of it,
+ * and several executions of one portal are one.  It
  * is active from the arrival of its message, or the end of the statement before it, to its
  * own end; so are its parse and bind messages, should it have such, and one that fails
  * before it runs.  The commit of a transaction that wrote counts as well, and deferred
@@ -25,6 +26,7 @@
 #include "access/parallel.h"
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "catalog/objectaccess.h"
 #include "executor/executor.h"
 #include "executor/instrument.h"
 #include "miscadmin.h"
@@ -34,6 +36,7 @@
 #include "tcop/tcopprot.h"
 #include "tcop/utility.h"
 #include "utils/backend_status.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "ab_origin.h"
@@ -56,6 +59,7 @@ static ExecutorStart_hook_type prev_executor_start = NULL;
 static ExecutorRun_hook_type prev_executor_run = NULL;
 static ExecutorFinish_hook_type prev_executor_finish = NULL;
 static ProcessUtility_hook_type prev_utility = NULL;
+static object_access_hook_type prev_object_access = NULL;
 
 static void uninstall(void);
 
@@ -310,6 +314,42 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	PG_END_TRY();
 }
 
+/* ---- functions called by the fast path ---- */
+
+static void
+end_call(void *arg)
+{
+	if (mine != NULL && depth > 0)
+	{
+		depth = 1;
+		leave();
+	}
+}
+
+/* All there is of such a message goes before the next one is waited for, failed or not. */
+static void
+begin_call(void)
+{
+	static MemoryContextCallback at_end = {.func = end_call};
+	static TimestampTz begun = 0;	/* functions that it calls are looked at, too */
+
+	if (begun == GetCurrentStatementStartTimestamp())
+		return;
+	begun = GetCurrentStatementStartTimestamp();
+	enter(begun, true);
+	MemoryContextRegisterResetCallback(MessageContext, &at_end);
+}
+
+static void
+object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
+{
+	if (prev_object_access)
+		prev_object_access(access, classId, objectId, subId, arg);
+	if (access == OAT_FUNCTION_EXECUTE && mine != NULL && depth == 0 &&
+		ActivePortal == NULL && debug_query_string == NULL)
+		begin_call();
+}
+
 /* ---- sessions and transactions ---- */
 
 static void
@@ -386,13 +426,18 @@ begin_commit(void)
 	}
 }
 
-/* Of this backend, rather than of somebody who ends it while it is idle. */
+static bool
+is_in_state(BackendState state)
+{
+	return MyBEEntry != NULL && MyBEEntry->st_state == state;
+}
+
+/* Rather than of somebody who ends this backend while it is idle. */
 static bool
 is_in_message(void)
 {
-	return MyBEEntry != NULL && MyBEEntry->st_state != STATE_IDLE &&
-		MyBEEntry->st_state != STATE_IDLEINTRANSACTION &&
-		MyBEEntry->st_state != STATE_IDLEINTRANSACTION_ABORTED;
+	return !is_in_state(STATE_IDLE) && !is_in_state(STATE_IDLEINTRANSACTION) &&
+		!is_in_state(STATE_IDLEINTRANSACTION_ABORTED);
 }
 
 /* The statement may have failed before it ran, after waiting for a lock, say. */
@@ -457,6 +502,8 @@ uninstall(void)
 		ExecutorFinish_hook = prev_executor_finish;
 	if (ProcessUtility_hook == process_utility)
 		ProcessUtility_hook = prev_utility;
+	if (object_access_hook == object_access)
+		object_access_hook = prev_object_access;
 	UnregisterXactCallback(at_xact_end, NULL);
 	ab_suspendsession_uninstall();
 }
@@ -475,5 +522,7 @@ ab_activitycount_install(void)
 	ExecutorFinish_hook = executor_finish;
 	prev_utility = ProcessUtility_hook;
 	ProcessUtility_hook = process_utility;
+	prev_object_access = object_access_hook;
+	object_access_hook = object_access;
 	RegisterXactCallback(at_xact_end, NULL);
 }
