@@ -187,6 +187,11 @@ CASES: dict[str, Case] = {
     "branch._changed_rows": owners(
         f"SELECT * FROM branch._changed_rows({VAULT}, 0, 1, {BRANCH}, 0, 1, '{{}}', '{{}}')"
     ),
+    "branch._changed_counts": owners(
+        f"SELECT * FROM branch._changed_counts({VAULT}, 0, 1, {BRANCH}, 0, 1, '{{}}', '{{}}',"
+        " branch._remote_open('vault'), branch._remote_open('vault_branch'),"
+        " '{8}', 'd', 'k', 0, '')"
+    ),
     "sync_branch_data": owners("SELECT sync_branch_data('vault', 'vault_branch')"),
     "merge_branch_data": owners("SELECT * FROM merge_branch_data('vault_branch', 'vault')"),
     "branch.merge": owners("SELECT * FROM branch.merge('vault_branch', 'vault')"),
@@ -223,6 +228,9 @@ SESSIONS = {
     "branch._remote_columns": "SELECT branch._remote_columns(%s)",
     "branch._remote_fetch": "SELECT branch._remote_fetch(%s, 1)",
     "branch._remote_query": "SELECT branch._remote_query(%s, 'SELECT 1')",
+    "branch._remote_query_each": (
+        "SELECT branch._remote_query_each(ARRAY[%s]::int[], ARRAY['SELECT 1'])"
+    ),
     "branch._remote_commit": "SELECT branch._remote_commit(%s)",
     "branch._remote_close": "SELECT branch._remote_close(%s)",
 }

@@ -88,6 +88,9 @@ extern AbRemote *ab_remote_try_open(Oid db, const AbRemoteOptions *options);
 extern int	ab_remote_number(AbRemote *session);
 extern AbRemote *ab_remote_find(int number);
 
+/* Name of the database that it is in. */
+extern const char *ab_remote_database(const AbRemote *session);
+
 /* Does it take statements, or is there still something to come of the last ones? */
 extern bool ab_remote_is_ready(AbRemote *session);
 

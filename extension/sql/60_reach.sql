@@ -48,6 +48,18 @@ AS 'MODULE_PATHNAME', 'ab_sql_remote_query';
 COMMENT ON FUNCTION branch._remote_query(integer, text)
 IS 'runs a query in a session; its rows, all of them';
 
+CREATE FUNCTION branch._remote_query_each(
+    sessions integer[],
+    queries text[],
+    OUT n integer,
+    OUT r text[]
+) RETURNS SETOF record
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE ROWS 100
+AS 'MODULE_PATHNAME', 'ab_sql_remote_query_each';
+
+COMMENT ON FUNCTION branch._remote_query_each(integer[], text[])
+IS 'runs a query in each session, side by side; numbers of queries and their rows';
+
 CREATE FUNCTION branch._remote_commit(session integer) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'ab_sql_remote_commit';

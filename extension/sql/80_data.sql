@@ -37,6 +37,36 @@ AS 'MODULE_PATHNAME', 'ab_sql_changed_rows';
 COMMENT ON FUNCTION branch._changed_rows(oid, oid, oid, oid, oid, oid, bigint[], bigint[])
 IS 'places of row versions, in some blocks of tables with one origin, that only one has; texts of tid[], in parts';
 
+CREATE FUNCTION branch._changed_counts(
+    a oid,
+    a_space oid,
+    a_file oid,
+    b oid,
+    b_space oid,
+    b_file oid,
+    starts bigint[],
+    ends bigint[],
+    a_session integer,
+    b_session integer,
+    lengths smallint[],
+    alignments text,
+    kinds text,
+    rows_before bigint,
+    told_with text,
+    OUT a_rows text,
+    OUT b_rows text,
+    OUT added bigint,
+    OUT modified bigint,
+    OUT removed bigint,
+    OUT rows_read bigint
+) RETURNS SETOF record
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE ROWS 10
+AS 'MODULE_PATHNAME', 'ab_sql_changed_counts';
+
+COMMENT ON FUNCTION branch._changed_counts(
+    oid, oid, oid, oid, oid, oid, bigint[], bigint[], integer, integer, smallint[], text, text, bigint, text
+) IS 'numbers of rows, in some blocks of tables with one origin, that differ; and places of those yet to be compared';
+
 CREATE FUNCTION branch.diff_summary(
     source text,
     target text DEFAULT null,

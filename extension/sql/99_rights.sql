@@ -50,6 +50,7 @@ GRANT EXECUTE ON FUNCTION branch._remote_run(integer, text, boolean) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_columns(integer) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_fetch(integer, integer) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_query(integer, text) TO public;
+GRANT EXECUTE ON FUNCTION branch._remote_query_each(integer[], text[]) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_commit(integer) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_close(integer) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_rows(text, text) TO public;
@@ -68,6 +69,9 @@ GRANT EXECUTE ON FUNCTION branch._quota_use(oid, oid) TO public;
 -- Rows of branches: read with the caller's rights there.
 GRANT EXECUTE ON FUNCTION branch._changed_blocks(oid, oid[], oid[], oid, oid[], oid[]) TO public;
 GRANT EXECUTE ON FUNCTION branch._changed_rows(oid, oid, oid, oid, oid, oid, bigint[], bigint[]) TO public;
+GRANT EXECUTE ON FUNCTION branch._changed_counts(
+    oid, oid, oid, oid, oid, oid, bigint[], bigint[], integer, integer, smallint[], text, text, bigint, text
+) TO public;
 GRANT EXECUTE ON FUNCTION branch.diff_summary(text, text, text) TO public;
 GRANT EXECUTE ON FUNCTION branch.diff(text, text, text, text) TO public;
 GRANT EXECUTE ON FUNCTION branch.diff_stat(text, text, text, boolean) TO public;

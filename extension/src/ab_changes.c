@@ -72,7 +72,11 @@ add_range(AbBlockRanges *ranges, BlockNumber start, BlockNumber end)
 
 /* ---- own pages ---- */
 
-/* Stretches of a segment that are no holes; all of it if the filesystem cannot say. */
+/*
+ * Stretches of a segment that are no holes; all of it if the filesystem cannot say.  Where
+ * single pages were written each is one question: where a stretch ends is asked when it
+ * has a second page.
+ */
 static void
 add_data(int fd, BlockNumber first, BlockNumber nblocks, AbBlockRanges *ranges)
 {
@@ -82,11 +86,12 @@ add_data(int fd, BlockNumber first, BlockNumber nblocks, AbBlockRanges *ranges)
 	while (at < end)
 	{
 		off_t		data = lseek(fd, at, SEEK_DATA);
-		off_t		hole;
+		off_t		hole = data;
 
 		if (data < 0 && errno == ENXIO)
 			return;				/* nothing but holes from here on */
-		hole = data < 0 ? -1 : lseek(fd, data, SEEK_HOLE);
+		if (data >= 0)
+			hole = at > 0 && data == at ? lseek(fd, data, SEEK_HOLE) : data + 1;
 		if (data < 0 || hole < 0)
 		{
 			data = at;

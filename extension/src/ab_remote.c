@@ -374,6 +374,12 @@ ab_remote_find(int number)
 	return session != NULL && session->role == GetUserId() ? session : NULL;
 }
 
+const char *
+ab_remote_database(const AbRemote *session)
+{
+	return session->database;
+}
+
 /* ---- requests ---- */
 
 bool

@@ -25,6 +25,7 @@ PG_FUNCTION_INFO_V1(ab_sql_remote_run);
 PG_FUNCTION_INFO_V1(ab_sql_remote_columns);
 PG_FUNCTION_INFO_V1(ab_sql_remote_fetch);
 PG_FUNCTION_INFO_V1(ab_sql_remote_query);
+PG_FUNCTION_INFO_V1(ab_sql_remote_query_each);
 PG_FUNCTION_INFO_V1(ab_sql_remote_commit);
 PG_FUNCTION_INFO_V1(ab_sql_remote_close);
 PG_FUNCTION_INFO_V1(ab_sql_remote_rows);
@@ -62,19 +63,23 @@ parse_isolation(const char *value)
 }
 
 static AbRemote *
-get_session(FunctionCallInfo fcinfo)
+session_of(int number)
 {
-	AbRemote   *session = NULL;
+	AbRemote   *session = ab_remote_find(number);
 
-	ab_require_control_database();
-	if (!PG_ARGISNULL(0))
-		session = ab_remote_find(PG_GETARG_INT32(0));
 	if (session == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("there is no such session in another database"),
 				 errdetail("A session ends with the transaction or savepoint that opened it, and is its role's alone.")));
 	return session;
+}
+
+static AbRemote *
+get_session(FunctionCallInfo fcinfo)
+{
+	ab_require_control_database();
+	return session_of(PG_ARGISNULL(0) ? 0 : PG_GETARG_INT32(0));
 }
 
 /* ---- rows ---- */
@@ -107,21 +112,23 @@ row_datum(AbRemote *session)
 											  false, TYPALIGN_INT));
 }
 
+/* n, if not 0, comes before it. */
 static void
-put_row(AbRemote *session, ReturnSetInfo *rsinfo, MemoryContext context)
+put_row(AbRemote *session, ReturnSetInfo *rsinfo, int n, MemoryContext context)
 {
 	MemoryContext old = MemoryContextSwitchTo(context);
-	Datum		value = row_datum(session);
-	bool		null = false;
+	Datum		values[2] = {Int32GetDatum(n), row_datum(session)};
+	bool		nulls[2] = {false, false};
+	int			first = n == 0 ? 1 : 0;
 
-	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, &value, &null);
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values + first, nulls + first);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(context);
 }
 
 /* Up to so many rows; all if negative.  What comes after the last is taken as well. */
 static void
-fetch(AbRemote *session, FunctionCallInfo fcinfo, int64 max_rows)
+fetch(AbRemote *session, FunctionCallInfo fcinfo, int64 max_rows, int n)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "remote row",
@@ -132,7 +139,7 @@ fetch(AbRemote *session, FunctionCallInfo fcinfo, int64 max_rows)
 		switch (ab_remote_next(session))
 		{
 			case AB_REMOTE_ROW:
-				put_row(session, rsinfo, context);
+				put_row(session, rsinfo, n, context);
 				max_rows--;
 				break;
 			case AB_REMOTE_COLUMNS:
@@ -182,13 +189,20 @@ ab_sql_remote_open(PG_FUNCTION_ARGS)
 	PG_RETURN_INT32(ab_remote_number(ab_remote_open(find_database(name), &options)));
 }
 
-/* True: there are rows to fetch.  Those of what was run before are thrown away. */
-static bool
-run(AbRemote *session, const char *statements, int flags)
+/* Rows of what was run before are thrown away. */
+static void
+send(AbRemote *session, const char *statements, int flags)
 {
 	while (!ab_remote_is_ready(session))
 		(void) ab_remote_next(session);
 	ab_remote_send(session, statements, flags);
+}
+
+/* True: there are rows to fetch. */
+static bool
+run(AbRemote *session, const char *statements, int flags)
+{
+	send(session, statements, flags);
 	return run_until_rows(session);
 }
 
@@ -237,7 +251,7 @@ ab_sql_remote_fetch(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("argument \"max_rows\" must not be negative")));
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
-	fetch(session, fcinfo, max_rows);
+	fetch(session, fcinfo, max_rows, 0);
 	return (Datum) 0;
 }
 
@@ -250,7 +264,49 @@ ab_sql_remote_query(PG_FUNCTION_ARGS)
 
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	if (run(session, query, 0))
-		fetch(session, fcinfo, -1);
+		fetch(session, fcinfo, -1, 0);
+	return (Datum) 0;
+}
+
+static Datum *
+elements_of(ArrayType *array, Oid type, int len, bool byval, int *n)
+{
+	Datum	   *elements;
+
+	if (ARR_NDIM(array) > 1 || array_contains_nulls(array))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("arrays must be one-dimensional and without nulls")));
+	deconstruct_array(array, type, len, byval, TYPALIGN_INT, &elements, NULL, n);
+	return elements;
+}
+
+/* Run one in each session, side by side; the sessions' rows one after the other. */
+Datum
+ab_sql_remote_query_each(PG_FUNCTION_ARGS)
+{
+	int			n;
+	int			nqueries;
+	Datum	   *numbers;
+	Datum	   *queries;
+
+	ab_require_control_database();
+	InitMaterializedSRF(fcinfo, 0);
+	numbers = elements_of(PG_GETARG_ARRAYTYPE_P(0), INT4OID, sizeof(int32), true, &n);
+	queries = elements_of(PG_GETARG_ARRAYTYPE_P(1), TEXTOID, -1, false, &nqueries);
+	if (n != nqueries)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("arrays differ in length")));
+	for (int i = 0; i < n; i++)
+		send(session_of(DatumGetInt32(numbers[i])), TextDatumGetCString(queries[i]), 0);
+	for (int i = 0; i < n; i++)
+	{
+		AbRemote   *session = session_of(DatumGetInt32(numbers[i]));
+
+		if (run_until_rows(session))
+			fetch(session, fcinfo, -1, i + 1);
+	}
 	return (Datum) 0;
 }
 
@@ -288,7 +344,7 @@ ab_sql_remote_rows(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	ab_remote_send(session, query, 0);
 	if (run_until_rows(session))
-		fetch(session, fcinfo, -1);
+		fetch(session, fcinfo, -1, 0);
 	ab_remote_close(session);
 	return (Datum) 0;
 }

@@ -8,12 +8,15 @@ of each, however many there are.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from agent_branch.blocks import Blocks
 from agent_branch.diff import SHOWN, RowChange, scan
-from agent_branch.merge import Recount
 from agent_branch.sqltext import Row, Session, Statement, parse_array
 from agent_branch.tableshape import TableShape
+
+if TYPE_CHECKING:
+    from agent_branch.merge import Recount
 
 # (sort key, row, how many copies of it)
 Line = tuple[str, Row, int]
@@ -96,6 +99,8 @@ def merge_counts(
     Copies that either side added are all kept; copies that both removed are taken for the same
     ones, so that no row goes that nobody removed.
     """
+    from agent_branch.merge import Recount  # not needed to compare, and long
+
     for row, (at_base, here, there) in side_by_side(base, ours, theirs):
         both_removed = here < at_base and there < at_base
         copies = min(here, there) - here if both_removed else there - at_base

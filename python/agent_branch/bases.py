@@ -6,7 +6,7 @@ database in which it is read like any other, until the transaction ends:
 
     found = bases.merge_base(source, target)
     base = data.Reading(bases.open_base(found))
-    before = compare.side(base)              # its tables, held
+    before = threeway.read_side(base, set())     # its tables
 
 Nobody can write it, and it is shared by all who need it.  Its files are those of the snapshot,
 so compare.Comparison of it with either descendant reads only the pages that one has changed;
@@ -15,11 +15,10 @@ single rows of it are found by key with ``diff.match``, pages of it with ``diff.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import plpy
 
 from agent_branch.errors import UNDEFINED_DATABASE, ReportedError
+from agent_branch.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

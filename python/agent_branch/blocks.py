@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from agent_branch.records import dataclass
 
 # Bytes of a page: BLCKSZ of every build of the server that this runs on is the default one.
 BLOCK_BYTES = 8192
@@ -47,6 +48,11 @@ class Blocks:
     def __or__(self, other: Blocks) -> Blocks:
         if self.ranges is None or other.ranges is None:
             return ALL
+        # Mostly so, and there may be many.
+        if other.ranges is self.ranges or not other.ranges:
+            return self
+        if not self.ranges:
+            return other
         return Blocks.of((*self.ranges, *other.ranges))
 
     def __contains__(self, block: object) -> bool:
@@ -60,6 +66,8 @@ class Blocks:
         """How many there are in a table of ``total`` blocks."""
         if self.ranges is None:
             return total
+        if not self.ranges or self.ranges[-1][1] <= total:
+            return sum(end - start for start, end in self.ranges)
         return sum(max(0, min(end, total) - start) for start, end in self.ranges)
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from typing import Any
 
+from agent_branch.records import dataclass
 from agent_branch.sqltext import Row, Statement
 from agent_branch.tableshape import Column, ForeignKey, TableShape, Unique
 
@@ -124,6 +124,14 @@ CASE
         '{bool, int2, int4, int8, oid, bytea, uuid, date, time, timestamp, timestamptz, char, name}'
         ::pg_catalog.name[]) END"""
 
+# What bytes say of values, if their texts tell of them.
+_BYTES = """
+CASE
+    WHEN y.typtype = 'e' THEN 'b'
+    WHEN y.oid >= 10000 OR c.operator IS NULL THEN 'u'
+    WHEN y.typname = ANY ('{name, numeric}'::pg_catalog.name[]) THEN 'b'
+    ELSE 'p' END"""
+
 _COLUMNS = f"""
 SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
     'name', a.attname,
@@ -132,6 +140,7 @@ SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
     'equals', c.operator,
     'definition', COALESCE(f.definition, ''),
     'exact', {_EXACT},
+    'bytes', {_BYTES},
     'stored', a.attnum::pg_catalog.text
         || CASE WHEN a.atthasmissing THEN ' ' || a.attmissingval::pg_catalog.text ELSE '' END,
     'not_null', a.attnotnull,
@@ -246,6 +255,10 @@ SELECT pg_catalog.jsonb_build_object(
     'file', t.relfilenode,
     'file_now', pg_catalog.pg_relation_filenode(t.oid),
     'density', t.density,
+    'layout', (
+        SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(a.attlen, a.attalign)
+            ORDER BY a.attnum)
+        FROM pg_catalog.pg_attribute AS a WHERE a.attrelid = t.oid AND a.attnum > 0),
     'columns', ({_COLUMNS}),
     'indexes', ({_INDEXES}),
     'foreign_keys', ({_FOREIGN_KEYS}))
@@ -263,7 +276,8 @@ class Table:
 
     ``file``: number of its file, in ``tablespace`` (0: the database's default), as the
     transaction sees it; ``file_now``: as it is.  ``density``: rows in a page, about, as of the
-    last VACUUM or ANALYZE; None: not known.
+    last VACUUM or ANALYZE; None: not known.  ``layout``: (length, alignment) of each column by
+    its number, dropped ones too, as in pg_attribute.
     """
 
     shape: TableShape
@@ -272,6 +286,7 @@ class Table:
     file: int
     file_now: int
     density: float | None = None
+    layout: tuple[tuple[int, str], ...] = ()
 
 
 def table_from(row: Row) -> Table:
@@ -310,6 +325,8 @@ def table_from(row: Row) -> Table:
                 definition=column["definition"],
                 exact=column["exact"],
                 stored=column["stored"],
+                number=column["number"],
+                bytes="b" if column["bytes"] == "p" and not column["exact"] else column["bytes"],
             )
             for column in columns
         ),
@@ -321,7 +338,8 @@ def table_from(row: Row) -> Table:
     oid, tablespace, file, file_now = (
         int(found[name]) for name in ("oid", "tablespace", "file", "file_now")
     )
-    return Table(shape, oid, tablespace, file, file_now, found["density"])
+    layout = tuple((length, align) for length, align in found["layout"] or [])
+    return Table(shape, oid, tablespace, file, file_now, found["density"], layout)
 
 
 def type_text(name: str) -> str:

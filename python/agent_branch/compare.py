@@ -7,7 +7,6 @@ not is "added".
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from agent_branch import bags
 from agent_branch.blocks import ALL, Blocks
@@ -21,18 +20,21 @@ from agent_branch.diff import (
     TableState,
     can_pair,
     diff_rows,
+    paired,
     plan_diff,
     scan,
 )
 from agent_branch.errors import ReportedError
 from agent_branch.largeobjects import (
+    CATALOGS,
     CONTENTS,
     METADATA,
     UNREADABLE,
     catalogs,
     changed_objects,
 )
-from agent_branch.sqltext import Limits, Session, Statement, Value, batches, qualified
+from agent_branch.records import dataclass, field
+from agent_branch.sqltext import Limits, Row, Session, Statement, Value, batches, qualified
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import same_definition
 
@@ -89,34 +91,62 @@ class Side:
         return {**self.tables, **self.objects}
 
 
-def side(session: Session) -> Side:
-    """The tables of a database, held so that their files stay what they are.
+# Runs a statement in each of some sessions, side by side: rows of each, none of a command.
+Ask = Callable[[Sequence[Statement]], Sequence[Sequence[Row]]]
 
-    The session is under ``sqltext.SETTINGS``.  Raises ``ReportedError`` 40001 if a table was
-    rewritten since the session's transaction began: then its rows are not seen as they were.
+
+def sides(sessions: Sequence[Session], ask: Ask) -> list[Side]:
+    """The tables of each session's database, held so that their files stay what they are.
+
+    The sessions are under ``sqltext.SETTINGS``.  Raises ``ReportedError`` 40001 if a table was
+    rewritten since its session's transaction began: then its rows are not seen as they were.
     """
-    names = [f"ONLY {qualified(*row)}" for row in session.rows(NAMES)]  # type: ignore[arg-type]
-    for batch in batches(names, LOCKED_AT_ONCE, len):
-        session.execute(Statement(f"LOCK TABLE {', '.join(batch)} IN ACCESS SHARE MODE"))
-    tables = {table.shape.id: table for table in map(table_from, session.rows(TABLES))}
-    found = Side(session, tables, *_objects(session))
-    for table in found.files.values():
-        if table.file != table.file_now:
-            raise ReportedError(
-                REWRITTEN,
-                f'table "{table.shape.name}" was rewritten just now',
-                detail="Its rows cannot be seen any more as they were when the comparison began.",
-                hint="Compare again.",
-            )
+    number = len(sessions)
+    names = [
+        [f"ONLY {qualified(*row)}" for row in rows]  # type: ignore[arg-type]
+        for rows in ask([NAMES] * number)
+    ]
+    lists = [list(batches(listed, LOCKED_AT_ONCE, len)) for listed in names]
+    for at in range(max(map(len, lists))):
+        ask([_lock(listed[at] if at < len(listed) else ()) for listed in lists])
+    tables = [
+        {table.shape.id: table for table in map(table_from, rows)}
+        for rows in ask([TABLES] * number)
+    ]
+    found = [
+        Side(session, of_one, *objects)
+        for session, of_one, objects in zip(sessions, tables, _objects(number, ask), strict=True)
+    ]
+    for one in found:
+        for table in one.files.values():
+            if table.file != table.file_now:
+                raise ReportedError(
+                    REWRITTEN,
+                    f'table "{table.shape.name}" was rewritten just now',
+                    detail="Its rows cannot be seen any more as they were"
+                    " when the comparison began.",
+                    hint="Compare again.",
+                )
     return found
 
 
-def _objects(session: Session) -> tuple[dict[TableId, Table], frozenset[TableId]]:
-    closed = {name for name, (_, readable) in catalogs(session).items() if not readable}
-    for name in {METADATA, CONTENTS} - closed:
-        session.execute(Statement(f"LOCK TABLE {qualified(*name)} IN ACCESS SHARE MODE"))
-    held = {name: table for name, (table, _) in catalogs(session).items()}
-    return held, frozenset(closed)
+def _lock(tables: Sequence[str]) -> Statement:
+    return Statement(
+        f"LOCK TABLE {', '.join(tables)} IN ACCESS SHARE MODE" if tables else "SELECT NULL"
+    )
+
+
+def _objects(number: int, ask: Ask) -> list[tuple[dict[TableId, Table], frozenset[TableId]]]:
+    asked = [catalogs(rows) for rows in ask([CATALOGS] * number)]
+    closed = [{name for name, (_, readable) in one.items() if not readable} for one in asked]
+    ask(
+        [_lock([qualified(*name) for name in sorted({METADATA, CONTENTS} - one)]) for one in closed]
+    )
+    held = [catalogs(rows) for rows in ask([CATALOGS] * number)]
+    return [
+        ({name: table for name, (table, _) in one.items()}, frozenset(shut))
+        for one, shut in zip(held, closed, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,12 +210,8 @@ def _summary(whole: Comparison, name: TableId, old: Table, new: Table) -> Summar
     found = Summary(name, changed, plan.pages_read, plan.reason)
     if not plan.blocks:
         return found
-    if whole.pairing is not None and can_pair(plan) and plan.shape.exact:
-        kinds = whole.pairing.kinds(plan)
-        if kinds is not None:
-            for kind in kinds:
-                found.count(kind)
-            return found
+    if _counted(whole, plan, found):
+        return found
     changes: Iterable[RowChange]
     if plan.counted:
         lines = (bags.lines(session, plan.shape, plan.blocks) for session in (before, after))
@@ -195,6 +221,23 @@ def _summary(whole: Comparison, name: TableId, old: Table, new: Table) -> Summar
     for change in changes:
         found.count(change.kind, change.copies)
     return found
+
+
+def _counted(whole: Comparison, plan: TableDiff, found: Summary) -> bool:
+    """Count what differs without a look at the rows, as far as that can be done."""
+    if whole.pairing is None or not can_pair(plan):
+        return False
+    counts = whole.pairing.counts(plan)
+    if counts is not None:
+        found.added, found.modified = counts.added, counts.modified
+        found.removed = counts.removed
+        for change in paired(plan.shape, whole.before.session, counts.unsure, whole.limits):
+            found.count(change.kind)
+        return True
+    kinds = whole.pairing.kinds(plan) if plan.shape.exact else None
+    for kind in kinds or ():
+        found.count(kind)
+    return kinds is not None
 
 
 def large_objects(whole: Comparison) -> Iterator[tuple[ChangeKind, str]]:

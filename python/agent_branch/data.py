@@ -3,26 +3,27 @@
 Both databases are read in sessions of the role that calls, each in one read-only transaction
 that sees one moment.  Sessions end with the transaction here, also when a result is not read to
 its end; closing them earlier is left to the normal end of a function, since nothing may be run
-while the server throws an unfinished result away.
+while the server throws an unfinished result away.  What only one function needs is imported there:
+every session imports this anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, NoReturn
 
 import plpy
 
-from agent_branch import bases, compare, diffstat
+from agent_branch import bases, compare
 from agent_branch.blocks import Blocks
 from agent_branch.catalog import Table
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
 from agent_branch.pairing import PagePairing, Place
-from agent_branch.remote import Remote
-from agent_branch.schemadiff import compare_schemas, object_from
-from agent_branch.schemaobjects import OBJECTS
+from agent_branch.progress import Progress as Progress
+from agent_branch.progress import name_of
+from agent_branch.records import dataclass
+from agent_branch.remote import Remote, each
 from agent_branch.sqltext import Row, Statement, Value, settings_statement
 from agent_branch.tableorder import TableId
 
@@ -32,27 +33,7 @@ NO_PARENT = "55000"
 AT_BASE = "base"
 
 
-# A NOTICE for so many rows read.
-ROWS_BETWEEN_NOTICES = 100_000
-
-
-class Progress:
-    """Tells the client how far it is, as long as it takes."""
-
-    def __init__(self) -> None:
-        self._rows = 0
-        self._table = ""
-
-    def turn_to(self, table: tuple[str, str]) -> None:
-        """A table begins."""
-        self._table = _name(table)
-
-    def row(self) -> None:
-        """A row was read."""
-        self._rows += 1
-        if self._rows % ROWS_BETWEEN_NOTICES == 0:
-            where = f", now in table {self._table}" if self._table else ""
-            plpy.notice(f"{self._rows} rows read{where}")
+_name = name_of
 
 
 class Reading:
@@ -69,6 +50,10 @@ class Reading:
         if not self._set:
             self._set = True
             self.remote.run(settings_statement().inline())
+
+    def settled(self) -> None:
+        """The settings are in force."""
+        self._set = True
 
     def rows(self, statement: Statement) -> Iterator[Row]:
         self._settle()
@@ -129,6 +114,20 @@ class Opened:
             session.close()
 
 
+def _ask(sessions: Sequence[Reading]) -> compare.Ask:
+    """Questions to all sessions at once, under the settings."""
+    remotes = [session.remote for session in sessions]
+    each(remotes, [settings_statement().inline()] * len(remotes))
+    for session in sessions:
+        session.settled()
+
+    def ask(statements: Sequence[Statement]) -> list[list[Row]]:
+        answers = each(remotes, [statement.inline() for statement in statements])
+        return [[tuple(row) for row in rows] for rows in answers]
+
+    return ask
+
+
 def pairing_of(
     sessions: tuple[Reading, Reading],
     tables: tuple[Mapping[TableId, Table], Mapping[TableId, Table]],
@@ -139,7 +138,7 @@ def pairing_of(
         Place(session.database, session.remote, found, holds)
         for session, found, holds in zip(sessions, tables, held, strict=True)
     )
-    return PagePairing(before, after, sessions[1].progress.row)
+    return PagePairing(before, after, sessions[1].progress)
 
 
 def _databases(source: str | None, target: str | None, at: str | None) -> tuple[str, str]:
@@ -156,7 +155,7 @@ def _open(source: str | None, target: str | None, at: str | None = None) -> Open
     # Their transactions see what they see from here on; what is changed is asked afterwards.
     progress = Progress()
     sessions = Reading(other, progress), Reading(named, progress)
-    before, after = (compare.side(session) for session in sessions)
+    before, after = compare.sides(sessions, _ask(sessions))
     return Opened(
         sessions,
         compare.Comparison(
@@ -210,12 +209,8 @@ def _extents(
 
 def _extent(row: Mapping[str, Any]) -> compare.Extent:
     starts, ends = row["starts"], row["ends"]
-    changed = None if starts is None else Blocks.of(zip(starts, ends, strict=True))
+    changed = None if starts is None else Blocks(tuple(zip(starts, ends, strict=True)))
     return compare.Extent(row["a_blocks"] or 0, row["b_blocks"] or 0, changed)
-
-
-def _name(table: tuple[str, str]) -> str:
-    return ".".join(plpy.quote_ident(part) for part in table)
 
 
 def schema_diff(
@@ -225,6 +220,9 @@ def schema_diff(
 
     Errors: as ``diff_summary``, but no right to read tables is needed.
     """
+    from agent_branch.schemadiff import compare_schemas, object_from
+    from agent_branch.schemaobjects import OBJECTS
+
     try:
         other, named = _databases(source, target, at)
         progress = Progress()
@@ -305,6 +303,8 @@ def diff_stat(
 
     Errors: as ``diff_summary``.
     """
+    from agent_branch import diffstat
+
     try:
         opened = _open(source, target, at)
         found = list(diffstat.stats(opened.whole))

@@ -12,10 +12,10 @@ Nothing here talks to a server: functions make statements, and read rows from ``
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from agent_branch.blocks import ALL, Blocks, block_of
+from agent_branch.records import dataclass
 from agent_branch.sqltext import (
     Limits,
     Row,
@@ -152,6 +152,8 @@ def _common_column(one: Column, other: Column) -> Column:
         identity=other.identity,
         definition=other.definition if same_type else "",
         exact=same_type and one.exact and other.exact,
+        number=other.number if one.number == other.number else 0,
+        bytes=one.bytes if same_type and one.bytes == other.bytes else "u",
     )
 
 
@@ -283,12 +285,25 @@ def by_place(shape: TableShape, extra: Sequence[str] = ()) -> tuple[str, str]:
 Pair = tuple[Row | None, Row | None]
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Rows that differ.  ``unsure``: those of the same key of which bytes do not tell."""
+
+    added: int
+    modified: int
+    removed: int
+    unsure: Iterable[Pair]
+
+
 class Pairing(Protocol):
     """Finds rows of which the two sides do not have the same version, by looking at pages."""
 
     def pairs(self, plan: TableDiff, extra: Sequence[str]) -> Iterator[Pair] | None:
         """By key, with ``extra``, as ``scan`` gives them; those whose texts are the same may be
         left out.  None: it cannot be done for these tables."""
+
+    def counts(self, plan: TableDiff) -> Counts | None:
+        """How many rows differ, if their bytes tell.  None: it cannot be done so."""
 
     def kinds(self, plan: TableDiff) -> Iterator[ChangeKind] | None:
         """What became of each row that differs, of a table where texts tell."""
@@ -313,7 +328,7 @@ def diff_rows(
     if pairing is not None and can_pair(plan):
         pairs = pairing.pairs(plan, extra)
         if pairs is not None:
-            yield from _paired(shape, before, pairs, limits, extra)
+            yield from paired(shape, before, pairs, limits, extra)
             return
     for batch in batches(after.rows(scan(shape, plan.blocks, extra)), limits, size_of):
         for n, _, other, changed in _different(shape, before, batch, extra):
@@ -329,12 +344,12 @@ def can_pair(plan: TableDiff) -> bool:
     return not plan.blocks.whole and plan.shape.exact_key
 
 
-def _paired(
+def paired(
     shape: TableShape,
     before: Session,
     pairs: Iterable[Pair],
     limits: Limits,
-    extra: Sequence[str],
+    extra: Sequence[str] = (),
 ) -> Iterator[RowChange]:
     """Changes from pairs of rows; where their texts do not tell, the database is asked."""
     width = len(shape.columns)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from agent_branch.catalog import Table
 from agent_branch.compare import Comparison, Summary
+from agent_branch.records import dataclass
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import same_definition
 

@@ -7,11 +7,11 @@ unless they have granted it; without it only added and removed objects are found
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from agent_branch.catalog import Table
 from agent_branch.diff import ChangeKind, TableDiff, diff_rows
-from agent_branch.sqltext import Limits, Session, Statement
+from agent_branch.sqltext import Limits, Row, Session, Statement
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import Column, TableShape
 
@@ -44,10 +44,10 @@ CATALOGS = Statement(
 )
 
 
-def catalogs(session: Session) -> dict[TableId, tuple[Table, bool]]:
-    """The two catalogs, and whether the role may read them."""
+def catalogs(rows: Iterable[Row]) -> dict[TableId, tuple[Table, bool]]:
+    """The two catalogs, and whether the role may read them, from rows of ``CATALOGS``."""
     found: dict[TableId, tuple[Table, bool]] = {}
-    for name, readable, *numbers in session.rows(CATALOGS):
+    for name, readable, *numbers in rows:
         assert name is not None
         shape = _SHAPES[CATALOG, name]
         oid, tablespace, file, file_now = (int(number or 0) for number in numbers)

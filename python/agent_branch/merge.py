@@ -26,11 +26,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal
 
 from agent_branch.diff import RowChange, mask_from, match, text_mask
+from agent_branch.records import dataclass, field
 from agent_branch.sqltext import Limits, Row, Session, batches, size_of
 from agent_branch.tableshape import TableShape
 

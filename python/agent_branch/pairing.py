@@ -4,41 +4,59 @@ Pages of one origin keep a row version where it was, with the transaction that m
 differs is told without reading a value (branch._changed_rows).  The rest is read in both databases
 and joined by the text of the key, in one query of the server here: only what differs by text comes
 to Python, and what does not fit in work_mem goes to temporary files.
+
+Where rows are only counted, and the bytes of values tell whether they are the same, no row is read
+by a query: branch._changed_counts() looks at them in the pages, as the sessions see them.  Rows
+that it is not sure of are read and compared after all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import plpy
 
 from agent_branch.catalog import Table
-from agent_branch.diff import ChangeKind, Pair, TableDiff, by_place
+from agent_branch.diff import ChangeKind, Counts, Pair, TableDiff, by_place
+from agent_branch.progress import Progress
+from agent_branch.records import dataclass
 from agent_branch.remote import Remote
 from agent_branch.sqltext import Row
 from agent_branch.tableorder import TableId
+from agent_branch.tableshape import positions
 
 FETCHED = 1000
 
 KINDS: tuple[ChangeKind, ...] = ("modified", "removed", "added")
 
-_JOINED = """
-WITH places AS MATERIALIZED (
-    SELECT c.a_rows, c.b_rows FROM branch._changed_rows(
+_DATABASES = """
         (SELECT d.oid FROM pg_database AS d WHERE d.datname = $1), $2, $3,
-        (SELECT d.oid FROM pg_database AS d WHERE d.datname = $4), $5, $6, $7, $8) AS c
-)
+        (SELECT d.oid FROM pg_database AS d WHERE d.datname = $4), $5, $6, $7, $8"""
+_DATABASES_TYPES = ["name", "oid", "oid", "name", "oid", "oid", "int8[]", "int8[]"]
+
+# Sessions, and the parts of a query that reads rows by their places.
+_READ_TYPES = ["int4", "int4", "text", "text"]
+
+# Places by line: sides of the same key are in the same line, or all lines are read.
+_JOINED = """
+WITH places AS MATERIALIZED ({places})
 SELECT {picked}, pg_catalog.num_nonnulls(a.r, b.r) AS versions FROM (
-    SELECT q.r FROM places AS c, LATERAL branch._remote_query($9, $11 || c.a_rows || $12) AS q (r)
+    SELECT q.r FROM places AS c, LATERAL branch._remote_query($1, $3 || c.a_rows || $4) AS q (r)
     WHERE c.a_rows IS NOT NULL OFFSET 0
 ) AS a FULL JOIN (
-    SELECT q.r FROM places AS c, LATERAL branch._remote_query($10, $11 || c.b_rows || $12) AS q (r)
+    SELECT q.r FROM places AS c, LATERAL branch._remote_query($2, $3 || c.b_rows || $4) AS q (r)
     WHERE c.b_rows IS NOT NULL OFFSET 0
 ) AS b ON {keys} WHERE a.r IS DISTINCT FROM b.r"""
-_TYPES = ["name", "oid", "oid", "name", "oid", "oid", "int8[]", "int8[]", "int4", "int4"]
-_TYPES += ["text", "text"]
+
+_CHANGED = f"SELECT c.a_rows, c.b_rows FROM branch._changed_rows({_DATABASES}) AS c"
+
+# The line with the numbers comes first, so that the others can be read one by one.
+_COUNTED = f"""
+SELECT c.* FROM branch._changed_counts({_DATABASES}, $9, $10, $11, $12, $13, $14, $15) AS c
+ORDER BY c.rows_read"""
+_COUNTED_TYPES = [*_DATABASES_TYPES, "int4", "int4", "int2[]", "text", "text", "int8", "text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,53 +82,131 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class PagePairing:
-    """A ``Pairing`` of two databases.  ``read``: called for each row that was read."""
+    """A ``Pairing`` of two databases.  ``progress``: told of each row that was read."""
 
     before: Place
     after: Place
-    read: Callable[[], None]
+    progress: Progress
 
     def pairs(self, plan: TableDiff, extra: Sequence[str]) -> Iterator[Pair] | None:
-        arguments = self._arguments(plan, extra)
-        if arguments is None:
-            return None
-        found = self._rows(plan, "a.r AS one, b.r AS other", arguments)
-        return ((_row(line["one"]), _row(line["other"])) for line in found)
+        tables = self._tables(plan)
+        return None if tables is None else self._pairs(plan, extra, self._pages(plan, tables))
 
     def kinds(self, plan: TableDiff) -> Iterator[ChangeKind] | None:
-        arguments = self._arguments(plan, ())
-        if arguments is None:
+        tables = self._tables(plan)
+        if tables is None:
             return None
         kind = "CASE WHEN b.r IS NULL THEN 1 WHEN a.r IS NULL THEN 2 ELSE 0 END AS kind"
-        return (KINDS[line["kind"]] for line in self._rows(plan, kind, arguments))
+        lines = self._joined(plan, (), kind, self._pages(plan, tables))
+        return (KINDS[line["kind"]] for line in lines)
 
-    def _arguments(self, plan: TableDiff, extra: Sequence[str]) -> list[object] | None:
-        values: list[object] = []
+    def counts(self, plan: TableDiff) -> Counts | None:
+        tables = self._tables(plan)
+        columns = tables and _columns(plan, tables)
+        if not tables or not columns:
+            return None
+        self._check_rights(plan)
+        told = [self.progress.rows, self.progress.where]
+        lines = _lines(
+            _COUNTED,
+            _COUNTED_TYPES,
+            [*self._pages(plan, tables), *self._sessions, *columns, *told],
+            1,
+        )
+        numbers = next(lines, None)
+        if numbers is None:
+            return None
+        self.progress.rows += numbers["rows_read"]
+        return Counts(
+            numbers["added"], numbers["modified"], numbers["removed"], self._unsure(plan, lines)
+        )
+
+    def _check_rights(self, plan: TableDiff) -> None:
+        """Raise what reading the rows would."""
+        head, tail = by_place(plan.shape)
+        for place in (self.before, self.after):
+            place.remote.run(f"{head}{{}}{tail}")
+
+    def _unsure(self, plan: TableDiff, lines: Iterator[Mapping[str, Any]]) -> Iterator[Pair]:
+        for line in lines:
+            yield from self._pairs(plan, (), [line["a_rows"], line["b_rows"]])
+
+    def _tables(self, plan: TableDiff) -> tuple[Table, Table] | None:
+        found = []
         for place in (self.before, self.after):
             table = place.tables.get(plan.shape.id)
             if table is None or not place.has_file(table):
                 return None
-            values += [place.database, table.tablespace, table.file]
+            found.append(table)
+        before, after = found
+        return before, after
+
+    def _pages(self, plan: TableDiff, tables: tuple[Table, Table]) -> list[object]:
         ranges = plan.blocks.ranges
         assert ranges is not None
-        values += [[start for start, _ in ranges], [end for _, end in ranges]]
-        numbers = [place.remote.number for place in (self.before, self.after)]
-        return [*values, *numbers, *by_place(plan.shape, extra)]
+        values: list[object] = []
+        for place, table in zip((self.before, self.after), tables, strict=True):
+            values += [place.database, table.tablespace, table.file]
+        return [*values, [start for start, _ in ranges], [end for _, end in ranges]]
 
-    def _rows(
-        self, plan: TableDiff, picked: str, arguments: list[object]
+    @property
+    def _sessions(self) -> list[object]:
+        return [place.remote.number for place in (self.before, self.after)]
+
+    def _pairs(
+        self, plan: TableDiff, extra: Sequence[str], where: Sequence[object]
+    ) -> Iterator[Pair]:
+        found = self._joined(plan, extra, "a.r AS one, b.r AS other", where)
+        return ((_row(line["one"]), _row(line["other"])) for line in found)
+
+    def _joined(
+        self, plan: TableDiff, extra: Sequence[str], picked: str, where: Sequence[object]
     ) -> Iterator[Mapping[str, Any]]:
+        """``where``: pages, or places of rows on either side."""
         keys = " AND ".join(f'a.r[{i + 1}] = b.r[{i + 1}] COLLATE "C"' for i in plan.shape.key)
-        sql = _JOINED.format(picked=picked, keys=keys)
-        cursor = plpy.cursor(plpy.prepare(sql, _TYPES), arguments)
-        while True:
-            lines = cursor.fetch(FETCHED)
-            for line in lines:
-                for _ in range(line["versions"]):
-                    self.read()
-                yield line
-            if len(lines) < FETCHED:
-                return
+        types = _DATABASES_TYPES if len(where) > 2 else ["text", "text"]
+        places = _CHANGED if len(where) > 2 else "SELECT $1 AS a_rows, $2 AS b_rows"
+        sql = _JOINED.format(picked=picked, keys=keys, places=_moved(places, len(_READ_TYPES)))
+        values = [*self._sessions, *by_place(plan.shape, extra), *where]
+        for line in _lines(sql, [*_READ_TYPES, *types], values, FETCHED):
+            for _ in range(line["versions"]):
+                self.progress.row()
+            yield line
+
+
+def _moved(sql: str, by: int) -> str:
+    """With parameters that many later."""
+    return re.sub(r"\$([0-9]+)", lambda found: f"${int(found.group(1)) + by}", sql)
+
+
+def _lines(
+    sql: str, types: Sequence[str], values: Sequence[object], batch: int
+) -> Iterator[Mapping[str, Any]]:
+    cursor = plpy.cursor(plpy.prepare(sql, list(types)), list(values))
+    while True:
+        lines = cursor.fetch(batch)
+        yield from lines
+        if len(lines) < batch:
+            return
+
+
+def _columns(plan: TableDiff, tables: tuple[Table, Table]) -> list[object] | None:
+    """How columns lie in a row, and what their bytes say; None: not the same on both sides, or
+    those of the key do not tell it."""
+    before, after = tables
+    if not before.layout or before.layout != after.layout:
+        return None
+    shape = plan.shape
+    kinds = ["-"] * len(before.layout)
+    for i in (*positions(shape.compared), *shape.key):
+        column = shape.columns[i]
+        if not 0 < column.number <= len(kinds):
+            return None
+        kinds[column.number - 1] = "k" if i in shape.key else column.bytes
+        if i in shape.key and column.bytes != "p":
+            return None
+    lengths = [length for length, _ in before.layout]
+    return [lengths, "".join(align for _, align in before.layout), "".join(kinds)]
 
 
 def _row(values: Sequence[str | None] | None) -> Row | None:

@@ -95,6 +95,18 @@ class Remote:
         self.close()
 
 
+def each(sessions: Sequence[Remote], queries: Sequence[str]) -> list[list[Row]]:
+    """Run one in each session, side by side: all rows of each."""
+    found: list[list[Row]] = [[] for _ in sessions]
+    lines = plpy.execute(
+        plpy.prepare("SELECT * FROM branch._remote_query_each($1, $2)", ["int4[]", "text[]"]),
+        [[session.number for session in sessions], list(queries)],
+    )
+    for line in lines:
+        found[line["n"] - 1].append(line["r"])
+    return found
+
+
 def _value(sql: str, types: Sequence[str], values: Sequence[object]) -> Any:
     row = plpy.execute(plpy.prepare(f"{sql} AS v", list(types)), list(values))[0]
     return row["v"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from agent_branch.diff import ChangeKind
+from agent_branch.records import dataclass
 from agent_branch.sqltext import Row
 
 # In the order in which they can be made.

@@ -13,8 +13,8 @@ count for a moment; the circle is broken, in this order of preference, by
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
+from agent_branch.records import dataclass, field
 from agent_branch.tableshape import CASCADING, ForeignKey, TableShape, mask_of
 
 TableId = tuple[str, str]

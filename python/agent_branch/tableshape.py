@@ -8,8 +8,8 @@ for ``columns[i]``.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
 
+from agent_branch.records import dataclass, field, replace
 from agent_branch.sqltext import TEXT, Row, qualified, quote_ident
 
 # Referential actions that change other rows than the ones a statement names.
@@ -35,6 +35,9 @@ class Column:
 
     ``stored``: where and how it is found in a row, the same on two sides if equal bytes mean
     equal values: its number, and what rows have that are older than it.
+
+    ``number``: in pg_attribute.  ``bytes``: what the bytes of two values say: 'p' they are the
+    same if and only if their bytes are, 'b' if their bytes are, 'u' nothing.
     """
 
     name: str
@@ -46,6 +49,8 @@ class Column:
     definition: str = ""
     exact: bool = field(default=False, compare=False)
     stored: str = field(default="", compare=False)
+    number: int = field(default=0, compare=False)
+    bytes: str = field(default="u", compare=False)
 
     @property
     def sql(self) -> str:

@@ -1,0 +1,144 @@
+/*
+ * ab_sql_rowpages.c
+ *	  Pages of a table of another database (ab_sql_rowpages.h).
+ *
+ * Backends in the control database.  The caller has sessions in both databases, so they
+ * do not go, and holds the tables there, so their files do not.  Pages are read through
+ * shared buffers, under their content locks.  Nothing is written; a crash leaves nothing.
+ */
+#include "ab_sql_rowpages.h"
+
+#include "catalog/pg_database.h"
+#include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
+#include "storage/lmgr.h"
+#include "storage/smgr.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/syscache.h"
+
+#include "ab_sql.h"
+
+static Oid
+default_tablespace(Oid db)
+{
+	HeapTuple	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
+	Oid			spc;
+
+	if (!HeapTupleIsValid(tup))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_DATABASE),
+				 errmsg("database %u does not exist", db)));
+	spc = ((Form_pg_database) GETSTRUCT(tup))->dattablespace;
+	ReleaseSysCache(tup);
+	return spc;
+}
+
+Oid
+ab_visible_database(Oid db)
+{
+	Oid			default_spc = default_tablespace(db);
+
+	if (!ab_sql_may_see(db))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for database \"%s\"", get_database_name(db))));
+	return default_spc;
+}
+
+void
+ab_rowpages_open(AbRowPages *pages, FunctionCallInfo fcinfo, int first)
+{
+	RelFileNode rnode;
+	Oid			default_spc;
+
+	rnode.dbNode = PG_GETARG_OID(first);
+	rnode.spcNode = PG_GETARG_OID(first + 1);
+	rnode.relNode = PG_GETARG_OID(first + 2);
+	(void) ab_visible_database(rnode.dbNode);
+	LockSharedObject(DatabaseRelationId, rnode.dbNode, 0, RowExclusiveLock);
+	default_spc = default_tablespace(rnode.dbNode);
+	if (!OidIsValid(rnode.spcNode))
+		rnode.spcNode = default_spc;
+	/* buffers do not know of a relation of another database that it is unlogged */
+	if (smgrexists(smgropen(rnode, InvalidBackendId), INIT_FORKNUM))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("file %u of database %u is of an unlogged relation",
+						rnode.relNode, rnode.dbNode)));
+	pages->rnode = rnode;
+	pages->nblocks = ab_relation_blocks(rnode.dbNode, rnode.spcNode, rnode.relNode);
+}
+
+void
+ab_rowpages_close(AbRowPages *pages)
+{
+	UnlockSharedObject(DatabaseRelationId, pages->rnode.dbNode, 0, RowExclusiveLock);
+}
+
+const char *
+ab_rowpages_read(const AbRowPages *pages, BlockNumber block, BufferAccessStrategy strategy,
+				 char *page, Buffer *kept)
+{
+	Buffer		buffer;
+
+	if (kept != NULL)
+		*kept = InvalidBuffer;
+	if (block >= pages->nblocks)
+		return NULL;
+	buffer = ReadBufferWithoutRelcache(pages->rnode, MAIN_FORKNUM, block, RBM_NORMAL,
+									   strategy, true);
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
+	memcpy(page, BufferGetPage(buffer), BLCKSZ);
+	LockBuffer(buffer, BUFFER_LOCK_UNLOCK);
+	if (kept != NULL)
+		*kept = buffer;
+	else
+		ReleaseBuffer(buffer);
+	return page;
+}
+
+BufferAccessStrategy
+ab_rowpages_strategy(BlockNumber nblocks)
+{
+	return nblocks > (BlockNumber) NBuffers / 4 ? GetAccessStrategy(BAS_BULKREAD) : NULL;
+}
+
+/* ---- which ---- */
+
+static Datum *
+numbers_of(ArrayType *array, int *n)
+{
+	Datum	   *numbers;
+
+	if (ARR_NDIM(array) > 1 || array_contains_nulls(array))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("arrays must be one-dimensional and without nulls")));
+	deconstruct_array(array, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE,
+					  &numbers, NULL, n);
+	return numbers;
+}
+
+AbBlockRanges
+ab_rowpages_ranges(const AbRowPages *pages, FunctionCallInfo fcinfo, int first)
+{
+	AbBlockRanges ranges = {NULL, 0, 0};
+	int64		most = Max(pages[0].nblocks, pages[1].nblocks);
+	int			nends;
+	Datum	   *starts = numbers_of(PG_GETARG_ARRAYTYPE_P(first), &ranges.n);
+	Datum	   *ends = numbers_of(PG_GETARG_ARRAYTYPE_P(first + 1), &nends);
+
+	if (ranges.n != nends)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("arrays differ in length")));
+	ranges.max = Max(ranges.n, 1);
+	ranges.range = palloc_array(AbBlockRange, ranges.max);
+	for (int i = 0; i < ranges.n; i++)
+	{
+		ranges.range[i].start = Max(0, Min(DatumGetInt64(starts[i]), most));
+		ranges.range[i].end = Max(0, Min(DatumGetInt64(ends[i]), most));
+	}
+	return ranges;
+}

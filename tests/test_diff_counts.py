@@ -1,0 +1,255 @@
+"""Rows that differ, counted from pages: against the rows that branch.diff finds one by one."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from ab_cluster import Cluster
+
+COUNTS = (
+    "SELECT rows_added, rows_modified, rows_deleted FROM branch.diff_summary(%s, %s)"
+    " WHERE table_name = %s"
+)
+READ_BY_PLACE = "= ANY ('{\""
+
+
+@pytest.fixture(scope="module")
+def cluster(cluster_base: Path) -> Iterator[Cluster]:
+    made = Cluster.create(cluster_base, "counts", {"autovacuum": "off", "log_statement": "all"})
+    yield made
+    made.destroy()
+
+
+def counted(cluster: Cluster, source: str, target: str, table: str, **settings: str) -> list[int]:
+    """Added, modified, removed rows."""
+    with cluster.connect() as conn:
+        for name, value in settings.items():
+            conn.execute(f"SET {name} = '{value}'")
+        rows = conn.execute(COUNTS, [source, target, f"public.{table}"]).fetchall()
+    return list(rows[0]) if rows else [0, 0, 0]
+
+
+def listed(cluster: Cluster, source: str, target: str, table: str) -> list[int]:
+    """The same, from the rows."""
+    rows = cluster.sql("SELECT diff_type FROM branch.diff(%s, %s, %s)", [source, target, table])
+    kinds = Counter(kind for (kind,) in rows)
+    return [kinds[kind] for kind in ("added", "modified", "removed")]
+
+
+# Name, key, other columns, values for row g and try n.
+TABLES = {
+    "plain": ("id int", "id", "v text, d date", "repeat('v', g % 50) || {n}, '2024-01-01'"),
+    "wide_key": (
+        "id uuid, k text, b bytea",
+        "id, k, b",
+        "v int, w numeric(9, 2)",
+        "g + {n}, g * 1.5 + {n}",
+    ),
+    "long_key": ("id text", "id", "v int", "{n}"),
+    "padded": ("id char(9), s smallint", "s, id", "v varchar(20), o boolean", "'a{n}', g % 2 = 0"),
+    "inexact": (
+        "id bigint",
+        "id",
+        "f float8, j jsonb, n numeric, i interval",
+        "g * 0.5, jsonb_build_object('a', g + {n}), 1.50 + {n}, '1 day'",
+    ),
+    "toasted": (
+        "id int",
+        "id",
+        "v int, doc text",
+        "{n}, CASE WHEN g % 3 = 0 THEN repeat(md5(g::text), 200) ELSE 'short' END",
+    ),
+    "packed": (
+        "id int",
+        "id",
+        "doc text, v text",
+        "repeat(g::text || '{n}', 900), NULLIF(g % 4, 0)::text",
+    ),
+}
+KEYS = {
+    "wide_key": "md5(g::text)::uuid, 'k' || g, decode(md5(g::text), 'hex')",
+    "long_key": "repeat('k', 1200) || g",
+    "padded": "'x' || g, (g % 30)",
+}
+# Of rows whose values must be compared by their types, lie out of line, or are older than their
+# column, some are read.
+READ_TOO = {"inexact", "toasted", "plain"}
+
+
+def edit(rng: random.Random, cluster: Cluster, database: str, name: str, round_: int) -> None:
+    _, key, others, values = TABLES[name]
+    of_row = KEYS.get(name, "g")
+    columns = [part.split()[0] for part in others.replace("(9, 2)", "").split(",")]
+    one = f"t.ctid = ANY (SELECT u.ctid FROM {name} AS u ORDER BY hashtext(u::text || %s) LIMIT %s)"
+    new = [values.format(n=round_ * 7 + n) for n in range(2)]
+    first = 1000 * round_ + rng.randrange(100)
+    with cluster.connect(database) as conn:
+        if rng.random() < 0.3:
+            conn.execute(f"VACUUM {name}")
+        for number in (rng.choice([1, 5, 60]), rng.choice([0, 3])):
+            column = rng.choice(columns)
+            conn.execute(
+                f"UPDATE {name} AS t SET {column} = x.{column} FROM (SELECT * FROM {name}"
+                f" ORDER BY {key} LIMIT 1) AS x WHERE {one}",
+                [str(rng.random()), number],
+            )
+        # the same values again: other versions, no other rows
+        conn.execute(
+            f"UPDATE {name} AS t SET {columns[0]} = {columns[0]} WHERE {one}",
+            [str(rng.random()), 20],
+        )
+        conn.execute(f"DELETE FROM {name} AS t WHERE {one}", [str(rng.random()), 4])
+        conn.execute(
+            f"INSERT INTO {name} SELECT {of_row}, {rng.choice(new)}"
+            f" FROM generate_series({first}, {first + 20}) AS g ON CONFLICT DO NOTHING"
+        )
+
+
+def test_as_listed(cluster: Cluster, seed: int) -> None:
+    """Tables of many kinds of keys and values, edited on both sides."""
+    rng = random.Random(seed)
+    cluster.sql("CREATE DATABASE kinds")
+    for name, (keys, key, others, values) in TABLES.items():
+        cluster.sql(
+            f"CREATE TABLE {name} ({keys}, dropped int, {others}, PRIMARY KEY ({key}));"
+            f"ALTER TABLE {name} DROP COLUMN dropped;"
+            + ("ALTER TABLE toasted ALTER COLUMN doc SET STORAGE EXTERNAL;" * (name == "toasted"))
+            + f"INSERT INTO {name} SELECT {KEYS.get(name, 'g')}, {values.format(n=0)}"
+            " FROM generate_series(1, 300) AS g",
+            dbname="kinds",
+        )
+    cluster.sql("CREATE DATABASE kinds1 TEMPLATE kinds STRATEGY branch")
+    # Older rows lack this column: it says nothing, or the same on both sides.
+    cluster.sql("ALTER TABLE plain ADD COLUMN late int DEFAULT 5", dbname="kinds")
+    cluster.sql("CREATE DATABASE kinds2 TEMPLATE kinds STRATEGY branch")
+    pairs = (("kinds1", "kinds"), ("kinds2", "kinds"), ("kinds2", "kinds1"), ("kinds", "kinds2"))
+    for round_ in (1, 2):
+        for name in TABLES:
+            for database in ("kinds1", "kinds", "kinds2")[: rng.choice([1, 3])]:
+                edit(rng, cluster, database, name, round_)
+        for one, other in pairs:
+            before = len(cluster.log_text())
+            summary = {
+                line[0]: list(line[1:])
+                for line in cluster.sql(
+                    "SELECT table_name, rows_added, rows_modified, rows_deleted"
+                    " FROM branch.diff_summary(%s, %s)",
+                    [one, other],
+                )
+            }
+            said = cluster.log_text()[before:].splitlines()
+            for name in TABLES:
+                found = summary.get(f"public.{name}", [0, 0, 0])
+                assert found == listed(cluster, one, other, name), (name, one, other)
+                if name not in READ_TOO:
+                    read = [line for line in said if READ_BY_PLACE in line and f'"{name}"' in line]
+                    assert not read, name
+
+
+def test_many_in_little_memory(cluster: Cluster) -> None:
+    """More rows than fit: keys are looked at in parts."""
+    cluster.sql("CREATE DATABASE many")
+    cluster.sql(
+        "CREATE TABLE m (id int PRIMARY KEY, v int, j jsonb);"
+        "INSERT INTO m SELECT g, 0, '{\"a\": 1.0}' FROM generate_series(1, 30000) AS g",
+        dbname="many",
+    )
+    cluster.sql("CREATE DATABASE many1 TEMPLATE many STRATEGY branch")
+    # A third is modified, a third the same again, or by its type; others go and come.
+    cluster.sql("UPDATE m SET v = 1 WHERE id % 3 = 0", dbname="many1")
+    cluster.sql("UPDATE m SET v = 0 WHERE id % 6 = 1", dbname="many1")
+    cluster.sql("UPDATE m SET j = '{\"a\": 1.00}' WHERE id % 6 = 4", dbname="many1")
+    cluster.sql("DELETE FROM m WHERE id % 3 = 2", dbname="many")
+    cluster.sql("INSERT INTO m SELECT g, 9 FROM generate_series(40001, 45000) AS g", dbname="many1")
+    for memory in ("64kB", "1MB", "64MB"):
+        found = counted(cluster, "many1", "many", "m", work_mem=memory, hash_mem_multiplier="1")
+        assert found == [10000 + 5000, 10000, 0], memory
+        found = counted(cluster, "many", "many1", "m", work_mem=memory, hash_mem_multiplier="1")
+        assert found == [0, 10000, 10000 + 5000], memory
+
+
+def test_as_sessions_see(cluster: Cluster) -> None:
+    """Of transactions that are not over nothing counts: neither of many subtransactions, nor of
+    prepared ones, nor the caller's own in the database that it is in."""
+    cluster.sql("CREATE DATABASE seen")
+    table = (
+        "CREATE TABLE s (id int PRIMARY KEY, v int);INSERT INTO s SELECT generate_series(1, 500), 0"
+    )
+    cluster.sql(table, dbname="seen")
+    cluster.sql(table)
+    cluster.sql("CREATE DATABASE seen1 TEMPLATE seen STRATEGY branch")
+    cluster.sql("CREATE DATABASE own TEMPLATE postgres STRATEGY branch")
+    cluster.sql("UPDATE s SET v = 1 WHERE id = 1", dbname="seen1")
+    cluster.sql("UPDATE s SET v = 1 WHERE id = 1", dbname="own")
+    many = (
+        "DO $$ BEGIN FOR i IN 2..200 LOOP"
+        " BEGIN UPDATE s SET v = i WHERE id = i; EXCEPTION WHEN division_by_zero THEN NULL; END;"
+        " END LOOP; INSERT INTO s VALUES (1000, 1); DELETE FROM s WHERE id = 300; END $$"
+    )
+    with cluster.connect("seen1") as writer, cluster.connect("seen") as other:
+        writer.execute("BEGIN")
+        writer.execute(many)
+        other.execute("BEGIN")
+        other.execute(many)
+        assert counted(cluster, "seen1", "seen", "s") == [0, 1, 0]
+        other.execute("ROLLBACK")
+        assert counted(cluster, "seen1", "seen", "s") == [0, 1, 0]
+        writer.execute("COMMIT")
+        assert counted(cluster, "seen1", "seen", "s") == [1, 200, 1]
+    with cluster.connect() as conn:
+        conn.execute("BEGIN")
+        conn.execute("UPDATE s SET v = 2 WHERE id < 100")
+        conn.execute("INSERT INTO s VALUES (2000, 0)")
+        asked = conn.execute(COUNTS, ["own", "postgres", "public.s"]).fetchall()
+        assert asked == [(0, 1, 0)]
+        conn.execute("COMMIT")
+        asked = conn.execute(COUNTS, ["own", "postgres", "public.s"]).fetchall()
+        assert asked == [(0, 99, 1)]
+
+
+def test_arguments(cluster: Cluster) -> None:
+    """What is no layout, or no session of the caller's in that database, is refused."""
+    cluster.sql("CREATE DATABASE args")
+    cluster.sql("CREATE TABLE a (id int PRIMARY KEY)", dbname="args")
+    cluster.sql("CREATE DATABASE args1 TEMPLATE args STRATEGY branch")
+    file = cluster.scalar("SELECT pg_relation_filenode('a')", dbname="args")
+    query = (
+        "SELECT * FROM branch._changed_counts("
+        "(SELECT oid FROM pg_database WHERE datname = 'args'), 0, %(file)s::oid,"
+        " (SELECT oid FROM pg_database WHERE datname = 'args1'), 0, %(file)s::oid, '{0}', '{1}',"
+        " %(one)s, %(other)s, %(lengths)s::int2[], %(align)s, %(kinds)s, 0, '')"
+    )
+    layout: dict[str, object] = {"lengths": [4], "align": "i", "kinds": "k"}
+    wrong: list[dict[str, object]] = [
+        {"lengths": [0]},
+        {"lengths": [4, 4]},
+        {"lengths": [-3]},
+        {"align": "x"},
+        {"kinds": "-"},
+        {"kinds": "?"},
+        {"one": 0},
+    ]
+    for change in wrong:
+        with cluster.connect(autocommit=False) as conn:
+            one, other = (
+                conn.execute("SELECT branch._remote_open(%s, true)", [name]).fetchall()[0][0]
+                for name in ("args", "args1")
+            )
+            given = {"file": file, "one": one, "other": other, **layout, **change}
+            with pytest.raises(psycopg.errors.InvalidParameterValue):
+                conn.execute(query, given)
+            conn.rollback()
+    # sessions the wrong way round
+    with cluster.connect(autocommit=False) as conn:
+        other, one = (
+            conn.execute("SELECT branch._remote_open(%s, true)", [name]).fetchall()[0][0]
+            for name in ("args", "args1")
+        )
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="no such session"):
+            conn.execute(query, {"file": file, "one": one, "other": other, **layout})
+        conn.rollback()
