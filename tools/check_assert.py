@@ -105,8 +105,9 @@ def build(kind: str = "assert", flags: str = "-O1 -g") -> Path:
     say(f"building {tree.name} with assertions into {place}")
     partial = place.with_name(place.name + ".new")
     shutil.rmtree(partial, ignore_errors=True)
+    chosen = [*CONFIGURE, "--with-libxml"] if shutil.which("xml2-config") else CONFIGURE
     subprocess.run(
-        ["./configure", "-q", f"--prefix={partial}", *CONFIGURE, f"CFLAGS={flags}"],
+        ["./configure", "-q", f"--prefix={partial}", *chosen, f"CFLAGS={flags}"],
         cwd=tree,
         check=True,
     )

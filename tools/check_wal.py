@@ -20,9 +20,13 @@ from check_assert import STORAGE  # noqa: E402
 
 # They have standbys and WAL of their own that this would only repeat, or disks too small for two.
 LEFT_OUT = {"failpoints", "live_full", "live_standby", "standby"}
-# Tablespaces with a directory, which two servers cannot have; and what looks for changes in WAL up
-# to a certain length, which the images exceed.
-DESELECTED = ("tablespace", "storage_commands", "reuses_its_snapshot", "busy_neighbours")
+# What two servers on one machine cannot share (a tablespace's directory, a device that is taken
+# away), WAL that is thrown away, and what looks for changes in WAL up to a certain length, which
+# the images exceed.
+DESELECTED = (
+    *("tablespace", "storage_commands", "durable_after_a_checkpoint"),
+    *("resetwal", "f12_relation_numbers", "reuses_its_snapshot", "busy_neighbours"),
+)
 
 
 def main(arguments: list[str]) -> int:

@@ -9,9 +9,11 @@
  */
 #include "ab_wal.h"
 
+#include "access/heapam_xlog.h"
 #include "access/rmgr.h"
 #include "access/xlog.h"
 #include "access/xlog_internal.h"
+#include "access/xlogrecovery.h"
 #include "access/xlogutils.h"
 #include "catalog/pg_control.h"
 #include "catalog/storage_xlog.h"
@@ -209,17 +211,13 @@ forget_missing_pages(XLogReaderState *record)
 }
 
 /*
- * With wal_consistency_checking: a page of zeros is not compared with the primary's, which
- * would end the server.  Of a branch that is deleted further on nothing may be left, and
- * what is no branch any more has zeros where it inherited pages, until a record brings an
- * image.  VISIBLE brings none; its replay has noted the page as invalid, and if it is not
- * forgotten with the database the server says so when it is consistent.
+ * Is a block that a record changed, without an image, zeros?  Of a branch that is deleted
+ * further on nothing may be left, and what is no branch any more has zeros where it
+ * inherited pages, until a record brings an image.
  */
-static void
-leave_zeros_uncompared(XLogReaderState *record)
+static bool
+leaves_zeros(XLogReaderState *record)
 {
-	if ((XLogRecGetInfo(record) & XLR_CHECK_CONSISTENCY) == 0)
-		return;
 	for (int i = 0; i <= XLogRecMaxBlockId(record); i++)
 	{
 		RelFileNode rnode;
@@ -239,8 +237,28 @@ leave_zeros_uncompared(XLogReaderState *record)
 		zeros = PageIsNew(BufferGetPage(buffer));
 		UnlockReleaseBuffer(buffer);
 		if (zeros)
-			record->record->header.xl_info &= ~XLR_CHECK_CONSISTENCY;
+			return true;
 	}
+	return false;
+}
+
+/*
+ * With wal_consistency_checking: a page that is not yet whole is not compared with the
+ * primary's, which would end the server.  Zeros are not: the server notes them as invalid
+ * itself, and says so when it is consistent, unless they have gone with their database.
+ * Nor is what VISIBLE changes in a branch, for which no image is logged: the first write of
+ * that page may be torn, which the image that was logged before it, further on, mends.
+ */
+static void
+leave_uncompared(XLogReaderState *record)
+{
+	if (reachedConsistency || (XLogRecGetInfo(record) & XLR_CHECK_CONSISTENCY) == 0)
+		return;
+	if ((XLogRecGetRmid(record) == RM_HEAP2_ID &&
+		 (XLogRecGetInfo(record) & XLOG_HEAP_OPMASK) == XLOG_HEAP2_VISIBLE &&
+		 ab_branch_lookup(changed_database(record)) != NULL) ||
+		(ab_recovery_files_are_ahead() && leaves_zeros(record)))
+		record->record->header.xl_info &= ~XLR_CHECK_CONSISTENCY;
 }
 
 /*
@@ -255,10 +273,8 @@ replay_unless_broken(XLogReaderState *record)
 		return;
 	stock_redo[XLogRecGetRmid(record)] (record);
 	if (unlikely(ab_recovery_files_are_ahead()))
-	{
 		forget_missing_pages(record);
-		leave_zeros_uncompared(record);
-	}
+	leave_uncompared(record);
 }
 
 static void
