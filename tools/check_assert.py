@@ -53,6 +53,7 @@ STORAGE = [
 COPIED = ["extension", "python", "tests", "tools", "Makefile", "agent_branch.control"]
 COPIED += ["pyproject.toml", "sql", "expected", "specs", "bench"]
 CONFIGURE = ["--enable-cassert", "--enable-debug", "--without-readline", "--without-zlib"]
+CONFIGURE += ["--with-python", "PYTHON=/usr/bin/python3"]
 
 
 def say(text: str) -> None:
@@ -99,6 +100,15 @@ def build(kind: str = "assert", flags: str = "-O1 -g") -> Path:
     place = cache() / f"postgresql-{server_version()}-{kind}"
     if (place / "bin" / "postgres").exists():
         return place
+    # Not the installed PL/Python: the sources may be of an older release than that.
+    headers = subprocess.run(
+        ["/usr/bin/python3", "-c", "import sysconfig; print(sysconfig.get_path('include'))"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    if not (Path(headers) / "Python.h").exists():
+        raise SystemExit("check-assert: Python.h is missing (apt-get install python3-dev)")
     folder = cache() / "source"
     folder.mkdir(exist_ok=True)
     tree = source(folder)
@@ -115,23 +125,8 @@ def build(kind: str = "assert", flags: str = "-O1 -g") -> Path:
     for part in (".", "contrib"):
         make(tree / part)
         make(tree / part, "install")
-    borrow_plpython(partial)
     partial.rename(place)
     return place
-
-
-def borrow_plpython(server: Path) -> None:
-    """PL/Python of the installed server: it knows nothing of assertions, and its headers would
-    take one package more."""
-    config = [str(server / "bin" / "pg_config")]
-
-    def there(option: str) -> Path:
-        done = subprocess.run([*config, option], check=True, capture_output=True, text=True)
-        return Path(done.stdout.strip())
-
-    shutil.copy(Path(pg_config("--pkglibdir")) / "plpython3.so", there("--pkglibdir"))
-    for path in (Path(pg_config("--sharedir")) / "extension").glob("plpython3u*"):
-        shutil.copy(path, there("--sharedir") / "extension")
 
 
 def copy_sources(base: Path) -> Path:

@@ -12,8 +12,7 @@ asan: the library with AddressSanitizer and UndefinedBehaviorSanitizer, in a ser
     process.
 valgrind: all processes of a server with assertions that was built with USE_VALGRIND, so that
     memcheck knows what palloc and shared buffers mean.  A report counts if
-    a function of ours is among its frames; a hook that merely called the server does not make it
-    ours.
+    a function of ours is among its innermost frames.
 coverage: the library with gcov's counters, which a process adds to when it exits.  One that is
     killed, or ends by a signal, adds nothing.  The table goes to build/coverage.md, lines that
     were never run to build/uncovered.txt.
@@ -45,6 +44,7 @@ UBSAN = "print_stacktrace=1:halt_on_error=1"
 # Frames of a hook that handed on to the server.
 HOOKS = ("ab_hooks",)
 FRAME = re.compile(r"\((ab_\w+|agent_branch)\.c:\d+\)")
+INNERMOST = 8
 BEGIN, END = "AB-ERROR-BEGIN", "AB-ERROR-END"
 
 
@@ -185,7 +185,11 @@ def asan_reports(reports: Path) -> list[str]:
 
 
 def is_ours(report: str) -> bool:
-    return any(not name.startswith(HOOKS) for name in FRAME.findall(report))
+    """Is a function of ours among the innermost ones, of where it happened, or where the memory
+    is from?  Ours is also further out, in whatever is called by a worker or through a hook."""
+    stacks = re.findall(r"(?:^ +(?:at|by) 0x.*\n)+", report, re.M)
+    inner = [line for stack in stacks for line in stack.splitlines()[:INNERMOST]]
+    return any(not name.startswith(HOOKS) for name in FRAME.findall("\n".join(inner)))
 
 
 def valgrind_reports(reports: Path) -> list[str]:
