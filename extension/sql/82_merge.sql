@@ -29,6 +29,8 @@ CREATE TABLE branch.merge_log (
     conflicts bigint NOT NULL DEFAULT 0,
     note text,
     reverts bigint,
+    resolution text CHECK (resolution IN ('ours', 'theirs')),
+    resolves bigint,
     system_id bigint NOT NULL DEFAULT branch._cluster()
 );
 
@@ -64,6 +66,9 @@ COMMENT ON COLUMN branch.merge_log.rows_deleted IS 'rows deleted there';
 COMMENT ON COLUMN branch.merge_log.conflicts IS 'conflicts found';
 COMMENT ON COLUMN branch.merge_log.note IS 'what else there is to say';
 COMMENT ON COLUMN branch.merge_log.reverts IS 'the merge that this one takes back; null: none';
+COMMENT ON COLUMN branch.merge_log.resolution
+IS 'side that all conflicts are decided for which have none of their own; null: for none';
+COMMENT ON COLUMN branch.merge_log.resolves IS 'the merge whose conflicts are those of this one; null: it has its own';
 COMMENT ON COLUMN branch.merge_log.system_id IS 'system identifier of the cluster that has it';
 
 CREATE TRIGGER restored_row BEFORE INSERT ON branch.merge_log
@@ -108,7 +113,7 @@ IS 'the row of the source; for refused changes what the merge would have made of
 COMMENT ON COLUMN branch.merge_conflicts.constraint_name IS 'constraint of the target that is violated';
 COMMENT ON COLUMN branch.merge_conflicts.detail IS 'what the server said, or what differs';
 COMMENT ON COLUMN branch.merge_conflicts.versions IS 'digest of the versions: a decision is about these';
-COMMENT ON COLUMN branch.merge_conflicts.resolution IS 'side it was decided for; null: for none yet';
+COMMENT ON COLUMN branch.merge_conflicts.resolution IS 'side it was decided for; null: as the row of the merge says';
 COMMENT ON COLUMN branch.merge_conflicts.resolved_at IS 'when that was';
 COMMENT ON COLUMN branch.merge_conflicts.resolved_by IS 'OID of the role that decided';
 COMMENT ON COLUMN branch.merge_conflicts.system_id IS 'system identifier of the cluster that has it';
@@ -302,7 +307,7 @@ SELECT
     c.detail
 FROM branch.merge_conflicts AS c
 INNER JOIN branch.merge_log AS m ON c.merge_id = m.id
-WHERE m.state = 'conflicts' AND c.resolution IS null;
+WHERE m.state = 'conflicts' AND c.resolution IS null AND m.resolution IS null;
 
 ALTER VIEW branch.conflicts SET (security_invoker = true);
 
@@ -340,9 +345,11 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT
     c.n, c.table_name, c.kind, c.key, c.columns, c.base_row, c.our_row, c.their_row,
-    c.constraint_name, c.detail, c.resolution
-FROM branch.merge_conflicts AS c
-WHERE c.merge_id = $1
+    c.constraint_name, c.detail, coalesce(c.resolution, o.resolution)
+FROM branch.merge_log AS m
+INNER JOIN branch.merge_log AS o ON o.id = coalesce(m.resolves, m.id)
+INNER JOIN branch.merge_conflicts AS c ON o.id = c.merge_id
+WHERE m.id = $1
 ORDER BY c.n
 $$;
 

@@ -107,7 +107,7 @@ GRANT EXECUTE ON FUNCTION branch.resume(text) TO public;
 GRANT SELECT, INSERT ON TABLE branch.merge_log, branch.merge_conflicts, branch.merge_changes TO public;
 GRANT UPDATE (
     state, finished_at, target_xid, base_snapshot, source_snapshot, fast_forward,
-    rows_inserted, rows_updated, rows_deleted, conflicts, note
+    rows_inserted, rows_updated, rows_deleted, conflicts, note, resolution, resolves
 ) ON TABLE branch.merge_log TO public;
 GRANT UPDATE (resolution, resolved_at, resolved_by) ON TABLE branch.merge_conflicts TO public;
 GRANT SELECT ON TABLE branch.merges, branch.conflicts TO public;

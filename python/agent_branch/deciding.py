@@ -35,7 +35,8 @@ PIECE = 5000
 @dataclass(frozen=True, slots=True)
 class Decided:
     """Merge ``number``; ``snapshot``: of the source as it was seen, for one that takes nothing
-    back; ``base``: what was in common then."""
+    back; ``base``: what was in common then; ``side``: what all conflicts are decided for, None:
+    each for its own."""
 
     number: int
     pair: Pair
@@ -44,11 +45,12 @@ class Decided:
     snapshot: str | None
     base: str | None
     conflicts: int
+    side: str | None
 
 
 # Of rows only, decided all, and the last of the pair: else there is another base by now.
 _FITS = """
-SELECT m.source_snapshot, m.base_snapshot, m.conflicts
+SELECT m.source_snapshot, m.base_snapshot, m.conflicts, m.resolution
 FROM branch.merge_log AS m
 WHERE m.id = {number} AND m.state = 'conflicts'
     AND m.source_id = {source} AND m.target_id = {target}
@@ -61,14 +63,10 @@ WHERE m.id = {number} AND m.state = 'conflicts'
     AND EXISTS (SELECT FROM branch.merge_changes AS x WHERE x.merge_id = m.id)
     AND NOT EXISTS (
         SELECT FROM branch.merge_conflicts AS c
-        WHERE c.merge_id = m.id AND (c.resolution IS NULL OR c.table_name IS NULL
+        WHERE c.merge_id = m.id AND (c.resolution IS NULL AND m.resolution IS NULL
+            OR c.table_name IS NULL
             OR c.kind NOT IN ('insert_insert', 'update_update', 'update_delete', 'delete_update')))
 """
-
-_COPIED = (
-    "n, table_name, kind, key, columns, base_row, our_row, their_row, constraint_name, detail,"
-    " versions, resolution, resolved_at, resolved_by"
-)
 
 
 def _find(number: int, names: tuple[str, str], options: Options, reverts: int | None) -> Decided:
@@ -83,8 +81,8 @@ def _find(number: int, names: tuple[str, str], options: Options, reverts: int | 
         rows = log.rows(_FITS.format(number=number, source=pair.source_id, target=pair.target_id))
     if not rows:
         raise UnfitError
-    snapshot, base, conflicts = rows[0]
-    return Decided(number, pair, options, reverts, snapshot, base, int(conflicts or 0))
+    snapshot, base, conflicts, side = rows[0]
+    return Decided(number, pair, options, reverts, snapshot, base, int(conflicts or 0), side)
 
 
 def _decisions(log: Log, number: int) -> Iterator[tuple[TableId, str, str]]:
@@ -119,8 +117,11 @@ def _write(found: Decided, target: Target) -> list[Table]:
         with Log("repeatable read") as log:
             shapes, schema = _shapes(found, target, log)
             texts = mergechanges.texts(log, found.number)
-            with Log("repeatable read") as other:
-                tables = setwise.load(target, shapes, texts, _decisions(other, found.number))
+            if found.side is not None:
+                tables = setwise.load(target, shapes, texts, found.side)
+            else:
+                with Log("repeatable read") as other:
+                    tables = setwise.load(target, shapes, texts, _decisions(other, found.number))
     except plpy.SPIError as error:
         # A table was dropped before it was locked, a value is none of its type any more.
         if error.sqlstate[:2] not in ("42", "22"):
@@ -183,10 +184,6 @@ def _commit(found: Decided, number: int, target: Target, tables: Sequence[Table]
         mergechanges.record(
             log, number, ((table.shape, setwise.written(target, table)) for table in tables)
         )
-        log.run(
-            f"INSERT INTO branch.merge_conflicts (merge_id, {_COPIED}) SELECT {number}, {_COPIED}"
-            f" FROM branch.merge_conflicts WHERE merge_id = {found.number}"
-        )
         log.update(
             number,
             state="committing",
@@ -195,6 +192,7 @@ def _commit(found: Decided, number: int, target: Target, tables: Sequence[Table]
             source_snapshot=found.snapshot,
             fast_forward=False,
             conflicts=found.conflicts,
+            resolves=found.number,
             **counts,
         )
     target.commit()

@@ -35,6 +35,12 @@ CHUNK = 1 << 20
 # Such rows that are fetched at once.
 FETCHED = 4
 
+# The texts are long, and written once: by far the most of the time of it is compression.
+_COMPRESSION = (
+    "SELECT set_config(s.name, 'lz4', true) FROM pg_settings AS s"
+    " WHERE s.name = 'default_toast_compression' AND 'lz4' = ANY (s.enumvals)"
+)
+
 # One table with what was changed in it.
 Written = tuple[TableShape, Iterable[str]]
 
@@ -64,6 +70,7 @@ class Kept:
 
 def record(log: Log, number: int, tables: Iterable[Written]) -> None:
     """Texts of a table are lines, each with its end, one or some at a time."""
+    log.rows(_COMPRESSION)
     n = 0
     for shape, lines in tables:
         facts = json.dumps(

@@ -24,24 +24,43 @@ WRONG_STATE = "55000"
 NO_RIGHT = "42501"
 
 
+# (all, those that one decision about all of them does not decide, is there one?)
+_ALL = """
+SELECT count(*), count(*) FILTER (WHERE c.resolution IS NOT NULL OR c.versions IS NULL
+    OR c.kind = 'constraint' AND {theirs}), bool_or(m.resolution IS NOT NULL)
+FROM branch.merge_conflicts AS c JOIN branch.merge_log AS m ON m.id = c.merge_id
+WHERE m.id = {number}"""
+
+
 def _set(number: int, side: str, tables: Sequence[str] | None) -> tuple[int, int]:
     """(decided now, still open)."""
+    theirs = mergelog.literal(side == "theirs")
+    with Log() as log:
+        ((conflicts, others, decided),) = log.rows(_ALL.format(number=number, theirs=theirs))
+        if decided == "t":
+            return 0, 0
+        if tables is None and conflicts != "0" and others == "0":
+            log.update(number, resolution=side)
+            return int(conflicts or 0), 0
+        return _set_each(log, number, side, tables)
+
+
+def _set_each(log: Log, number: int, side: str, tables: Sequence[str] | None) -> tuple[int, int]:
     chosen = ""
     if tables is not None:
         chosen = f" AND c.table_name = ANY ({mergelog.literal(array_text(tables))}::text[])"
-    with Log() as log:
-        done = log.rows(
-            "WITH d AS (UPDATE branch.merge_conflicts AS c"
-            f" SET resolution = {mergelog.literal(side)}, resolved_at = clock_timestamp(),"
-            " resolved_by = (SELECT r.oid FROM pg_roles AS r WHERE r.rolname = current_user)"
-            f" WHERE c.merge_id = {number} AND c.resolution IS NULL AND c.versions IS NOT NULL"
-            f" AND NOT (c.kind = 'constraint' AND {side == 'theirs'}){chosen} RETURNING 1)"
-            " SELECT count(*) FROM d"
-        )
-        left = log.rows(
-            "SELECT count(*) FROM branch.merge_conflicts AS c"
-            f" WHERE c.merge_id = {number} AND c.resolution IS NULL"
-        )
+    done = log.rows(
+        "WITH d AS (UPDATE branch.merge_conflicts AS c"
+        f" SET resolution = {mergelog.literal(side)}, resolved_at = clock_timestamp(),"
+        " resolved_by = (SELECT r.oid FROM pg_roles AS r WHERE r.rolname = current_user)"
+        f" WHERE c.merge_id = {number} AND c.resolution IS NULL AND c.versions IS NOT NULL"
+        f" AND NOT (c.kind = 'constraint' AND {side == 'theirs'}){chosen} RETURNING 1)"
+        " SELECT count(*) FROM d"
+    )
+    left = log.rows(
+        "SELECT count(*) FROM branch.merge_conflicts AS c"
+        f" WHERE c.merge_id = {number} AND c.resolution IS NULL"
+    )
     return int(done[0][0] or 0), int(left[0][0] or 0)
 
 
@@ -49,8 +68,9 @@ def _decisions(number: int) -> dict[TableId, Decisions]:
     found: dict[str, Decisions] = {}
     with Log() as log:
         for table, side, versions in log.rows(
-            "SELECT c.table_name, c.resolution, c.versions FROM branch.merge_conflicts AS c"
-            f" WHERE c.merge_id = {number} AND c.resolution IS NOT NULL"
+            "SELECT c.table_name, COALESCE(c.resolution, m.resolution), c.versions"
+            " FROM branch.merge_conflicts AS c JOIN branch.merge_log AS m ON m.id = c.merge_id"
+            f" WHERE m.id = {number} AND COALESCE(c.resolution, m.resolution) IS NOT NULL"
             " AND c.versions IS NOT NULL AND c.table_name IS NOT NULL"
         ):
             one = found.setdefault(table or "", Decisions())

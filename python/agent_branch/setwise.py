@@ -71,28 +71,63 @@ def load(
     session: WritingSession,
     shapes: Sequence[TableShape],
     lines: Iterable[tuple[TableId, str]],
-    decisions: Iterable[tuple[TableId, str, str]],
+    decisions: str | Iterable[tuple[TableId, str, str]],
 ) -> list[Table]:
     """Temporary tables with what there is to do, which fits the rows as they are now.
 
-    ``lines``: pieces of kept text; ``decisions``: text forms of two arrays, versions and sides.
-    The session's settings are those for reading.  Raises ``UnfitError``.
+    ``lines``: pieces of kept text; ``decisions``: the side for all conflicts, or text forms of
+    two arrays, versions and sides.  The session's settings are those for reading.  Raises
+    ``UnfitError``.
     """
     if any(not s.key or len(s.columns) > MAX_COLUMNS for s in shapes):
         raise UnfitError
     if list(session.rows(_MAY)) != [("t",)]:
         raise UnfitError
     tables = {shape.id: Table(shape, n) for n, shape in enumerate(shapes)}
+    if isinstance(decisions, str):
+        _load_at_once(session, tables, lines, decisions)
+    else:
+        _load_joined(session, tables, lines, decisions)
+    _run(session, "SET LOCAL default_statistics_target = 10")
+    for one in tables.values():
+        _run(session, f"ANALYZE {one.rows}")
+        _count(session, one)
+        if list(session.rows(Statement(_changed_since(one)))) != [("0",)]:
+            raise UnfitError
+    return list(tables.values())
+
+
+def _elements(text: str) -> str:
+    array = "[" + text.rstrip("\n").replace("\n", ",") + "]"
+    return f"jsonb_array_elements({quote_literal(array)}::jsonb) AS l (a)"
+
+
+def _load_at_once(
+    session: WritingSession,
+    tables: Mapping[TableId, Table],
+    lines: Iterable[tuple[TableId, str]],
+    side: str,
+) -> None:
+    decided = quote_literal(side)
+    for one in tables.values():
+        rows = _rows_of(one, _elements(""), decided)
+        _run(session, f"CREATE TEMPORARY TABLE {one.rows} ON COMMIT DROP AS {rows}")
+    for name, text in lines:
+        one = tables[name]
+        _run(session, f"INSERT INTO {one.rows} {_rows_of(one, _elements(text), decided)}")
+
+
+def _load_joined(
+    session: WritingSession,
+    tables: Mapping[TableId, Table],
+    lines: Iterable[tuple[TableId, str]],
+    decisions: Iterable[tuple[TableId, str, str]],
+) -> None:
     for one in tables.values():
         _run(session, f"CREATE TEMPORARY TABLE {one.lines} (a jsonb) ON COMMIT DROP")
         _run(session, f"CREATE TEMPORARY TABLE {one.decided} (v bigint, s text) ON COMMIT DROP")
     for name, text in lines:
-        array = "[" + text.rstrip("\n").replace("\n", ",") + "]"
-        _run(
-            session,
-            f"INSERT INTO {tables[name].lines}"
-            f" SELECT e.value FROM jsonb_array_elements({quote_literal(array)}::jsonb) AS e",
-        )
+        _run(session, f"INSERT INTO {tables[name].lines} SELECT l.a FROM {_elements(text)}")
     for name, versions, sides in decisions:
         if name not in tables:
             raise UnfitError
@@ -103,21 +138,22 @@ def load(
             " AS u (v, s)",
         )
     for one in tables.values():
-        _run(session, _make_rows(one))
-        _run(session, f"ANALYZE {one.rows}")
-        _count(session, one)
-        if list(session.rows(Statement(_changed_since(one)))) != [("0",)]:
-            raise UnfitError
-    return list(tables.values())
+        joined = (
+            f"{one.lines} AS l LEFT JOIN {one.decided} AS d"
+            " ON l.a ->> 0 = 'conflict' AND d.v = (l.a ->> 7)::bigint"
+        )
+        rows = _rows_of(one, joined, "d.s")
+        _run(session, f"CREATE TEMPORARY TABLE {one.rows} ON COMMIT DROP AS {rows}")
 
 
 def _run(session: WritingSession, sql: str) -> int:
     return session.execute(Statement(sql))
 
 
-def _make_rows(table: Table) -> str:
-    """One row for each change: what is done (i, u, d; k: nothing, it is only looked at), mask of
-    the columns that are set, key, versions before and after; ``had``: is there one before.
+def _rows_of(table: Table, source: str, side: str) -> str:
+    """From lines ``l.a``: one row for each change: what is done (i, u, d; k: nothing, it is only
+    looked at), mask of the columns that are set, key, versions before and after; ``had``: is there
+    one before.  ``side``: what a conflict is decided for.
 
     Lines are those of revert.to_json, and ["conflict", key, columns, merged, base, ours, theirs,
     versions].  A conflict that is not decided has what = NULL.
@@ -129,7 +165,6 @@ def _make_rows(table: Table) -> str:
     before = [c.cast(f"(x.b ->> {i})") + f" AS b{i}" for i, c in enumerate(shape.columns)]
     after = [c.cast(f"(x.v ->> {i})") + f" AS v{i}" for i, c in enumerate(shape.columns)]
     return f"""
-CREATE TEMPORARY TABLE {table.rows} ON COMMIT DROP AS
 SELECT CASE
         WHEN x.kind <> 'conflict' THEN left(x.kind, 1)
         WHEN x.side IS NULL THEN NULL
@@ -139,16 +174,15 @@ SELECT CASE
         ELSE 'u' END AS what,
     x.mask, jsonb_typeof(x.b) = 'array' AS had, {", ".join([*keys, *before, *after])}
 FROM (
-    SELECT l.a, l.a ->> 0 AS kind, d.s AS side,
+    SELECT l.a, l.a ->> 0 AS kind, {side} AS side,
         CASE l.a ->> 0 WHEN 'update' THEN (l.a ->> 2)::bigint
             WHEN 'conflict' THEN (l.a ->> 3)::bigint
-                | CASE d.s WHEN 'theirs' THEN (l.a ->> 2)::bigint ELSE 0 END END AS mask,
+                | CASE {side} WHEN 'theirs' THEN (l.a ->> 2)::bigint ELSE 0 END END AS mask,
         COALESCE(CASE l.a ->> 0 WHEN 'update' THEN l.a -> 3 WHEN 'delete' THEN l.a -> 2
             WHEN 'conflict' THEN l.a -> 5 END, 'null') AS b,
         COALESCE(CASE l.a ->> 0 WHEN 'update' THEN l.a -> 4 WHEN 'insert' THEN l.a -> 2
             WHEN 'conflict' THEN l.a -> 6 END, 'null') AS v
-    FROM {table.lines} AS l
-    LEFT JOIN {table.decided} AS d ON l.a ->> 0 = 'conflict' AND d.v = (l.a ->> 7)::bigint
+    FROM {source}
     OFFSET 0
 ) AS x"""
 
