@@ -147,6 +147,35 @@ def test_what_fails_leaves_nothing(cluster: Cluster) -> None:
     assert cluster.scalar(LEFT) == 0
 
 
+def test_listed_tables(cluster: Cluster) -> None:
+    """Only what is listed changes: neither at its begin nor at its end others are merged."""
+    prepare(cluster, "few")
+    start = "SELECT branch.sync_start('few', 'few_b', ARRAY['t'])"
+    cluster.sql("INSERT INTO bag VALUES ('mine')", dbname="few")
+    with pytest.raises(psycopg.Error, match="not listed have changes") as refused:
+        cluster.sql(start)
+    assert "public.bag" in str(refused.value.diag.message_detail)
+    assert cluster.scalar(LEFT) == 0
+    assert cluster.sql("SELECT * FROM bag", dbname="few_b") == []
+    cluster.sql("DELETE FROM bag; UPDATE t SET v = 'before' WHERE id = 1", dbname="few")
+    cluster.sql(start)
+    cluster.sql(
+        "INSERT INTO bag VALUES ('mine'); UPDATE t SET v = 'after' WHERE id = 2", dbname="few"
+    )
+    wait_for(lambda: rows(cluster, "few_b") == rows(cluster, "few"), what="the changes to come")
+    with cluster.connect() as conn:
+        notices: list[str] = []
+        conn.add_notice_handler(lambda d: notices.append(str(d.message_primary)))
+        conn.execute("SELECT branch.sync_stop('few', 'few_b')")
+    assert any("not listed have changes" in notice for notice in notices)
+    assert cluster.scalar(LEFT) == 0
+    assert cluster.sql("SELECT * FROM bag", dbname="few_b") == []
+    merged = cluster.sql("SELECT rows_applied, conflicts FROM branch.merge('few', 'few_b')")
+    assert merged == [(1, 0)]
+    cluster.sql("SELECT branch.delete('few_b', hard => true)")
+    cluster.sql("DROP DATABASE few")
+
+
 KNOWN = [
     Published("a", "t", told_apart=True),
     Published("b", "t", told_apart=True),

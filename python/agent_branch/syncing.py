@@ -8,7 +8,8 @@ Each step is committed where it happens, and taken back if a later one fails:
 
 1. the publication, then the slot, in the source (which waits for all transactions that write, so
    before this one does);
-2. what the source has is merged into the target, however long that takes;
+2. what the source has is merged into the target, however long that takes (a merge is of all
+   tables: if some are listed, others must have nothing to be merged);
 3. the source's tables are locked against writers, and the slot goes on to where the WAL is;
 4. what came since the first merge is merged, and the subscription made, which begins there.
 
@@ -134,13 +135,40 @@ def _connection(source: str, given: str | None) -> str:
     return conninfo(source, endpoint, row["role"], given)
 
 
-def _catch_up(source: str, target: str) -> None:
-    """In a transaction of its own: this one sees a source as it was when it asked first."""
+# What a publication says of itself that has the tables which were asked for, not all.
+LISTED = "tables listed in branch.sync_start()"
+
+
+def _unlisted(session: Remote, source: str, target: str, tables: Sequence[Published]) -> str:
+    """Tables that a merge would change, but are not among these; as they are shown."""
+    names = ", ".join(quote_literal(data._name((t.schema, t.name))) for t in tables)
+    rows = session.rows(
+        "SELECT p.table_name FROM branch.preview_merge("
+        f"{quote_literal(source)}, {quote_literal(target)}) AS p"
+        " WHERE p.rows_inserted + p.rows_updated + p.rows_deleted + p.conflicts > 0"
+        f" AND p.table_name <> ALL (ARRAY[{names}]::text[]) ORDER BY p.table_name"
+    )
+    return ", ".join(str(name) for (name,) in rows)
+
+
+def _catch_up(source: str, target: str, only: Sequence[Published] | None = None) -> None:
+    """In a transaction of its own: this one sees a source as it was when it asked first.
+
+    ``only``: the tables that may change.  Raises ``ReportedError`` 55000 if others would.
+    """
     query = (
         "SELECT m.merge_id, m.conflicts FROM branch.merge("
         f"{quote_literal(source)}, {quote_literal(target)}) AS m"
     )
     with Remote(mergelog.control_database(), read_only=False) as session:
+        others = "" if only is None else _unlisted(session, source, target, only)
+        if others:
+            raise ReportedError(
+                WRONG_STATE,
+                f'tables of database "{source}" that are not listed have changes',
+                detail=f"A merge of the two would bring them in: {others}.",
+                hint="Call branch.merge first, or list these tables, too.",
+            )
         ((number, conflicts),) = session.rows(query)
         session.commit()
     if conflicts != "0":
@@ -167,15 +195,18 @@ def _lock(session: Remote, tables: Sequence[Published]) -> None:
     session.run(f"LOCK TABLE {listed} IN SHARE MODE")
 
 
-def _start(sync: Sync, tables: Sequence[Published], connection: str) -> None:
+def _start(sync: Sync, tables: Sequence[Published], connection: str, *, listed: bool) -> None:
+    only = tables if listed else None
     pair, name = sync.pair, quote_ident(sync.name)
     slot = quote_literal(sync.name)
-    listed = ", ".join(f"ONLY {qualified(t.schema, t.name)}" for t in tables)
-    _run(pair.source, f"CREATE PUBLICATION {name} FOR TABLE {listed}")
+    published = ", ".join(f"ONLY {qualified(t.schema, t.name)}" for t in tables)
+    _run(pair.source, f"CREATE PUBLICATION {name} FOR TABLE {published}")
+    if listed:
+        _run(pair.source, f"COMMENT ON PUBLICATION {name} IS {quote_literal(LISTED)}")
     with Remote(pair.source) as session:
         for _ in session.rows(f"SELECT pg_create_logical_replication_slot({slot}, 'pgoutput')"):
             pass
-    _catch_up(pair.source, pair.target)
+    _catch_up(pair.source, pair.target, only)
     with Remote(pair.source, isolation="read committed") as held:
         _lock(held, tables)
         with Remote(pair.source) as session:
@@ -183,7 +214,7 @@ def _start(sync: Sync, tables: Sequence[Published], connection: str) -> None:
                 f"SELECT pg_replication_slot_advance({slot}, pg_current_wal_insert_lsn())"
             ):
                 pass
-        _catch_up(pair.source, pair.target)
+        _catch_up(pair.source, pair.target, only)
         _run(
             pair.target,
             f"CREATE SUBSCRIPTION {name} CONNECTION {quote_literal(connection)}"
@@ -255,10 +286,26 @@ def _drain(name: str) -> None:
         pass
 
 
-def _record(source: str, target: str) -> None:
+def _listed(name: str, source: str) -> list[Published] | None:
+    """The tables of a sync for which they were listed; None: it was for all."""
+    publication = quote_literal(name)
+    with Remote(source, read_only=True) as session:
+        rows = session.rows(
+            "SELECT n.nspname, c.relname FROM pg_publication AS p"
+            " LEFT JOIN pg_publication_rel AS r ON r.prpubid = p.oid"
+            " LEFT JOIN pg_class AS c ON c.oid = r.prrelid"
+            " LEFT JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+            f" WHERE p.pubname = {publication}"
+            f" AND obj_description(p.oid, 'pg_publication') = {quote_literal(LISTED)}"
+        )
+        found = [(str(schema), str(table)) for schema, table in rows]
+    return [Published(*names, told_apart=True) for names in found] or None
+
+
+def _record(source: str, target: str, only: Sequence[Published] | None) -> None:
     """What was replicated is what both have in common from now on."""
     try:
-        _catch_up(source, target)
+        _catch_up(source, target, only)
     except ReportedError as error:
         plpy.notice(error.message, detail=error.detail, hint=error.hint)
     except plpy.SPIError as error:
@@ -281,8 +328,8 @@ def sync_start(
     """Name of the new subscription, slot and publication.
 
     Errors: 22023 arguments; 3D000; 42501 no superuser; 55000 wal_level, conflicts, tables whose
-    rows cannot be told apart; 42710 there is one; 42P01 no such table; and those of branch.merge
-    and CREATE SUBSCRIPTION (08006: the connection).
+    rows cannot be told apart, changes of tables that are not listed; 42710 there is one; 42P01 no
+    such table; and those of branch.merge and CREATE SUBSCRIPTION (08006: the connection).
     """
     try:
         data._required("target", target)
@@ -293,7 +340,7 @@ def sync_start(
         chosen = choose_tables(_published(pair.source), asked, pair.source)
         text = _connection(pair.source, connection)
         with _taking_back(sync):
-            _start(sync, chosen, text)
+            _start(sync, chosen, text, listed=tables is not None)
     except ReportedError as error:
         data._report(error)
     return sync.name
@@ -322,8 +369,9 @@ def sync_stop(source: str | None, target: str | None) -> None:
             )
         for name, origin in found:
             _drain(name)
+            only = None if origin is None else _listed(name, origin)
             _remove(name, origin, named)
             if origin is not None:
-                _record(origin, named)
+                _record(origin, named, only)
     except ReportedError as error:
         data._report(error)
