@@ -31,6 +31,7 @@ import comparing  # noqa: E402
 import copying  # noqa: E402
 import creating  # noqa: E402
 import keeping  # noqa: E402
+import merging  # noqa: E402
 import results  # noqa: E402
 import scale  # noqa: E402
 import serving  # noqa: E402
@@ -60,6 +61,8 @@ BENCHMARKS: dict[str, Callable[[Sizes], None]] = {
     "diff-changed": comparing.diff_changed,
     "merge-changed": comparing.merge_changed,
     "diff-memory": comparing.diff_memory,
+    "merge-floor": merging.merge_floor,
+    "resolve": merging.resolve,
     "many-asleep": keeping.many_asleep,
 }
 
