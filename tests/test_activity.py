@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -217,8 +218,11 @@ def test_more_databases_than_are_tracked(server: Cluster) -> None:
         return {name: int(n) for name, n in rows}
 
     assert counted() == expected
+    connected = "SELECT sum(sessions) FROM branch.usage WHERE name LIKE 'many%'"
+    assert server.scalar(connected) == 40
     for conn in conns[::2]:
         conn.close()
+    wait_for(lambda: server.scalar(connected) == 20, what="sessions to end")
     assert counted() == expected
     server.restart()
     for conn in conns[1::2]:
@@ -240,6 +244,51 @@ def test_a_statement_that_is_not_tracked_holds_nothing_up(server: Cluster) -> No
     for conn in conns[::2]:
         assert conn.pgconn.is_busy()
         conn.cancel()
+    for conn in conns:
+        conn.close()
+
+
+def test_a_late_record_does_not_wake_a_branch(server: Cluster) -> None:
+    """A branch without an entry is used, then suspended, while somebody holds its row: the file
+    has it as it was before, and is written after the entry, which says that it is asleep."""
+    held = [branch(server, f"held_{i}") for i in range(16)]
+    late = branch(server, "late")
+    conns = [server.connect(name) for name in held]
+    for conn in conns:
+        conn.execute("SELECT 1")
+    server.sql("SELECT 1", dbname=late)
+    wait_written(server, late, 1)
+    with server.connect(autocommit=False) as locker:
+        locker.execute(
+            "SELECT FROM branch.activity AS a INNER JOIN pg_database AS d ON d.oid = a.db"
+            " WHERE d.datname = 'late' FOR UPDATE OF a"
+        )
+        server.sql("SELECT 1", dbname=late)
+        conns[0].close()
+        for name in (late, held[0]):
+            wait_for(lambda n=name: usage(server, n)["sessions"] == 0, what="sessions to end")
+        conns[1].execute("SELECT 1")
+        wait_written(server, held[1], 2)
+
+        def suspended() -> bool:
+            with suppress(psycopg.errors.ConfigurationLimitExceeded):
+                server.sql("SELECT branch.suspend('late')")
+                return True
+            return False
+
+        wait_for(suspended, what="room for an entry")
+        # a round that has both ends with the file, so the next one begins with entries
+        conns[1].execute("SELECT 1")
+        wait_written(server, held[1], 3)
+        locker.rollback()
+    wait_written(server, late, 2)
+    asleep = (
+        "SELECT a.suspended_at IS NOT NULL FROM branch.activity AS a"
+        " INNER JOIN pg_database AS d ON d.oid = a.db WHERE d.datname = 'late'"
+    )
+    wait_for(lambda: server.scalar(asleep), what="the entry to be written")
+    events = "SELECT event FROM branch.events WHERE branch = 'late' AND event <> 'created'"
+    assert server.sql(events) == [("suspended",)]
     for conn in conns:
         conn.close()
 

@@ -408,6 +408,7 @@ collect_slot(AbActivitySlot *slot, TimestampTz now)
 	if (entry == NULL)
 	{
 		clear(&spill, slot->db, slot->origin_at);
+		spill.sessions = 0;		/* as of now: not for later */
 		entry = &spill;
 	}
 	ab_use_add(&entry->pending, &more);

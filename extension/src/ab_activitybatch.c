@@ -9,6 +9,7 @@
 #include "ab_activity.h"
 
 #include "access/transam.h"
+#include "miscadmin.h"
 #include "storage/procarray.h"
 #include "utils/snapmgr.h"
 
@@ -201,6 +202,27 @@ add_spill(AbActivity *all, int *n, Oid db, int64 from)
 	return all;
 }
 
+/* Sessions are with the entries; these have none. */
+static AbActivity *
+add_untracked_sessions(AbActivity *all, int *n, Oid db)
+{
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		const AbActivitySlot *slot = &ab_activity->slots[i];
+
+		if (!OidIsValid(slot->db) || (OidIsValid(db) && slot->db != db) ||
+			ab_activity_find(slot->db) != NULL)
+			continue;
+		all = repalloc_huge(all, sizeof(AbActivity) * (*n + 1));
+		all[(*n)++] = (AbActivity)
+		{
+			.db = slot->db, .sessions = 1, .origin_at = slot->origin_at,
+				.since = slot->last_active, .last_active = slot->last_active
+		};
+	}
+	return all;
+}
+
 /*
  * The slots are collected first, which makes no difference to anybody.  The answer may
  * have a database more than once, if some of it is in the file.
@@ -221,6 +243,7 @@ ab_activity_read(Oid db, Snapshot *snapshot, int *n)
 		*n = ab_activity_all(all, room);
 	else if ((one = ab_activity_find(db)) != NULL)
 		all[(*n)++] = *one;
+	all = add_untracked_sessions(all, n, db);
 
 	from = ab_activity->spill_done;
 	if (sees_batch(*snapshot))

@@ -120,8 +120,12 @@ leave_out_locked(AbActivity *rows, int n)
 	}
 }
 
+/*
+ * What the file has says nothing of sleep: it may be older than what the entry, which every
+ * branch that is asleep has, has said already.
+ */
 static void
-write_rows(const AbActivity *rows, int n)
+write_rows(const AbActivity *rows, int n, bool from_file)
 {
 	static const char query[] =
 	"INSERT INTO branch.activity AS a (" COLUMNS ")"
@@ -145,7 +149,8 @@ write_rows(const AbActivity *rows, int n)
 	" + CASE WHEN a.origin_at = excluded.origin_at THEN a.rows_written ELSE 0 END,"
 	" bytes_written = excluded.bytes_written"
 	" + CASE WHEN a.origin_at = excluded.origin_at THEN a.bytes_written ELSE 0 END,"
-	" suspended_at = excluded.suspended_at";
+	" suspended_at = CASE WHEN a.origin_at = excluded.origin_at AND $11"
+	" THEN a.suspended_at ELSE excluded.suspended_at END";
 	static const size_t offsets[NCOLUMNS] = {
 		0, offsetof(AbActivity, origin_at), offsetof(AbActivity, since),
 		offsetof(AbActivity, last_active), offsetof(AbActivity, pending.sessions),
@@ -153,8 +158,8 @@ write_rows(const AbActivity *rows, int n)
 		offsetof(AbActivity, pending.rows), offsetof(AbActivity, pending.bytes),
 		offsetof(AbActivity, suspended_at)
 	};
-	Oid			types[NCOLUMNS];
-	Datum		values[NCOLUMNS];
+	Oid			types[NCOLUMNS + 1];
+	Datum		values[NCOLUMNS + 1];
 
 	types[0] = OIDARRAYOID;
 	values[0] = oid_array(rows, n);
@@ -165,7 +170,9 @@ write_rows(const AbActivity *rows, int n)
 		types[i] = is_time ? TIMESTAMPTZARRAYOID : INT8ARRAYOID;
 		values[i] = int64_array(rows, n, offsets[i], is_time ? TIMESTAMPTZOID : INT8OID);
 	}
-	(void) ab_tables_execute(query, NCOLUMNS, types, values, NULL);
+	types[NCOLUMNS] = BOOLOID;
+	values[NCOLUMNS] = BoolGetDatum(from_file);
+	(void) ab_tables_execute(query, NCOLUMNS + 1, types, values, NULL);
 }
 
 /*
@@ -193,8 +200,11 @@ ab_activityflush_write(void)
 			rows[nrows++] = rows[i];
 	if (nrows > 0)
 	{
-		ab_suspendevents_tell(rows, nrows);
-		write_rows(rows, nrows);
+		bool		from_file = ab_activity->batch_spill > 0;
+
+		if (!from_file)
+			ab_suspendevents_tell(rows, nrows);
+		write_rows(rows, nrows, from_file);
 	}
 	SPI_finish();
 	return nrows > 0 &&
@@ -484,6 +494,6 @@ ab_activityflush_move(Oid old_db, TimestampTz old_origin_at, Oid new_db,
 	connect();
 	(void) ab_tables_execute("DELETE FROM branch.activity WHERE db = $1", 1, types, values,
 							 NULL);
-	write_rows(&total, 1);
+	write_rows(&total, 1, false);
 	SPI_finish();
 }
