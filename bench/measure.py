@@ -52,6 +52,7 @@ class Sizes:
         self.copied_scale = choose(5, 70, 70)  # of what is copied beside branches; 70 is 1 GB
         self.seconds = choose(1, 2, 10)  # of one pgbench run; there are self.rounds of them
         self.rounds = choose(3, 7, 9)
+        self.turns = choose(100, 1000, 3000)  # of either side, where CPU time is measured
         self.depth = choose(20, 100, 1000)  # of point reads
         self.chain = choose(20, 500, 500)  # of creations
         self.relations = choose(1000, 10_000, 10_000)
@@ -104,10 +105,13 @@ def report(
     unit: str = "",
     absolute: bool = False,
     note: str = "",
+    interval: Pair | None = None,
 ) -> None:
     """Print a figure and write it down.  The bar is for the ratio, or (absolute) for our side
-    alone; an infinite one is none: the figure is for the record."""
+    alone; an infinite one is none: the figure is for the record.  Its range is that of the
+    ratios, or the interval."""
     ratios = [ratio(pair) for pair in pairs]
+    lowest, highest = interval or (min(ratios), max(ratios))
     ours = statistics.median(p[0] for p in pairs)
     other = statistics.median(p[1] for p in pairs)
     middle = statistics.median(ratios)
@@ -116,7 +120,7 @@ def report(
     verdict = "record" if math.isinf(bar) else "ok" if good else "short"
     print(
         f"{name:<30} {ours:>11.4g} {other:>11.4g} {middle:>9.4g} "
-        f"[{min(ratios):.4g}..{max(ratios):.4g}] {bar_text(bar, more_is_better, absolute)} "
+        f"[{lowest:.4g}..{highest:.4g}] {bar_text(bar, more_is_better, absolute)} "
         f"{verdict}",
         flush=True,
     )
@@ -132,8 +136,8 @@ def report(
             "ours": ours,
             "other": other,
             "ratio": finite(middle),
-            "lowest": finite(min(ratios)),
-            "highest": finite(max(ratios)),
+            "lowest": finite(lowest),
+            "highest": finite(highest),
             "verdict": verdict,
         },
     )

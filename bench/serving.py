@@ -1,17 +1,25 @@
-"""What clients notice of being in a branch, in a parent, or beside them."""
+"""What clients notice of being in a branch, in a parent, or beside them.
+
+Where pgbench's transactions are compared the bar is for transactions per second of the CPU time
+of the backend that serves them (cpu_time.py says why); what pgbench itself reports is beside it,
+for the record, as NAME-tps.
+"""
 
 from __future__ import annotations
 
+import math
 import statistics
 from functools import partial
 from itertools import count
 from typing import Any
 
 import asleep
+import cpu_time
 import live_parent as live
 from ab_cluster import Cluster
 from measure import (
     CALM,
+    Conn,
     Pair,
     Sizes,
     alternate,
@@ -78,45 +86,37 @@ def plain_copy(stock: Cluster, name: str) -> None:
 WORK = (("select", ("-S",)), ("tpcb", ()))
 
 
+def judge(figure: str, bar: float, pairs: list[Pair]) -> Pair:
+    """Of transactions per second of CPU time."""
+    between = cpu_time.interval(pairs)
+    report(figure, bar, True, pairs, unit="per s of CPU", interval=between)
+    return between
+
+
+def record(figure: str, pairs: list[Pair]) -> None:
+    report(f"{figure}-tps", math.inf, True, pairs, unit="tps")
+
+
 def beside(
     size: Sizes, ours: Cluster, stock: Cluster, dbname: str, figure: str, bar: float, label: str
 ) -> None:
-    """pgbench in a database of that name on either server; label: in the plot."""
+    """pgbench's transactions in a database of that name on either server; label: in the plot."""
     for name, options in WORK:
-        pairs = alternate(
-            size.rounds,
-            partial(tps, ours, dbname, *options),
-            partial(tps, stock, dbname, *options),
-        )
-        report(f"{name}-{figure}", bar, True, pairs, unit="tps")
-        keep(f"{name}: {label}", pairs)
+        pairs = cpu_time.beside(name, size.scale, ours, dbname, stock, dbname, size.turns)
+        keep(f"{name}: {label}", pairs, judge(f"{name}-{figure}", bar, pairs))
+        sides = (partial(tps, cluster, dbname, *options) for cluster in (ours, stock))
+        record(f"{name}-{figure}", alternate(size.repeats, *sides))
 
 
 def throughput(size: Sizes) -> None:
-    """pgbench in a branch beside a plain copy on a stock server: both just made, then both with
-    every page of the accounts written once."""
+    """pgbench's transactions in a branch beside a plain copy on a stock server: both just made,
+    then both with every page of the accounts written once."""
     with pair("throughput", **CALM) as (ours, stock), ours.connect() as one:
         for cluster in (ours, stock):
             filled(cluster, "main", size.scale)
             cluster.sql("VACUUM ANALYZE", dbname="main")
-        number = count()
-
-        def fresh(cluster: Cluster, *options: str) -> float:
-            name = f"f{next(number)}"
-            if cluster is ours:
-                branch(one, name)
-            else:
-                plain_copy(stock, name)
-            cluster.sql("CHECKPOINT")
-            found = tps(cluster, name, *options)
-            cluster.sql(f"DROP DATABASE {name}")
-            return found
-
         for name, options in WORK:
-            pairs = alternate(
-                size.repeats, partial(fresh, ours, *options), partial(fresh, stock, *options)
-            )
-            report(f"{name}-branch-fresh", 0.95, True, pairs, unit="tps")
+            fresh(size, name, options, ours, stock, one)
         branch(one, "settled")
         plain_copy(stock, "settled")
         for cluster in (ours, stock):
@@ -124,8 +124,28 @@ def throughput(size: Sizes) -> None:
         beside(size, ours, stock, "settled", "branch-settled", 0.98, "branch")
 
 
+def fresh(
+    size: Sizes, name: str, options: tuple[str, ...], ours: Cluster, stock: Cluster, session: Conn
+) -> None:
+    """Each repeat in a branch and a copy of their own, which nobody has read before."""
+    pairs, rates = [], []
+    for repeat in range(size.repeats):
+        dbname = f"{name}{repeat}"
+        branch(session, dbname)
+        plain_copy(stock, dbname)
+        for cluster in (ours, stock):
+            cluster.sql("CHECKPOINT")
+        turns = max(10, size.turns // size.repeats)
+        pairs += cpu_time.beside(name, size.scale, ours, dbname, stock, dbname, turns)
+        rates.append((tps(ours, dbname, *options), tps(stock, dbname, *options)))
+        for cluster in (ours, stock):
+            cluster.sql(f"DROP DATABASE {dbname}")
+    judge(f"{name}-branch-fresh", 0.95, pairs)
+    record(f"{name}-branch-fresh", rates)
+
+
 def unused(size: Sizes) -> None:
-    """A server with the library and no branches beside one without it."""
+    """A server with the library and no branches beside one without it; by CPU time, see above."""
     with pair("unused", **CALM) as (ours, stock):
         for cluster in (ours, stock):
             filled(cluster, "main", size.scale)
@@ -147,10 +167,10 @@ def live_settled(size: Sizes) -> None:
 _kept: dict[str, list[Pair]] = {}
 
 
-def keep(label: str, pairs: list[Pair]) -> None:
+def keep(label: str, pairs: list[Pair], between: Pair) -> None:
     """For the plot of shares of a stock server's throughput: lowest to middle to highest."""
-    ratios = sorted(ours / other for ours, other in pairs)
-    _kept[label] = [(ratios[0], ratios[-1]), (statistics.median(ratios), 1.0)]
+    middle = statistics.median(ours / other for ours, other in pairs)
+    _kept[label] = [between, (middle, 1.0)]
     series("throughput", _kept)
 
 
@@ -171,12 +191,17 @@ def depth_reads(size: Sizes) -> None:
             ours.sql(f"UPDATE pgbench_accounts SET abalance = 1 WHERE aid = {depth}", dbname=parent)
         ours.sql("CHECKPOINT")
         for depth in wanted:
+            figure = f"select-depth-{depth}"
+            pairs = cpu_time.beside(
+                "select", size.scale, ours, f"d{depth}", stock, "main", size.turns
+            )
+            judge(figure, 1 / 1.1, pairs)
             pairs = alternate(
-                size.rounds,
+                size.repeats,
                 partial(tps, ours, f"d{depth}", "-S"),
                 partial(tps, stock, "main", "-S"),
             )
-            report(f"select-depth-{depth}", 1 / 1.1, True, pairs, unit="tps")
+            record(figure, pairs)
 
 
 def live_history(size: Sizes) -> None:
