@@ -265,8 +265,8 @@ def test_a_late_record_does_not_wake_a_branch(server: Cluster) -> None:
         )
         server.sql("SELECT 1", dbname=late)
         conns[0].close()
-        for name in (late, held[0]):
-            wait_for(lambda n=name: usage(server, n)["sessions"] == 0, what="sessions to end")
+        connected = "SELECT sum(sessions) FROM branch.usage WHERE name IN ('late', 'held_0')"
+        wait_for(lambda: server.scalar(connected) == 0, what="sessions to end")
         conns[1].execute("SELECT 1")
         wait_written(server, held[1], 2)
 

@@ -26,6 +26,7 @@
 #include "ab_settings.h"
 #include "ab_suspendstats.h"
 #include "ab_sweeper.h"
+#include "ab_worker.h"
 
 #define RESTART_S		5
 
@@ -40,19 +41,7 @@ static int	rounds = 0;
 void
 ab_activityworker_register(void)
 {
-	BackgroundWorker worker;
-
-	if (IsBinaryUpgrade)
-		return;					/* pg_upgrade wants nobody connected */
-	MemSet(&worker, 0, sizeof(worker));
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = RESTART_S;
-	strlcpy(worker.bgw_library_name, "agent_branch", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "ab_activityworker_main", BGW_MAXLEN);
-	strlcpy(worker.bgw_name, "agent_branch activity", BGW_MAXLEN);
-	strlcpy(worker.bgw_type, "agent_branch activity", BGW_MAXLEN);
-	RegisterBackgroundWorker(&worker);
+	ab_worker_register("activity", "ab_activityworker_main", RESTART_S);
 }
 
 /* ---- one round ---- */

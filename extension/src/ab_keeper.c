@@ -36,6 +36,7 @@
 #include "ab_snapshot.h"
 #include "ab_sweeper.h"
 #include "ab_witness.h"
+#include "ab_worker.h"
 
 #define KEEPER_RESTART_S	5
 #define SWEEP_MIN_DELAY_MS	10000
@@ -49,19 +50,7 @@ static TimestampTz last_sweep = 0;	/* when one was last started */
 void
 ab_keeper_register(void)
 {
-	BackgroundWorker worker;
-
-	if (IsBinaryUpgrade)
-		return;					/* pg_upgrade wants nobody connected */
-	MemSet(&worker, 0, sizeof(worker));
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = KEEPER_RESTART_S;
-	strlcpy(worker.bgw_library_name, "agent_branch", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "ab_keeper_main", BGW_MAXLEN);
-	strlcpy(worker.bgw_name, "agent_branch keeper", BGW_MAXLEN);
-	strlcpy(worker.bgw_type, "agent_branch keeper", BGW_MAXLEN);
-	RegisterBackgroundWorker(&worker);
+	ab_worker_register("keeper", "ab_keeper_main", KEEPER_RESTART_S);
 }
 
 /* ---- requests ---- */

@@ -44,6 +44,7 @@
 #include "ab_base.h"
 #include "ab_file.h"
 #include "ab_registry.h"
+#include "ab_worker.h"
 
 static AbRemote *open_sessions = NULL;
 static int	last_number = 0;
@@ -270,16 +271,11 @@ start_worker(AbRemote *session)
 {
 	BackgroundWorker worker;
 
-	MemSet(&worker, 0, sizeof(worker));
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	ab_worker_describe(&worker, "remote", "ab_remote_main");
+	snprintf(worker.bgw_name, BGW_MAXLEN, "agent_branch remote for PID %d", MyProcPid);
 	worker.bgw_start_time = BgWorkerStart_ConsistentState;
-	worker.bgw_restart_time = BGW_NEVER_RESTART;
 	worker.bgw_main_arg = UInt32GetDatum(dsm_segment_handle(session->seg));
 	worker.bgw_notify_pid = MyProcPid;
-	strlcpy(worker.bgw_library_name, "agent_branch", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "ab_remote_main", BGW_MAXLEN);
-	snprintf(worker.bgw_name, BGW_MAXLEN, "agent_branch remote for PID %d", MyProcPid);
-	strlcpy(worker.bgw_type, "agent_branch remote", BGW_MAXLEN);
 	return RegisterDynamicBackgroundWorker(&worker, &session->handle);
 }
 

@@ -29,6 +29,7 @@
 #include "ab_snapnames.h"
 #include "ab_snaptable.h"
 #include "ab_softdelete.h"
+#include "ab_worker.h"
 
 PGDLLEXPORT void ab_sweeper_main(Datum arg);
 
@@ -197,14 +198,7 @@ ab_sweeper_start(void)
 	BackgroundWorker worker;
 	BackgroundWorkerHandle *handle;
 
-	MemSet(&worker, 0, sizeof(worker));
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	ab_worker_describe(&worker, "sweeper", "ab_sweeper_main");
 	worker.bgw_notify_pid = MyProcPid;
-	strlcpy(worker.bgw_library_name, "agent_branch", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "ab_sweeper_main", BGW_MAXLEN);
-	strlcpy(worker.bgw_name, "agent_branch sweeper", BGW_MAXLEN);
-	strlcpy(worker.bgw_type, "agent_branch sweeper", BGW_MAXLEN);
 	return RegisterDynamicBackgroundWorker(&worker, &handle) ? handle : NULL;
 }
