@@ -343,21 +343,44 @@ def test_rights(server: Cluster, branch: str) -> None:
             conn.execute("SELECT branch.suspend_idle()")
 
 
-def test_age_is_attended_to_in_its_sleep(make_cluster: Any) -> None:
-    """A branch that sleeps while the cluster comes to autovacuum_freeze_max_age: autovacuum
-    freezes it and leaves; nobody has woken it, and its inherited frozen pages stay inherited."""
+# How old things make a database old: what brings them to the limit, and who is still old then.
+AGES = {
+    "autovacuum_freeze_max_age": (
+        100_000,
+        "DO $$BEGIN FOR i IN 1..101000 LOOP"
+        " PERFORM pg_current_xact_id(); ROLLBACK; END LOOP; END$$",
+        "age(datfrozenxid) > 50000",
+    ),
+    # a row that a transaction and one inside it have locked has a multixact
+    "autovacuum_multixact_freeze_max_age": (
+        10_000,
+        "DO $$BEGIN FOR i IN 1..10500 LOOP PERFORM FROM m FOR KEY SHARE;"
+        " BEGIN PERFORM FROM m FOR SHARE; EXCEPTION WHEN division_by_zero THEN NULL; END;"
+        " COMMIT; END LOOP; END$$",
+        "mxid_age(datminmxid) > 5000",
+    ),
+}
+
+
+@pytest.mark.parametrize("limit", AGES)
+def test_age_is_attended_to_in_its_sleep(make_cluster: Any, limit: str) -> None:
+    """A branch that sleeps while the cluster comes to the limit: autovacuum freezes it and
+    leaves; nobody has woken it, and its inherited frozen pages stay inherited."""
+    most, use_up, still_old = AGES[limit]
     server: Cluster = make_cluster(
         "asleep",
         {
+            limit: most,
             "agent_branch.activity_flush_interval": 1,
             "autovacuum": "off",
-            "autovacuum_freeze_max_age": 100_000,
             "autovacuum_naptime": "1s",
             "agent_branch.sweep_interval": 1,
             "autovacuum_vacuum_cost_delay": 0,
             "vacuum_freeze_min_age": 0,
+            "vacuum_multixact_freeze_min_age": 0,
         },
     )
+    server.sql("CREATE TABLE m AS SELECT 1 AS i")
     for table in ("t", "u"):
         server.sql(f"CREATE TABLE {table} AS SELECT generate_series(1, 20000) AS i", dbname="main")
         server.sql(f"CREATE INDEX ON {table} (i)", dbname="main")
@@ -397,10 +420,9 @@ def test_age_is_attended_to_in_its_sleep(make_cluster: Any) -> None:
     assert 0 < before["u"] < 10 < before["v"]
 
     server.set(autovacuum="on")
-    server.sql(
-        "DO $$BEGIN FOR i IN 1..101000 LOOP PERFORM pg_current_xact_id(); ROLLBACK; END LOOP; END$$"
-    )
-    old = "SELECT count(*) FROM pg_database WHERE datname = 'b' AND age(datfrozenxid) > 50000"
+    server.sql(use_up)
+    old = f"SELECT count(*) FROM pg_database WHERE datname = 'b' AND {still_old}"
+    assert limit == "autovacuum_freeze_max_age" or server.scalar("SELECT mxid_age('1') > 10000")
     wait_for(lambda: not server.scalar(old), what="autovacuum to freeze it")
     wait_for(
         lambda: not server.scalar("SELECT count(*) FROM pg_stat_activity WHERE datname = 'b'"),
