@@ -273,7 +273,8 @@ def daily(ours: Cluster, stock: Cluster, size: Sizes) -> None:
     report(f"scale-{total}-list", math.inf, False, pairs, unit="ms", note="\\l, all of them")
     seconds, process = 2 * size.repeats, "autovacuum launcher"
     pairs = [(asleep.cpu_ms(ours, process, seconds), asleep.cpu_ms(stock, process, seconds))]
-    note = "CPU time of autovacuum's launcher, ms per second"
+    visited = ours.scalar("SELECT count(*) FROM pg_stat_database WHERE xact_commit > 0")
+    note = f"CPU time of autovacuum's launcher, ms per second; {visited} databases were used"
     report(f"scale-{total}-launcher", math.inf, False, pairs, unit="ms/s", note=note)
 
 

@@ -10,18 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ab_cluster import Cluster
+from ab_cluster import Cluster, wait_for
 from ab_failpoints import (
     CRASH,
     ERROR,
     HOLD,
     PLACE_SETTINGS,
+    ROWS,
+    Failpoints,
     StandbyTrials,
     Trials,
     failpoint_server,
     is_of_start,
     places,
 )
+from ab_tree import Tree
 
 SOME = 2
 BROKEN_ONCE = ["kept-forgotten"]  # a crash there left files behind
@@ -64,3 +67,28 @@ def test_some_places_of_a_standby(
     print(dict(trials.done))
     trials.standby.destroy()
     cluster.destroy()
+
+
+def test_standby_dies_while_it_copies(server: None, cluster_base: Path, rng: random.Random) -> None:
+    """Where a snapshot is a copy, a standby makes its own.  If it dies meanwhile it makes it when
+    it comes to that record again, which is where it becomes consistent."""
+    primary = Cluster.create(cluster_base, "copied", PLACE_SETTINGS)
+    tree = Tree(primary, rows=ROWS)
+    standby = primary.standby("copied-standby")
+    points = Failpoints(standby)
+    tree.write(tree.root, rng)
+    primary.wait_caught_up(standby)
+    points.arm("layer-published", HOLD)
+    with primary.connect() as conn:
+        conn.execute("SET agent_branch.snapshot_method = copy")
+        tree.fork(tree.root, conn)
+    wait_for(points.who, 60, "the standby to copy")
+    standby.kill()
+    points.unlock()
+    points.disarm()
+    standby.start()
+    primary.wait_caught_up(standby)
+    tree.check_all(standby)
+    assert not standby.sql("SELECT * FROM branch.snapshots WHERE poisoned")
+    standby.destroy()
+    primary.destroy()

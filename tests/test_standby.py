@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 import pytest
 from ab_checks import (
     Row,
@@ -25,6 +26,7 @@ from ab_checks import (
     run,
 )
 from ab_cluster import Cluster
+from ab_tree import Tree
 
 SETTINGS: dict[str, object] = {
     "wal_consistency_checking": "all",
@@ -205,6 +207,35 @@ def test_standby_starts_again_before_a_deletion(make_cluster: Callable[..., Clus
     primary.wait_caught_up(standby)
     no_divergence(standby)
     assert everything(standby, "p", "main") == everything(primary, "p", "main")
+
+
+def test_standby_without_a_copy(make_cluster: Callable[..., Cluster], rng: random.Random) -> None:
+    """A standby has not been able to copy what a snapshot has.  Replay goes on, also where it
+    comes to changes of a branch of that snapshot's branch; both of them say what is wrong."""
+    primary = make_cluster("copying", SETTINGS)
+    tree = Tree(primary, rows=600)
+    with primary.connect() as conn:
+        conn.execute("SET agent_branch.snapshot_method = copy")
+        node = tree.fork(tree.root, conn)
+    tree.write(node, rng)
+    standby = primary.standby("without")
+    primary.wait_caught_up(standby)
+    standby.stop()
+    (pages,) = (standby.data / "agent_branch" / "snapshots").glob("*.pages")
+    mark = pages.with_suffix(".poisoned")
+    mark.write_text("It is lost.")
+    Cluster.give(mark)
+    standby.start()
+    deeper = tree.fork(node)
+    run(primary, deeper.name, "DELETE FROM t WHERE id % 2 = 0", "VACUUM t")
+    primary.wait_caught_up(standby)
+    for name in (node.name, deeper.name):
+        with pytest.raises(psycopg.OperationalError):
+            standby.connect(name)
+        assert f"XX001 {name} FATAL" in standby.log_text()
+    tree.check(tree.root, standby)
+    standby.crash()
+    primary.wait_caught_up(standby)
 
 
 def test_standby_reads_while_replaying(pair: tuple[Cluster, Cluster]) -> None:

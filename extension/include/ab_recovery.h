@@ -20,6 +20,13 @@ extern bool ab_recovery_from_backup(const ControlFileData *control, XLogRecPtr *
 extern bool ab_recovery_in_backup(void);
 
 /*
+ * In the startup process, while it replays a record that ends there: has no page been written
+ * after that record?  The server says that it is consistent only when it has replayed it; if
+ * an earlier startup process died in the middle of the record, no page is from a later time.
+ */
+extern bool ab_recovery_is_consistent_at(XLogRecPtr end);
+
+/*
  * Said by the postmaster, before recovery, if there is any: files may be from a later time
  * than replay has come to (ahead), and, if they are a base backup of a primary, from
  * different times (mixed).

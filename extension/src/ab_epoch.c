@@ -17,6 +17,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "access/xlog.h"
 #include "miscadmin.h"
 #include "storage/fd.h"
 #include "storage/proc.h"
@@ -454,12 +455,31 @@ raise_poisoned(AbSnapId id)
 			 errhint("Delete the branch, or reset it to its parent.")));
 }
 
+/*
+ * Pages that this server never had, because it could not copy them when the primary did
+ * (ab_snapshot_redo.c): replay must hear of it before it needs one.
+ */
+static void
+require_copied(AbSnapId id)
+{
+	char	   *mark = ab_snapshot_path(id, ".poisoned");
+	bool		lost = ab_file_exists(mark);
+
+	pfree(mark);
+	if (lost)
+		raise_poisoned(id);
+}
+
 void
 ab_epoch_require_sound_layers(const AbManifest *m)
 {
+	bool		in_recovery = RecoveryInProgress();
+
 	for (uint32 i = 0; i < m->h->nlayers; i++)
 		if (m->layers[i].live_db != InvalidOid)
 			ab_epoch_require_sound(m->layers[i].id);
+		else if (in_recovery)
+			require_copied(m->layers[i].id);
 }
 
 void

@@ -61,6 +61,23 @@ ab_recovery_in_backup(void)
 	return began_so;
 }
 
+bool
+ab_recovery_is_consistent_at(XLogRecPtr end)
+{
+	bool		crc_ok;
+	bool		consistent;
+	ControlFileData *control;
+
+	if (reachedConsistency)
+		return true;
+	control = get_controlfile(".", &crc_ok);
+	consistent = crc_ok && !control_is_in_backup(control) &&
+		!XLogRecPtrIsInvalid(control->minRecoveryPoint) &&
+		control->minRecoveryPoint <= end;
+	pfree(control);
+	return consistent;
+}
+
 void
 ab_recovery_begin(bool ahead, bool mixed)
 {

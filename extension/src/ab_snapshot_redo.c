@@ -193,7 +193,7 @@ poison(const Replay *r)
 	StringInfoData mark;
 
 	initStringInfo(&mark);
-	appendStringInfoString(&mark, reachedConsistency ?
+	appendStringInfoString(&mark, ab_recovery_is_consistent_at(r->id.lsn) ?
 						   "This server could not keep its pages when it replayed that the snapshot was taken." :
 						   "The snapshot was taken while the files that this server began with were being copied.");
 	appendStringInfoChar(&mark, '\0');
@@ -441,7 +441,7 @@ redo_snapshot(XLogReaderState *record)
 	}
 	if (is_sound(r.id, ".manifest") || is_sound(r.id, ".pending"))
 		return;
-	if (reachedConsistency)
+	if (ab_recovery_is_consistent_at(record->EndRecPtr))
 	{
 		FlushDatabaseBuffers(r.rec.source_db);
 		if (try_to(capture_locally, &r))
