@@ -577,6 +577,9 @@ class Cluster:
         finally:
             if shadow is not None:
                 shadow.destroy()
+            if os.environ.get("AGENT_BRANCH_COUNTED") == "1":  # counts of who is killed are lost
+                with contextlib.suppress(OSError, ServerError):
+                    self.stop("fast", 30)
             self.kill()
             self._remove_shared_memory()
             self._forget(remove=True)

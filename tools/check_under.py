@@ -157,6 +157,7 @@ def prepare(kind: str, base: Path) -> Place:
         install(place, "-O1 -g")
         wrap(
             config,
+            'case "$1" in --*) exec "$real" "$@" ;; esac\n'  # initdb's are not of interest
             f"exec valgrind -q --leak-check=no --num-callers=24 --error-limit=no"
             f' --error-markers={BEGIN},{END} --log-file=\'{place.reports}/%p\' "$real" "$@"',
         )
@@ -240,6 +241,7 @@ def run(kind: str, place: Place, wanted: dict[str, list[str] | None]) -> list[st
         "PYTHONPATH": str(place.base / "site"),
         "AGENT_BRANCH_PATIENCE": PATIENCE[kind],
         "AGENT_BRANCH_REPORTS": str(place.reports),
+        "AGENT_BRANCH_COUNTED": "1" if kind == "coverage" else "",
     }
     failed = []
     for part, arguments in wanted.items():

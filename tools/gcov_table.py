@@ -82,7 +82,7 @@ def row(name: str, files: list[Counted]) -> str:
 
 def table(files: list[Counted]) -> str:
     head = "| file | lines | % run | branches | % taken | functions never called |"
-    ordered = sorted(files, key=lambda file: file.taken / (file.branches or 1))
+    ordered = sorted(files, key=lambda file: file.taken / file.branches if file.branches else 1)
     rows = [row("all", files), *(row(file.name, [file]) for file in ordered)]
     return "\n".join([head, "|---|---|---|---|---|---|", *rows]) + "\n"
 
