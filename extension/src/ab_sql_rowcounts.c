@@ -48,6 +48,7 @@ typedef struct Counting
 {
 	Side		side[2];
 	AbBlockRanges ranges;
+	BufferAccessStrategy strategy;	/* of all pages; NULL: they are few */
 	AbRowLayout layout;
 	AbRowMatch *match;
 	BlockNumber block;			/* whose page both have */
@@ -255,7 +256,7 @@ count_row(Counting *c, int side, OffsetNumber offset)
 }
 
 static bool
-count_page(Counting *c, BlockNumber block, BufferAccessStrategy strategy)
+count_page(Counting *c, BlockNumber block)
 {
 	AbPageRows	rows;
 	const char *page[2];
@@ -263,8 +264,8 @@ count_page(Counting *c, BlockNumber block, BufferAccessStrategy strategy)
 
 	c->block = block;
 	for (int i = 0; i < 2; i++)
-		page[i] = ab_rowpages_read(&c->side[i].pages, block, strategy, c->side[i].page.data,
-								   &c->side[i].buffer);
+		page[i] = ab_rowpages_read(&c->side[i].pages, block, c->strategy,
+								   c->side[i].page.data, &c->side[i].buffer);
 	ab_page_changed_rows(page[0], page[1], &rows);
 	if (Max(rows.na, rows.nb) == MaxHeapTuplesPerPage)
 		told = false;			/* or a page that is none of a table */
@@ -292,12 +293,11 @@ count_part(Counting *c)
 	for (int i = 0; told && i < c->ranges.n; i++)
 	{
 		AbBlockRange range = c->ranges.range[i];
-		BufferAccessStrategy strategy = ab_rowpages_strategy(range.end - range.start);
 
 		for (BlockNumber block = range.start; told && block < range.end; block++)
 		{
 			CHECK_FOR_INTERRUPTS();
-			told = count_page(c, block, strategy);
+			told = count_page(c, block);
 		}
 		MemoryContextReset(c->context);
 	}
@@ -345,10 +345,21 @@ put_counts(ReturnSetInfo *rsinfo, const Counting *c, int64 read_before)
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 
+static BlockNumber
+pages_of(const AbBlockRanges *ranges)
+{
+	BlockNumber n = 0;
+
+	for (int i = 0; i < ranges->n; i++)
+		n += ranges->range[i].end - ranges->range[i].start;
+	return n;
+}
+
 /* False: it cannot be told from the pages. */
 static bool
 count_all(ReturnSetInfo *rsinfo, Counting *c)
 {
+	c->strategy = ab_rowpages_strategy(Min(pages_of(&c->ranges), MaxBlockNumber / 2) * 2);
 	c->match = ab_rowmatch_begin(get_hash_memory_limit());
 	while (ab_rowmatch_next(c->match))
 	{
