@@ -159,7 +159,7 @@ def prepare(kind: str, base: Path) -> Place:
             config,
             'case "$1" in --*) exec "$real" "$@" ;; esac\n'  # initdb's are not of interest
             f"exec valgrind -q --leak-check=no --num-callers=24 --error-limit=no"
-            f" --suppressions='{ROOT}/tools/valgrind.supp'"
+            f" --suppressions='{place.tree}/tools/valgrind.supp'"
             f' --error-markers={BEGIN},{END} --log-file=\'{place.reports}/%p\' "$real" "$@"',
         )
     else:
