@@ -38,6 +38,7 @@ from ab_torture import PARTS, PLACE, WEIGHTS, Share
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "build" / "torture"
 RESULT = "torture result: "
+NEW_LINE = "\n"
 NOTES = "## Notes"  # begins what is written by hand at the end of the summary
 
 
@@ -225,7 +226,8 @@ def report(path: Path) -> None:
     for line in lines:
         by_part[str(line["part"])].append(line)
     troubles = [
-        f"- `{line['part']}`, seed {line['seed']}: {line.get('failed') or line.get('skipped')}"
+        f"- `{line['part']}`, seed {line['seed']}:"
+        f" {str(line.get('failed') or line.get('skipped')).partition(NEW_LINE)[0]}"
         f" (`{repeat(str(line['part']), int(str(line['seed'])))}`)"
         for line in lines
         if "done" not in line
