@@ -245,7 +245,9 @@ def some_branches(cluster: Cluster, number: int) -> list[int]:
 def files_of(cluster: Cluster, oid: int) -> tuple[int, int]:
     """Bytes and inodes of a branch's directory and origin; what it links to is of others."""
     place = cluster.data / "base" / str(oid)
-    paths = [place, *place.iterdir(), cluster.data / "agent_branch" / "branches" / str(oid)]
+    paths = [cluster.data / "agent_branch" / "branches" / str(oid)]
+    if place.exists():
+        paths += [place, *place.iterdir()]
     own = [path.lstat() for path in paths]
     own = [status for status in own if S_ISDIR(status.st_mode) or status.st_nlink == 1]
     return sum(status.st_blocks * 512 for status in own), len(own)

@@ -229,6 +229,7 @@ class Work:
             "DELETE FROM tail", "VACUUM tail",
             "INSERT INTO tail SELECT i, repeat('t', 200) FROM generate_series(1, 2000) AS i",
             "DROP TABLE IF EXISTS fresh",
+            "CREATE UNLOGGED TABLE IF NOT EXISTS lost AS SELECT 1 AS x",
             "CREATE TABLE fresh AS SELECT i, repeat('f', 100) AS v FROM generate_series(1, 300)"
             " AS i")  # fmt: skip
         self.note_numbers()
@@ -285,6 +286,11 @@ class Work:
         yield "see rows of another's time", inside("b", "VACUUM fresh")
         yield "restart", self.restart
         yield "write the parent again", write("")
+        yield "have no unlogged tables any more", inside("", "DROP TABLE lost")
+        yield "fork without a directory", fork("n", root)
+        yield "fork what has none", fork("o", made["n"])
+        yield "rewrite its catalogs", inside("o", "VACUUM FULL pg_class", "REINDEX TABLE pg_proc")
+        yield "write it", write("o")
         yield "fork a copy", lambda: made.update(k=self.fork_copy(root))
         yield "write it", write("k")
         yield "name a snapshot", lambda: sql("SELECT branch.snapshot(%s, 'named')", (root.name,))
@@ -416,6 +422,7 @@ BEFORE = {
     "redo-remove": "remove-logged",
     "redo-wipe": "remove-logged",
     "redo-detach": "detach-logged",
+    "redo-relmap": "map-changed",
 }
 ON_STANDBY = {"redo-layer-published"}  # only there
 BY_ANOTHER = {"window-older-saved", "snapshot-given-up"}  # when somebody else does something

@@ -368,13 +368,12 @@ def test_no_space_for_a_snapshot(
     assert contents(server, "b") == contents(server, "p")
 
 
-@pytest.mark.parametrize("directory", ["base", "agent_branch/branches"])
 def test_no_space_for_a_branch(
-    small_disk: Callable[[str, int], tuple[Cluster, SmallDisk]], directory: str
+    small_disk: Callable[[str, int], tuple[Cluster, SmallDisk]],
 ) -> None:
-    """The directory of databases, or of origin files, is full: creation fails with 53100
-    and leaves nothing, at every number of free pages until it succeeds."""
-    server, disk = small_disk(directory, 4 << 20)
+    """The directory of origin files is full: creation fails with 53100 and leaves nothing, at
+    every number of free pages until it succeeds."""
+    server, disk = small_disk("agent_branch/branches", 4 << 20)
     before = contents(server, "before")
     server.sql("CHECKPOINT")
     create(server, "warm", "p")  # the snapshot is there already
@@ -397,4 +396,38 @@ def test_no_space_for_a_branch(
     create(server, "after", "p")
     server.crash()
     assert contents(server, "after") == contents(server, "p")
+    healthy(server)
+
+
+def connection_fails(cluster: Cluster, name: str) -> str:
+    """With what message at its end, or none."""
+    try:
+        cluster.connect(name).close()
+    except psycopg.OperationalError as error:
+        return str(error).strip().rsplit(": ")[-1].strip()
+    return ""
+
+
+def test_no_space_for_a_directory(
+    small_disk: Callable[[str, int], tuple[Cluster, SmallDisk]],
+) -> None:
+    """The directory of databases is full: branches are made all the same, the first connection
+    to one says why it fails, and the next, when there is room, finds what that had begun."""
+    server, disk = small_disk("base", 4 << 20)
+    before = contents(server, "before")
+    server.sql("CHECKPOINT")
+    expected = contents(server, create(server, "warm", "p"))
+    failures = 0
+    for pages in range(6):
+        name = create(server, f"b{pages}", "p")
+        disk.fill(pages * 4096)
+        failed = connection_fails(server, name)
+        failures += failed != ""
+        assert failed in ("", "No space left on device", "could not write init file"), failed
+        disk.relieve()
+        assert contents(server, name) == expected
+    assert failures > 0, "the disk never was full"
+    still_works(server, before)
+    server.crash()
+    assert contents(server, "b0") == expected
     healthy(server)

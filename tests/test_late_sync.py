@@ -278,6 +278,33 @@ def test_durable_after_a_checkpoint(cut_disk: Path) -> None:
         server.destroy()
 
 
+def test_changed_map_is_durable(cut_disk: Path) -> None:
+    """The directory of a branch is not synced when it is made; a relation map that is changed
+    there is on disk before a checkpoint leaves its record behind, and so is its name."""
+    server = Cluster.create(cut_disk, "cut", {"fsync": "on", "checkpoint_timeout": "1h"})
+    try:
+        create_database(server, "p", *MADE)
+        subprocess.run(["sync", "-f", str(cut_disk)], check=True)
+        for name in ("read", "mapped", "redone"):
+            create(server, name, "p")
+        server.sql("CHECKPOINT")
+        assert rows(server, "read") == [(i,) for i in range(1, 101)]
+        run(server, "mapped", "VACUUM FULL pg_class", "REINDEX TABLE pg_proc", "CHECKPOINT")
+        map_file = directory(server, "mapped") / "pg_filenode.map"
+        before = map_file.read_bytes()
+        cut_power(server, cut_disk)
+        assert map_file.read_bytes() == before
+        run(server, "redone", "VACUUM FULL pg_class")
+        cut_power(server, cut_disk)
+        server.sql("CHECKPOINT")
+        cut_power(server, cut_disk)
+        for name in ("read", "mapped", "redone"):
+            assert rows(server, name) == [(i,) for i in range(1, 101)]
+        healthy(server)
+    finally:
+        server.destroy()
+
+
 def test_snapshot_of_which_nothing_is_left(make_cluster: Callable[..., Cluster]) -> None:
     """The power goes before any file of a snapshot has reached the disk but the origin of
     its branch, from which alone is seen that replay will come past it."""

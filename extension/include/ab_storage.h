@@ -9,8 +9,7 @@
 #include "ab_wal.h"
 
 /*
- * Make base/<db> (PG_VERSION, pg_filenode.map, unlogged relations made anew) and
- * the origin file, and log it.  Registers the removal at (sub)transaction abort and
+ * Make the origin file (and base/<db>, if there are unlogged relations), and log it.  Registers the removal at (sub)transaction abort and
  * refuses PREPARE (rule 33).  The caller holds a lock on the database object db
  * since before this call, until the end of the transaction.
  */

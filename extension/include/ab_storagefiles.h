@@ -25,15 +25,28 @@ extern bool ab_storage_dir_exists(Oid db, Oid spc);
 /* Remove them all; false, after a WARNING, if something is left. */
 extern bool ab_storage_remove_dirs(Oid db);
 
-/* The directory in the default tablespace of the branch; redo: if missing. */
-extern void ab_storage_make_dir(Oid db, Oid spc, bool redo);
+/* The directory in the default tablespace of the branch; false if there was one. */
+extern bool ab_storage_make_dir(Oid db, Oid spc);
 
+/* OIDs of all databases that have a directory in some tablespace; some twice. */
+extern List *ab_storage_databases_with_files(void);
+
+/* Each appears under its name whole, not synced, and replaces what has that name. */
 extern void ab_storage_write_version(Oid db, Oid spc);
 extern void ab_storage_write_relmap(Oid db, Oid spc, const char *relmap);
 
 /* Are the two small files whole, as far as can be told without the manifest? */
 extern bool ab_storage_version_sound(Oid db, Oid spc);
 extern bool ab_storage_relmap_sound(Oid db, Oid spc);
+
+/* The same at a glance, by their lengths. */
+extern bool ab_storage_has_small_files(Oid db, Oid spc);
+
+/*
+ * The manifest, or NULL with *missing saying whether there is none at all (as
+ * opposed to one that is damaged or poisoned).
+ */
+extern AbManifest *ab_storage_try_manifest(AbSnapId snapshot, bool *missing);
 
 /*
  * A creation has begun and its origin file is not there yet: without this mark
@@ -43,6 +56,9 @@ extern bool ab_storage_relmap_sound(Oid db, Oid spc);
 extern void ab_storage_mark(Oid db);
 extern void ab_storage_unmark(Oid db);	/* warns, never raises */
 extern List *ab_storage_marked(void);	/* OIDs */
+
+/* Are there any?  Their init forks must be there before a crash. */
+extern bool ab_storage_has_unlogged(const AbManifest *m);
 
 /* Unlogged relations, empty as their init forks say; synced with directories. */
 extern void ab_storage_make_unlogged(Oid db, const AbManifest *m, bool redo);

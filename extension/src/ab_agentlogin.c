@@ -20,50 +20,33 @@
 #undef ENABLE_GSS
 #undef USE_OPENSSL
 
-#include "access/genam.h"
-#include "access/htup_details.h"
-#include "access/table.h"
-#include "catalog/indexing.h"
 #include "catalog/pg_database.h"
+#include "fmgr.h"
 #include "libpq/auth.h"
 #include "libpq/libpq-be.h"
 #include "miscadmin.h"
 #include "replication/walsender.h"
-#include "utils/fmgroids.h"
-#include "utils/rel.h"
-#include "utils/relcache.h"
+#include "utils/syscache.h"
+
+#include "ab_firstuse.h"
 
 static ClientAuthentication_hook_type prev_client_authentication = NULL;
 
 /*
  * Do the grants of the database let the role in?  True if there is no such database: the
- * server says so.  Without the shared relation cache file no index is open yet.
+ * server says so.
  */
 static bool
 is_let_in(Oid role, const char *name)
 {
-	Relation	rel = table_open(DatabaseRelationId, AccessShareLock);
-	bool		allowed = true;
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tup;
+	HeapTuple	tup = ab_firstuse_database(name);
+	Datum		acl;
+	bool		isnull;
 
-	ScanKeyInit(&key, Anum_pg_database_datname,
-				BTEqualStrategyNumber, F_NAMEEQ, CStringGetDatum(name));
-	scan = systable_beginscan(rel, DatabaseNameIndexId, criticalSharedRelcachesBuilt,
-							  NULL, 1, &key);
-	tup = systable_getnext(scan);
-	if (HeapTupleIsValid(tup))
-	{
-		bool		isnull;
-		Datum		acl = heap_getattr(tup, Anum_pg_database_datacl,
-									   RelationGetDescr(rel), &isnull);
-
-		allowed = ab_agent_may_connect(role, isnull ? NULL : DatumGetAclP(acl));
-	}
-	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
-	return allowed;
+	if (!HeapTupleIsValid(tup))
+		return true;
+	acl = SysCacheGetAttr(DATABASEOID, tup, Anum_pg_database_datacl, &isnull);
+	return ab_agent_may_connect(role, isnull ? NULL : DatumGetAclP(acl));
 }
 
 /* The whole cluster is sent to who is connected to no database. */

@@ -35,6 +35,7 @@
 #include "storage/fsm_internals.h"
 #include "storage/smgr.h"
 
+#include "ab_dir.h"
 #include "ab_failpoint.h"
 #include "ab_file.h"
 #include "ab_image.h"
@@ -443,6 +444,7 @@ ab_complete_files(Oid db, const char *name, AbComplete *c)
 	c->db = db;
 	if (!ab_storage_read_origin(db, &c->origin))
 		elog(ERROR, "origin of branch database %u cannot be read", db);
+	ab_dir_ensure(db, c->origin.spc);
 	read_relmap(c);
 	w.m = ab_manifest_acquire(c->origin.snapshot);
 	PG_TRY();

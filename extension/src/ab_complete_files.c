@@ -26,6 +26,7 @@
 #include "storage/procsignal.h"
 #include "storage/smgr.h"
 
+#include "ab_dir.h"
 #include "ab_failpoint.h"
 #include "ab_file.h"
 #include "ab_manifest.h"
@@ -178,17 +179,6 @@ ab_complete_sync(Oid db)
 
 /* ---- replay ---- */
 
-/* The files that no WAL but ours speaks of. */
-static void
-mend_small_files(const xl_ab_branch_detach *rec, const char *relmap)
-{
-	ab_storage_make_dir(rec->db, rec->spc, true);
-	if (!ab_storage_version_sound(rec->db, rec->spc))
-		ab_storage_write_version(rec->db, rec->spc);
-	if (!ab_storage_relmap_sound(rec->db, rec->spc))
-		ab_storage_write_relmap(rec->db, rec->spc, relmap);
-}
-
 static bool
 origin_exists(Oid db)
 {
@@ -221,7 +211,7 @@ ab_complete_detach_redo(const xl_ab_branch_detach *rec, const char *relmap)
 
 	/* whatever was missing is there now; and what is open is a branch's */
 	XLogDropDatabase(rec->db);
-	mend_small_files(rec, relmap);
+	ab_dir_make(rec->db, rec->spc, origin.snapshot, relmap);
 	ab_complete_sync(rec->db);
 	AB_FAILPOINT_NO_ERROR("redo-detach-synced");
 	if (!there)

@@ -22,6 +22,7 @@
 
 #include "ab_base.h"
 #include "ab_catalogrows.h"
+#include "ab_dir.h"
 #include "ab_events.h"
 #include "ab_file.h"
 #include "ab_lifecycle.h"
@@ -138,6 +139,33 @@ why_files_must_stay(Oid db)
 	return NULL;
 }
 
+static Oid
+tablespace_of(Oid db)
+{
+	HeapTuple	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
+	Oid			spc;
+
+	if (!HeapTupleIsValid(tup))
+		elog(ERROR, "cache lookup failed for database %u", db);
+	spc = ((Form_pg_database) GETSTRUCT(tup))->dattablespace;
+	ReleaseSysCache(tup);
+	return spc;
+}
+
+/*
+ * The server copies what is in the directory of the template, whom it will lock as well;
+ * from here on nobody puts another in its place.
+ */
+static void
+ensure_directory(Oid db)
+{
+	if (!is_branch(db))
+		return;
+	LockSharedObject(DatabaseRelationId, db, 0, AccessShareLock);
+	if (ab_database_name(db) != NULL)
+		ab_dir_ensure(db, tablespace_of(db));
+}
+
 static void
 check_createdb(const CreatedbStmt *stmt)
 {
@@ -163,6 +191,7 @@ check_createdb(const CreatedbStmt *stmt)
 				 errmsg("cannot copy the files of database \"%s\"", template),
 				 errdetail("%s", why),
 				 errhint("Use STRATEGY wal_log for a full copy, or STRATEGY branch.")));
+	ensure_directory(db);
 }
 
 /*
@@ -331,7 +360,11 @@ ab_report_drop_database(Oid db)
 	char	   *name = ab_database_name(db);
 
 	if (name != NULL && is_branch(db))
+	{
+		/* a database without any is dropped without a WAL record */
+		ab_dir_make_empty(db, tablespace_of(db));
 		ab_report_deleted(db, name);
+	}
 	else if (name != NULL && is_invalid(db))
 		ab_event_find_out();
 }
@@ -362,11 +395,12 @@ ab_check_created_database(Oid db)
 {
 	char	   *path = psprintf("%s/%u", AB_IMAGE_DIR, db);
 
-	if (ab_file_exists(path))
+	/* of a branch whose row is gone there need not be a directory */
+	if (is_branch(db) || ab_file_exists(path))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("database OID %u cannot be used yet", db),
-				 errdetail("A dropped database had it, and pages that snapshots of it kept are still there."),
+				 errdetail("A dropped database had it, and files of that are still there."),
 				 errhint("Call branch.gc(), or try again for another OID.")));
 	pfree(path);
 }

@@ -22,6 +22,7 @@
 
 #include "ab_file.h"
 #include "ab_kept.h"
+#include "ab_origin.h"
 #include "ab_parentfile.h"
 
 typedef struct SourceFile
@@ -314,6 +315,21 @@ ab_source_close(AbCapture *c)
 	c->source_fd = 0;
 }
 
+/* A branch that nobody has been in yet has no file (D1). */
+static char *
+inherited_relmap(Oid db, size_t *len)
+{
+	AbBranch   *b = ab_branch_lookup(db);
+	char	   *map;
+
+	if (b == NULL)
+		return NULL;
+	*len = AB_RELMAP_SIZE;
+	map = palloc(*len);
+	memcpy(map, ab_branch_manifest(b)->relmap, *len);
+	return map;
+}
+
 void
 ab_source_relmap(const AbCapture *c)
 {
@@ -329,6 +345,8 @@ ab_source_relmap(const AbCapture *c)
 	LWLockAcquire(RelationMappingLock, LW_SHARED);
 	map = ab_file_read(path, &len);
 	LWLockRelease(RelationMappingLock);
+	if (map == NULL)
+		map = inherited_relmap(c->source_db, &len);
 	if (map == NULL || len != AB_RELMAP_SIZE)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),

@@ -18,11 +18,14 @@
 #include "catalog/pg_control.h"
 #include "catalog/storage_xlog.h"
 #include "commands/dbcommands_xlog.h"
+#include "utils/relmapper.h"
 #include "storage/bufmgr.h"
 
 #include "ab_capture.h"
 #include "ab_complete.h"
+#include "ab_dir.h"
 #include "ab_failpoint.h"
+#include "ab_file.h"
 #include "ab_image.h"
 #include "ab_origin.h"
 #include "ab_recovery.h"
@@ -174,6 +177,17 @@ ab_rm_cleanup(void)
 
 /* ---- the server's own records ---- */
 
+/* The server warns of directories that are not there; a branch may have none here. */
+static void
+make_what_it_removes(const xl_dbase_drop_rec *rec)
+{
+	char	   *origin = ab_origin_path(rec->db_id);
+
+	for (int i = 0; i < rec->ntablespaces && ab_file_exists(origin); i++)
+		ab_dir_make_empty(rec->db_id, rec->tablespace_ids[i]);
+	pfree(origin);
+}
+
 /*
  * DROP DATABASE of a branch logs the server's own record, which knows nothing
  * of origin files.
@@ -182,14 +196,26 @@ static void
 replay_dbase(XLogReaderState *record)
 {
 	uint8		info = XLogRecGetInfo(record) & ~XLR_INFO_MASK;
+	xl_dbase_drop_rec *rec = (xl_dbase_drop_rec *) XLogRecGetData(record);
 
+	if (info == XLOG_DBASE_DROP)
+		make_what_it_removes(rec);
 	stock_redo[RM_DBASE_ID] (record);
 	if (info == XLOG_DBASE_DROP)
-	{
-		xl_dbase_drop_rec *rec = (xl_dbase_drop_rec *) XLogRecGetData(record);
-
 		ab_storage_drop_origin(rec->db_id);
-	}
+}
+
+/* In a branch it may be the first that needs the directory. */
+static void
+replay_relmap(XLogReaderState *record)
+{
+	xl_relmap_update *rec = (xl_relmap_update *) XLogRecGetData(record);
+	uint8		info = XLogRecGetInfo(record) & ~XLR_INFO_MASK;
+	bool		ours = info == XLOG_RELMAP_UPDATE && ab_dir_before_relmap_redo(rec);
+
+	stock_redo[RM_RELMAP_ID] (record);
+	if (ours)
+		ab_dir_after_relmap_redo(rec);
 }
 
 /*
@@ -304,6 +330,7 @@ ab_redo_wrap_builtin(void)
 	};
 
 	wrap(RM_DBASE_ID, replay_dbase);
+	wrap(RM_RELMAP_ID, replay_relmap);
 	wrap(RM_XLOG_ID, replay_xlog);
 	for (int i = 0; i < lengthof(page_changers); i++)
 		wrap(page_changers[i], replay_unless_broken);

@@ -42,6 +42,7 @@
 
 #include "ab_agentrole.h"
 #include "ab_base.h"
+#include "ab_dir.h"
 #include "ab_file.h"
 #include "ab_registry.h"
 #include "ab_worker.h"
@@ -234,6 +235,7 @@ check_database(Oid db, bool *has_cache, bool *closed)
 				 errmsg("database \"%s\" cannot be reached by the transaction that has created or changed it",
 						name),
 				 errhint("Commit first.")));
+	ab_dir_ensure(db, form->dattablespace);
 	*has_cache = has_cache_file(db, form->dattablespace);
 	ReleaseSysCache(tup);
 	return name;

@@ -25,6 +25,7 @@
 #include "storage/md.h"
 
 #include "ab_capture.h"
+#include "ab_dir.h"
 #include "ab_epoch.h"
 #include "ab_failpoint.h"
 #include "ab_image.h"
@@ -119,6 +120,8 @@ ab_smgr_create(SMgrRelation reln, ForkNumber fork, bool isRedo)
 		if (isRedo && is_discarded(reln->smgr_rnode))
 			return;
 		mdcreate(reln, fork, isRedo);
+		if (b != NULL && !isRedo && fork == MAIN_FORKNUM)
+			ab_dir_note_new_file(reln->smgr_rnode.node.dbNode);
 		return;
 	}
 	/* redo asks before every block it touches: the fork is there already (F12) */

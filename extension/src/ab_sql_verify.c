@@ -27,6 +27,7 @@
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
+#include "ab_dir.h"
 #include "ab_file.h"
 #include "ab_gc.h"
 #include "ab_hidden.h"
@@ -208,9 +209,8 @@ check_row(Verify *v, const char *label, Form_pg_database row,
 static void
 check_files(Verify *v, const char *label, const AbOriginHeader *origin)
 {
-	if (!ab_storage_version_sound(origin->db, origin->spc))
-		report(v, label, "its directory or PG_VERSION is missing or damaged");
-	else if (!ab_storage_relmap_sound(origin->db, origin->spc))
+	/* what is missing is made when it is needed, unless it had been changed */
+	if (ab_dir_has_lost_map(origin->db))
 		report(v, label, "pg_filenode.map is missing or damaged");
 }
 

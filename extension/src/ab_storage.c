@@ -33,9 +33,9 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "ab_dir.h"
 #include "ab_failpoint.h"
 #include "ab_file.h"
-#include "ab_initfile.h"
 #include "ab_origin.h"
 #include "ab_latesync.h"
 #include "ab_snaptable.h"
@@ -48,7 +48,7 @@ typedef struct AbCreated
 	Oid			db;
 	Oid			spc;
 	int			level;			/* nesting level of the (sub)transaction */
-	bool		has_dir;		/* the directory there is ours */
+	bool		has_dir;		/* there may be directories, and they are ours */
 	AbSnapId	incarnation;	/* invalid: its WAL record is not written yet */
 	AbSnapId	snapshot;
 	bool		counted;		/* ab_snaptable_ref(+1) was done */
@@ -223,18 +223,19 @@ ab_storage_created_here(Oid db)
 
 /* ---- creation ---- */
 
+/*
+ * Server start after a crash empties unlogged relations, by files that it must find there
+ * (F9).  Whatever else is in the directory is made when it is needed (ab_dir.c).
+ */
 static void
-make_files(AbCreated *c, const AbManifest *m)
+make_unlogged(AbCreated *c, const AbManifest *m)
 {
 	ab_storage_mark(c->db);
 	AB_FAILPOINT("create-marked");
-	ab_storage_make_dir(c->db, c->spc, false);
 	c->has_dir = true;
+	ab_dir_make(c->db, c->spc, c->snapshot, m->relmap);
 	AB_FAILPOINT("create-directory");
-	ab_storage_write_version(c->db, c->spc);
-	ab_storage_write_relmap(c->db, c->spc, m->relmap);
 	ab_storage_make_unlogged(c->db, m, false);
-	ab_initfile_give(c->snapshot, c->db, c->spc);
 	AB_FAILPOINT("create-files");
 }
 
@@ -281,7 +282,8 @@ ab_storage_create(Oid db, Oid spc, Oid parent_db, AbSnapId snapshot)
 
 	PG_TRY();
 	{
-		make_files(c, m);
+		if (ab_storage_has_unlogged(m))
+			make_unlogged(c, m);
 		rec.depth = m->h->depth + 1;
 	}
 	PG_FINALLY();

@@ -94,19 +94,54 @@ ab_storage_remove_dirs(Oid db)
 	return ok;
 }
 
-void
-ab_storage_make_dir(Oid db, Oid spc, bool redo)
+bool
+ab_storage_make_dir(Oid db, Oid spc)
 {
 	char	   *path = GetDatabasePath(db, spc);
-	int			rc;
+	bool		made = MakePGDirectory(path) == 0;
 
-	/* in redo a tablespace that is dropped later may be gone already */
-	rc = redo ? pg_mkdir_p(path, pg_dir_create_mode) : MakePGDirectory(path);
-	if (rc < 0)
+	/* in recovery a tablespace that is dropped later may be gone already */
+	if (!made && errno != EEXIST &&
+		(errno != ENOENT || pg_mkdir_p(path, pg_dir_create_mode) < 0))
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not create directory \"%s\": %m", path)));
 	pfree(path);
+	return made;
+}
+
+static List *
+add_databases_in(List *dbs, const char *path)
+{
+	DIR		   *dir = AllocateDir(path);
+	struct dirent *de;
+
+	if (dir == NULL && errno == ENOENT)
+		return dbs;
+	while ((de = ReadDirExtended(dir, path, LOG)) != NULL)
+		if (strspn(de->d_name, "0123456789") == strlen(de->d_name))
+			dbs = lappend_oid(dbs, (Oid) strtoul(de->d_name, NULL, 10));
+	FreeDir(dir);
+	return dbs;
+}
+
+List *
+ab_storage_databases_with_files(void)
+{
+	List	   *spaces = ab_storage_tablespaces(LOG);
+	List	   *dbs = NIL;
+	ListCell   *lc;
+
+	foreach(lc, spaces)
+	{
+		char	   *path = GetDatabasePath(1, lfirst_oid(lc));
+
+		get_parent_directory(path);
+		dbs = add_databases_in(dbs, path);
+		pfree(path);
+	}
+	list_free(spaces);
+	return dbs;
 }
 
 static void
@@ -190,11 +225,11 @@ static void
 write_small_file(Oid db, Oid spc, const char *name, const char *data, size_t len)
 {
 	char	   *path = file_in_database(db, spc, name);
-	int			fd = create_file(path);
+	char		tmp[MAXPGPATH];
 
-	/* not synced: ab_storage_repair_all() makes them again after a crash */
-	append_to_file(fd, path, data, len);
-	close_file(fd, path, false);
+	/* a name that backups and pg_checksums pass over */
+	snprintf(tmp, sizeof(tmp), PG_TEMP_FILE_PREFIX "_ab.%d.%s", (int) getpid(), name);
+	ab_file_write_via(file_in_database(db, spc, tmp), path, data, len, false);
 	pfree(path);
 }
 
@@ -250,6 +285,27 @@ ab_storage_relmap_sound(Oid db, Oid spc)
 	return peek_file(db, spc, "pg_filenode.map", (char *) &magic,
 					 sizeof(magic)) == AB_RELMAP_SIZE &&
 		magic == RELMAP_MAGIC;
+}
+
+static bool
+has_length(const char *path, off_t length)
+{
+	struct stat st;
+
+	return stat(path, &st) == 0 && st.st_size == length;
+}
+
+bool
+ab_storage_has_small_files(Oid db, Oid spc)
+{
+	char	   *version = file_in_database(db, spc, "PG_VERSION");
+	char	   *relmap = file_in_database(db, spc, "pg_filenode.map");
+	bool		result = has_length(version, sizeof(VERSION_TEXT) - 1) &&
+		has_length(relmap, AB_RELMAP_SIZE);
+
+	pfree(version);
+	pfree(relmap);
+	return result;
 }
 
 /* ---- the mark of unfinished creation ---- */
@@ -331,6 +387,15 @@ copy_init_fork(Oid db, const AbManifest *m, const AbForkEntry *e, ForkNumber for
 	pfree(path);
 }
 
+bool
+ab_storage_has_unlogged(const AbManifest *m)
+{
+	for (uint32 i = 0; i < m->h->nforks; i++)
+		if (m->forks[i].fork == INIT_FORKNUM)
+			return true;
+	return false;
+}
+
 /*
  * Crash recovery empties unlogged relations by their init forks, with file
  * operations of its own (reinit.c): it must find whole files here, whatever the
@@ -368,6 +433,38 @@ ab_storage_make_unlogged(Oid db, const AbManifest *m, bool redo)
 		sync_parent(db, lfirst_oid(lc));
 	}
 	list_free(spaces);
+}
+
+/* ---- manifests that may not be there ---- */
+
+AbManifest *
+ab_storage_try_manifest(AbSnapId snapshot, bool *missing)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+	AbManifest *volatile m = NULL;
+
+	*missing = false;
+	PG_TRY();
+	{
+		m = ab_manifest_acquire(snapshot);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(cxt);
+		edata = CopyErrorData();
+		if (edata->sqlerrcode != ERRCODE_UNDEFINED_FILE &&
+			edata->sqlerrcode != ERRCODE_DATA_CORRUPTED)
+			PG_RE_THROW();
+		FlushErrorState();
+		*missing = edata->sqlerrcode == ERRCODE_UNDEFINED_FILE;
+		ereport(LOG,
+				(errmsg("a branch's snapshot cannot be read: %s", edata->message)));
+		FreeErrorData(edata);
+	}
+	PG_END_TRY();
+	return m;
 }
 
 /* ---- the origin file ---- */

@@ -18,6 +18,7 @@
 
 #include "ab_base.h"
 #include "ab_eventsync.h"
+#include "ab_firstuse.h"
 #include "ab_agentrole.h"
 #include "ab_tables.h"
 #include "ab_expire.h"
@@ -183,6 +184,7 @@ ab_sweeper_main(Datum arg)
 	run_step(sweep_orphans, "sweeping storage of dropped branches");
 	run_step(sweep_snapshots, "retiring snapshots that nobody needs");
 	run_step(ab_agent_roles_sweep, "dropping roles of agents that are gone");
+	run_step(ab_firstuse_prepare_old, "making directories of branches that get old");
 	run_step(warn_of_age, "looking for snapshots that get too old");
 	run_step(ab_quotaload_refresh, "looking after quotas");
 	run_step(ab_keptnames_refresh, "noting new names of roles and databases");

@@ -15,6 +15,7 @@
 #include "ab_activityworker.h"
 #include "ab_agentrole.h"
 #include "ab_attach.h"
+#include "ab_firstuse.h"
 #include "ab_keeper.h"
 #include "ab_lifecycle.h"
 #include "ab_settings.h"
@@ -44,6 +45,7 @@ _PG_init(void)
 	ab_activitycount_install();
 	ab_suspendsession_install();
 	ab_agent_login_install();
+	ab_firstuse_install();
 	ab_keeper_register();
 	ab_activityworker_register();
 }
