@@ -174,6 +174,7 @@ def test_interrupted_drop(make_cluster: Callable[..., Cluster]) -> None:
     was logged already, nothing else.  Whoever drops that tells that the branch has gone."""
     server = make_cluster("interrupted")
     server.sql("SELECT branch.create('i1')")
+    server.connect("i1").close()
     server.sql("CREATE DATABASE plain")
     server.sql("UPDATE pg_database SET datconnlimit = -2 WHERE datname IN ('i1', 'plain')")
     oid = server.scalar("SELECT oid::int8 FROM pg_database WHERE datname = 'i1'")

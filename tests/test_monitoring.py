@@ -420,7 +420,7 @@ def test_health(server: Cluster) -> None:
     }
     long_ago = "UPDATE branch.registry SET deleted_at = deleted_at - interval '8 days'"
     assert wrong_after(server, long_ago) == known | {("gc", "warning")}
-    names = [f"more{i}" for i in range(12)]
+    names = [f"more{i}" for i in range(15)]
     server.sql("SELECT branch.create_many(%s, 'main')", (names,))
     for name in names:
         server.connect(name).close()
