@@ -14,12 +14,16 @@
  * (a map that says less than it could is a good map) or if missing_ok.  False with
  * errno if it cannot be read.  Runs anywhere, critical sections included: allocates
  * nothing, raises nothing.
+ *
+ * sees: a live snapshot that sees the file, if the caller reads for one and asks
+ * afterwards whether it is sound; else AB_NO_SNAPSHOT.
  */
-extern bool ab_parentfile_read(RelFileNode rnode, ForkNumber fork, BlockNumber block,
-							   bool missing_ok, char *page);
+extern bool ab_parentfile_read(AbSnapId sees, RelFileNode rnode, ForkNumber fork,
+							   BlockNumber block, bool missing_ok, char *page);
 
 /* Hint to the kernel that the block will be read. */
-extern void ab_parentfile_prefetch(RelFileNode rnode, ForkNumber fork, BlockNumber block);
+extern void ab_parentfile_prefetch(AbSnapId sees, RelFileNode rnode, ForkNumber fork,
+								   BlockNumber block);
 
 /* Path of a segment, written into buf[MAXPGPATH]; allocates nothing. */
 extern void ab_relation_path(char *buf, RelFileNode rnode, ForkNumber fork,

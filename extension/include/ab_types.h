@@ -25,6 +25,7 @@ typedef struct AbSnapId
 
 #define AB_SNAPID_TEXT_LEN 24	/* hex digits: 8 timeline, 16 position */
 
+#define AB_NO_SNAPSHOT ((AbSnapId) {0})
 #define AbSnapIdIsValid(id) ((id).lsn != InvalidXLogRecPtr)
 
 static inline bool

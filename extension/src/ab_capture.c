@@ -165,8 +165,8 @@ read_batch(Oid db, AbSnapId live, const AbImagePage *asked, bool all)
 	{
 		RelFileNode rnode = {batch[i].key.spc, db, batch[i].key.rel};
 
-		if (ab_parentfile_read(rnode, batch[i].key.fork, batch[i].block, missing_ok,
-							   batch_page[n].data))
+		if (ab_parentfile_read(AB_NO_SNAPSHOT, rnode, batch[i].key.fork, batch[i].block,
+							   missing_ok, batch_page[n].data))
 		{
 			batch[n] = batch[i];
 			batch[n].page = batch_page[n].data;
@@ -314,7 +314,7 @@ save_window_page(Oid db, AbSnapId id, RelFileNode rnode, AbForkKey key,
 			case AB_IMAGE_FOUND:
 				break;
 			case AB_IMAGE_NONE:
-				if (!ab_parentfile_read(rnode, key.fork, block,
+				if (!ab_parentfile_read(AB_NO_SNAPSHOT, rnode, key.fork, block,
 										ab_epoch_is_of_branch(id), old.data))
 					return false;
 				break;

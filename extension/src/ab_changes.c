@@ -181,7 +181,7 @@ is_rewritten(const AbManifest *base, AbForkKey key, BlockNumber block)
 	PGAlignedBlock now;
 
 	if (ab_images_read(db, base->h->id.lsn, key, block, then.data) != AB_IMAGE_FOUND ||
-		!ab_parentfile_read(rnode, key.fork, block, true, now.data))
+		!ab_parentfile_read(AB_NO_SNAPSHOT, rnode, key.fork, block, true, now.data))
 		return true;
 	PageSetLSN(then.data, (XLogRecPtr) 0);
 	PageSetLSN(now.data, (XLogRecPtr) 0);

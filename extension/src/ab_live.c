@@ -67,7 +67,7 @@ read_as_saved(const AbLayerRef *layer, AbForkKey key, BlockNumber block, char *p
 			case AB_IMAGE_NONE:
 				break;
 		}
-		if (!ab_parentfile_read(node_of(layer, key), key.fork, block,
+		if (!ab_parentfile_read(layer->id, node_of(layer, key), key.fork, block,
 								layer->of_branch != 0, page))
 			raise_unreadable(layer, key, block, false);
 		if (!ab_images_newest(layer->live_db, key, block, &newest))
@@ -120,5 +120,5 @@ ab_live_read(const AbLayerRef *layer, AbForkKey key, BlockNumber block, char *pa
 void
 ab_live_prefetch(const AbLayerRef *layer, AbForkKey key, BlockNumber block)
 {
-	ab_parentfile_prefetch(node_of(layer, key), key.fork, block);
+	ab_parentfile_prefetch(layer->id, node_of(layer, key), key.fork, block);
 }

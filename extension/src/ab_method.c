@@ -8,6 +8,7 @@
  */
 #include "ab_method.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 
@@ -95,9 +96,8 @@ note_file(FileList *list, const SourceFile *f)
 }
 
 static void
-list_file(const char *dir, const char *name, Oid spc, FileList *list)
+list_file(DIR *dir, const char *path, const char *name, Oid spc, FileList *list)
 {
-	char		path[MAXPGPATH * 2];
 	const char *dot = strchr(name, '.');
 	ForkNumber	fork;
 	SourceFile	f;
@@ -110,17 +110,17 @@ list_file(const char *dir, const char *name, Oid spc, FileList *list)
 	{
 		if (list->unknown.len < 500)
 			appendStringInfo(&list->unknown, "%s\"%s/%s\"",
-							 list->unknown.len > 0 ? ", " : "", dir, name);
+							 list->unknown.len > 0 ? ", " : "", path, name);
 		return;
 	}
-	snprintf(path, sizeof(path), "%s/%s", dir, name);
-	if (stat(path, &st) < 0)
+	/* there may be very many */
+	if (fstatat(dirfd(dir), name, &st, 0) < 0)
 	{
 		if (errno == ENOENT)
 			return;				/* just dropped */
 		ereport(ERROR,
 				(errcode_for_file_access(),
-				 errmsg("could not stat file \"%s\": %m", path)));
+				 errmsg("could not stat file \"%s/%s\": %m", path, name)));
 	}
 	f.key.spc = spc;
 	f.key.rel = (Oid) strtoul(name, NULL, 10);
@@ -139,7 +139,7 @@ list_directory(const char *path, Oid spc, FileList *list)
 	if (dir == NULL && errno == ENOENT)
 		return;					/* the source has nothing in this tablespace */
 	while ((de = ReadDir(dir, path)) != NULL)
-		list_file(path, de->d_name, spc, list);
+		list_file(dir, path, de->d_name, spc, list);
 	FreeDir(dir);
 }
 

@@ -4,7 +4,10 @@
  *
  * Any process; no locks, nothing allocated, nothing raised.  A few raw descriptors
  * are kept open for each process.  A file that was unlinked meanwhile, its number
- * perhaps used again, is found out by its link count at every use.
+ * perhaps used again, is found out by its link count, at every use but one: for the
+ * snapshot that the descriptor was found right for before.  A file that a snapshot sees
+ * keeps its name and its number while the snapshot is sound (ab_kept.c), and who reads for
+ * it asks afterwards whether it is.
  */
 #include "ab_parentfile.h"
 
@@ -24,6 +27,7 @@ typedef struct Segment
 	ForkNumber	fork;
 	BlockNumber segno;
 	int			fd;				/* valid below nopen */
+	AbSnapId	right_for;		/* the last snapshot it was looked at for */
 	uint32		last_use;
 } Segment;
 
@@ -97,11 +101,11 @@ open_segment(RelFileNode rnode, ForkNumber fork, BlockNumber segno)
 
 /* NULL with errno: there is none, or it cannot be opened. */
 static Segment *
-segment(RelFileNode rnode, ForkNumber fork, BlockNumber segno)
+segment(AbSnapId sees, RelFileNode rnode, ForkNumber fork, BlockNumber segno)
 {
 	Segment    *s = find_segment(rnode, fork, segno);
 
-	if (s)
+	if (s && !(AbSnapIdIsValid(sees) && AbSnapIdEquals(s->right_for, sees)))
 	{
 		struct stat st;
 
@@ -114,17 +118,20 @@ segment(RelFileNode rnode, ForkNumber fork, BlockNumber segno)
 	if (s == NULL)
 		s = open_segment(rnode, fork, segno);
 	if (s)
+	{
 		s->last_use = ++use_clock;
+		s->right_for = sees;
+	}
 	return s;
 }
 
 bool
-ab_parentfile_read(RelFileNode rnode, ForkNumber fork, BlockNumber block,
+ab_parentfile_read(AbSnapId sees, RelFileNode rnode, ForkNumber fork, BlockNumber block,
 				   bool missing_ok, char *page)
 {
 	BlockNumber segno = block / RELSEG_SIZE;
 	off_t		offset = (off_t) (block % RELSEG_SIZE) * BLCKSZ;
-	Segment    *s = segment(rnode, fork, segno);
+	Segment    *s = segment(sees, rnode, fork, segno);
 	int			done = 0;
 
 	if (s == NULL)
@@ -154,9 +161,10 @@ ab_parentfile_read(RelFileNode rnode, ForkNumber fork, BlockNumber block,
 }
 
 void
-ab_parentfile_prefetch(RelFileNode rnode, ForkNumber fork, BlockNumber block)
+ab_parentfile_prefetch(AbSnapId sees, RelFileNode rnode, ForkNumber fork,
+					   BlockNumber block)
 {
-	Segment    *s = segment(rnode, fork, block / RELSEG_SIZE);
+	Segment    *s = segment(sees, rnode, fork, block / RELSEG_SIZE);
 
 	if (s)
 		(void) posix_fadvise(s->fd, (off_t) (block % RELSEG_SIZE) * BLCKSZ, BLCKSZ,
