@@ -83,8 +83,10 @@ class Peak:
         return [self._backend, *(pid for (pid,) in workers)]
 
     def _look(self) -> None:
-        while not self._done.wait(0.1):
+        while True:
             self.mb = max(self.mb, sum(map(private_mb, self._pids())))
+            if self._done.wait(0.02):
+                return
 
     def __enter__(self) -> Peak:
         self._thread.start()

@@ -74,6 +74,7 @@ def disk(size: Sizes) -> None:
         paged(cluster, "main", table)
         cluster.sql("CHECKPOINT")
         branch(session, "idle")
+        cluster.connect("idle").close()  # its directory is there from then on
         idle = own_bytes(cluster, "idle")
         branch(session, "reader")
         cluster.sql("SELECT sum(length(pad)) FROM paged", dbname="reader")
