@@ -291,6 +291,7 @@ class Work:
         yield "fork what has none", fork("o", made["n"])
         yield "rewrite its catalogs", inside("o", "VACUUM FULL pg_class", "REINDEX TABLE pg_proc")
         yield "write it", write("o")
+        yield "write the parent once more", write("")
         yield "fork a copy", lambda: made.update(k=self.fork_copy(root))
         yield "write it", write("k")
         yield "name a snapshot", lambda: sql("SELECT branch.snapshot(%s, 'named')", (root.name,))

@@ -42,6 +42,7 @@ extern pg_crc32c ab_crc_without(const void *data, size_t len, size_t crc_offset)
 extern bool ab_file_any_branch(void);
 
 extern char *ab_origin_path(Oid db);	/* palloc'd */
+extern bool ab_origin_exists(Oid db);	/* the file; nothing is said of what is in it */
 extern char *ab_snapshot_path(AbSnapId id, const char *suffix); /* palloc'd */
 
 #endif							/* AB_FILE_H */

@@ -179,21 +179,11 @@ ab_complete_sync(Oid db)
 
 /* ---- replay ---- */
 
-static bool
-origin_exists(Oid db)
-{
-	char	   *path = ab_origin_path(db);
-	bool		there = ab_file_exists(path);
-
-	pfree(path);
-	return there;
-}
-
 void
 ab_complete_detach_redo(const xl_ab_branch_detach *rec, const char *relmap)
 {
 	AbOriginHeader origin = {0};
-	bool		there = origin_exists(rec->db);
+	bool		there = ab_origin_exists(rec->db);
 
 	/* a later incarnation of the number stays */
 	if (there && ab_storage_read_origin(rec->db, &origin) &&

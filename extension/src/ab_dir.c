@@ -342,15 +342,12 @@ bool
 ab_dir_before_relmap_redo(const xl_relmap_update *rec)
 {
 	AbSnapId	none = {0};
-	char	   *origin;
 	bool		is_branch;
 
 	if (!OidIsValid(rec->dbid) || rec->nbytes != AB_RELMAP_SIZE)
 		return false;
 	ab_dir_make_empty(rec->dbid, rec->tsid);
-	origin = ab_origin_path(rec->dbid);
-	is_branch = ab_file_exists(origin);
-	pfree(origin);
+	is_branch = ab_origin_exists(rec->dbid);
 	if (is_branch)
 		ab_dir_make(rec->dbid, rec->tsid, none, rec->data);
 	AB_FAILPOINT_NO_ERROR("redo-relmap");

@@ -238,6 +238,16 @@ ab_origin_path(Oid db)
 	return psprintf(AB_BRANCH_DIR "/%u", db);
 }
 
+bool
+ab_origin_exists(Oid db)
+{
+	char	   *path = ab_origin_path(db);
+	bool		there = ab_file_exists(path);
+
+	pfree(path);
+	return there;
+}
+
 char *
 ab_snapshot_path(AbSnapId id, const char *suffix)
 {

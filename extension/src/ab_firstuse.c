@@ -91,16 +91,6 @@ find_database(const char *name, Oid *db, Oid *spc)
 }
 
 static bool
-is_branch(Oid db)
-{
-	char	   *origin = ab_origin_path(db);
-	bool		result = ab_file_exists(origin);
-
-	pfree(origin);
-	return result;
-}
-
-static bool
 lock_database(Oid db, bool wait)
 {
 	LOCKTAG		tag;
@@ -125,7 +115,7 @@ prepare_for_client(const char *name)
 	Oid			db;
 	Oid			spc;
 
-	while (find_database(name, &db, &spc) && is_branch(db))
+	while (find_database(name, &db, &spc) && ab_origin_exists(db))
 	{
 		bool		whole = ab_dir_is_whole(db, spc);
 		Oid			now;
@@ -206,7 +196,7 @@ ab_firstuse_prepare_old(void)
 
 		CHECK_FOR_INTERRUPTS();
 		if (ab_hidden_age(form->datfrozenxid, form->datminmxid) < OLD_AGE ||
-			ab_dir_is_whole(form->oid, form->dattablespace) || !is_branch(form->oid) ||
+			ab_dir_is_whole(form->oid, form->dattablespace) || !ab_origin_exists(form->oid) ||
 			!lock_database(form->oid, false))
 			continue;
 		ab_dir_try(form->oid);

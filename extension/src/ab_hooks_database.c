@@ -67,16 +67,6 @@ ab_statement_is_branch(const CreatedbStmt *stmt)
 }
 
 static bool
-is_branch(Oid db)
-{
-	char	   *origin = ab_origin_path(db);
-	bool		result = ab_file_exists(origin);
-
-	pfree(origin);
-	return result;
-}
-
-static bool
 is_hidden_name(const char *name)
 {
 	AbSnapId	id;
@@ -131,7 +121,7 @@ why_files_must_stay(Oid db)
 {
 	List	   *children;
 
-	if (is_branch(db))
+	if (ab_origin_exists(db))
 		return pstrdup("It is a branch: part of its storage is its parent's snapshot.");
 	children = ab_children(db);
 	if (children != NIL)
@@ -159,7 +149,7 @@ tablespace_of(Oid db)
 static void
 ensure_directory(Oid db)
 {
-	if (!is_branch(db))
+	if (!ab_origin_exists(db))
 		return;
 	LockSharedObject(DatabaseRelationId, db, 0, AccessShareLock);
 	if (ab_database_name(db) != NULL)
@@ -333,7 +323,7 @@ ab_check_drop_database(Oid db, bool files_go)
 				 errhint("Delete these first; those that are deleted already with branch.delete(name, hard => true) in database \"%s\".",
 						 ab_control_database) :
 				 errhint("Delete these first.")));
-	if (files_go && is_branch(db))
+	if (files_go && ab_origin_exists(db))
 		check_protection(db, name);
 	if (files_go)
 		ab_pins_check_files(db, "drop");
@@ -359,7 +349,7 @@ ab_report_drop_database(Oid db)
 {
 	char	   *name = ab_database_name(db);
 
-	if (name != NULL && is_branch(db))
+	if (name != NULL && ab_origin_exists(db))
 	{
 		/* a database without any is dropped without a WAL record */
 		ab_dir_make_empty(db, tablespace_of(db));
@@ -396,7 +386,7 @@ ab_check_created_database(Oid db)
 	char	   *path = psprintf("%s/%u", AB_IMAGE_DIR, db);
 
 	/* of a branch whose row is gone there need not be a directory */
-	if (is_branch(db) || ab_file_exists(path))
+	if (ab_origin_exists(db) || ab_file_exists(path))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("database OID %u cannot be used yet", db),

@@ -181,11 +181,8 @@ ab_rm_cleanup(void)
 static void
 make_what_it_removes(const xl_dbase_drop_rec *rec)
 {
-	char	   *origin = ab_origin_path(rec->db_id);
-
-	for (int i = 0; i < rec->ntablespaces && ab_file_exists(origin); i++)
+	for (int i = 0; i < rec->ntablespaces && ab_origin_exists(rec->db_id); i++)
 		ab_dir_make_empty(rec->db_id, rec->tablespace_ids[i]);
-	pfree(origin);
 }
 
 /*
