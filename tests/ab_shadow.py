@@ -3,8 +3,9 @@
 With AGENT_BRANCH_SHADOW=1 in the environment, ``Cluster.create`` sets
 ``wal_consistency_checking = all`` and makes a standby, which follows until the cluster is
 destroyed.  Then it must have replayed everything, whatever the test did (unless its primary
-is down by then: what it got), without a page that differs from the primary's, and must have
-the same databases, each readable.  What fails here fails the test, or its teardown.
+is down by then: what it got), and be able to write it, without a page that differs from the
+primary's, and must have the same databases, each readable.  What fails here fails the test, or
+its teardown.
 
 Left alone are servers whose settings exclude a standby, and those on a device of their own.
 """
@@ -53,7 +54,10 @@ def settle(cluster: Cluster, shadow: Cluster) -> None:
     """The end of both: raises AssertionError if replay has gone wrong."""
     running = cluster.is_running() and not cluster.scalar("SELECT pg_is_in_recovery()")
     if running:
+        # A restartpoint writes whatever shared buffers have, of databases that are gone, too.
+        cluster.sql("CHECKPOINT")
         cluster.wait_caught_up(shadow, 300)
+        shadow.sql("CHECKPOINT")
     bad = [
         line
         for line in shadow.log_text().splitlines()

@@ -209,6 +209,43 @@ def test_standby_starts_again_before_a_deletion(make_cluster: Callable[..., Clus
     assert everything(standby, "p", "main") == everything(primary, "p", "main")
 
 
+def test_standby_drops_what_was_inherited(make_cluster: Callable[..., Cluster]) -> None:
+    """A database is dropped whose branches are deleted but not removed yet, while a standby has
+    pages of theirs that it has not written: it compares them with what they inherit, which was
+    gone with the database, so that no restartpoint was possible and a replay that needed a
+    buffer ended.  What inherits goes first, of several deleted branches as well."""
+    settings = {**SETTINGS, "hot_standby_feedback": "off", "autovacuum": "off", "fsync": "off"}
+    primary = make_cluster("primary", {**settings, "agent_branch.sweep_interval": "0"})
+    create_database(primary, "p", *TABLE)
+    standby = primary.standby("replica", {"bgwriter_lru_maxpages": "0"})
+    create(primary, "b", "p")
+    run(primary, "b", "UPDATE t SET v = 'b' WHERE id % 7 = 0")
+    create(primary, "c", "b")
+    run(primary, "c", "UPDATE t SET v = 'c' WHERE id % 5 = 0", "CREATE TABLE more AS SELECT 1")
+    parent, child = oid_of(primary, "b"), oid_of(primary, "c")
+    run(primary, "postgres", "CREATE EXTENSION pg_walinspect")
+    start = primary.scalar("SELECT pg_current_wal_insert_lsn()::text")
+    for name in ("c", "b"):
+        primary.sql("SELECT branch.delete(%s, hard => true)", (name,))
+    primary.sql("DROP DATABASE p")
+    primary.sql("CHECKPOINT")
+    primary.wait_caught_up(standby)
+    standby.sql("CHECKPOINT")
+    no_divergence(standby)
+    assert database_dirs(standby, parent) == database_dirs(standby, child) == []
+    dropped = primary.sql(
+        "SELECT substring(description FROM '^db (\\d+)')::oid"
+        " FROM pg_get_wal_records_info_till_end_of_wal(%s)"
+        " WHERE resource_manager = 'agent_branch' AND record_type = 'BRANCH_DROP'"
+        " ORDER BY start_lsn",
+        (start,),
+    )
+    assert dropped == [(child,), (parent,)]
+    standby.crash()
+    primary.wait_caught_up(standby)
+    no_divergence(standby)
+
+
 def test_standby_without_a_copy(make_cluster: Callable[..., Cluster], rng: random.Random) -> None:
     """A standby has not been able to copy what a snapshot has.  Replay goes on, also where it
     comes to changes of a branch of that snapshot's branch; both of them say what is wrong."""

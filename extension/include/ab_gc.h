@@ -24,6 +24,13 @@ typedef struct AbGcItem
 extern List *ab_sweep_orphans(bool dry_run);
 
 /*
+ * Before a database is dropped or moved, with its object locked: raises an error if
+ * its files are needed as they are (ab_pins_check_files), and removes the storage of
+ * deleted branches, which may inherit from them.
+ */
+extern void ab_gc_before_files_go(Oid db, const char *verb);
+
+/*
  * Superseded snapshots: an unnamed snapshot that is not its source's newest loses
  * its hidden row (through the keeper); without branches its manifest; and layers
  * that no readable manifest names are removed.  unused_too: also the newest one if

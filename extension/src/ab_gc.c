@@ -1,10 +1,10 @@
 /*
  * ab_gc.c
- *	  Giving back what nobody needs (invariants B1, S3, S4).
+ *	  Giving back what nobody needs (invariants B1, B3, S3, S4).
  *
- * Backends that call branch.gc() in the control database, and the sweeper.  One at
- * a time: both functions hold a heavyweight lock while they work, for which a
- * background worker does not wait.  Nothing here is undone by ROLLBACK; all of it is
+ * Backends that call branch.gc() in the control database, or drop or move a database
+ * that has been branched, and the sweeper.  One at a time: all functions hold a
+ * heavyweight lock while they work, for which the sweeper does not wait.  Nothing here is undone by ROLLBACK; all of it is
  * decided by what is committed.  A crash leaves the rest to the next run.
  *
  * Why a snapshot can be judged unneeded: a creator holds a lock on the hidden
@@ -217,46 +217,133 @@ database_oids(int *n)
 	return oids;
 }
 
+typedef struct Orphan
+{
+	Oid			db;
+	Oid			parent;
+	XLogRecPtr	born;			/* 0: its origin cannot be read, and none of its pages written */
+} Orphan;
+
+static int
+compare_orphans(const void *a, const void *b)
+{
+	XLogRecPtr	x = ((const Orphan *) a)->born;
+	XLogRecPtr	y = ((const Orphan *) b)->born;
+
+	return x > y ? -1 : x < y;
+}
+
+/* Storage without a row, the youngest first: who inherits is younger than what he inherits from. */
+static Orphan *
+list_orphans(int *n)
+{
+	int			norigins;
+	int			nrows;
+	Oid		   *origins = ab_origin_list(&norigins);
+	Oid		   *rows;
+	Orphan	   *orphans = palloc(Max(norigins, 1) * sizeof(Orphan));
+
+	*n = 0;
+	AcceptInvalidationMessages();
+	rows = database_oids(&nrows);
+	for (int i = 0; i < norigins; i++)
+	{
+		AbOriginHeader header = {0};
+
+		CHECK_FOR_INTERRUPTS();
+		if (bsearch(&origins[i], rows, nrows, sizeof(Oid), oid_cmp) != NULL)
+			continue;
+		(void) ab_storage_read_origin(origins[i], &header);
+		orphans[*n].db = origins[i];
+		orphans[*n].parent = header.parent_db;
+		orphans[(*n)++].born = header.incarnation.lsn;
+	}
+	pfree(rows);
+	pfree(origins);
+	qsort(orphans, *n, sizeof(Orphan), compare_orphans);
+	return orphans;
+}
+
+/* What one that is not removed now may inherit from stays, too (B3). */
+static List *
+sweep(bool dry_run)
+{
+	List	   *items = NIL;
+	List	   *held = NIL;
+	AbPinsNeeded needed = {0};
+	Oid			batch[SWEEP_BATCH];
+	int			nbatch = 0;
+	int			n;
+	Orphan	   *orphans = list_orphans(&n);
+
+	for (int i = 0; i < n; i++)
+	{
+		Oid			db = orphans[i].db;
+
+		CHECK_FOR_INTERRUPTS();
+		if (list_member_oid(held, db) || !lock_orphan(db))
+		{
+			held = list_append_unique_oid(held, orphans[i].parent);
+			continue;
+		}
+		if (!ab_file_exists(ab_origin_path(db)) || ab_pins_storage_needed(&needed, db))
+		{
+			unlock_orphan(db);	/* its abort removed it meanwhile, or it is needed */
+			continue;
+		}
+		batch[nbatch++] = db;
+		if (nbatch == SWEEP_BATCH)
+		{
+			items = sweep_batch(items, batch, nbatch, dry_run);
+			nbatch = 0;
+		}
+	}
+	return sweep_batch(items, batch, nbatch, dry_run);
+}
+
 List *
 ab_sweep_orphans(bool dry_run)
 {
-	List	   *items = NIL;
-	Oid			orphans[SWEEP_BATCH];
-	int			norphans = 0;
-	AbPinsNeeded needed = {0};
-	Oid		   *dbs;
-	Oid		   *rows;
-	int			n;
-	int			nrows;
+	List	   *items;
 
 	if (!ab_gc_lock())
 		return NIL;
-	dbs = ab_origin_list(&n);
-	AcceptInvalidationMessages();
-	rows = database_oids(&nrows);
-	for (int i = 0; i < n; i++)
-	{
-		CHECK_FOR_INTERRUPTS();
-		/* nearly all have a row: do not lock those */
-		if (bsearch(&dbs[i], rows, nrows, sizeof(Oid), oid_cmp) != NULL ||
-			!lock_orphan(dbs[i]))
-			continue;
-		if (!ab_file_exists(ab_origin_path(dbs[i])) ||
-			ab_pins_storage_needed(&needed, dbs[i]))
-		{
-			unlock_orphan(dbs[i]);	/* its abort removed it meanwhile, or it is needed */
-			continue;
-		}
-		orphans[norphans++] = dbs[i];
-		if (norphans == SWEEP_BATCH)
-		{
-			items = sweep_batch(items, orphans, norphans, dry_run);
-			norphans = 0;
-		}
-	}
-	items = sweep_batch(items, orphans, norphans, dry_run);
+	items = sweep(dry_run);
 	ab_gc_unlock();
 	return items;
+}
+
+/*
+ * Shared buffers of a standby may have pages of deleted branches, and whoever writes
+ * one compares it with the page that it inherits, until the branch's BRANCH_DROP is
+ * replayed.  So that comes before the record of what its parent's files become (B3).
+ */
+void
+ab_gc_before_files_go(Oid db, const char *verb)
+{
+	LOCKTAG		tag = gc_locktag();
+	Orphan	   *orphans;
+	int			n;
+
+	ab_pins_check_files(db, verb);
+	if (!ab_snaptable_has_live(db))
+		return;
+	orphans = list_orphans(&n);
+	if (n == 0)
+		return;
+
+	/* who has committed a deletion may still be about to give back his lock */
+	for (int i = 0; i < n; i++)
+	{
+		if (orphans[i].parent != db)
+			continue;
+		LockSharedObject(DatabaseRelationId, orphans[i].db, 0, AccessExclusiveLock);
+		unlock_orphan(orphans[i].db);
+	}
+	pfree(orphans);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	(void) sweep(false);
+	ab_gc_unlock();
 }
 
 /* ---- snapshots ---- */

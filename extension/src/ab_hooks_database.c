@@ -25,10 +25,10 @@
 #include "ab_dir.h"
 #include "ab_events.h"
 #include "ab_file.h"
+#include "ab_gc.h"
 #include "ab_lifecycle.h"
 #include "ab_manifest.h"
 #include "ab_origin.h"
-#include "ab_pins.h"
 #include "ab_registry.h"
 #include "ab_request.h"
 #include "ab_settings.h"
@@ -225,7 +225,7 @@ check_alter(const AlterDatabaseStmt *stmt)
 				 errmsg("cannot move database \"%s\" to another tablespace", stmt->dbname),
 				 errdetail("%s", why),
 				 errhint("Copy it with CREATE DATABASE ... STRATEGY wal_log TABLESPACE ... instead.")));
-	ab_pins_check_files(db, "move");
+	ab_gc_before_files_go(db, "move");
 }
 
 static void
@@ -326,7 +326,7 @@ ab_check_drop_database(Oid db, bool files_go)
 	if (files_go && ab_origin_exists(db))
 		check_protection(db, name);
 	if (files_go)
-		ab_pins_check_files(db, "drop");
+		ab_gc_before_files_go(db, "drop");
 	pfree(name);
 }
 
