@@ -108,6 +108,11 @@ def test_what_is_no_addition() -> None:
     }
 
 
+def test_table_without_columns() -> None:
+    found = planned([*BASE, SchemaObject("table", "s.n", "CREATE TABLE s.n" + OWNER)])
+    assert found.refused == [("table", "s.n", "a table without columns is not carried over")]
+
+
 def test_grants() -> None:
     theirs = [
         *BASE,

@@ -56,7 +56,8 @@ IS 'committing: what the transaction target_xid became decides; the others as in
 COMMENT ON COLUMN branch.merge_log.started_at IS 'when it was begun';
 COMMENT ON COLUMN branch.merge_log.finished_at IS 'when it was over';
 COMMENT ON COLUMN branch.merge_log.target_xid IS 'transaction in the target; null: it has none yet';
-COMMENT ON COLUMN branch.merge_log.base_snapshot IS 'state that both sides were compared with';
+COMMENT ON COLUMN branch.merge_log.base_snapshot
+IS 'state that both sides were compared with; where tables had several, the oldest';
 COMMENT ON COLUMN branch.merge_log.source_snapshot
 IS 'state of the source that was looked at; if it was merged the base of the next merge between the two';
 COMMENT ON COLUMN branch.merge_log.fast_forward IS 'whether the target had no changes of its own';
@@ -285,7 +286,8 @@ COMMENT ON COLUMN branch.merges.started_at IS 'when it was begun';
 COMMENT ON COLUMN branch.merges.finished_at IS 'when it was over; null: it is not, or was broken off';
 COMMENT ON COLUMN branch.merges.merged_by IS 'role that merged';
 COMMENT ON COLUMN branch.merges.options IS 'the other arguments';
-COMMENT ON COLUMN branch.merges.base_snapshot IS 'state that both sides were compared with';
+COMMENT ON COLUMN branch.merges.base_snapshot
+IS 'state that both sides were compared with; where tables had several, the oldest';
 COMMENT ON COLUMN branch.merges.source_snapshot
 IS 'state of the source that was merged: the base of the next merge between the two, if no later one is';
 COMMENT ON COLUMN branch.merges.reverts IS 'the merge that this one takes back; null: none';
@@ -392,16 +394,17 @@ CREATE FUNCTION branch.merge(
     strategies jsonb DEFAULT '{}',
     fire_triggers boolean DEFAULT true,
     schema text DEFAULT 'stop', -- noqa: RF04
-    dry_run boolean DEFAULT false
+    dry_run boolean DEFAULT false,
+    tables text[] DEFAULT null
 ) RETURNS branch.merge_result
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import merging
-return merging.merge(source, target, strategy, message, strategies, fire_triggers, schema, dry_run)
+return merging.merge(source, target, strategy, message, strategies, fire_triggers, schema, dry_run, tables)
 $$;
 
-COMMENT ON FUNCTION branch.merge(text, text, text, text, jsonb, boolean, text, boolean)
+COMMENT ON FUNCTION branch.merge(text, text, text, text, jsonb, boolean, text, boolean, text[])
 IS 'brings the changes of source into target (its parent), by row and column; conflicts are rows of branch.conflicts';
 
 CREATE FUNCTION branch.preview_merge(
@@ -410,6 +413,7 @@ CREATE FUNCTION branch.preview_merge(
     strategy text DEFAULT 'manual',
     strategies jsonb DEFAULT '{}',
     schema text DEFAULT 'stop', -- noqa: RF04
+    tables text[] DEFAULT null,
     OUT table_name text,
     OUT rows_inserted bigint,
     OUT rows_updated bigint,
@@ -422,10 +426,10 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import merging
-return merging.preview(source, target, strategy, strategies, schema)
+return merging.preview(source, target, strategy, strategies, schema, tables)
 $$;
 
-COMMENT ON FUNCTION branch.preview_merge(text, text, text, jsonb, text)
+COMMENT ON FUNCTION branch.preview_merge(text, text, text, jsonb, text, text[])
 IS 'what branch.merge() would do to each table of target; nothing is changed';
 
 CREATE FUNCTION branch.conflicts_resolve(
@@ -450,16 +454,17 @@ CREATE FUNCTION branch.sync(
     strategies jsonb DEFAULT '{}',
     fire_triggers boolean DEFAULT true,
     schema text DEFAULT 'stop', -- noqa: RF04
-    dry_run boolean DEFAULT false
+    dry_run boolean DEFAULT false,
+    tables text[] DEFAULT null
 ) RETURNS branch.merge_result
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import merging
-return merging.sync(name, strategy, message, strategies, fire_triggers, schema, dry_run)
+return merging.sync(name, strategy, message, strategies, fire_triggers, schema, dry_run, tables)
 $$;
 
-COMMENT ON FUNCTION branch.sync(text, text, text, jsonb, boolean, text, boolean)
+COMMENT ON FUNCTION branch.sync(text, text, text, jsonb, boolean, text, boolean, text[])
 IS 'brings the changes of its parent into a branch, as branch.merge() does, and keeps the branch''s own';
 
 REVOKE ALL ON TABLE branch.merge_log, branch.merge_conflicts FROM public;

@@ -118,11 +118,11 @@ GRANT EXECUTE ON FUNCTION branch._merge_state(pg_catalog.xid8) TO public;
 GRANT EXECUTE ON FUNCTION branch._merge_snapshot(oid, oid) TO public;
 GRANT EXECUTE ON FUNCTION branch._merge_over(bigint) TO public;
 GRANT EXECUTE ON FUNCTION branch.conflict_rows(bigint) TO public;
-GRANT EXECUTE ON FUNCTION branch.merge(text, text, text, text, jsonb, boolean, text, boolean) TO public;
-GRANT EXECUTE ON FUNCTION branch.preview_merge(text, text, text, jsonb, text) TO public;
+GRANT EXECUTE ON FUNCTION branch.merge(text, text, text, text, jsonb, boolean, text, boolean, text[]) TO public;
+GRANT EXECUTE ON FUNCTION branch.preview_merge(text, text, text, jsonb, text, text[]) TO public;
 GRANT EXECUTE ON FUNCTION branch.conflicts_resolve(bigint, text, text[]) TO public;
 GRANT EXECUTE ON FUNCTION branch.revert(bigint, text, text, jsonb, boolean, boolean) TO public;
-GRANT EXECUTE ON FUNCTION branch.sync(text, text, text, jsonb, boolean, text, boolean) TO public;
+GRANT EXECUTE ON FUNCTION branch.sync(text, text, text, jsonb, boolean, text, boolean, text[]) TO public;
 
 -- What pg_dump keeps: those who may insert rows into such tables need its default.
 GRANT EXECUTE ON FUNCTION branch._cluster() TO public;

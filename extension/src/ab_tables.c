@@ -24,8 +24,15 @@
 
 /*
  * The base of the next merge between two databases, as long as there are both; also what
- * a merge has seen whose conflicts may still be decided.
+ * a merge has seen whose conflicts may still be decided.  One of listed tables is the base
+ * of each of these until that is merged again.
  */
+#define LATER_MERGE \
+	"SELECT 1 FROM branch.merge_log AS l" \
+	" WHERE least(l.source_id, l.target_id) = least(m.source_id, m.target_id)" \
+	" AND greatest(l.source_id, l.target_id) = greatest(m.source_id, m.target_id)" \
+	" AND l.id > m.id AND l.state = 'merged' AND l.source_snapshot IS NOT NULL"
+
 #define MERGED_SNAPSHOTS \
 	"SELECT m.source_snapshot AS id FROM branch.merge_log AS m" \
 	" JOIN pg_database AS s ON s.oid = m.source_id" \
@@ -33,10 +40,11 @@
 	" WHERE m.source_snapshot IS NOT NULL AND (m.state IN ('committing', 'merged')" \
 	" OR m.state = 'conflicts' AND EXISTS (SELECT 1 FROM branch.merge_changes AS c" \
 	" WHERE c.merge_id = m.id))" \
-	" AND NOT EXISTS (SELECT 1 FROM branch.merge_log AS l" \
-	" WHERE least(l.source_id, l.target_id) = least(m.source_id, m.target_id)" \
-	" AND greatest(l.source_id, l.target_id) = greatest(m.source_id, m.target_id)" \
-	" AND l.id > m.id AND l.state = 'merged' AND l.source_snapshot IS NOT NULL)"
+	" AND NOT EXISTS (" LATER_MERGE \
+	" AND (m.state = 'conflicts' OR l.options -> 'tables' IS NULL))" \
+	" AND (m.options -> 'tables' IS NULL OR EXISTS (" \
+	"SELECT 1 FROM jsonb_array_elements(m.options -> 'tables') AS e (one) WHERE NOT EXISTS (" \
+	LATER_MERGE " AND l.options -> 'tables' @> jsonb_build_array(e.one))))"
 
 bool
 ab_tables_installed(void)

@@ -251,6 +251,8 @@ class _Planner:
             raise _RefusedError(
                 "partitions, foreign tables and tables that inherit are not carried over"
             )
+        if one.name not in self.order:
+            raise _RefusedError("a table without columns is not carried over")
         if any(line.startswith("REPLICA IDENTITY USING") for line in more):
             raise _RefusedError("its replica identity is an index")
         columns = [self.theirs["column", f"{one.name}.{name}"] for name in self.order[one.name]]

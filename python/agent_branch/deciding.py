@@ -18,9 +18,9 @@ from agent_branch.data import Progress, Reading
 from agent_branch.errors import ReportedError
 from agent_branch.mergelog import Log, Pair
 from agent_branch.mergeoptions import Options, table_id
-from agent_branch.mergesequences import advance_sequences
+from agent_branch.mergescope import advance_all_sequences, close_bases, open_bases
 from agent_branch.mergetarget import Target
-from agent_branch.merging import Result, find_pair, frozen, open_frozen_base, parse_name
+from agent_branch.merging import Result, find_pair, frozen, parse_name
 from agent_branch.reverting import check_merged, find_merged, shape_of
 from agent_branch.setwise import Table, UnfitError
 from agent_branch.sqltext import settings_statement
@@ -161,9 +161,10 @@ def resolve(number: int, names: tuple[str, str], options: Options, reverts: int 
     )
     try:
         if theirs is not None:
-            base = open_frozen_base(found.pair, (begun.base, begun.base_of), Progress())
-            advance_sequences(base.session, target, theirs, ("branch",))
-            base.session.close()
+            only = found.options.tables
+            begins = open_bases(found.pair, begun.bases, only, Progress())
+            advance_all_sequences(begins, target, theirs, listed=only is not None)
+            close_bases(begins)
             theirs.close()
         _commit(found, begun.number, target, tables)
         mergelog.finish(number, state="resolved", note=f"merge {begun.number}")

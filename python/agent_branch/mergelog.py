@@ -16,6 +16,7 @@ from typing import Any
 import plpy
 
 from agent_branch.mergeoptions import Options
+from agent_branch.mergeparts import Base
 from agent_branch.remote import Remote
 from agent_branch.sqltext import (
     Limits,
@@ -27,6 +28,7 @@ from agent_branch.sqltext import (
     size_of,
     unnest,
 )
+from agent_branch.tableorder import TableId
 
 # First key of advisory locks: who merges holds (LOCK, OID of the target), and that of the source
 # in shared mode.  View branch.merges knows it.
@@ -60,11 +62,10 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """``base``: snapshot of the database ``base_of`` at the last merge of the two, if any."""
+    """``bases``: of the merges of the two before, the latest first, back to one of all tables."""
 
     number: int
-    base: str | None
-    base_of: int | None
+    bases: list[Base]
 
 
 def literal(value: object) -> str:
@@ -147,13 +148,19 @@ WHERE state IN ('running', 'committing') AND target_id = {target} AND id <> {num
 # goes on from B1.  So a row that B has as it was in B1 is old news to P, and a row of P that
 # differs from B1 has something that P brought, before or after.  The state of P at that time
 # would not do: what B brought would look like P's own in a merge from P into B.
-_BASE = """
-SELECT m.source_snapshot, m.source_id FROM branch.merge_log AS m
-WHERE least(m.source_id, m.target_id) = least({source}::oid, {target}::oid)
-    AND greatest(m.source_id, m.target_id) = greatest({source}::oid, {target}::oid)
-    AND m.source_snapshot IS NOT NULL AND (m.state = 'merged'
-        OR m.state = 'committing' AND pg_xact_status(m.target_xid) = 'committed')
-ORDER BY m.id DESC LIMIT 1"""
+# A merge of listed tables says so of these (mergeparts.py); those before one of all are over.
+_BASES = """
+WITH merged AS MATERIALIZED (
+    SELECT m.id, m.source_snapshot, m.source_id, m.options -> 'tables' AS tables
+    FROM branch.merge_log AS m
+    WHERE least(m.source_id, m.target_id) = least({source}::oid, {target}::oid)
+        AND greatest(m.source_id, m.target_id) = greatest({source}::oid, {target}::oid)
+        AND m.source_snapshot IS NOT NULL AND (m.state = 'merged'
+            OR m.state = 'committing' AND pg_xact_status(m.target_xid) = 'committed')
+)
+SELECT m.source_snapshot, m.source_id, m.tables::text FROM merged AS m
+WHERE m.id >= COALESCE((SELECT max(l.id) FROM merged AS l WHERE l.tables IS NULL), 0)
+ORDER BY m.id DESC"""
 
 
 def begin(
@@ -195,15 +202,21 @@ def begin(
             f" WHERE m.state = 'committing' AND m.target_id = {pair.target_id}"
         )
         log.run(_SETTLE.format(target=pair.target_id, number=number))
-        base, of = last_base(log, pair)
-    return Begun(number, base, of)
+        bases = _bases(log, pair)
+    return Begun(number, bases)
 
 
-def last_base(log: Log, pair: Pair) -> tuple[str | None, int | None]:
-    found = log.rows(_BASE.format(source=pair.source_id, target=pair.target_id))
-    if not found:
-        return None, None
-    return found[0][0], int(found[0][1] or 0)
+def _bases(log: Log, pair: Pair) -> list[Base]:
+    return [
+        Base(snapshot or "", int(of or 0), None if tables is None else _table_ids(tables))
+        for snapshot, of, tables in log.rows(
+            _BASES.format(source=pair.source_id, target=pair.target_id)
+        )
+    ]
+
+
+def _table_ids(text: str) -> frozenset[TableId]:
+    return frozenset((schema, name) for schema, name in json.loads(text))
 
 
 _KEY = (
@@ -237,9 +250,9 @@ def record_conflicts(number: int, clashes: Iterable[Row], **values: object) -> N
             log.run(_OVER.format(number))
 
 
-def look_up_base(pair: Pair) -> tuple[str | None, int | None]:
+def look_up_bases(pair: Pair) -> list[Base]:
     with Log() as log:
-        return last_base(log, pair)
+        return _bases(log, pair)
 
 
 def update(number: int, **values: object) -> None:
@@ -279,8 +292,10 @@ def with_recorded(options: Options, text: str) -> Options:
     """Options as a row of a merge remembers them (``Options.recorded``)."""
     said = json.loads(text)
     strategies = {(schema, name): strategy for schema, name, strategy in said.get("strategies", [])}
+    tables = said.get("tables")
     return replace(
         options,
+        tables=None if tables is None else frozenset((schema, name) for schema, name in tables),
         strategies=strategies,
         fire_triggers=said.get("fire_triggers", True),
         schema=said.get("schema", "stop"),

@@ -19,13 +19,15 @@ Parse = Callable[[str], Sequence[str]]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """``strategies``: of single tables; ``left_out``: rows that stay as the target has them."""
+    """``strategies``: of single tables; ``tables``: only these are merged; ``left_out``: rows that
+    stay as the target has them."""
 
     strategy: Strategy = "manual"
     strategies: Mapping[TableId, Strategy] = field(default_factory=dict)
     fire_triggers: bool = True
     schema: SchemaMode = "stop"
     message: str | None = None
+    tables: frozenset[TableId] | None = None
     decisions: Mapping[TableId, Decisions] = field(default_factory=dict)
     left_out: dict[TableId, set[Row]] = field(default_factory=dict)
 
@@ -52,6 +54,8 @@ class Options:
             said["fire_triggers"] = False
         if self.schema != "stop":
             said["schema"] = self.schema
+        if self.tables is not None:
+            said["tables"] = sorted(self.tables)
         return said
 
 
@@ -84,10 +88,11 @@ def options(
     schema: str | None,
     message: str | None,
     parse: Parse,
+    listed: Sequence[str | None] | None = None,
 ) -> Options:
     """From the arguments of branch.merge.  Raises ``ReportedError`` 22023.
 
-    A table without its schema is one of schema public.
+    A table without its schema is one of schema public.  ``listed``: names of the only tables.
     """
     given = json.loads(strategies or "{}")
     if not isinstance(given, dict):
@@ -105,7 +110,25 @@ def options(
         fire_triggers is not False,
         _schema(schema),
         message,
+        None if listed is None else _listed(listed, schema, parse),
     )
+
+
+def _listed(names: Sequence[str | None], schema: str | None, parse: Parse) -> frozenset[TableId]:
+    if schema == "additive":
+        raise ReportedError(
+            INVALID_PARAMETER_VALUE,
+            "argument \"tables\" does not go with schema => 'additive'",
+            detail="Definitions can need others, of whatever is not listed.",
+            hint="Merge all tables so, or have schema => 'ignore' leave definitions as they are.",
+        )
+    if not names or any(name is None for name in names):
+        raise ReportedError(
+            INVALID_PARAMETER_VALUE,
+            'argument "tables" must not be empty or have nulls in it',
+            hint="Without it, all tables are merged.",
+        )
+    return frozenset(table_id(parse(name), name) for name in names if name is not None)
 
 
 def table_id(parts: Sequence[str], name: str) -> TableId:

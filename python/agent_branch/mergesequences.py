@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from agent_branch.sequences import SequenceState, advanced, read_state, set_state
 from agent_branch.sqltext import Session, Statement
@@ -23,7 +23,34 @@ _READABLE = Statement(
     " ORDER BY n.nspname, c.relname"
 )
 
+# (sequence, table) of tables whose columns own a sequence, or have it in their defaults.
+_USED = Statement(
+    "SELECT DISTINCT n.nspname, c.relname, m.nspname, t.relname"
+    " FROM pg_catalog.pg_class AS c"
+    " JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace"
+    " CROSS JOIN LATERAL ("
+    "SELECT d.refobjid AS oid FROM pg_catalog.pg_depend AS d"
+    " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid"
+    " AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjsubid > 0"
+    " UNION ALL SELECT e.adrelid FROM pg_catalog.pg_depend AS d"
+    " JOIN pg_catalog.pg_attrdef AS e ON e.oid = d.objid"
+    " WHERE d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = c.oid"
+    " AND d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass) AS u"
+    " JOIN pg_catalog.pg_class AS t ON t.oid = u.oid"
+    " JOIN pg_catalog.pg_namespace AS m ON m.oid = t.relnamespace"
+    " WHERE c.relkind = 'S'"
+)
+
 States = dict[TableId, SequenceState]
+
+
+def used_by(session: Session, wanted: Callable[[TableId], bool]) -> set[TableId]:
+    """Sequences that some tables use."""
+    return {
+        (schema or "", name or "")
+        for schema, name, table_schema, table in session.rows(_USED)
+        if wanted((table_schema or "", table or ""))
+    }
 
 
 def read_sequences(session: Session, without: Iterable[str] = ()) -> States:
@@ -58,11 +85,21 @@ def steps(base: States, ours: States, theirs: States) -> dict[TableId, SequenceS
 
 
 def advance_sequences(
-    base: Session, ours: Session, theirs: Session, without: Iterable[str] = ()
+    base: Session,
+    ours: Session,
+    theirs: Session,
+    without: Iterable[str] = (),
+    wanted: Callable[[TableId], bool] | None = None,
 ) -> int:
-    """How many were advanced.  The target's transaction is to be committed right after."""
+    """How many were advanced.  The target's transaction is to be committed right after.
+
+    ``wanted``: only those that such tables of the target use.
+    """
     states = [read_sequences(session, without) for session in (base, ours, theirs)]
     found = steps(*states)
+    if found and wanted is not None:
+        used = used_by(ours, wanted)
+        found = {name: state for name, state in found.items() if name in used}
     for name, state in found.items():
         for _ in ours.rows(_further(name, state)):
             pass

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import plpy
@@ -30,18 +31,25 @@ from agent_branch.merge import Conflict, Recount
 from agent_branch.mergelog import Pair
 from agent_branch.mergeoptions import Options
 from agent_branch.mergeoptions import options as parse_options
+from agent_branch.mergeparts import Part
 from agent_branch.mergeplan import TablePlan
 from agent_branch.mergerun import Endangered, MergeRun, Refused
 from agent_branch.mergeschema import NewSchema, added_in
-from agent_branch.mergesequences import advance_sequences
+from agent_branch.mergescope import (
+    Begin,
+    Frozen,
+    advance_all_sequences,
+    close_bases,
+    open_bases,
+    with_leaves,
+)
 from agent_branch.mergetarget import Target, commit_apart
 from agent_branch.sqltext import Row
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import TableShape
-from agent_branch.threeway import ThreeWay, read_side
+from agent_branch.threeway import ThreeWay, limited, read_side, schema_of
 
 NO_RIGHT = "42501"
-NOTHING_IN_COMMON = "55000"
 OPEN_CONFLICTS = "55000"
 
 # Columns of the row of a merge.
@@ -127,47 +135,12 @@ def find_pair(source: str | None, target: str | None) -> Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Frozen:
-    """A session in database ``name``, which has a state of another one."""
-
-    state: bases.State
-    name: str
-    session: Reading
-
-
-@dataclass(frozen=True, slots=True)
 class Merged:
     """``target``: still to be committed; None: there are open conflicts."""
 
     outcome: Outcome
     run: MergeRun
     target: Target | None
-
-
-def open_frozen_base(pair: Pair, last: tuple[str | None, int | None], progress: Progress) -> Frozen:
-    state, name = _base_of(pair, last)
-    return Frozen(state, name, Reading(name, progress))
-
-
-def _base_of(pair: Pair, last: tuple[str | None, int | None]) -> tuple[bases.State, str]:
-    """(state, name of a database that has it): of the last merge, else of their common origin."""
-    snapshot, of = last
-    if snapshot is not None and of is not None:
-        state = bases.State(snapshot, of)
-        try:
-            return state, bases.open_base(state)
-        except plpy.SPIError as error:
-            if error.sqlstate != NOTHING_IN_COMMON:
-                raise
-            # It is too old.  What both have had since is then compared as if both had made it.
-    found = bases.merge_base(pair.source, pair.target)
-    if found is None:
-        raise ReportedError(
-            NOTHING_IN_COMMON,
-            f'databases "{pair.source}" and "{pair.target}" have no state in common',
-            detail="Neither is a branch of the other, and they descend from no common one.",
-        )
-    return found, bases.open_base(found)
 
 
 def _without(database: str) -> tuple[str, ...]:
@@ -292,8 +265,7 @@ class Merging(Attempt):
     """Brings the changes of the source in."""
 
     pair: Pair
-    base: Reading
-    base_name: str
+    begins: Sequence[Begin]
     theirs: Reading
     plans: dict[TableId, TablePlan] = field(default_factory=dict)
     made: NewSchema | None = None
@@ -305,32 +277,32 @@ class Merging(Attempt):
             self._add(new, without, locking=locking)
             if new.open:
                 return self._run([]), new
-        base, theirs = read_side(self.base, without), read_side(self.theirs, without)
-        names = self.base_name, self.theirs.database, self.pair.source
-        of_theirs = _extents_of_theirs(base, theirs, names)
-        three, plans = self._planned(base, theirs, of_theirs, without)
+        theirs = read_side(self.theirs, without)
+        parts = [self._begun(begin, theirs, without) for begin in self.begins]
+        ours, plans = self._planned(parts, without)
         locked: set[TableId] = set()
         for _ in range(ROUNDS if locking else 0):
-            wanted = {name for name, plan in plans.items() if plan.course in ("rows", "counts")}
+            wanted = {name for name, plan in plans.items() if plan[1].course in ("rows", "counts")}
             if wanted <= locked:
                 break
             self.ours.lock(sorted(wanted - locked))
             locked |= wanted
-            three, plans = self._planned(base, theirs, of_theirs, without)
-        self.plans = plans
-        run = self._run(three.schema(plans))
-        outcome = replace(new, fast_forward=three.is_fast_forward)
+            ours, plans = self._planned(parts, without)
+        self.plans = {name: plan for name, (_, plan) in plans.items()}
+        run = self._run(schema_of(ours, self.plans))
+        forward = all(part.is_fast_forward for part in parts)
+        outcome = replace(new, fast_forward=forward)
         # Without locking, theirs is the living source, whose tables nobody holds yet.
-        pairing = pairing_of(
-            (self.base, self.theirs), (base.tables, theirs.tables), (True, locking)
-        )
-        for name, plan in plans.items():
-            outcome.lines.append(self._collect_table(run, name, plan, pairing, outcome))
+        for part in parts:
+            part.pair(self.theirs, held=locking)
+        for name, (part, plan) in plans.items():
+            outcome.lines.append(self._collect_table(run, name, plan, part, outcome))
         return run, outcome
 
     def _add(self, outcome: Outcome, without: set[str], *, locking: bool) -> None:
         """Definitions; all that is no addition is a conflict.  Not locking: only what there is."""
-        self.made = made = NewSchema.read(self.base, self.ours, self.theirs, without)
+        base = self.begins[-1].base.session
+        self.made = made = NewSchema.read(base, self.ours, self.theirs, without)
         for kind, name, why in made.found.refused:
             outcome.add(Clash(None, "schema", detail=f"{kind} {name}: {why}"))
             outcome.lines.append(Line(f"{kind} {name}", conflicts=1, note=why))
@@ -353,25 +325,24 @@ class Merging(Attempt):
             failed = self.made.finish(self.theirs, self.ours, self.plans, run.limits)
             self._refuse(outcome, failed)
 
+    def _begun(self, begin: Begin, theirs: Side, without: set[str]) -> Begun:
+        # What a new column had at a later merge was not merged then.
+        part = begin.part if self.made is None else begin.part.without(self.made.columns)
+        base = limited(read_side(begin.base.session, without), part.has)
+        there = limited(theirs, part.has)
+        names = begin.base.name, self.theirs.database, self.pair.source
+        extents = _extents_of_theirs(base, there, names)
+        return Begun(self, part, begin.base, base, there, extents)
+
     def _planned(
-        self, base: Side, theirs: Side, of_theirs: Extents, without: set[str]
-    ) -> tuple[ThreeWay, dict[TableId, TablePlan]]:
+        self, parts: Sequence[Begun], without: set[str]
+    ) -> tuple[Side, dict[TableId, tuple[Begun, TablePlan]]]:
         ours = read_side(self.ours, without)
-        of_ours = changed_extents(self.base_name, self.pair.target, base, ours)
-        three = ThreeWay(base, ours, theirs, of_theirs, of_ours, self.options.schema)
-        if self.made is not None:
-            applied = isinstance(self.ours, Target)
-            three = replace(
-                three,
-                mode="stop" if applied else "ignore",
-                created=self.made.tables if applied else (),
-                added=self.made.columns,
-                vetted=True,
-            )
-        return three, dict(three.plans())
+        found = ((name, (part, plan)) for part in parts for name, plan in part.plans(ours))
+        return ours, dict(sorted(found, key=itemgetter(0)))
 
     def _collect_table(
-        self, run: MergeRun, name: TableId, plan: TablePlan, pairing: Pairing, outcome: Outcome
+        self, run: MergeRun, name: TableId, plan: TablePlan, part: Begun, outcome: Outcome
     ) -> Line:
         line = Line(name_of(name), pages_read=plan.pages_read, note=plan.reason)
         if plan.course == "conflict":
@@ -382,7 +353,8 @@ class Merging(Attempt):
         if plan.course == "create":
             self._take(run, plan.shape, self._copied(run, plan.shape), line, outcome)
             return line
-        found = (c for _, c in run.collect(plan, self.base, self.theirs, pairing))
+        base = part.frozen.session
+        found = (c for _, c in run.collect(plan, base, self.theirs, part.pairing))
         self._take(run, plan.shape, found, line, outcome)
         return line
 
@@ -397,6 +369,52 @@ class Merging(Attempt):
             run.collect_counts(
                 TablePlan("counts", shape), (Recount(row, copies) for _, row, copies in lines)
             )
+
+
+@dataclass(slots=True)
+class Begun:
+    """Tables of a merge that begin with one state, and what base and source have of them.
+
+    ``of_theirs``: where the two may differ.
+    """
+
+    merging: Merging
+    part: Part
+    frozen: Frozen
+    base: Side
+    theirs: Side
+    of_theirs: Extents
+    pairing: Pairing | None = None
+    _three: ThreeWay | None = None
+
+    def plans(self, ours: Side) -> Iterator[tuple[TableId, TablePlan]]:
+        """With the target as it is now."""
+        there = limited(ours, self.part.has)
+        of_ours = changed_extents(self.frozen.name, self.merging.pair.target, self.base, there)
+        mode, made = self.merging.options.schema, self.merging.made
+        three = ThreeWay(self.base, there, self.theirs, self.of_theirs, of_ours, mode)
+        if made is not None:
+            applied = isinstance(self.merging.ours, Target)
+            three = replace(
+                three,
+                mode="stop" if applied else "ignore",
+                created={n for n in made.tables if self.part.has(n)} if applied else (),
+                added=made.columns,
+                vetted=True,
+            )
+        self._three = three
+        return three.plans()
+
+    @property
+    def is_fast_forward(self) -> bool:
+        """As of the last plans."""
+        return self._three is not None and self._three.is_fast_forward
+
+    def pair(self, theirs: Reading, *, held: bool) -> None:
+        """Once the target's tables are locked; ``held``: nobody writes the source's."""
+        self.pairing = pairing_of(
+            (self.frozen.session, theirs), (self.base.tables, self.theirs.tables), (True, held)
+        )
 
 
 # ---- one merge ----------------------------------------------------------------
@@ -446,15 +464,15 @@ def run_merge(pair: Pair, options: Options, resolves: int | None = None) -> tupl
 
     def work() -> tuple[Merged, Facts]:
         progress = Progress()
-        base = open_frozen_base(pair, (begun.base, begun.base_of), progress)
+        begins = open_bases(pair, begun.bases, options.tables, progress)
         theirs = frozen(pair, snapshot, progress)
-        merged = attempt(
-            pair, lambda ours: Merging(options, ours, pair, base.session, base.name, theirs)
-        )
-        facts: Facts = {"base_snapshot": base.state.snapshot, "source_snapshot": snapshot}
+        merged = attempt(pair, lambda ours: Merging(options, ours, pair, begins, theirs))
+        base = begins[-1].base.state.snapshot
+        facts: Facts = {"base_snapshot": base, "source_snapshot": snapshot}
         if merged.target is not None:
-            advance_sequences(base.session, merged.target, theirs, ("branch",))
-        base.session.close()
+            listed = options.tables is not None
+            advance_all_sequences(begins, merged.target, theirs, listed=listed)
+        close_bases(begins)
         theirs.close()
         return merged, facts
 
@@ -531,15 +549,14 @@ def result_of(number: int | None, outcome: Outcome, *, done: bool) -> Result:
 
 def rehearse(pair: Pair, options: Options) -> Outcome:
     """Collect only, from the databases as they are now; constraints are not asked."""
-    last: tuple[str | None, int | None] = mergelog.look_up_base(pair)
     progress = Progress()
-    base = open_frozen_base(pair, last, progress)
+    begins = open_bases(pair, mergelog.look_up_bases(pair), options.tables, progress)
     theirs, ours = Reading(pair.source, progress), Reading(pair.target, progress)
-    one = Merging(options, ours, pair, base.session, base.name, theirs)
-    run, outcome = one.collect(locking=False)
+    run, outcome = Merging(options, ours, pair, begins, theirs).collect(locking=False)
     run.close()
     outcome.clashes.close()
-    for session in (base.session, theirs, ours):
+    close_bases(begins)
+    for session in (theirs, ours):
         session.close()
     return outcome
 
@@ -553,6 +570,12 @@ def parse_name(name: str) -> list[str]:
     return parts
 
 
+def _with_leaves(pair: Pair, options: Options) -> Options:
+    if options.tables is None:
+        return options
+    return replace(options, tables=with_leaves(pair, options.tables))
+
+
 def merge(
     source: str | None,
     target: str | None,
@@ -562,16 +585,21 @@ def merge(
     fire_triggers: bool | None,
     schema: str | None,
     dry_run: bool | None,
+    tables: Sequence[str | None] | None = None,
 ) -> Result:
     """branch.merge.
 
-    Errors: 22023 arguments; 3D000, 42501 of reaching the databases, and rights in them, 42501
-    a row security policy that would hide rows; 55000 nothing in common; 55P03 no quiet moment
-    of the source, or of the target's tables; and those of the target's triggers.
+    Errors: 22023 arguments; 42P01 no such table; 3D000, 42501 of reaching the databases, and
+    rights in them, 42501 a row security policy that would hide rows; 55000 nothing in common;
+    55P03 no quiet moment of the source, or of the target's tables; and those of the target's
+    triggers.
     """
     try:
-        chosen = parse_options(strategy, strategies, fire_triggers, schema, message, parse_name)
+        chosen = parse_options(
+            strategy, strategies, fire_triggers, schema, message, parse_name, tables
+        )
         pair = find_pair(source, target)
+        chosen = _with_leaves(pair, chosen)
         if dry_run:
             outcome = rehearse(pair, chosen)
             return result_of(None, outcome, done=True)
@@ -597,6 +625,7 @@ def sync(
     fire_triggers: bool | None,
     schema: str | None,
     dry_run: bool | None,
+    tables: Sequence[str | None] | None = None,
 ) -> Result:
     """branch.sync: the parent merged into the branch.  Errors: as ``merge``."""
     try:
@@ -605,7 +634,8 @@ def sync(
         parent = target_of(named, None)
     except ReportedError as error:
         report(error)
-    return merge(parent, name, strategy, message, strategies, fire_triggers, schema, dry_run)
+    options = strategy, message, strategies, fire_triggers, schema, dry_run, tables
+    return merge(parent, name, *options)
 
 
 def sync_branch_data(source: str | None, target: str | None) -> int:
@@ -635,11 +665,13 @@ def preview(
     strategy: str | None,
     strategies: str | None,
     schema: str | None,
+    tables: Sequence[str | None] | None = None,
 ) -> list[tuple[str, int, int, int, int, int, str | None]]:
     """branch.preview_merge.  Errors: as ``merge``."""
     try:
-        chosen = parse_options(strategy, strategies, True, schema, None, parse_name)
-        outcome = rehearse(find_pair(source, target), chosen)
+        chosen = parse_options(strategy, strategies, True, schema, None, parse_name, tables)
+        pair = find_pair(source, target)
+        outcome = rehearse(pair, _with_leaves(pair, chosen))
     except ReportedError as error:
         report(error)
     return [

@@ -8,8 +8,7 @@ Each step is committed where it happens, and taken back if a later one fails:
 
 1. the publication, then the slot, in the source (which waits for all transactions that write, so
    before this one does);
-2. what the source has is merged into the target, however long that takes (a merge is of all
-   tables: if some are listed, others must have nothing to be merged);
+2. what the source has (in the tables listed) is merged into the target, however long that takes;
 3. the source's tables are locked against writers, and the slot goes on to where the WAL is;
 4. what came since the first merge is merged, and the subscription made, which begins there.
 
@@ -139,36 +138,20 @@ def _connection(source: str, given: str | None) -> str:
 LISTED = "tables listed in branch.sync_start()"
 
 
-def _unlisted(session: Remote, source: str, target: str, tables: Sequence[Published]) -> str:
-    """Tables that a merge would change, but are not among these; as they are shown."""
-    names = ", ".join(quote_literal(data._name((t.schema, t.name))) for t in tables)
-    rows = session.rows(
-        "SELECT p.table_name FROM branch.preview_merge("
-        f"{quote_literal(source)}, {quote_literal(target)}) AS p"
-        " WHERE p.rows_inserted + p.rows_updated + p.rows_deleted + p.conflicts > 0"
-        f" AND p.table_name <> ALL (ARRAY[{names}]::text[]) ORDER BY p.table_name"
-    )
-    return ", ".join(str(name) for (name,) in rows)
-
-
 def _catch_up(source: str, target: str, only: Sequence[Published] | None = None) -> None:
     """In a transaction of its own: this one sees a source as it was when it asked first.
 
-    ``only``: the tables that may change.  Raises ``ReportedError`` 55000 if others would.
+    ``only``: the tables that are merged.
     """
+    listed = "NULL"
+    if only is not None:
+        names = ", ".join(quote_literal(qualified(t.schema, t.name)) for t in only)
+        listed = f"ARRAY[{names}]"
     query = (
         "SELECT m.merge_id, m.conflicts FROM branch.merge("
-        f"{quote_literal(source)}, {quote_literal(target)}) AS m"
+        f"{quote_literal(source)}, {quote_literal(target)}, tables => {listed}) AS m"
     )
     with Remote(mergelog.control_database(), read_only=False) as session:
-        others = "" if only is None else _unlisted(session, source, target, only)
-        if others:
-            raise ReportedError(
-                WRONG_STATE,
-                f'tables of database "{source}" that are not listed have changes',
-                detail=f"A merge of the two would bring them in: {others}.",
-                hint="Call branch.merge first, or list these tables, too.",
-            )
         ((number, conflicts),) = session.rows(query)
         session.commit()
     if conflicts != "0":
@@ -328,8 +311,8 @@ def sync_start(
     """Name of the new subscription, slot and publication.
 
     Errors: 22023 arguments; 3D000; 42501 no superuser; 55000 wal_level, conflicts, tables whose
-    rows cannot be told apart, changes of tables that are not listed; 42710 there is one; 42P01 no
-    such table; and those of branch.merge and CREATE SUBSCRIPTION (08006: the connection).
+    rows cannot be told apart; 42710 there is one; 42P01 no such table; and those of branch.merge
+    and CREATE SUBSCRIPTION (08006: the connection).
     """
     try:
         data._required("target", target)

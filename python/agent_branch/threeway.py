@@ -6,7 +6,7 @@ No server here.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -30,6 +30,11 @@ def read_side(session: Session, without: Collection[str] = ()) -> Side:
     """The tables of a database, but those in some schemas; they are not locked."""
     tables = (table_from(row) for row in session.rows(TABLES))
     return Side(session, {t.shape.id: t for t in tables if t.shape.schema not in without})
+
+
+def limited(side: Side, wanted: Callable[[TableId], bool]) -> Side:
+    """Of some tables only."""
+    return replace(side, tables={n: table for n, table in side.tables.items() if wanted(n)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +90,11 @@ class ThreeWay:
             for name in self.names
         )
 
-    def schema(self, planned: Mapping[TableId, TablePlan]) -> list[TableShape]:
-        """All tables of the target, without foreign keys to columns that are not merged."""
-        shapes = [table.shape for table in self.ours.tables.values()]
-        merged = {name: plan.shape for name, plan in planned.items() if plan.shape is not None}
-        return [pointing(shape, merged) for shape in shapes]
+
+def schema_of(ours: Side, planned: Mapping[TableId, TablePlan]) -> list[TableShape]:
+    """All tables of the target, without foreign keys to columns that are not merged."""
+    merged = {name: plan.shape for name, plan in planned.items() if plan.shape is not None}
+    return [pointing(table.shape, merged) for table in ours.tables.values()]
 
 
 def pointing(shape: TableShape, merged: Mapping[TableId, TableShape]) -> TableShape:

@@ -1,0 +1,130 @@
+"""What a merge is about, inside the server: its tables, and the states that they begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import plpy
+
+from agent_branch import bases
+from agent_branch.data import Progress, Reading
+from agent_branch.errors import ReportedError
+from agent_branch.mergelog import Pair
+from agent_branch.mergeparts import Base, Part, divide
+from agent_branch.mergesequences import advance_sequences
+from agent_branch.sqltext import Session, Statement, qualified, unnest
+from agent_branch.tableorder import TableId
+
+NOTHING_IN_COMMON = "55000"
+UNDEFINED_TABLE = "42P01"
+
+# (which of those asked for, table that has its rows); a partitioned one may have none.
+_LISTED = (
+    "SELECT u.n, m.nspname, t.relname"
+    f" FROM {unnest(1, 2)} WITH ORDINALITY AS u (schema, name, n)"
+    " JOIN pg_catalog.pg_namespace AS n ON n.nspname = u.schema"
+    " JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid AND c.relname = u.name"
+    " AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't'"
+    " LEFT JOIN LATERAL (SELECT c.oid AS relid UNION"
+    " SELECT p.relid FROM pg_catalog.pg_partition_tree(c.oid) AS p WHERE c.relkind = 'p'"
+    ") AS p ON true"
+    " LEFT JOIN pg_catalog.pg_class AS t ON t.oid = p.relid AND t.relkind = 'r'"
+    " LEFT JOIN pg_catalog.pg_namespace AS m ON m.oid = t.relnamespace"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """A session in database ``name``, which has a state of another one."""
+
+    state: bases.State
+    name: str
+    session: Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Tables that begin with one state, and that."""
+
+    part: Part
+    base: Frozen
+
+
+def open_bases(
+    pair: Pair,
+    found: Iterable[Base],
+    listed: frozenset[TableId] | None,
+    progress: Progress,
+) -> list[Begin]:
+    """Of a merge; that of the tables not merged apart from others last."""
+    return [Begin(part, _open_base(pair, part.base, progress)) for part in divide(found, listed)]
+
+
+def close_bases(begins: Iterable[Begin]) -> None:
+    for begin in begins:
+        begin.base.session.close()
+
+
+def _open_base(pair: Pair, base: Base | None, progress: Progress) -> Frozen:
+    state, name = _base_of(pair, base)
+    return Frozen(state, name, Reading(name, progress))
+
+
+def _base_of(pair: Pair, base: Base | None) -> tuple[bases.State, str]:
+    """(state, name of a database that has it): of the last merge, else of their common origin."""
+    if base is not None:
+        state = bases.State(base.snapshot, base.of)
+        try:
+            return state, bases.open_base(state)
+        except plpy.SPIError as error:
+            if error.sqlstate != NOTHING_IN_COMMON:
+                raise
+            # It is too old.  What both have had since is then compared as if both had made it.
+    found = bases.merge_base(pair.source, pair.target)
+    if found is None:
+        raise ReportedError(
+            NOTHING_IN_COMMON,
+            f'databases "{pair.source}" and "{pair.target}" have no state in common',
+            detail="Neither is a branch of the other, and they descend from no common one.",
+        )
+    return found, bases.open_base(found)
+
+
+def advance_all_sequences(
+    begins: Sequence[Begin], ours: Session, theirs: Session, *, listed: bool
+) -> None:
+    """``listed``: only those that the tables which are merged use."""
+    if not listed:
+        advance_sequences(begins[-1].base.session, ours, theirs, ("branch",))
+        return
+    for begin in begins:
+        advance_sequences(begin.base.session, ours, theirs, ("branch",), begin.part.has)
+
+
+def with_leaves(pair: Pair, listed: Collection[TableId]) -> frozenset[TableId]:
+    """Partitioned tables replaced by those that have their rows, on either side.
+
+    Raises ``ReportedError`` 42P01: neither side has such a table.
+    """
+    asked = sorted(listed)
+    known: set[int] = set()
+    tables: set[TableId] = set()
+    for database in (pair.target, pair.source):
+        session = Reading(database)
+        columns = [schema for schema, _ in asked], [name for _, name in asked]
+        for n, schema, name in session.rows(Statement(_LISTED, columns)):
+            known.add(int(n or 0))
+            if schema is not None and name is not None:
+                tables.add((schema, name))
+        session.close()
+    for number, table in enumerate(asked, 1):
+        if number not in known:
+            raise ReportedError(
+                UNDEFINED_TABLE,
+                f"table {qualified(*table)} exists neither in database"
+                f' "{pair.target}" nor in "{pair.source}"',
+                hint="Name tables with their schemas, if that is not public; views and foreign"
+                " tables are not merged.",
+            )
+    return frozenset(tables)
