@@ -12,6 +12,7 @@
 #include "storage/relfilenode.h"
 
 #include "ab_changes.h"
+#include "ab_pagerows.h"
 
 /* Places of rows told of in one line of a result. */
 #define AB_ROWS_IN_LINE 2000
@@ -31,15 +32,21 @@ typedef struct AbRowPages
 extern void ab_rowpages_open(AbRowPages *pages, FunctionCallInfo fcinfo, int first);
 extern void ab_rowpages_close(AbRowPages *pages);
 
-/*
- * Copy a page.  NULL: it is behind the end.  kept, if not NULL: the buffer, pinned for
- * the caller, InvalidBuffer behind the end.
- */
-extern const char *ab_rowpages_read(const AbRowPages *pages, BlockNumber block,
-									BufferAccessStrategy strategy, char *page, Buffer *kept);
+/* The page's buffer, pinned for the caller; InvalidBuffer: it is behind the end. */
+extern Buffer ab_rowpages_pin(const AbRowPages *pages, BlockNumber block,
+							  BufferAccessStrategy strategy);
 
-/* For reading so many blocks; NULL: none. */
-extern BufferAccessStrategy ab_rowpages_strategy(BlockNumber nblocks);
+/*
+ * Row versions that differ in a block of two tables of one origin, and its buffers,
+ * pinned for the caller: while they are, no row moves.
+ */
+extern void ab_rowpages_compare(const AbRowPages *pages, BlockNumber block,
+								BufferAccessStrategy strategy, AbPageRows *rows,
+								Buffer *pinned);
+extern void ab_rowpages_unpin(Buffer *pinned);
+
+/* For reading these of two tables; NULL: none. */
+extern BufferAccessStrategy ab_rowpages_strategy(const AbBlockRanges *ranges);
 
 /* Arguments number first and first + 1: where ranges of blocks begin and end, cut to the
  * longer one of two tables.  In the order given. */

@@ -245,27 +245,22 @@ end_line(ReturnSetInfo *rsinfo, Line *lines)
 }
 
 static void
-put_rows_of(ReturnSetInfo *rsinfo, const AbRowPages *pages, Line *lines, BlockNumber start,
-			BlockNumber end)
+put_rows_of(ReturnSetInfo *rsinfo, const AbRowPages *pages, Line *lines,
+			BufferAccessStrategy strategy, const AbBlockRange *range)
 {
-	BufferAccessStrategy strategy = ab_rowpages_strategy(end - start);
-	PGAlignedBlock page[2];
-
-	for (BlockNumber block = start; block < end; block++)
+	for (BlockNumber block = range->start; block < range->end; block++)
 	{
 		AbPageRows	rows;
+		Buffer		pinned[2];
 
 		CHECK_FOR_INTERRUPTS();
-		ab_page_changed_rows(ab_rowpages_read(&pages[0], block, strategy, page[0].data, NULL),
-							 ab_rowpages_read(&pages[1], block, strategy, page[1].data, NULL),
-							 &rows);
+		ab_rowpages_compare(pages, block, strategy, &rows, pinned);
+		ab_rowpages_unpin(pinned);
 		add_places(&lines[0], block, rows.of_a, rows.na);
 		add_places(&lines[1], block, rows.of_b, rows.nb);
 		if (Max(lines[0].n, lines[1].n) >= AB_ROWS_IN_LINE)
 			end_line(rsinfo, lines);
 	}
-	if (strategy != NULL)
-		FreeAccessStrategy(strategy);
 }
 
 /*
@@ -279,6 +274,7 @@ ab_sql_changed_rows(PG_FUNCTION_ARGS)
 	AbRowPages	pages[2];
 	Line		lines[2];
 	AbBlockRanges ranges;
+	BufferAccessStrategy strategy;
 
 	ab_require_control_database();
 	InitMaterializedSRF(fcinfo, 0);
@@ -289,8 +285,9 @@ ab_sql_changed_rows(PG_FUNCTION_ARGS)
 		begin_line(&lines[i]);
 	}
 	ranges = ab_rowpages_ranges(pages, fcinfo, 6);
+	strategy = ab_rowpages_strategy(&ranges);
 	for (int i = 0; i < ranges.n; i++)
-		put_rows_of(rsinfo, pages, lines, ranges.range[i].start, ranges.range[i].end);
+		put_rows_of(rsinfo, pages, lines, strategy, &ranges.range[i]);
 	end_line(rsinfo, lines);
 	for (int i = 0; i < 2; i++)
 		ab_rowpages_close(&pages[i]);

@@ -36,23 +36,16 @@ PG_FUNCTION_INFO_V1(ab_sql_changed_counts);
 /* A NOTICE for so many rows read: data.py has the same. */
 #define ROWS_BETWEEN_NOTICES 100000
 
-typedef struct Side
-{
-	AbRowPages	pages;
-	SnapshotData snapshot;
-	PGAlignedBlock page;
-	Buffer		buffer;			/* pinned while rows of the page are looked at */
-} Side;
-
 typedef struct Counting
 {
-	Side		side[2];
+	AbRowPages	pages[2];
+	SnapshotData snapshot[2];
 	AbBlockRanges ranges;
 	BufferAccessStrategy strategy;	/* of all pages; NULL: they are few */
 	AbRowLayout layout;
 	AbRowMatch *match;
-	BlockNumber block;			/* whose page both have */
-	PGAlignedBlock other_page;
+	BlockNumber block;			/* that is looked at */
+	Buffer		pinned[2];		/* of it; InvalidBuffer: it is behind the end */
 	MemoryContext context;		/* of one page's rows */
 	int64		read;			/* rows, those of before included */
 	char	   *where;
@@ -122,11 +115,11 @@ take_snapshots(Counting *c, FunctionCallInfo fcinfo, int first)
 		session[i] = ab_remote_find(PG_GETARG_INT32(first + i));
 		if (session[i] == NULL ||
 			get_database_oid(ab_remote_database(session[i]), true) !=
-			c->side[i].pages.rnode.dbNode)
+			c->pages[i].rnode.dbNode)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("there is no such session in database %u",
-							c->side[i].pages.rnode.dbNode)));
+							c->pages[i].rnode.dbNode)));
 	}
 	for (int i = 0; i < 2; i++)
 	{
@@ -140,7 +133,7 @@ take_snapshots(Counting *c, FunctionCallInfo fcinfo, int first)
 					   " AND pg_catalog.current_setting('old_snapshot_threshold') = '-1'", 0);
 	}
 	for (int i = 0; i < 2; i++)
-		found &= take_snapshot(session[i], &c->side[i].snapshot);
+		found &= take_snapshot(session[i], &c->snapshot[i]);
 	return found;
 }
 
@@ -148,63 +141,67 @@ take_snapshots(Counting *c, FunctionCallInfo fcinfo, int first)
 
 /* The rows of the pinned page that the side's snapshot sees; returns how many. */
 static int
-keep_visible(Side *side, BlockNumber block, OffsetNumber *places, int n)
+keep_visible(Counting *c, int side, OffsetNumber *places, int n)
 {
+	Buffer		buffer = c->pinned[side];
 	int			kept = 0;
 	Page		page;
 
 	if (n == 0)
 		return 0;
-	LockBuffer(side->buffer, BUFFER_LOCK_SHARE);
-	page = BufferGetPage(side->buffer);
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
+	page = BufferGetPage(buffer);
 	for (int i = 0; i < n; i++)
 	{
 		HeapTupleData row;
-		ItemId		id;
+		ItemId		id = PageGetItemId(page, places[i]);
 
-		if (places[i] > PageGetMaxOffsetNumber(page))
-			continue;
-		id = PageGetItemId(page, places[i]);
-		if (!ItemIdIsNormal(id))
-			continue;
 		row.t_data = (HeapTupleHeader) PageGetItem(page, id);
 		row.t_len = ItemIdGetLength(id);
-		row.t_tableOid = side->pages.rnode.relNode;
-		ItemPointerSet(&row.t_self, block, places[i]);
-		if (HeapTupleSatisfiesVisibility(&row, &side->snapshot, side->buffer))
+		row.t_tableOid = c->pages[side].rnode.relNode;
+		ItemPointerSet(&row.t_self, c->block, places[i]);
+		if (HeapTupleSatisfiesVisibility(&row, &c->snapshot[side], buffer))
 			places[kept++] = places[i];
 	}
-	LockBuffer(side->buffer, BUFFER_LOCK_UNLOCK);
+	LockBuffer(buffer, BUFFER_LOCK_UNLOCK);
 	return kept;
 }
 
-/* False: there is no row that lies in the page as it should. */
+/*
+ * Of a row that is seen, in a pinned page: it stays where it is.  False: there is no row
+ * that lies in the page as it should.
+ */
 static bool
-values_at(const Counting *c, const char *page, OffsetNumber offset, AbRowValues *values)
+values_at(const Counting *c, Buffer buffer, OffsetNumber offset, AbRowValues *values)
 {
+	Page		page = BufferGetPage(buffer);
 	ItemId		id;
 
-	if (offset > PageGetMaxOffsetNumber((Page) page))
+	if (offset > PageGetMaxOffsetNumber(page))
 		return false;
-	id = PageGetItemId((Page) page, offset);
+	id = PageGetItemId(page, offset);
 	if (!ItemIdIsNormal(id) || ItemIdGetLength(id) < SizeofHeapTupleHeader ||
 		ItemIdGetOffset(id) + ItemIdGetLength(id) > BLCKSZ)
 		return false;
-	ab_row_values(&c->layout, (const HeapTupleHeaderData *) (page + ItemIdGetOffset(id)),
-				  values);
+	ab_row_values(&c->layout, (const HeapTupleHeaderData *) PageGetItem(page, id), values);
 	return true;
 }
 
-/* Of the row that waits; it may be in a page that was read before. */
-static bool
-values_of_waiting(Counting *c, const AbWaitingRow *row, AbRowValues *values)
+/*
+ * The page of a row that waits, pinned; it may be one that was looked at before.  Whoever
+ * moves rows in it has done so when its lock was had.
+ */
+static Buffer
+pin_waiting(Counting *c, const AbWaitingRow *row)
 {
-	const char *page = c->side[row->side].page.data;
+	Buffer		buffer = ab_rowpages_pin(&c->pages[row->side], row->block, c->strategy);
 
-	if (row->block != c->block)
-		page = ab_rowpages_read(&c->side[row->side].pages, row->block, NULL,
-								c->other_page.data, NULL);
-	return page != NULL && values_at(c, page, row->offset, values);
+	if (BufferIsValid(buffer))
+	{
+		LockBuffer(buffer, BUFFER_LOCK_SHARE);
+		LockBuffer(buffer, BUFFER_LOCK_UNLOCK);
+	}
+	return buffer;
 }
 
 static void
@@ -217,15 +214,33 @@ tell(Counting *c)
 
 /* False: it cannot be told from the pages. */
 static bool
+compare_with_waiting(Counting *c, const AbRowValues *values, const AbWaitingRow *waiting,
+					 AbRowVerdict *verdict)
+{
+	AbRowValues others;
+	Buffer		buffer = pin_waiting(c, waiting);
+	bool		told;
+
+	if (!BufferIsValid(buffer))
+		return false;
+	told = values_at(c, buffer, waiting->offset, &others) &&
+		ab_rows_same_key(&c->layout, values, &others);
+	if (told)
+		*verdict = ab_rows_compare(&c->layout, values, &others);
+	ReleaseBuffer(buffer);
+	return told;
+}
+
+/* False: it cannot be told from the pages. */
+static bool
 count_row(Counting *c, int side, OffsetNumber offset)
 {
 	AbRowValues values;
-	AbRowValues others;
 	AbWaitingRow row = {0};
 	AbWaitingRow *waiting;
 	AbRowVerdict verdict = AB_ROWS_DIFFER;
 
-	if (!values_at(c, c->side[side].page.data, offset, &values) ||
+	if (!values_at(c, c->pinned[side], offset, &values) ||
 		!ab_row_code(&c->layout, &values, &row.code))
 		return false;
 	if (!ab_rowmatch_wanted(c->match, row.code))
@@ -243,14 +258,10 @@ count_row(Counting *c, int side, OffsetNumber offset)
 	}
 	if (waiting->side == side)
 		return false;			/* two keys with one code */
-	if (!c->layout.code_is_key || row.print == waiting->print ||
-		row.print == 0 || waiting->print == 0)
-	{
-		if (!values_of_waiting(c, waiting, &others) ||
-			!ab_rows_same_key(&c->layout, &values, &others))
-			return false;
-		verdict = ab_rows_compare(&c->layout, &values, &others);
-	}
+	if ((!c->layout.code_is_key || row.print == waiting->print ||
+		 row.print == 0 || waiting->print == 0) &&
+		!compare_with_waiting(c, &values, waiting, &verdict))
+		return false;
 	ab_rowmatch_meet(c->match, waiting, &row, verdict);
 	return true;
 }
@@ -259,28 +270,22 @@ static bool
 count_page(Counting *c, BlockNumber block)
 {
 	AbPageRows	rows;
-	const char *page[2];
 	bool		told = true;
 
 	c->block = block;
-	for (int i = 0; i < 2; i++)
-		page[i] = ab_rowpages_read(&c->side[i].pages, block, c->strategy,
-								   c->side[i].page.data, &c->side[i].buffer);
-	ab_page_changed_rows(page[0], page[1], &rows);
+	ab_rowpages_compare(c->pages, block, c->strategy, &rows, c->pinned);
 	if (Max(rows.na, rows.nb) == MaxHeapTuplesPerPage)
 		told = false;			/* or a page that is none of a table */
 	else
 	{
-		rows.na = keep_visible(&c->side[0], block, rows.of_a, rows.na);
-		rows.nb = keep_visible(&c->side[1], block, rows.of_b, rows.nb);
+		rows.na = keep_visible(c, 0, rows.of_a, rows.na);
+		rows.nb = keep_visible(c, 1, rows.of_b, rows.nb);
 	}
-	for (int i = 0; i < 2; i++)
-		if (BufferIsValid(c->side[i].buffer))
-			ReleaseBuffer(c->side[i].buffer);
 	for (int i = 0; told && i < rows.na; i++)
 		told = count_row(c, 0, rows.of_a[i]);
 	for (int i = 0; told && i < rows.nb; i++)
 		told = count_row(c, 1, rows.of_b[i]);
+	ab_rowpages_unpin(c->pinned);
 	return told;
 }
 
@@ -345,21 +350,11 @@ put_counts(ReturnSetInfo *rsinfo, const Counting *c, int64 read_before)
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 
-static BlockNumber
-pages_of(const AbBlockRanges *ranges)
-{
-	BlockNumber n = 0;
-
-	for (int i = 0; i < ranges->n; i++)
-		n += ranges->range[i].end - ranges->range[i].start;
-	return n;
-}
-
 /* False: it cannot be told from the pages. */
 static bool
 count_all(ReturnSetInfo *rsinfo, Counting *c)
 {
-	c->strategy = ab_rowpages_strategy(Min(pages_of(&c->ranges), MaxBlockNumber / 2) * 2);
+	c->strategy = ab_rowpages_strategy(&c->ranges);
 	c->match = ab_rowmatch_begin(get_hash_memory_limit());
 	while (ab_rowmatch_next(c->match))
 	{
@@ -414,16 +409,12 @@ ab_sql_changed_counts(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Counting   *c = palloc0(sizeof(Counting));
-	AbRowPages	pages[2];
 
 	ab_require_control_database();
 	InitMaterializedSRF(fcinfo, 0);
 	for (int i = 0; i < 2; i++)
-	{
-		ab_rowpages_open(&pages[i], fcinfo, i * 3);
-		c->side[i].pages = pages[i];
-	}
-	c->ranges = ab_rowpages_ranges(pages, fcinfo, 6);
+		ab_rowpages_open(&c->pages[i], fcinfo, i * 3);
+	c->ranges = ab_rowpages_ranges(c->pages, fcinfo, 6);
 	c->layout = layout_of(fcinfo, 10);
 	c->read = PG_GETARG_INT64(13);
 	c->where = text_to_cstring(PG_GETARG_TEXT_PP(14));
@@ -435,6 +426,6 @@ ab_sql_changed_counts(PG_FUNCTION_ARGS)
 		tuplestore_clear(rsinfo->setResult);
 	MemoryContextDelete(c->context);
 	for (int i = 0; i < 2; i++)
-		ab_rowpages_close(&pages[i]);
+		ab_rowpages_close(&c->pages[i]);
 	return (Datum) 0;
 }

@@ -76,32 +76,60 @@ ab_rowpages_close(AbRowPages *pages)
 	UnlockSharedObject(DatabaseRelationId, pages->rnode.dbNode, 0, RowExclusiveLock);
 }
 
-const char *
-ab_rowpages_read(const AbRowPages *pages, BlockNumber block, BufferAccessStrategy strategy,
-				 char *page, Buffer *kept)
+Buffer
+ab_rowpages_pin(const AbRowPages *pages, BlockNumber block, BufferAccessStrategy strategy)
 {
-	Buffer		buffer;
-
-	if (kept != NULL)
-		*kept = InvalidBuffer;
 	if (block >= pages->nblocks)
-		return NULL;
-	buffer = ReadBufferWithoutRelcache(pages->rnode, MAIN_FORKNUM, block, RBM_NORMAL,
-									   strategy, true);
-	LockBuffer(buffer, BUFFER_LOCK_SHARE);
-	memcpy(page, BufferGetPage(buffer), BLCKSZ);
-	LockBuffer(buffer, BUFFER_LOCK_UNLOCK);
-	if (kept != NULL)
-		*kept = buffer;
-	else
-		ReleaseBuffer(buffer);
-	return page;
+		return InvalidBuffer;
+	return ReadBufferWithoutRelcache(pages->rnode, MAIN_FORKNUM, block, RBM_NORMAL,
+									 strategy, true);
 }
 
-BufferAccessStrategy
-ab_rowpages_strategy(BlockNumber nblocks)
+/*
+ * Nothing is read while the contents are locked: a read may look at a parent's buffer.
+ * Who writes locks pages of one database only, so two shared locks are in nobody's circle.
+ */
+void
+ab_rowpages_compare(const AbRowPages *pages, BlockNumber block,
+					BufferAccessStrategy strategy, AbPageRows *rows, Buffer *pinned)
 {
-	return nblocks > (BlockNumber) NBuffers / 4 ? GetAccessStrategy(BAS_BULKREAD) : NULL;
+	const char *page[2] = {NULL, NULL};
+
+	for (int i = 0; i < 2; i++)
+		pinned[i] = ab_rowpages_pin(&pages[i], block, strategy);
+	for (int i = 0; i < 2; i++)
+		if (BufferIsValid(pinned[i]))
+		{
+			LockBuffer(pinned[i], BUFFER_LOCK_SHARE);
+			page[i] = BufferGetPage(pinned[i]);
+		}
+	ab_page_changed_rows(page[0], page[1], rows);
+	for (int i = 0; i < 2; i++)
+		if (BufferIsValid(pinned[i]))
+			LockBuffer(pinned[i], BUFFER_LOCK_UNLOCK);
+}
+
+void
+ab_rowpages_unpin(Buffer *pinned)
+{
+	for (int i = 0; i < 2; i++)
+		if (BufferIsValid(pinned[i]))
+			ReleaseBuffer(pinned[i]);
+}
+
+/*
+ * Many pages share a few buffers: what others need stays in memory, and this process does
+ * not have to map all of it.
+ */
+BufferAccessStrategy
+ab_rowpages_strategy(const AbBlockRanges *ranges)
+{
+	uint64		nblocks = 0;
+
+	for (int i = 0; i < ranges->n; i++)
+		if (ranges->range[i].start < ranges->range[i].end)
+			nblocks += ranges->range[i].end - ranges->range[i].start;
+	return nblocks * 2 > NBuffers / 64 ? GetAccessStrategy(BAS_BULKREAD) : NULL;
 }
 
 /* ---- which ---- */
