@@ -75,9 +75,11 @@ def cluster_base() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def cluster(request: pytest.FixtureRequest, cluster_base: Path) -> Iterator[Cluster]:
     """One server per module, with the extension in ``postgres`` and a database ``main``; who
-    kills it kills processes, not the machine."""
+    kills it kills processes, not the machine.  The module's CLUSTER: more for Cluster.create."""
     name = str(request.module.__name__).removeprefix("test_")
-    made = Cluster.create(cluster_base, name, {"fsync": "off"})
+    options = {"settings": {}, **getattr(request.module, "CLUSTER", {})}
+    options["settings"] = {"fsync": "off", **options["settings"]}
+    made = Cluster.create(cluster_base, name, **options)
     yield made
     made.destroy()
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -18,14 +16,8 @@ SUMMARY = (
 )
 
 
-@pytest.fixture(scope="module")
-def cluster(cluster_base: Path) -> Iterator[Cluster]:
-    """With checksums: hint bits alone change a page's LSN then."""
-    made = Cluster.create(
-        cluster_base, "diff", {"autovacuum": "off"}, initdb_args=["--data-checksums"]
-    )
-    yield made
-    made.destroy()
+# With checksums hint bits alone change a page's LSN.
+CLUSTER = {"settings": {"autovacuum": "off"}, "initdb_args": ["--data-checksums"]}
 
 
 def rows(cluster: Cluster, database: str, table: str) -> list[Any]:

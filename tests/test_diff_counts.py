@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -18,11 +16,9 @@ COUNTS = (
 READ_BY_PLACE = "= ANY ('{\""
 
 
-@pytest.fixture(scope="module")
-def cluster(cluster_base: Path) -> Iterator[Cluster]:
-    made = Cluster.create(cluster_base, "counts", {"autovacuum": "off", "log_statement": "all"})
-    yield made
-    made.destroy()
+CLUSTER = {
+    "settings": {"autovacuum": "off", "log_statement": "all", "max_prepared_transactions": 5}
+}
 
 
 def counted(cluster: Cluster, source: str, target: str, table: str, **settings: str) -> list[int]:
@@ -210,6 +206,59 @@ def test_as_sessions_see(cluster: Cluster) -> None:
         conn.execute("COMMIT")
         asked = conn.execute(COUNTS, ["own", "postgres", "public.s"]).fetchall()
         assert asked == [(0, 99, 1)]
+
+
+def test_prepared(cluster: Cluster) -> None:
+    """Of a transaction that is prepared, on either side, nothing counts until it is committed:
+    not while it waits, not after a restart, and never if it is rolled back."""
+    cluster.sql("CREATE DATABASE waits")
+    cluster.sql(
+        "CREATE TABLE p (id int PRIMARY KEY, v int, w text) WITH (fillfactor = 60);"
+        "INSERT INTO p SELECT g, 0, repeat('w', g % 90) FROM generate_series(1, 600) AS g",
+        dbname="waits",
+    )
+    change = (
+        "UPDATE p SET v = {v} WHERE id <= 600 AND id % 5 = {v};"
+        "DELETE FROM p WHERE id % 50 = {v} + 10;"
+        "SAVEPOINT s; INSERT INTO p SELECT g, {v} FROM generate_series({v}000, {v}009) AS g;"
+        "RELEASE s; SAVEPOINT s; UPDATE p SET v = -1; ROLLBACK TO s;"
+        "SELECT count(*) FROM (SELECT FROM p WHERE id % 5 = 4 FOR SHARE) AS locked;"
+    )
+
+    def prepare(database: str, v: int) -> None:
+        with cluster.connect(database) as conn:
+            conn.execute(f"BEGIN; {change.format(v=v)} PREPARE TRANSACTION '{database}_{v}'")
+
+    def check(*wanted: int) -> None:
+        assert counted(cluster, "waits1", "waits", "p") == list(wanted)
+        assert listed(cluster, "waits1", "waits", "p") == list(wanted)
+        added, modified, removed = wanted
+        assert counted(cluster, "waits", "waits1", "p") == [removed, modified, added]
+
+    prepare("waits", 1)
+    with pytest.raises(psycopg.errors.ObjectInUse, match="prepared transactions"):
+        cluster.sql("CREATE DATABASE waits1 TEMPLATE waits STRATEGY branch")
+    cluster.sql("COMMIT PREPARED 'waits_1'", dbname="waits")
+    cluster.sql("CREATE DATABASE waits1 TEMPLATE waits STRATEGY branch")
+    check(0, 0, 0)
+    cluster.sql("UPDATE p SET v = 9 WHERE id = 5", dbname="waits1")
+    prepare("waits1", 2)
+    prepare("waits", 3)
+    check(0, 1, 0)
+    cluster.sql("VACUUM p", dbname="waits")
+    cluster.sql("VACUUM p", dbname="waits1")
+    check(0, 1, 0)
+    cluster.restart()
+    check(0, 1, 0)
+    # Rows that go are not those that change: 12, 62... are removed in the branch alone.
+    cluster.sql("COMMIT PREPARED 'waits1_2'", dbname="waits1")
+    check(10, 1 + 120 - 12, 12)
+    cluster.sql("ROLLBACK PREPARED 'waits_3'", dbname="waits")
+    check(10, 1 + 120 - 12, 12)
+    prepare("waits1", 4)
+    cluster.sql("ROLLBACK PREPARED 'waits1_4'", dbname="waits1")
+    cluster.sql("VACUUM FREEZE p", dbname="waits1")
+    check(10, 1 + 120 - 12, 12)
 
 
 def test_arguments(cluster: Cluster) -> None:

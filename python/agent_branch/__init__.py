@@ -6,12 +6,15 @@ package needs more than the standard library, but executors their database modul
 Agents: ``names`` (names of agents' branches), ``uri`` (connection strings), ``server`` (runs
 inside the server, called by the extension's PL/Python functions).
 
+``hints``, ``jsontext``, ``records``: for what takes long to import, something that does not.
+
 Reaching other databases, inside the server: ``remote``, ``reach``, ``effects``.
 
 Diff and merge of rows, low to high; all of it pure, over ``sqltext.Session``:
 
 - ``sqltext``: quoting, statements with arrays as parameters, batches
-- ``tableshape``, ``catalog``: what is known of a table, and the query that finds it out
+- ``tableshape``, ``catalog``, ``usualtables``: what is known of a table, and the queries that
+  find it out
 - ``blocks``, ``diff``, ``bags``: the rows that differ, in changed pages; rows without a key
 - ``merge``, ``revert``, ``sequences``: what becomes of one row, of a merge that is taken back
 - ``mergeplan``: what is done with each table

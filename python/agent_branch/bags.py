@@ -7,11 +7,9 @@ of each, however many there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 from agent_branch.blocks import Blocks
 from agent_branch.diff import SHOWN, RowChange, scan
+from agent_branch.hints import TYPE_CHECKING, Iterator
 from agent_branch.sqltext import Row, Session, Statement, parse_array
 from agent_branch.tableshape import TableShape
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
 
+from agent_branch.hints import Iterable
 from agent_branch.records import dataclass
 
 # Bytes of a page: BLCKSZ of every build of the server that this runs on is the default one.

@@ -5,16 +5,27 @@
 
 from __future__ import annotations
 
-import json
-import re
-from typing import Any
-
+from agent_branch.hints import Any
+from agent_branch.jsontext import parsed
 from agent_branch.records import dataclass
 from agent_branch.sqltext import Row, Statement
 from agent_branch.tableshape import Column, ForeignKey, TableShape, Unique
 
-_STANDARD = re.compile(
-    r"(bit|boolean|character|double|real|smallint|integer|bigint|numeric|interval|time|timestamp)\b"
+_STANDARD = frozenset(
+    [
+        "bit",
+        "boolean",
+        "character",
+        "double",
+        "real",
+        "smallint",
+        "integer",
+        "bigint",
+        "numeric",
+        "interval",
+        "time",
+        "timestamp",
+    ]
 )
 
 # Types whose values are compared by their own equality: those whose parts all have one.
@@ -111,7 +122,7 @@ definitions AS MATERIALIZED (
 # Types of which two values are the same if and only if their texts are, under sqltext.SETTINGS.
 # Not so: numeric with any number of digits, float (0, -0), interval (1 day, 24 hours), jsonb,
 # what users define.
-_EXACT = """
+EXACT = """
 CASE
     WHEN y.typtype = 'e' THEN true
     WHEN y.oid >= 10000 THEN false
@@ -124,13 +135,16 @@ CASE
         '{bool, int2, int4, int8, oid, bytea, uuid, date, time, timestamp, timestamptz, char, name}'
         ::pg_catalog.name[]) END"""
 
-# What bytes say of values, if their texts tell of them.
-_BYTES = """
+
+def what_bytes_say(operator: str) -> str:
+    """What bytes say of values, if their texts tell of them; of a type with that equality."""
+    return f"""
 CASE
     WHEN y.typtype = 'e' THEN 'b'
-    WHEN y.oid >= 10000 OR c.operator IS NULL THEN 'u'
-    WHEN y.typname = ANY ('{name, numeric}'::pg_catalog.name[]) THEN 'b'
+    WHEN y.oid >= 10000 OR {operator} IS NULL THEN 'u'
+    WHEN y.typname = ANY ('{{name, numeric}}'::pg_catalog.name[]) THEN 'b'
     ELSE 'p' END"""
+
 
 _COLUMNS = f"""
 SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
@@ -139,8 +153,8 @@ SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
     'type', pg_catalog.format_type(a.atttypid, a.atttypmod),
     'equals', c.operator,
     'definition', COALESCE(f.definition, ''),
-    'exact', {_EXACT},
-    'bytes', {_BYTES},
+    'exact', {EXACT},
+    'bytes', {what_bytes_say("c.operator")},
     'stored', a.attnum::pg_catalog.text
         || CASE WHEN a.atthasmissing THEN ' ' || a.attmissingval::pg_catalog.text ELSE '' END,
     'not_null', a.attnotnull,
@@ -231,21 +245,24 @@ JOIN pg_catalog.pg_class AS r ON r.oid = y.oid AND r.relkind = 'r'
 JOIN pg_catalog.pg_namespace AS n ON n.oid = r.relnamespace
 WHERE k.contype = 'f' AND k.conrelid = t.oid"""
 
-_FROM = """
+FROM_TABLES = """
     FROM pg_catalog.pg_class AS c
     JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
     WHERE c.relkind = 'r' AND c.relpersistence <> 't'
         AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%'"""
 
 # The names of these tables.
-NAMES = Statement(f"SELECT n.nspname, c.relname{_FROM} ORDER BY n.nspname, c.relname")
+NAMES = Statement(f"SELECT n.nspname, c.relname{FROM_TABLES} ORDER BY n.nspname, c.relname")
 
-_HEAD = f"""
+
+def tables_statement(which: str = "") -> Statement:
+    """As ``TABLES``; ``which``: a further condition for the table ``c``."""
+    return Statement(f"""
 WITH RECURSIVE tables AS (
     SELECT c.oid, c.relname, n.nspname, c.relreplident, c.relfilenode, c.reltablespace,
         CASE WHEN c.relpages > 0 AND c.reltuples >= 0 THEN
             c.reltuples::pg_catalog.float8 OPERATOR(pg_catalog./) c.relpages END AS density
-    {_FROM}
+    {FROM_TABLES}{which}
 ),{_COMPUTED},{_TYPES}
 SELECT pg_catalog.jsonb_build_object(
     'oid', t.oid,
@@ -262,12 +279,13 @@ SELECT pg_catalog.jsonb_build_object(
     'columns', ({_COLUMNS}),
     'indexes', ({_INDEXES}),
     'foreign_keys', ({_FOREIGN_KEYS}))
-FROM tables AS t ORDER BY t.nspname, t.relname"""
+FROM tables AS t ORDER BY t.nspname, t.relname""")
+
 
 # Tables with rows of their own, by name: ordinary ones and leaves of partitioned ones.
 # One row for each, one column of jsonb.  To be run under sqltext.SETTINGS: their search_path has
 # every other type written with its schema, and compiling the query would take seconds.
-TABLES = Statement(_HEAD)
+TABLES = tables_statement()
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +310,11 @@ class Table:
 def table_from(row: Row) -> Table:
     """A table from a row that ``TABLES`` answered."""
     assert row[0] is not None
-    found: dict[str, Any] = json.loads(row[0])
+    return table_of(parsed(row[0]))
+
+
+def table_of(found: dict[str, Any]) -> Table:
+    """A table from what stands in such a row."""
     columns = found["columns"] or []
     place = {column["number"]: i for i, column in enumerate(columns)}
     indexes = [
@@ -348,7 +370,8 @@ def type_text(name: str) -> str:
     The server leaves out the schema of what is in pg_catalog; names of the SQL standard are
     words of the grammar and take none.
     """
-    return name if "." in name or _STANDARD.match(name) else f"pg_catalog.{name}"
+    word = name.partition("(")[0].partition("[")[0].partition(" ")[0]
+    return name if "." in name or word in _STANDARD else f"pg_catalog.{name}"
 
 
 def _key(indexes: list[dict[str, Any]]) -> tuple[int, ...]:

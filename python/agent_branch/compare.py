@@ -6,11 +6,9 @@ not is "added".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
 from agent_branch import bags
 from agent_branch.blocks import ALL, Blocks
-from agent_branch.catalog import NAMES, TABLES, Table, table_from
+from agent_branch.catalog import NAMES, Table, table_from
 from agent_branch.diff import (
     SHOWN,
     ChangeKind,
@@ -25,6 +23,7 @@ from agent_branch.diff import (
     scan,
 )
 from agent_branch.errors import ReportedError
+from agent_branch.hints import Callable, Iterable, Iterator, Mapping, Sequence
 from agent_branch.largeobjects import (
     CATALOGS,
     CONTENTS,
@@ -34,9 +33,19 @@ from agent_branch.largeobjects import (
     changed_objects,
 )
 from agent_branch.records import dataclass, field
-from agent_branch.sqltext import Limits, Row, Session, Statement, Value, batches, qualified
+from agent_branch.sqltext import (
+    NOTHING,
+    Limits,
+    Row,
+    Session,
+    Statement,
+    Value,
+    batches,
+    qualified,
+)
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import same_definition
+from agent_branch.usualtables import USUAL, usual_tables
 
 AMBIGUOUS = "42702"
 REWRITTEN = "40001"
@@ -109,13 +118,11 @@ def sides(sessions: Sequence[Session], ask: Ask) -> list[Side]:
     lists = [list(batches(listed, LOCKED_AT_ONCE, len)) for listed in names]
     for at in range(max(map(len, lists))):
         ask([_lock(listed[at] if at < len(listed) else ()) for listed in lists])
-    tables = [
-        {table.shape.id: table for table in map(table_from, rows)}
-        for rows in ask([TABLES] * number)
-    ]
     found = [
         Side(session, of_one, *objects)
-        for session, of_one, objects in zip(sessions, tables, _objects(number, ask), strict=True)
+        for session, of_one, objects in zip(
+            sessions, _tables(number, ask), _objects(number, ask), strict=True
+        )
     ]
     for one in found:
         for table in one.files.values():
@@ -127,6 +134,16 @@ def sides(sessions: Sequence[Session], ask: Ask) -> list[Side]:
                     " when the comparison began.",
                     hint="Compare again.",
                 )
+    return found
+
+
+def _tables(number: int, ask: Ask) -> list[dict[TableId, Table]]:
+    usual = [usual_tables(rows) for rows in ask([USUAL] * number)]
+    found = [{table.shape.id: table for table in tables} for tables, _ in usual]
+    if any(others is not None for _, others in usual):
+        asked = ask([others or NOTHING for _, others in usual])
+        for tables, rows in zip(found, asked, strict=True):
+            tables.update((table.shape.id, table) for table in map(table_from, rows))
     return found
 
 

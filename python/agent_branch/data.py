@@ -9,9 +9,7 @@ every session imports this anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
-from typing import Any, NoReturn
 
 import plpy
 
@@ -19,6 +17,7 @@ from agent_branch import bases, compare
 from agent_branch.blocks import Blocks
 from agent_branch.catalog import Table
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
+from agent_branch.hints import Any, Iterable, Iterator, Mapping, NoReturn, Sequence
 from agent_branch.pairing import PagePairing, Place
 from agent_branch.progress import Progress as Progress
 from agent_branch.progress import name_of

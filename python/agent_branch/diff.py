@@ -11,10 +11,8 @@ Nothing here talks to a server: functions make statements, and read rows from ``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, Protocol
-
 from agent_branch.blocks import ALL, Blocks, block_of
+from agent_branch.hints import Iterable, Iterator, Literal, Protocol, Sequence
 from agent_branch.records import dataclass
 from agent_branch.sqltext import (
     Limits,

@@ -12,14 +12,11 @@ that it is not sure of are read and compared after all.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-
 import plpy
 
 from agent_branch.catalog import Table
 from agent_branch.diff import ChangeKind, Counts, Pair, TableDiff, by_place
+from agent_branch.hints import Any, Iterator, Mapping, Sequence
 from agent_branch.progress import Progress
 from agent_branch.records import dataclass
 from agent_branch.remote import Remote
@@ -31,9 +28,16 @@ FETCHED = 1000
 
 KINDS: tuple[ChangeKind, ...] = ("modified", "removed", "added")
 
-_DATABASES = """
-        (SELECT d.oid FROM pg_database AS d WHERE d.datname = $1), $2, $3,
-        (SELECT d.oid FROM pg_database AS d WHERE d.datname = $4), $5, $6, $7, $8"""
+
+def _databases(first: int) -> str:
+    """Arguments for two tables and their blocks, from eight parameters."""
+    one, other = (
+        f"(SELECT d.oid FROM pg_database AS d WHERE d.datname = ${n}), ${n + 1}, ${n + 2}"
+        for n in (first, first + 3)
+    )
+    return f"{one}, {other}, ${first + 6}, ${first + 7}"
+
+
 _DATABASES_TYPES = ["name", "oid", "oid", "name", "oid", "oid", "int8[]", "int8[]"]
 
 # Sessions, and the parts of a query that reads rows by their places.
@@ -50,11 +54,13 @@ SELECT {picked}, pg_catalog.num_nonnulls(a.r, b.r) AS versions FROM (
     WHERE c.b_rows IS NOT NULL OFFSET 0
 ) AS b ON {keys} WHERE a.r IS DISTINCT FROM b.r"""
 
-_CHANGED = f"SELECT c.a_rows, c.b_rows FROM branch._changed_rows({_DATABASES}) AS c"
+# Behind the parameters for reading.
+_PLACES = "SELECT $5 AS a_rows, $6 AS b_rows"
+_CHANGED = f"SELECT c.a_rows, c.b_rows FROM branch._changed_rows({_databases(5)}) AS c"
 
 # The line with the numbers comes first, so that the others can be read one by one.
 _COUNTED = f"""
-SELECT c.* FROM branch._changed_counts({_DATABASES}, $9, $10, $11, $12, $13, $14, $15) AS c
+SELECT c.* FROM branch._changed_counts({_databases(1)}, $9, $10, $11, $12, $13, $14, $15) AS c
 ORDER BY c.rows_read"""
 _COUNTED_TYPES = [*_DATABASES_TYPES, "int4", "int4", "int2[]", "text", "text", "int8", "text"]
 
@@ -165,18 +171,13 @@ class PagePairing:
         """``where``: pages, or places of rows on either side."""
         keys = " AND ".join(f'a.r[{i + 1}] = b.r[{i + 1}] COLLATE "C"' for i in plan.shape.key)
         types = _DATABASES_TYPES if len(where) > 2 else ["text", "text"]
-        places = _CHANGED if len(where) > 2 else "SELECT $1 AS a_rows, $2 AS b_rows"
-        sql = _JOINED.format(picked=picked, keys=keys, places=_moved(places, len(_READ_TYPES)))
+        places = _CHANGED if len(where) > 2 else _PLACES
+        sql = _JOINED.format(picked=picked, keys=keys, places=places)
         values = [*self._sessions, *by_place(plan.shape, extra), *where]
         for line in _lines(sql, [*_READ_TYPES, *types], values, FETCHED):
             for _ in range(line["versions"]):
                 self.progress.row()
             yield line
-
-
-def _moved(sql: str, by: int) -> str:
-    """With parameters that many later."""
-    return re.sub(r"\$([0-9]+)", lambda found: f"${int(found.group(1)) + by}", sql)
 
 
 def _lines(

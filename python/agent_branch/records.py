@@ -10,7 +10,8 @@ a factory, and ``compare``.  Type checkers see dataclasses.
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+
+from agent_branch.hints import TYPE_CHECKING, Any
 
 MISSING: Any = object()
 

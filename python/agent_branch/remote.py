@@ -7,11 +7,9 @@ it, so an error that nobody catches leaves nothing behind.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Any
-
 import plpy
+
+from agent_branch.hints import Any, Iterator, Sequence, TracebackType
 
 Row = Sequence[str | None]
 

@@ -8,10 +8,7 @@ of rows as one ``text[]`` for each column.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol, TypeVar
-
+from agent_branch.hints import Callable, Iterable, Iterator, Protocol, Sequence, TypeVar
 from agent_branch.records import dataclass
 
 T = TypeVar("T")
@@ -21,8 +18,8 @@ Row = tuple[Value, ...]
 
 TEXT = "pg_catalog.text"
 
-# A parameter in a template: no name can have a NUL, so nothing else looks like it.
-_MARK = re.compile("\0([0-9]+)\0")
+# Around the number of a parameter in a template: no name can have a NUL.
+_MARK = "\0"
 
 
 def quote_ident(name: str) -> str:
@@ -58,7 +55,7 @@ def _item(value: Value) -> str:
     if value is None:
         return "NULL"
     if '"' in value or "\\" in value:
-        value = re.sub(r'(["\\])', r"\\\1", value)
+        value = value.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{value}"'
 
 
@@ -67,6 +64,8 @@ def parse_array(text: str) -> Row:
 
     Raises ``ValueError`` for another text, an array of arrays included.
     """
+    import re
+
     if text == "{}":
         return ()
     values: list[Value] = []
@@ -89,7 +88,7 @@ def parse_array(text: str) -> Row:
 
 def placeholder(number: int) -> str:
     """Parameter ``number`` (from 1) in the template of a ``Statement``."""
-    return f"\0{number}\0::{TEXT}[]"
+    return f"{_MARK}{number}{_MARK}::{TEXT}[]"
 
 
 def unnest(first: int, count: int) -> str:
@@ -100,6 +99,13 @@ def unnest(first: int, count: int) -> str:
     """
     arrays = ", ".join(placeholder(n) for n in range(first, first + count))
     return f"unnest({arrays})" if count > 1 else f"pg_catalog.unnest({arrays})"
+
+
+def _filled(template: str, value: Callable[[int], str]) -> str:
+    """A template with something in the place of each parameter, given its number."""
+    parts = template.split(_MARK)
+    parts[1::2] = (value(int(number)) for number in parts[1::2])
+    return "".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +125,18 @@ class Statement:
     @property
     def sql(self) -> str:
         """Text with ``$1``, ``$2``... for executors that pass parameters."""
-        return _MARK.sub(r"$\1", self.template)
+        return _filled(self.template, lambda number: f"${number}")
 
     def inline(self) -> str:
         """Text with the parameters in it as literals, for executors that pass text only."""
 
-        def literal(found: re.Match[str]) -> str:
-            return quote_literal(array_text(self.parameters[int(found.group(1)) - 1]))
+        return _filled(
+            self.template, lambda number: quote_literal(array_text(self.parameters[number - 1]))
+        )
 
-        return _MARK.sub(literal, self.template)
+
+# A query without rows.
+NOTHING = Statement("SELECT NULL WHERE false")
 
 
 def together(statements: Sequence[Statement]) -> Statement:
@@ -155,7 +164,7 @@ def together(statements: Sequence[Statement]) -> Statement:
 
 
 def _renumbered(template: str, offset: int) -> str:
-    return _MARK.sub(lambda found: f"\0{int(found.group(1)) + offset}\0", template)
+    return _filled(template, lambda number: f"{_MARK}{number + offset}{_MARK}")
 
 
 def columns_of(rows: Sequence[Sequence[Value]], width: int) -> tuple[Sequence[Value], ...]:

@@ -12,8 +12,7 @@ count for a moment; the circle is broken, in this order of preference, by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-
+from agent_branch.hints import Callable, Iterable, Mapping, Sequence
 from agent_branch.records import dataclass, field
 from agent_branch.tableshape import CASCADING, ForeignKey, TableShape, mask_of
 

@@ -7,8 +7,7 @@ for ``columns[i]``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-
+from agent_branch.hints import Collection, Iterable, Iterator, Sequence
 from agent_branch.records import dataclass, field, replace
 from agent_branch.sqltext import TEXT, Row, qualified, quote_ident
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from agent_branch.blocks import NONE
-from agent_branch.catalog import TABLES, Table, table_from
+from agent_branch.catalog import Table
 from agent_branch.compare import Extent, Extents, Side
 from agent_branch.diff import TableState
 from agent_branch.mergeplan import TablePlan, is_fast_forward, plan_table
 from agent_branch.sqltext import Session
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import TableShape
+from agent_branch.usualtables import read_tables
 
 # What becomes of tables and columns that only one side has.  stop: they are conflicts, unless the
 # target made them; ignore: they are left as they are; additive: the target gets them first.
@@ -28,7 +29,7 @@ UNKNOWN = Extent(0, 0, None)
 
 def read_side(session: Session, without: Collection[str] = ()) -> Side:
     """The tables of a database, but those in some schemas; they are not locked."""
-    tables = (table_from(row) for row in session.rows(TABLES))
+    tables = read_tables(session)
     return Side(session, {t.shape.id: t for t in tables if t.shape.schema not in without})
 
 
