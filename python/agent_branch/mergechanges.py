@@ -11,9 +11,9 @@ import json
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
 
 from agent_branch.diff import mask_from, match
+from agent_branch.hints import Protocol
 from agent_branch.merge import Action, Delete, Insert, Recount, Update
 from agent_branch.mergerun import MergeRun
 from agent_branch.revert import from_json, to_json
