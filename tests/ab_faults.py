@@ -164,7 +164,7 @@ struct plan
 	long		count;			/* calls so far */
 	long		fail_at;		/* the one that fails; 0: none */
 	long		sticky;			/* and all after it */
-	long		error;			/* errno; 0: the process stops before the call; < 0: dies */
+	long		error;			/* errno; 0: it stops before the call; -1: dies; -2: half */
 	long		fired;			/* how many failed */
 	long		pid;			/* of the process that was stopped */
 	char		last[64];		/* name of the call that failed first */
@@ -210,7 +210,7 @@ strike(const char *path, const char *call)
 		errno = saved;
 		return 0;
 	}
-	if (plan->error < 0)
+	if (plan->error == -1)
 		kill(getpid(), SIGKILL);
 	errno = (int) plan->error;
 	return 1;
@@ -255,8 +255,17 @@ type name params \
 }
 
 ON_FD(ssize_t, write, (int fd, const void *b, size_t n), (fd, b, n))
-ON_FD(ssize_t, pwrite, (int fd, const void *b, size_t n, off_t o), (fd, b, n, o))
-ON_FD(ssize_t, pwrite64, (int fd, const void *b, size_t n, off64_t o), (fd, b, n, o))
+#define PWRITE(name, offset) \
+ssize_t name(int fd, const void *b, size_t n, offset o) \
+{ \
+	REAL(name); \
+	if (!strike_fd(fd, #name)) \
+		return real(fd, b, n, o); \
+	return plan->error == -2 ? real(fd, b, n / 2, o) : -1; \
+}
+
+PWRITE(pwrite, off_t)
+PWRITE(pwrite64, off64_t)
 ON_FD(ssize_t, pwritev, (int fd, const struct iovec *v, int n, off_t o), (fd, v, n, o))
 ON_FD(ssize_t, pwritev64, (int fd, const struct iovec *v, int n, off64_t o), (fd, v, n, o))
 ON_FD(int, fsync, (int fd), (fd))
@@ -324,6 +333,8 @@ PLAN = struct.Struct("=qqqqqq64s256s32s")
 
 # In place of an error: the process that makes the call is killed, with signal 9.
 KILL = -1
+# Of a pwrite: the disk is full when half of it is written.
+HALF = -2
 
 
 class Faults:
@@ -361,7 +372,7 @@ class Faults:
         self, needle: str, at: int, error: int, *, sticky: bool = False, only: str = ""
     ) -> None:
         """From now on count calls on paths with this text; the ``at``-th fails (0: none) with
-        this errno, or is its process's last (``KILL``).
+        this errno, or is its process's last (``KILL``), or writes a part (``HALF``).
 
         ``sticky``: and all after it.  ``only``: count calls whose names begin with that.
         """

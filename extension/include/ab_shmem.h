@@ -46,6 +46,7 @@
 #define AB_GENERATIONS 4096
 #define AB_ORIGIN_LOCKS 64
 #define AB_GUARDS 64
+#define AB_HOLE_COUNTERS 4096
 
 typedef struct AbSnapSlot
 {
@@ -167,6 +168,7 @@ typedef struct AbShared
 	pg_atomic_uint32 generation[AB_GENERATIONS];
 	pg_atomic_uint32 catalog_changes[AB_GENERATIONS];	/* by database as the
 														 * generations */
+	pg_atomic_uint64 holes_filled[AB_HOLE_COUNTERS];	/* ab_holes.c */
 	pg_atomic_uint32 agent_roles_left;	/* some may be without a database */
 	AbReadyDatabase ready[AB_READY_DATABASES];	/* ready_lock */
 	uint64		ready_age;		/* ready_lock */

@@ -98,6 +98,8 @@ init_shared(void)
 		pg_atomic_init_u32(&ab_shared->generation[i], 1);
 		pg_atomic_init_u32(&ab_shared->catalog_changes[i], 0);
 	}
+	for (int i = 0; i < AB_HOLE_COUNTERS; i++)
+		pg_atomic_init_u64(&ab_shared->holes_filled[i], 0);
 	pg_atomic_init_u32(&ab_shared->agent_roles_left, 1);
 	ConditionVariableInit(&ab_shared->keeper_cv);
 	ConditionVariableInit(&ab_shared->notes_cv);

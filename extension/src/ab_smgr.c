@@ -28,6 +28,7 @@
 #include "ab_dir.h"
 #include "ab_epoch.h"
 #include "ab_failpoint.h"
+#include "ab_holes.h"
 #include "ab_image.h"
 #include "ab_journal.h"
 #include "ab_kept.h"
@@ -222,7 +223,17 @@ ab_smgr_extend(SMgrRelation reln, ForkNumber fork, BlockNumber block,
 	else
 		ab_overlay_create(b, f, reln);
 	mdextend(reln, fork, block, buffer, skipFsync);
+	if (f != NULL && unlikely(block < f->limit))
+		ab_holes_filled(reln->smgr_rnode.node, block);
 	end_change(reln);
+}
+
+/* The own file exists.  May be asked ahead of a read: the answer may be out of date then. */
+static inline bool
+is_hole(AbBranch *b, AbFork *f, SMgrRelation reln, BlockNumber block)
+{
+	return f->key.fork == MAIN_FORKNUM &&
+		ab_holes_known(b, reln->smgr_rnode.node, block);
 }
 
 bool
@@ -236,7 +247,7 @@ ab_smgr_prefetch(SMgrRelation reln, ForkNumber fork, BlockNumber block)
 	/* a block below the limit exists whatever files there are (F11) */
 	if (block < f->limit)
 	{
-		if (ab_overlay_exists(b, f, reln))
+		if (ab_overlay_exists(b, f, reln) && !is_hole(b, f, reln, block))
 			(void) mdprefetch(reln, fork, block);
 		if (!ab_recovery_files_are_ahead())
 			ab_snapshot_prefetch(ab_branch_manifest(b), f->entry, block);
@@ -313,6 +324,22 @@ adopt(AbBranch *b, SMgrRelation reln, ForkNumber fork, BlockNumber block,
 		(void) ab_image_log(reln->smgr_rnode.node, fork, block, page);
 }
 
+/*
+ * Read the own page of a block below the limit, whose buffer this process reads or writes;
+ * false if there is none.
+ */
+static bool
+read_own(AbBranch *b, AbFork *f, SMgrRelation reln, BlockNumber block, char *page)
+{
+	if (!ab_overlay_exists(b, f, reln) || is_hole(b, f, reln, block))
+		return false;
+	if (ab_overlay_read(b, f, reln, block, page))
+		return true;
+	if (f->key.fork == MAIN_FORKNUM)
+		ab_holes_found_one(b, reln->smgr_rnode.node, block);
+	return false;
+}
+
 void
 ab_smgr_read(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer)
 {
@@ -324,10 +351,46 @@ ab_smgr_read(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer
 		mdread(reln, fork, block, buffer);
 		return;
 	}
-	if (ab_overlay_read(b, f, reln, block, buffer))
+	if (read_own(b, f, reln, block, buffer))
 		return;
 	read_inherited(b, f, block, buffer);
 	adopt(b, reln, fork, block, buffer);
+}
+
+/*
+ * The own page that was a hole.  A WAL record changed it: then its image is in WAL (I4),
+ * unless the page was read during recovery, when it could not be adopted, and promotion has
+ * made the record a delta.  It is too late for an image now: the delta is replayed first.
+ */
+static void
+fill_hole(SMgrRelation reln, ForkNumber fork, BlockNumber block, XLogRecPtr base_lsn,
+		  char *page, bool skipFsync)
+{
+	RelFileNode rnode = reln->smgr_rnode.node;
+	bool		logged = PageGetLSN((Page) page) > base_lsn;
+
+	if (logged && !ab_image_was_skipped(base_lsn))
+		mdwrite(reln, fork, block, page, skipFsync);
+	else if (!logged && ab_image_allowed())
+	{
+		XLogFlush(ab_image_log(rnode, fork, block, page));
+		AB_FAILPOINT("first-write-logged");
+		mdwrite(reln, fork, block, page, skipFsync);
+	}
+	else
+	{
+		/*
+		 * The journal covers this write; the image, where possible, later ones.
+		 * Not of a sequence: its records are whole pages, and ahead of this one.
+		 */
+		if (ab_image_allowed() && !ab_page_is_sequence(page))
+			XLogFlush(ab_image_log(rnode, fork, block, page));
+		ab_journal_write(rnode, fork, block, page);
+		AB_FAILPOINT_NO_ERROR("journal-written");
+		mdwrite(reln, fork, block, page, skipFsync);
+		AB_FAILPOINT_NO_ERROR("journal-used");
+		ab_journal_release();
+	}
 }
 
 /*
@@ -338,46 +401,25 @@ static void
 first_write(AbBranch *b, AbFork *f, SMgrRelation reln, BlockNumber block,
 			const char *base, const char *buffer, bool skipFsync)
 {
-	RelFileNode rnode = reln->smgr_rnode.node;
-	ForkNumber	fork = f->key.fork;
+	XLogRecPtr	base_lsn = PageGetLSN((Page) base);
 	PGAlignedBlock copy;
 
-	bool		logged;
-
 	memcpy(copy.data, buffer, BLCKSZ);
-
-	/*
-	 * A WAL record changed it: then its image is in WAL (I4), unless the page was
-	 * read during recovery, when it could not be adopted, and promotion has made the
-	 * record a delta.  It is too late for an image now: the delta is replayed first.
-	 */
-	logged = PageGetLSN((Page) copy.data) > PageGetLSN((Page) base);
-	if (!logged && ab_page_only_hints_differ(base, copy.data))
+	if (PageGetLSN((Page) copy.data) <= base_lsn &&
+		ab_page_only_hints_differ(base, copy.data))
 		return;
 
 	ab_overlay_create(b, f, reln);
-	if (logged && !ab_image_was_skipped(PageGetLSN((Page) base)))
-		mdwrite(reln, fork, block, copy.data, skipFsync);
-	else if (!logged && ab_image_allowed())
+	PG_TRY();
 	{
-		XLogFlush(ab_image_log(rnode, fork, block, copy.data));
-		AB_FAILPOINT("first-write-logged");
-		mdwrite(reln, fork, block, copy.data, skipFsync);
+		fill_hole(reln, f->key.fork, block, base_lsn, copy.data, skipFsync);
 	}
-	else
+	PG_FINALLY();
 	{
-		/*
-		 * The journal covers this write; the image, where possible, later ones.
-		 * Not of a sequence: its records are whole pages, and ahead of this one.
-		 */
-		if (ab_image_allowed() && !ab_page_is_sequence(copy.data))
-			XLogFlush(ab_image_log(rnode, fork, block, copy.data));
-		ab_journal_write(rnode, fork, block, copy.data);
-		AB_FAILPOINT_NO_ERROR("journal-written");
-		mdwrite(reln, fork, block, copy.data, skipFsync);
-		AB_FAILPOINT_NO_ERROR("journal-used");
-		ab_journal_release();
+		/* a write that failed may have filled a part, and is no first write again (H1) */
+		ab_holes_filled(reln->smgr_rnode.node, block);
 	}
+	PG_END_TRY();
 }
 
 void
@@ -398,7 +440,7 @@ ab_smgr_write(SMgrRelation reln, ForkNumber fork, BlockNumber block,
 		prepare_plain(reln, fork, block + 1);
 	else if (block >= f->limit || fork == FSM_FORKNUM || fork == VISIBILITYMAP_FORKNUM)
 		ab_overlay_create(b, f, reln);
-	else if (!ab_overlay_read(b, f, reln, block, base.data))
+	else if (!read_own(b, f, reln, block, base.data))
 	{
 		read_inherited(b, f, block, base.data);
 		first_write(b, f, reln, block, base.data, buffer, skipFsync);
