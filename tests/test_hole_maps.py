@@ -11,7 +11,6 @@ import psycopg
 import pytest
 from ab_checks import (
     Conn,
-    Row,
     calm_log,
     contents,
     create,
@@ -48,8 +47,8 @@ def make_parent(server: Cluster) -> None:
 FIRST = "UPDATE t SET v = 'first' WHERE id = 1"  # with it b has a file
 
 
-def scan(session: Conn) -> list[Row]:
-    return session.execute("SELECT id, v FROM t").fetchall()
+def scan(session: Conn) -> dict[int, str]:
+    return {row[0]: row[1] for row in session.execute("SELECT id, v FROM t")}
 
 
 def reads(session: Conn) -> int:
@@ -77,7 +76,7 @@ def remembers(server: Cluster, session: Conn) -> None:
 
 def sees(server: Cluster, session: Conn, expected: dict[int, str]) -> None:
     evict(server)
-    assert dict(scan(session)) == expected
+    assert scan(session) == expected
 
 
 def own_pages(server: Cluster) -> int:
@@ -92,7 +91,7 @@ def test_holes_that_are_filled(make_cluster: Callable[..., Cluster], faults: Fau
     faults.restart(server, "fast")
     run(server, "b", FIRST, "CHECKPOINT")
     with server.connect("b") as reader, server.connect("b") as writer:
-        expected = dict(scan(reader))
+        expected = scan(reader)
 
         def change(session: Conn, number: int) -> None:
             session.execute("UPDATE t SET v = 'new' WHERE id = %s", (number,))
@@ -128,7 +127,7 @@ def test_holes_that_are_filled(make_cluster: Callable[..., Cluster], faults: Fau
         remembers(server, reader)
     server.crash()
     with server.connect("b") as reader:
-        assert dict(scan(reader)) == expected
+        assert scan(reader) == expected
     assert contents(server, "c") == contents(server, "b")
     healthy(server)
 
@@ -146,7 +145,7 @@ def test_map_made_during_a_write(make_cluster: Callable[..., Cluster], faults: F
         checkpointer = held.wait(checkpoint)
         with server.connect("b") as reader:
             remembers(server, reader)
-            expected = dict(scan(reader))
+            expected = scan(reader)
             assert own_pages(server) == 1
             held.let_go(checkpointer)
             checkpoint.result(60)
@@ -164,7 +163,7 @@ def test_files_that_are_cut_and_grow(make_cluster: Callable[..., Cluster]) -> No
     make_parent(server)
     run(server, "b", FIRST, "CHECKPOINT")
     with server.connect("b") as reader, server.connect("b") as writer:
-        expected = dict(scan(reader))
+        expected = scan(reader)
         remembers(server, reader)
         size = main_fork(server, "b", "t").stat().st_size
         writer.execute("DELETE FROM t WHERE id > 1000")
@@ -185,7 +184,7 @@ def test_files_that_are_cut_and_grow(make_cluster: Callable[..., Cluster]) -> No
         sees(server, reader, expected)
     server.crash()
     with server.connect("b") as reader:
-        assert dict(scan(reader)) == expected
+        assert scan(reader) == expected
     healthy(server)
     calm_log(server)
 
@@ -198,7 +197,7 @@ def test_holes_that_replay_fills(make_cluster: Callable[..., Cluster]) -> None:
     run(server, "b", FIRST)
     with standby.connect("b") as reader, server.connect("b") as writer:
         server.wait_caught_up(standby)
-        expected = dict(scan(reader))
+        expected = scan(reader)
         assert expected[1] == "first"
         for number in (800, 1600):
             remembers(standby, reader)
