@@ -157,19 +157,22 @@ installcheck:
 check-core: venv
 	$(VENV_PYTHON) tools/check_core.py
 
-# Tests of the storage under a server that checks its assertions: one that PG_CONFIG names, or
-# one that is built for it, of the server's own source package.
+# The tests under servers that look for faults of their own, file by file; what has passed is kept in
+# build/checks, and is not run again until it changes (tools/check_pieces.py).  CHECK="--minutes 20",
+# CHECK=--list, CHECK="--pieces regress isolation/iso_suspend pytest/crash --jobs 1", CHECK=--anew.
+
+# Assertions: a server that PG_CONFIG names, or one that is built, of the server's own source package.
 # make check-assert, make check-assert CHECK="tests/test_crash.py -k nine"
 check-assert: venv
 	$(VENV_PYTHON) tools/check_assert.py $(CHECK)
 
-# Regress, isolation and the tests of the storage, each server with a standby that compares every page
-# after every record.  CHECK="tests/test_crash.py -k nine" chooses tests.
+# Each server with a standby that compares every page after every record.
+# CHECK="tests/test_crash.py -k nine" chooses tests.
 check-wal: venv
 	$(VENV_PYTHON) tools/check_wal.py $(CHECK)
 
-# Regress, isolation and the tests of the storage with AddressSanitizer and UndefinedBehaviorSanitizer in
-# the library; regress under valgrind's memcheck; what the tests come through, as gcov counts it.
+# AddressSanitizer and UndefinedBehaviorSanitizer in the library; regress and isolation under valgrind's
+# memcheck; what the tests come through, as gcov counts it.  To choose tests:
 # CHECK="--regress create merge", CHECK="--isolation", CHECK="--pytest tests/test_crash.py -k nine"
 check-asan check-valgrind coverage: venv
 	$(VENV_PYTHON) tools/check_under.py $(patsubst check-%,%,$@) $(CHECK)

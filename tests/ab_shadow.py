@@ -16,6 +16,8 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import psycopg
+
 if TYPE_CHECKING:
     from ab_cluster import Cluster
 
@@ -57,7 +59,10 @@ def settle(cluster: Cluster, shadow: Cluster) -> None:
         # A restartpoint writes whatever shared buffers have, of databases that are gone, too.
         cluster.sql("CHECKPOINT")
         cluster.wait_caught_up(shadow, 300)
-        shadow.sql("CHECKPOINT")
+        try:
+            shadow.sql("CHECKPOINT")
+        except psycopg.Error as error:
+            raise AssertionError(f"no restartpoint: {error}\n{shadow.log_tail()}") from error
     bad = [
         line
         for line in shadow.log_text().splitlines()

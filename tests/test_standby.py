@@ -213,7 +213,8 @@ def test_standby_drops_what_was_inherited(make_cluster: Callable[..., Cluster]) 
     """A database is dropped whose branches are deleted but not removed yet, while a standby has
     pages of theirs that it has not written: it compares them with what they inherit, which was
     gone with the database, so that no restartpoint was possible and a replay that needed a
-    buffer ended.  What inherits goes first, of several deleted branches as well."""
+    buffer ended.  What inherits goes first: of several deleted branches the youngest, and the
+    base that a merge has left."""
     settings = {**SETTINGS, "hot_standby_feedback": "off", "autovacuum": "off", "fsync": "off"}
     primary = make_cluster("primary", {**settings, "agent_branch.sweep_interval": "0"})
     create_database(primary, "p", *TABLE)
@@ -222,6 +223,9 @@ def test_standby_drops_what_was_inherited(make_cluster: Callable[..., Cluster]) 
     run(primary, "b", "UPDATE t SET v = 'b' WHERE id % 7 = 0")
     create(primary, "c", "b")
     run(primary, "c", "UPDATE t SET v = 'c' WHERE id % 5 = 0", "CREATE TABLE more AS SELECT 1")
+    run(primary, "p", "UPDATE t SET v = 'p' WHERE id = 1")
+    primary.sql("SELECT * FROM branch.preview_merge('b')")
+    base = primary.scalar("SELECT oid FROM pg_database WHERE datname ~ '^agent_branch_base_'")
     parent, child = oid_of(primary, "b"), oid_of(primary, "c")
     run(primary, "postgres", "CREATE EXTENSION pg_walinspect")
     start = primary.scalar("SELECT pg_current_wal_insert_lsn()::text")
@@ -240,7 +244,8 @@ def test_standby_drops_what_was_inherited(make_cluster: Callable[..., Cluster]) 
         " ORDER BY start_lsn",
         (start,),
     )
-    assert dropped == [(child,), (parent,)]
+    assert set(dropped) == {(base,), (child,), (parent,)}
+    assert dropped.index((child,)) < dropped.index((parent,))
     standby.crash()
     primary.wait_caught_up(standby)
     no_divergence(standby)

@@ -1,6 +1,9 @@
-"""Tests of the storage under a server that checks its own assertions.
+"""The tests under a server that checks its own assertions.
 
-    check_assert.py [pytest arguments ...]
+    check_assert.py [options of check_pieces.py]
+    check_assert.py pytest arguments ...
+
+Regress, isolation and pytest, the tests of the storage first, in pieces that are kept.
 
 If the server that PG_CONFIG names was configured with --enable-cassert it is used.  Otherwise one
 is built of the source package of the installed server (fetched as check_core.py does it, or in
@@ -21,6 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+import check_pieces  # noqa: E402
 from ab_cluster import pg_config, workspace  # noqa: E402
 from check_core import fetch_archive, server_version  # noqa: E402
 
@@ -50,6 +54,9 @@ STORAGE = [
     "transactions",
     "witness",
 ]
+# They start none, or build what they test themselves.
+SERVERLESS = {"additive", "bench_results", "history", "merge_plan", "packaging", "schema_plan"}
+SERVERLESS |= {"torture", "units"}
 COPIED = ["extension", "python", "tests", "tools", "Makefile", "agent_branch.control"]
 COPIED += ["pyproject.toml", "sql", "expected", "specs", "bench"]
 CONFIGURE = ["--enable-cassert", "--enable-debug", "--without-readline", "--without-zlib"]
@@ -142,31 +149,41 @@ def copy_sources(base: Path) -> Path:
     return tree
 
 
-def main(arguments: list[str]) -> int:
+def prepare(base: Path) -> tuple[Path, dict[str, str]]:
+    """The copies: where the tests are, and what they find the server by."""
     if "--enable-cassert" in pg_config("--configure"):
         server = Path(pg_config("--bindir")).parent
     else:
         server = build()
+    copy = base / "server"
+    shutil.copytree(server, copy, symlinks=True)
+    tree = copy_sources(base)
+    config = copy / "bin" / "pg_config"
+    make(tree, f"PG_CONFIG={config}", "all")
+    make(tree, f"PG_CONFIG={config}", "install", f"SITE={base / 'site'}")
+    say(f"testing with {server}")
+    return tree, {"PG_CONFIG": str(config), "PYTHONPATH": str(base / "site")}
+
+
+def main(arguments: list[str]) -> int:
     base = workspace("abassert-")
     try:
-        copy = base / "server"
-        shutil.copytree(server, copy, symlinks=True)
-        tree = copy_sources(base)
-        config = f"PG_CONFIG={copy / 'bin' / 'pg_config'}"
-        make(tree, config, "all")
-        make(tree, config, "install", f"SITE={base / 'site'}")
-        say(f"testing with {server}")
-        tests = [f"tests/test_{name}.py" for name in STORAGE]
-        return subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", *(arguments or ["-n", "2", *tests])],
-            cwd=tree,
-            check=False,
-            env={
-                **os.environ,
-                "PG_CONFIG": str(copy / "bin" / "pg_config"),
-                "PYTHONPATH": str(base / "site"),
-            },
-        ).returncode
+        if not check_pieces.is_of_pieces(arguments):
+            tree, environment = prepare(base)
+            return subprocess.run(
+                [sys.executable, "-m", "pytest", "-q", *arguments],
+                cwd=tree,
+                check=False,
+                env={**os.environ, **environment},
+            ).returncode
+
+        def prepared() -> check_pieces.Check:
+            tree, environment = prepare(base)
+            return check_pieces.Check("assert", tree, lambda piece: environment)
+
+        left_out = [f"pytest/{name}" for name in SERVERLESS]
+        wanted = check_pieces.pieces(check_pieces.PARTS, STORAGE, left_out)
+        return check_pieces.run_all("assert", wanted, check_pieces.parse(arguments), prepared)
     finally:
         shutil.rmtree(base, ignore_errors=True)
 

@@ -1,9 +1,11 @@
 """Tests of a library, or a server, that looks for faults of its own while it runs.
 
+    check_under.py asan|valgrind [options of check_pieces.py]
     check_under.py asan|valgrind|coverage [--regress [name ...]] [--isolation [name ...]]
                    [--pytest argument ...]
 
-Without options: what DEFAULTS says.  Everything is built and tested in copies.
+asan and valgrind run all that ALL says in pieces that are kept, or what is chosen by options.
+Everything is built and tested in copies.
 
 asan: the library with AddressSanitizer and UndefinedBehaviorSanitizer, in a server with assertions
     (as check_assert.py finds or builds it; distributions' own ones may not get past a lock of
@@ -33,9 +35,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+import check_pieces  # noqa: E402
 import gcov_table  # noqa: E402
 from ab_cluster import pg_config, workspace  # noqa: E402
-from check_assert import STORAGE, build, copy_sources, make  # noqa: E402
+from check_assert import SERVERLESS, STORAGE, build, copy_sources, make  # noqa: E402
 
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -O1 -g"
 COUNT = "--coverage -O0 -g -U_FORTIFY_SOURCE"
@@ -150,7 +153,7 @@ def prepare(kind: str, base: Path) -> Place:
         wrap(
             config,
             f'export LD_PRELOAD="{preloaded} $LD_PRELOAD"\n'
-            f"export ASAN_OPTIONS='{ASAN}:log_path={place.reports}/asan'\n"
+            f'export ASAN_OPTIONS="{ASAN}:log_path=$AGENT_BRANCH_REPORTS/asan"\n'
             'exec "$real" "$@"',
         )
     elif kind == "valgrind":
@@ -160,7 +163,7 @@ def prepare(kind: str, base: Path) -> Place:
             'case "$1" in --*) exec "$real" "$@" ;; esac\n'  # initdb's are not of interest
             f"exec valgrind -q --leak-check=no --num-callers=24 --error-limit=no"
             f" --suppressions='{place.tree}/tools/valgrind.supp'"
-            f' --error-markers={BEGIN},{END} --log-file=\'{place.reports}/%p\' "$real" "$@"',
+            f' --error-markers={BEGIN},{END} --log-file="$AGENT_BRANCH_REPORTS/%p" "$real" "$@"',
         )
     else:
         install(place, COUNT)
@@ -221,29 +224,50 @@ FOUND: dict[str, Callable[[Path], list[str]]] = {
 PYTEST = ["-q", "-n", "2", "--dist", "loadfile"]
 # Their server is of a library of its own; or they change its files, or count its calls.
 LEFT_OUT = {"failpoints"}
-FILES = [f"tests/test_{name}.py" for name in STORAGE if name not in LEFT_OUT]
-DEFAULTS: dict[str, dict[str, list[str] | None]] = {
-    "asan": {"regress": [], "isolation": [], "pytest": [*PYTEST, *FILES]},
-    "valgrind": {"regress": [], "isolation": None, "pytest": None},
-    "coverage": {
-        "regress": [],
-        "isolation": [],
-        "pytest": [*PYTEST, "--ignore", "tests/test_failpoints.py", "tests"],
-    },
+ALL = {
+    "asan": check_pieces.pieces(
+        check_pieces.PARTS, STORAGE, [f"pytest/{name}" for name in LEFT_OUT | SERVERLESS]
+    ),
+    # Of pytest only what somebody chooses: it takes twenty times as long.
+    "valgrind": check_pieces.pieces(("regress", "isolation"), (), ()),
+}
+COVERED: dict[str, list[str] | None] = {
+    "regress": [],
+    "isolation": [],
+    "pytest": [*PYTEST, "--ignore", "tests/test_failpoints.py", "tests"],
 }
 PATIENCE = {"asan": "3", "valgrind": "20", "coverage": "2"}
 
 
-def run(kind: str, place: Place, wanted: dict[str, list[str] | None]) -> list[str]:
-    """Names of the parts that failed."""
-    environment = {
-        **os.environ,
+def environment_of(kind: str, place: Place, reports: Path) -> dict[str, str]:
+    return {
         "PG_CONFIG": str(place.config),
         "PYTHONPATH": str(place.base / "site"),
         "AGENT_BRANCH_PATIENCE": PATIENCE[kind],
-        "AGENT_BRANCH_REPORTS": str(place.reports),
+        "AGENT_BRANCH_REPORTS": str(reports),
         "AGENT_BRANCH_COUNTED": "1" if kind == "coverage" else "",
     }
+
+
+def check_of(kind: str, base: Path) -> check_pieces.Check:
+    """Each piece with a directory for its reports."""
+    place = prepare(kind, base)
+
+    def environment(piece: str) -> dict[str, str]:
+        reports = place.reports / piece.replace("/", "-")
+        reports.mkdir(exist_ok=True)
+        reports.chmod(0o777)
+        return environment_of(kind, place, reports)
+
+    def found(piece: str) -> list[str]:
+        return FOUND[kind](place.reports / piece.replace("/", "-"))
+
+    return check_pieces.Check(kind, place.tree, environment, [], found)
+
+
+def run(kind: str, place: Place, wanted: dict[str, list[str] | None]) -> list[str]:
+    """Names of the parts that failed."""
+    environment = {**os.environ, **environment_of(kind, place, place.reports)}
     failed = []
     for part, arguments in wanted.items():
         if arguments is None:
@@ -263,21 +287,27 @@ def run(kind: str, place: Place, wanted: dict[str, list[str] | None]) -> list[st
 
 def parse(arguments: list[str]) -> tuple[str, dict[str, list[str] | None]]:
     parser = argparse.ArgumentParser(usage=__doc__)
-    parser.add_argument("kind", choices=sorted(DEFAULTS))
+    parser.add_argument("kind", choices=sorted(FOUND))
     parser.add_argument("--regress", nargs="*")
     parser.add_argument("--isolation", nargs="*")
     parser.add_argument("--pytest", nargs=argparse.REMAINDER)
     given = parser.parse_args(arguments)
     wanted = {part: getattr(given, part) for part in ("regress", "isolation", "pytest")}
     if all(value is None for value in wanted.values()):
-        wanted = DEFAULTS[given.kind]
+        wanted = COVERED
     return given.kind, wanted
 
 
 def main(arguments: list[str]) -> int:
-    kind, wanted = parse(arguments)
+    kind = arguments[0] if arguments else ""
     base = workspace(f"ab{kind}-")
     try:
+        if kind in ALL and check_pieces.is_of_pieces(arguments[1:]):
+            options = check_pieces.parse(arguments[1:])
+            wanted_pieces = ALL[kind] + [p for p in options.pieces if p.startswith("pytest/")]
+            wanted_pieces = list(dict.fromkeys(wanted_pieces))
+            return check_pieces.run_all(kind, wanted_pieces, options, lambda: check_of(kind, base))
+        kind, wanted = parse(arguments)
         place = prepare(kind, base)
         failed = run(kind, place, wanted)
         found = FOUND[kind](place.reports)

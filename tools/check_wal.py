@@ -1,9 +1,10 @@
 """The tests, each server with a standby that compares every page after every record.
 
-    check_wal.py [pytest arguments ...]
+    check_wal.py [options of check_pieces.py]
+    check_wal.py pytest arguments ...
 
-Without arguments: regress, isolation and the tests of the storage (check_assert.py lists them).
-tests/ab_shadow.py says what is compared.
+Regress, isolation and pytest, the tests of the storage first, in pieces that are kept
+(check_pieces.py).  tests/ab_shadow.py says what is compared.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from check_assert import STORAGE  # noqa: E402
+import check_pieces  # noqa: E402
+from check_assert import SERVERLESS, STORAGE  # noqa: E402
 
 # They have standbys and WAL of their own that this would only repeat, or disks too small for two.
-LEFT_OUT = {"failpoints", "live_full", "live_standby", "standby"}
+LEFT_OUT = {"failpoints", "live_full", "live_standby", "standby", *SERVERLESS}
 # What two servers on one machine cannot share (a tablespace's directory, a device that is taken
 # away), WAL that is thrown away, and what looks for changes in WAL up to a certain length, which
 # the images exceed.
@@ -30,24 +32,22 @@ DESELECTED = (
 
 
 def main(arguments: list[str]) -> int:
-    environment = {**os.environ, "AGENT_BRANCH_SHADOW": "1"}
-    worst = 0
-
-    def call(*command: str) -> None:
-        nonlocal worst
-        print(f"check-wal: {' '.join(command)}", flush=True)
-        done = subprocess.run([sys.executable, *command], cwd=ROOT, check=False, env=environment)
-        worst = worst or done.returncode
-
-    if arguments:
-        call("-m", "pytest", "-q", *arguments)
-        return worst
-    for kind in ("regress", "isolation"):
-        call("tools/run_regress.py", kind)
-    tests = [f"tests/test_{name}.py" for name in STORAGE if name not in LEFT_OUT]
+    environment = {"AGENT_BRANCH_SHADOW": "1"}
+    if not check_pieces.is_of_pieces(arguments):
+        command = [sys.executable, "-m", "pytest", "-q", *arguments]
+        print(f"check-wal: {' '.join(command[1:])}", flush=True)
+        return subprocess.run(
+            command, cwd=ROOT, check=False, env={**os.environ, **environment}
+        ).returncode
     chosen = " and ".join(f"not {name}" for name in DESELECTED)
-    call("-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-k", chosen, *tests)
-    return worst
+    check = check_pieces.Check("wal", ROOT, lambda piece: environment, ["-k", chosen])
+    left_out = [f"pytest/{name}" for name in LEFT_OUT]
+    return check_pieces.run_all(
+        "wal",
+        check_pieces.pieces(check_pieces.PARTS, STORAGE, left_out),
+        check_pieces.parse(arguments),
+        lambda: check,
+    )
 
 
 if __name__ == "__main__":

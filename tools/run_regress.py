@@ -1,9 +1,9 @@
 """Run PostgreSQL's own test drivers against a private server.
 
-    run_regress.py regress [name ...]      sql/*.sql, expected/*.out (pg_regress)
-    run_regress.py isolation [name ...]    specs/*.spec, expected/*.out (two-session races)
+    run_regress.py regress [--output=DIR] [name ...]    sql/*.sql, expected/*.out (pg_regress)
+    run_regress.py isolation [--output=DIR] [name ...]  specs/*.spec, expected/*.out (races)
 
-Results and differences are left in build/.
+Results and differences are left in build/, or in DIR below the project.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from ab_cluster import SUPERUSER, Cluster, live_clusters, pg_config, workspace  # noqa: E402
 
 CONTROL_DATABASE = "postgres"
+OUTPUT = "--output="
 DRIVERS = {
     "regress": ("src/test/regress/pg_regress", "sql", ".sql"),
     "isolation": ("src/test/isolation/pg_isolation_regress", "specs", ".spec"),
@@ -30,10 +31,12 @@ def driver_path(tail: str) -> Path:
     return pgxs.parent.parent.parent / tail
 
 
-def run(kind: str, names: list[str]) -> int:
+def run(kind: str, arguments: list[str]) -> int:
     program, folder, suffix = DRIVERS[kind]
+    given = [word.removeprefix(OUTPUT) for word in arguments if word.startswith(OUTPUT)]
+    names = [word for word in arguments if not word.startswith(OUTPUT)]
     chosen = names or sorted(path.stem for path in (ROOT / folder).glob(f"*{suffix}"))
-    output = ROOT / "build" / kind
+    output = ROOT / (given[0] if given else f"build/{kind}")
     output.mkdir(parents=True, exist_ok=True)
     base = workspace()
     try:

@@ -90,9 +90,10 @@ extern Oid	ab_reset_branch(const AbResetOptions *opt, AbReplaced *replaced);
 
 /*
  * OIDs of branches of a database (through any of its snapshots) that have a row.  Bases of it
- * (ab_base.h) are dropped, and are among them only if they are being read.
+ * (ab_base.h) are dropped, and are among them only if they are being read; for good even if
+ * this transaction aborts, where the database's files are about to go.
  */
-extern List *ab_children(Oid db);
+extern List *ab_children(Oid db, bool files_go);
 
 /* CREATE DATABASE ... STRATEGY branch. */
 extern Oid	ab_create_from_statement(const CreatedbStmt *stmt);

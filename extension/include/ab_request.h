@@ -25,6 +25,9 @@ extern bool ab_request_drop_hidden(AbSnapId id);
 /* Have the keeper commit the base of a snapshot (ab_base.h), if it is not there. */
 extern void ab_request_add_base(AbSnapId id, Oid pattern);
 
+/* Have it drop one; false if somebody reads in it, or the keeper does not run. */
+extern bool ab_request_drop_base(Oid db);
+
 /*
  * Until when is a branch protected?  False: it is not, or there is no control database
  * that could say so.  Raises the keeper's error, or 55000 when it does not run.

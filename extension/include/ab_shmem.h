@@ -96,7 +96,8 @@ typedef enum AbRequestKind
 	AB_REQ_ADD_HIDDEN,			/* commit the hidden row of a snapshot */
 	AB_REQ_DROP_HIDDEN,			/* commit its removal */
 	AB_REQ_PROTECTION,			/* is branch source_db protected? */
-	AB_REQ_ADD_BASE				/* commit the base of a snapshot, made after source_db */
+	AB_REQ_ADD_BASE,			/* commit the base of a snapshot, made after source_db */
+	AB_REQ_DROP_BASE			/* drop the base source_db, if nobody reads in it */
 } AbRequestKind;
 
 typedef enum AbRequestState

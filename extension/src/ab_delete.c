@@ -26,6 +26,7 @@
 #include "pgstat.h"
 #include "replication/slot.h"
 #include "storage/lmgr.h"
+#include "utils/inval.h"
 #include "utils/rel.h"
 #include "utils/resowner.h"
 #include "utils/syscache.h"
@@ -67,8 +68,19 @@ may_have_children(Oid db)
 	return result;
 }
 
+static bool
+drop_base(Oid db, bool for_good)
+{
+	if (for_good && ab_request_drop_base(db))
+	{
+		AcceptInvalidationMessages();
+		return true;
+	}
+	return ab_base_drop(db);
+}
+
 List *
-ab_children(Oid db)
+ab_children(Oid db, bool files_go)
 {
 	List	   *children = NIL;
 	Oid		   *origins;
@@ -86,7 +98,7 @@ ab_children(Oid db)
 		if (ab_storage_read_origin(origins[i], &header) &&
 			header.parent_db == db &&
 			SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(origins[i])) &&
-			!(ab_is_base(origins[i]) && ab_base_drop(origins[i])))
+			!(ab_is_base(origins[i]) && drop_base(origins[i], files_go)))
 			children = lappend_oid(children, origins[i]);
 	}
 	pfree(origins);
@@ -126,7 +138,7 @@ check_no_children(Oid db, const char *name, const char *verb)
 	List	   *children = NIL;
 	ListCell   *lc;
 
-	foreach(lc, ab_children(db))
+	foreach(lc, ab_children(db, false))
 		if (!ab_database_is_deleted(lfirst_oid(lc)))
 			children = lappend_oid(children, lfirst_oid(lc));
 

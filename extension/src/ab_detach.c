@@ -216,7 +216,7 @@ find_branch(const char *name)
 static void
 check_no_children(Oid db, const char *name)
 {
-	List	   *children = ab_children(db);
+	List	   *children = ab_children(db, false);
 
 	if (children != NIL)
 		ereport(ERROR,

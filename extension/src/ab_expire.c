@@ -113,7 +113,7 @@ children_left(const AbExpired *e, List *expired)
 	List	   *left = NIL;
 	ListCell   *lc;
 
-	foreach(lc, ab_children(e->db))
+	foreach(lc, ab_children(e->db, false))
 	{
 		bool		going = ab_database_is_deleted(lfirst_oid(lc));
 		ListCell   *other;

@@ -123,7 +123,7 @@ why_files_must_stay(Oid db)
 
 	if (ab_origin_exists(db))
 		return pstrdup("It is a branch: part of its storage is its parent's snapshot.");
-	children = ab_children(db);
+	children = ab_children(db, true);
 	if (children != NIL)
 		return psprintf("It has branches: %s.", ab_name_list(children));
 	return NULL;
@@ -313,7 +313,7 @@ ab_check_drop_database(Oid db, bool files_go)
 		refuse_hidden(name);
 
 	/* branch.delete() and its like have looked for themselves, and may leave children */
-	children = files_go ? ab_children(db) : NIL;
+	children = files_go ? ab_children(db, true) : NIL;
 	if (children != NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),

@@ -133,6 +133,10 @@ do_request(AbRequest *req)
 		case AB_REQ_ADD_BASE:
 			ab_base_add(req->snapshot, req->source_db);
 			break;
+		case AB_REQ_DROP_BASE:
+			if (!ab_base_drop(req->source_db))
+				fail_request(req, ERRCODE_LOCK_NOT_AVAILABLE, "base is in use");
+			break;
 		case AB_REQ_NONE:
 			elog(ERROR, "empty request");
 	}
@@ -151,6 +155,8 @@ activity_of(const AbRequest *req)
 			return "looking whether a branch is protected";
 		case AB_REQ_ADD_BASE:
 			return "making the base of a snapshot";
+		case AB_REQ_DROP_BASE:
+			return "dropping the base of a snapshot";
 		case AB_REQ_NONE:
 			break;
 	}

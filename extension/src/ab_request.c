@@ -180,33 +180,57 @@ ab_request_add_hidden(AbSnapId id, Oid source_db,
 							id.tli, LSN_FORMAT_ARGS(id.lsn))));
 }
 
-bool
-ab_request_drop_hidden(AbSnapId id)
+/* What can be done later is not asked of a keeper that is not there; false then, or if it is in use. */
+static bool
+submit_drop(AbRequest *req)
 {
-	AbRequest	req;
 	bool		running;
 
-	/* closing can be done later: do not wait for a keeper that is not there */
 	ab_require_preloaded();
 	LWLockAcquire(ab_shared->keeper_lock, LW_SHARED);
 	running = ab_shared->keeper_pid != 0;
 	LWLockRelease(ab_shared->keeper_lock);
 	if (!running)
 		return false;
+	submit(req);
+	return req->state == AB_REQ_DONE || req->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE;
+}
+
+bool
+ab_request_drop_hidden(AbSnapId id)
+{
+	AbRequest	req;
 
 	MemSet(&req, 0, sizeof(req));
 	req.kind = AB_REQ_DROP_HIDDEN;
 	req.snapshot = id;
-	submit(&req);
-	if (req.state == AB_REQ_DONE)
-		return true;
-	if (req.sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE)
+	if (!submit_drop(&req))
 		return false;
-	ereport(ERROR,
-			(errcode(req.sqlerrcode),
-			 errmsg("%s", req.message),
-			 errcontext("keeper closing snapshot %08X/%X/%X",
-						id.tli, LSN_FORMAT_ARGS(id.lsn))));
+	if (req.state == AB_REQ_FAILED)
+		ereport(ERROR,
+				(errcode(req.sqlerrcode),
+				 errmsg("%s", req.message),
+				 errcontext("keeper closing snapshot %08X/%X/%X",
+							id.tli, LSN_FORMAT_ARGS(id.lsn))));
+	return true;
+}
+
+bool
+ab_request_drop_base(Oid db)
+{
+	AbRequest	req;
+
+	MemSet(&req, 0, sizeof(req));
+	req.kind = AB_REQ_DROP_BASE;
+	req.source_db = db;
+	if (!submit_drop(&req))
+		return false;
+	if (req.state == AB_REQ_FAILED)
+		ereport(ERROR,
+				(errcode(req.sqlerrcode),
+				 errmsg("%s", req.message),
+				 errcontext("keeper dropping base %u", db)));
+	return true;
 }
 
 void
