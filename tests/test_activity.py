@@ -373,3 +373,28 @@ def test_reset_goes_on_counting(server: Cluster) -> None:
         ),
         what="rows of databases that are gone to go",
     )
+
+
+def test_idle_branches_make_room_for_one_that_sleeps(server: Cluster) -> None:
+    """All places were taken by branches that were used a moment ago, and nothing of that is
+    written yet: who wants to suspend one more does not wait for the interval."""
+    names = [branch(server, f"room_{i}") for i in range(20)]
+    server.set(agent_branch__activity_flush_interval="1h")
+    try:
+        conns = [server.connect(name) for name in names]
+        with server.connect() as conn:
+            conn.execute("SELECT count(*) FROM branch.usage")  # collects what they did
+        for conn in conns:
+            conn.close()
+        wait_for(
+            lambda: server.scalar("SELECT sum(sessions) FROM branch.usage") == 0,
+            what="sessions to end",
+        )
+        for name in names[-3:]:
+            server.sql("SELECT branch.suspend(%s)", (name,))
+        with pytest.raises(psycopg.errors.ConfigurationLimitExceeded):
+            server.sql("SELECT branch.suspend(name) FROM unnest(%s::text[]) AS name", (names,))
+    finally:
+        server.set(agent_branch__activity_flush_interval=1)
+        for name in names:
+            server.sql("SELECT branch.delete(%s, hard => true)", (name,))

@@ -164,7 +164,11 @@ def test_what_statements_need_it_for(server: Cluster) -> None:
 def test_process_that_no_hook_sees(server: Cluster) -> None:
     """A background worker of somebody else fails, once; single-user mode likewise."""
     create(server, "alone", "p")
+    create(server, "resumed", "p")
+    server.sql("SELECT branch.resume('resumed')")
+    server.sql("SELECT branch.resume('resumed')")
     server.stop()
+    assert "FATAL" not in server.run("postgres", "--single", "-D", str(server.data), "resumed")
     arguments = ("--single", "-D", str(server.data), "alone")
     first = server.run("postgres", *arguments, check=False)
     assert (place_of_stopped := [p for p in (server.data / "base").iterdir() if p.is_dir()])
@@ -352,7 +356,8 @@ def test_autovacuum_finds_it(make_cluster: Callable[..., Cluster]) -> None:
 
 def test_nothing_is_left(server: Cluster) -> None:
     """Of all branches above."""
-    for name in ("below", "n1", "n2", "n3", "again", "shut", "alone", "many0", "many1", "many2"):
+    names = ["n1", "n2", "n3", "again", "shut", "alone", "resumed", "many0", "many1", "many2"]
+    for name in ["below", *names]:
         server.sql("SELECT branch.delete(%s, hard => true, if_exists => true)", (name,))
     for _ in range(2):
         server.sql("SELECT * FROM branch.gc()")

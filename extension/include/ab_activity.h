@@ -107,7 +107,9 @@ typedef struct AbActivityShared
 	uint32		free;			/* the first number of those that are not any more */
 	AbActivityList lists[AB_ACTIVITY_LISTS];
 	bool		known;			/* which ones are suspended has been read from the table */
-	bool		none_to_evict;	/* since the last batch was settled */
+	bool		none_to_evict;	/* since a batch was settled, or an entry became idle */
+	uint32		rounds_asked;	/* of the worker, by those who need room ... */
+	uint32		rounds_done;	/* ... of which these are over */
 	int64		spilled;		/* bytes in the file ... */
 	int64		spill_done;		/* ... of which these are in the table */
 
@@ -179,6 +181,16 @@ extern void ab_activity_leave_out(Oid db);
 
 /* If the transaction of the batch has ended: it is over. */
 extern void ab_activity_settle(void);
+
+/*
+ * Have the worker write what is not in the table yet, and wait for that, not for long: then
+ * entries can make room that could not before.  The caller does not hold the lock.
+ */
+extern void ab_activity_write_now(void);
+
+/* The worker, around a round: how many were asked for when it began. */
+extern uint32 ab_activity_round_begins(void);
+extern void ab_activity_round_ends(uint32 asked);
 
 /* ---- reading ---- */
 

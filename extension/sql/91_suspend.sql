@@ -34,7 +34,8 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'ab_sql_resume';
 
 COMMENT ON FUNCTION branch.resume(text)
-IS 'lets a suspended branch be connected to; not needed unless agent_branch.auto_resume_enabled is off';
+IS 'lets a suspended branch be connected to, also by a background worker if nobody has been in it;'
+' clients need it only if agent_branch.auto_resume_enabled is off';
 
 CREATE FUNCTION branch.suspend_idle(max_branches integer DEFAULT null) RETURNS integer
 LANGUAGE c VOLATILE PARALLEL UNSAFE

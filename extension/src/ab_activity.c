@@ -231,7 +231,15 @@ ab_activity_remove(Oid db)
 	free_entry((Entry *) entry);
 }
 
-/* Those that say nothing that is not in the table. */
+/* Does it say nothing that is not in the table? */
+static bool
+can_be_evicted(const AbActivity *entry)
+{
+	return OidIsValid(entry->db) && entry->sessions == 0 && entry->suspended_at == 0 &&
+		!entry->changed && !entry->stats_put_away && ab_use_is_zero(&entry->pending) &&
+		ab_activity_in_batch(entry->db) == NULL;
+}
+
 static void
 evict_some(void)
 {
@@ -242,10 +250,7 @@ evict_some(void)
 	{
 		const AbActivity *entry = &entries[i].a;
 
-		if (!OidIsValid(entry->db) ||
-			entry->sessions > 0 || entry->suspended_at != 0 || entry->changed ||
-			entry->stats_put_away ||
-			!ab_use_is_zero(&entry->pending) || ab_activity_in_batch(entry->db) != NULL)
+		if (!can_be_evicted(entry))
 			continue;
 		ab_activity->none_to_evict = false;
 		ab_activity_remove(entry->db);
@@ -471,6 +476,8 @@ ab_activity_detach(void)
 	entry = ab_activity_find(slot->db);
 	if (entry != NULL && entry->origin_at == slot->origin_at && entry->sessions > 0)
 		entry->sessions--;
+	if (entry != NULL && can_be_evicted(entry))
+		ab_activity->none_to_evict = false;
 	slot->db = InvalidOid;
 	LWLockRelease(ab_activity->lock);
 }

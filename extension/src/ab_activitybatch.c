@@ -10,8 +10,11 @@
 
 #include "access/transam.h"
 #include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/latch.h"
 #include "storage/procarray.h"
 #include "utils/snapmgr.h"
+#include "utils/timestamp.h"
 
 #include "ab_activityfile.h"
 
@@ -156,6 +159,75 @@ ab_activity_settle(void)
 	ab_activity->nbatch = ab_activity->nleft_out = 0;
 	ab_activity->batch_spill = 0;
 	LWLockRelease(ab_activity->lock);
+}
+
+/* ---- having it done at once ---- */
+
+#define WRITE_NOW_MS	2000
+#define POLL_MS			5
+
+uint32
+ab_activity_round_begins(void)
+{
+	uint32		asked;
+
+	LWLockAcquire(ab_activity->lock, LW_SHARED);
+	asked = ab_activity->rounds_asked;
+	LWLockRelease(ab_activity->lock);
+	return asked;
+}
+
+void
+ab_activity_round_ends(uint32 asked)
+{
+	LWLockAcquire(ab_activity->lock, LW_EXCLUSIVE);
+	ab_activity->rounds_done = asked;
+	LWLockRelease(ab_activity->lock);
+}
+
+static bool
+ask_for_round(uint32 *number)
+{
+	bool		running;
+
+	LWLockAcquire(ab_activity->lock, LW_EXCLUSIVE);
+	running = ab_activity->worker != NULL;
+	if (running)
+	{
+		*number = ++ab_activity->rounds_asked;
+		SetLatch(ab_activity->worker);
+	}
+	LWLockRelease(ab_activity->lock);
+	return running;
+}
+
+static bool
+is_done(uint32 number)
+{
+	bool		done;
+
+	LWLockAcquire(ab_activity->lock, LW_SHARED);
+	done = (int32) (ab_activity->rounds_done - number) >= 0 || ab_activity->worker == NULL;
+	LWLockRelease(ab_activity->lock);
+	return done;
+}
+
+void
+ab_activity_write_now(void)
+{
+	TimestampTz began_at = GetCurrentTimestamp();
+	uint32		number;
+
+	if (!ask_for_round(&number))
+		return;
+	while (!is_done(number) &&
+		   !TimestampDifferenceExceeds(began_at, GetCurrentTimestamp(), WRITE_NOW_MS))
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, POLL_MS,
+						 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
 }
 
 /* ---- reading ---- */

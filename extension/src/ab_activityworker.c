@@ -136,6 +136,7 @@ move_stats(void (*step) (void), const char *activity)
 static void
 run_round(void)
 {
+	uint32		asked = ab_activity_round_begins();
 	int64		in_file = (ab_activity->spilled - ab_activity->spill_done) / sizeof(AbActivity);
 	int64		batches = 2 + (ab_activity->nentries + in_file) / AB_ACTIVITY_BATCH;
 
@@ -144,6 +145,7 @@ run_round(void)
 	do
 		(void) run_step(write_batch, "writing the activity of branches");
 	while (again && --batches > 0);
+	ab_activity_round_ends(asked);
 	if (ab_activity->nto_move > 0)
 	{
 		move_stats(bring_stats_back, "bringing back the statistics of branches");

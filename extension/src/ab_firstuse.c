@@ -6,7 +6,7 @@
  * plain database, whatever it says to them then.  Our own background workers: by those who
  * start them (ab_remote.c).  Others', autovacuum's and single-user mode come by no hook
  * before the server looks for the directory; after one has failed it makes the directory
- * on its way out, for the next.  Autovacuum comes to databases that have statistics, hence
+ * on its way out, for the next; branch.resume() makes it beforehand.  Autovacuum comes to databases that have statistics, hence
  * have been connected to, or that are at risk of wraparound: the directories of branches
  * are made well before that.
  *

@@ -18,6 +18,7 @@
 #include "ab_activityflush.h"
 #include "ab_branchsetting.h"
 #include "ab_catalogrows.h"
+#include "ab_dir.h"
 #include "ab_origin.h"
 #include "ab_settings.h"
 #include "ab_sql.h"
@@ -56,12 +57,26 @@ no_room(const char *name)
 			 errhint("Raise agent_branch.max_tracked_branches and restart the server.")));
 }
 
+/* If there is no place for it, those of branches that are not in use any more make room. */
+static AbSuspendOutcome
+suspend_making_room(Oid db, const AbSuspendHow *how, bool *made_room, char **why)
+{
+	AbSuspendOutcome outcome = ab_suspend(db, how, why);
+
+	if (outcome != AB_SUSPEND_NO_ROOM || *made_room)
+		return outcome;
+	*made_room = true;
+	ab_activity_write_now();
+	return ab_suspend(db, how, why);
+}
+
 static Datum
 suspend_one(FunctionCallInfo fcinfo, AbSuspendReason reason)
 {
 	AbSuspendHow how = {.reason = reason, .wait = true, .check_rights = true};
 	char	   *name;
 	char	   *why;
+	bool		made_room = false;
 	Oid			db;
 
 	ab_require_control_database();
@@ -71,7 +86,7 @@ suspend_one(FunctionCallInfo fcinfo, AbSuspendReason reason)
 	for (;;)
 	{
 		db = own_branch(name, "suspend");
-		switch (ab_suspend(db, &how, &why))
+		switch (suspend_making_room(db, &how, &made_room, &why))
 		{
 			case AB_SUSPEND_DONE:
 				return ab_sql_branch_row(db, name);
@@ -108,6 +123,7 @@ ab_sql_suspend_over_budget(PG_FUNCTION_ARGS)
 Datum
 ab_sql_resume(PG_FUNCTION_ARGS)
 {
+	AbOriginHeader origin;
 	char	   *name;
 	Oid			db;
 
@@ -115,6 +131,10 @@ ab_sql_resume(PG_FUNCTION_ARGS)
 	name = ab_sql_required_text(fcinfo, 0, "name");
 	db = own_branch(name, "resume");
 	(void) ab_resume(db);
+
+	/* so that any background worker can connect, also if nobody has been in it (ab_firstuse.c) */
+	if (ab_storage_read_origin(db, &origin))
+		ab_dir_ensure(db, origin.spc);
 	PG_RETURN_DATUM(ab_sql_branch_row(db, name));
 }
 
@@ -216,7 +236,7 @@ is_due(Oid db, const Candidate *c, const AbOriginHeader *origin, TimestampTz now
 }
 
 static bool
-suspend_if_due(HTAB *known, Oid db, TimestampTz now, bool *no_room_left)
+suspend_if_due(HTAB *known, Oid db, TimestampTz now, bool *made_room, bool *no_room_left)
 {
 	Candidate  *c = hash_search(known, &db, HASH_FIND, NULL);
 	AbSuspendHow how = {.reason = AB_SUSPEND_IDLE, .wait = false, .check_rights = false};
@@ -227,7 +247,7 @@ suspend_if_due(HTAB *known, Oid db, TimestampTz now, bool *no_room_left)
 	if (db == MyDatabaseId || (c != NULL && c->suspended_at != 0) ||
 		!ab_storage_read_origin(db, &origin) || !is_due(db, c, &origin, now, &how.idle_since))
 		return false;
-	outcome = ab_suspend(db, &how, &why);
+	outcome = suspend_making_room(db, &how, made_room, &why);
 	*no_room_left |= outcome == AB_SUSPEND_NO_ROOM;
 	return outcome == AB_SUSPEND_DONE;
 }
@@ -238,6 +258,7 @@ ab_sql_suspend_idle(PG_FUNCTION_ARGS)
 	int32		most = PG_ARGISNULL(0) ? INT_MAX : PG_GETARG_INT32(0);
 	TimestampTz now = GetCurrentTimestamp();
 	int32		nsuspended = 0;
+	bool		made_room = false;
 	bool		no_room_left = false;
 	HTAB	   *known;
 	Oid		   *branches;
@@ -250,7 +271,8 @@ ab_sql_suspend_idle(PG_FUNCTION_ARGS)
 	for (int i = 0; i < n && nsuspended < most && !no_room_left; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		nsuspended += suspend_if_due(known, branches[i], now, &no_room_left);
+		nsuspended += suspend_if_due(known, branches[i], now, &made_room,
+									 &no_room_left);
 	}
 	if (no_room_left)
 		ereport(WARNING,
