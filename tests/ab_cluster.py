@@ -420,6 +420,12 @@ class Cluster:
 
     def run(self, program: str, *args: str, check: bool = True) -> str:
         """Run one of the server's programs as the server's user; returns its output."""
+        if program == "pg_resetwal" and self._shadow is not None:
+            shadow, self._shadow = self._shadow, None  # it cannot follow any further
+            try:
+                ab_shadow.settle(self, shadow)
+            finally:
+                shadow.destroy()
         own = self.bindir / program
         done: subprocess.CompletedProcess[str] = subprocess.run(
             [str(own) if own.exists() else program, *args],

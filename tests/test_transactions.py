@@ -408,6 +408,36 @@ def test_drop_database_in_use(cluster: Cluster) -> None:
 # ---- refusals -------------------------------------------------------------------------
 
 
+def test_delete_meets_a_drop(cluster: Cluster) -> None:
+    """DROP DATABASE has removed a branch's origin file, and has yet to commit.  Who deletes the
+    branch waits for that, and is told that there is none, not that it is no branch."""
+    create(cluster, "dropped", "main")
+
+    def drop() -> None:
+        with cluster.connect() as conn:
+            conn.execute("SET synchronous_commit = on")
+            conn.execute("DROP DATABASE dropped")
+
+    def waiting(kind: str) -> bool:
+        return bool(
+            cluster.scalar("SELECT count(*) FROM pg_stat_activity WHERE wait_event = %s", (kind,))
+        )
+
+    cluster.set(synchronous_commit="local", synchronous_standby_names="nobody")
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            dropped = pool.submit(drop)
+            cluster.wait_for(lambda: waiting("SyncRep"), what="the commit of DROP DATABASE")
+            deleted = pool.submit(delete, cluster, "dropped")
+            cluster.wait_for(lambda: waiting("object") or deleted.done(), what="branch.delete")
+            cluster.set(synchronous_standby_names="")
+            dropped.result(60)
+            with pytest.raises(psycopg.errors.InvalidCatalogName):
+                deleted.result(60)
+    finally:
+        cluster.set(synchronous_commit="on", synchronous_standby_names="")
+
+
 def test_parent_with_branches_is_kept(cluster: Cluster) -> None:
     """A database that has branches cannot be dropped, by any way, with FORCE or not."""
     create_database(cluster, "p", "CREATE TABLE t AS SELECT generate_series(1, 10) AS id")

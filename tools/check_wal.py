@@ -23,11 +23,11 @@ from check_assert import SERVERLESS, STORAGE  # noqa: E402
 # They have standbys and WAL of their own that this would only repeat, or disks too small for two.
 LEFT_OUT = {"failpoints", "live_full", "live_standby", "standby", *SERVERLESS}
 # What two servers on one machine cannot share (a tablespace's directory, a device that is taken
-# away), WAL that is thrown away, and what looks for changes in WAL up to a certain length, which
-# the images exceed.
+# away), and what looks for changes in WAL up to a certain length, or wants no checkpoint to come,
+# which the images exceed.
 DESELECTED = (
-    *("tablespace", "storage_commands", "durable_after_a_checkpoint"),
-    *("resetwal", "f12_relation_numbers", "reuses_its_snapshot", "busy_neighbours"),
+    *("tablespace", "storage_commands", "durable_after_a_checkpoint", "changed_map_is_durable"),
+    *("reuses_its_snapshot", "busy_neighbours", "(test_torn_writes and test_power_cut)"),
 )
 
 

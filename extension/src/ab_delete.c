@@ -197,26 +197,50 @@ ab_check_not_template(Oid db, const char *name)
 				 errhint("Use ALTER DATABASE ... IS_TEMPLATE false first.")));
 }
 
+/* A damaged origin file is one, too: such a branch can still be deleted. */
+static bool
+has_origin_file(Oid db)
+{
+	char	   *path = ab_origin_path(db);
+	bool		found = ab_file_exists(path);
+
+	pfree(path);
+	return found;
+}
+
+/*
+ * Whoever drops a branch removes its origin before he commits: where there is none, wait
+ * for him.  False if the name is another's, or nobody's, after that.
+ */
+static bool
+is_no_branch(Oid db, const char *name)
+{
+	LockSharedObject(DatabaseRelationId, db, 0, AccessShareLock);
+	UnlockSharedObject(DatabaseRelationId, db, 0, AccessShareLock);
+	return get_database_oid(name, true) == db && !has_origin_file(db);
+}
+
 Oid
 ab_find_own_branch(const char *name, const char *verb)
 {
-	Oid			db = get_database_oid(name, true);
-	char	   *origin;
+	Oid			db;
 
-	if (!OidIsValid(db) || ab_database_is_deleted(db))
-		return InvalidOid;
-	if (!pg_database_ownercheck(db, GetUserId()))
-		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_DATABASE, name);
-
-	/* a damaged origin file is one too: such a branch can still be deleted */
-	origin = ab_origin_path(db);
-	if (!ab_file_exists(origin))
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("database \"%s\" is not a branch", name),
-				 strcmp(verb, "delete") != 0 ? 0 :
-				 errhint("Use DROP DATABASE to drop a database that is not a branch.")));
-	pfree(origin);
+	for (;;)
+	{
+		db = get_database_oid(name, true);
+		if (!OidIsValid(db) || ab_database_is_deleted(db))
+			return InvalidOid;
+		if (!pg_database_ownercheck(db, GetUserId()))
+			aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_DATABASE, name);
+		if (has_origin_file(db))
+			break;
+		if (is_no_branch(db, name))
+			ereport(ERROR,
+					(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+					 errmsg("database \"%s\" is not a branch", name),
+					 strcmp(verb, "delete") != 0 ? 0 :
+					 errhint("Use DROP DATABASE to drop a database that is not a branch.")));
+	}
 
 	if (db == MyDatabaseId)
 		ereport(ERROR,
