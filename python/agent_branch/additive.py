@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
+from agent_branch.records import dataclass, field
 from agent_branch.schemadiff import ObjectId, SchemaObject
 from agent_branch.sqltext import Statement, quote_literal
 

@@ -22,11 +22,11 @@ then, the server reports with the name of the constraint.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from agent_branch.claims import Claims
 from agent_branch.merge import Action
+from agent_branch.records import dataclass
 from agent_branch.sqltext import Limits, Row, Statement, size_of, together
 from agent_branch.tableorder import Group, TableId, order_tables, pointed_to
 from agent_branch.tableshape import CASCADING, TableShape

@@ -14,10 +14,10 @@ that a third row has.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 from agent_branch.merge import Action, Delete, Insert, Update
+from agent_branch.records import dataclass, field
 from agent_branch.spares import Brought, has_spare, is_ranked
 from agent_branch.sqltext import Row, Value
 from agent_branch.tableshape import Column, TableShape, Unique, mask_of
@@ -57,8 +57,7 @@ def vacating(
 class Claims:
     """Follows who gives up and who takes values of one unique index.  Fed with all actions.
 
-    ``delete_late``: deleted rows stay until others are in.  ``brought``: what the columns of the
-    index get, by position, if it must be known (spares.py).
+    ``delete_late``: deleted rows stay until others are in.
     """
 
     shape: TableShape
@@ -66,17 +65,21 @@ class Claims:
     referenced: int = 0
     delete_late: bool = False
     limit: int = MAX_VALUES
-    brought: dict[int, Brought] = field(init=False)
     _given: set[int] = field(default_factory=set)
     _taken: set[int] = field(default_factory=set)
     _any_given: int = 0
     _any_taken: int = 0
+    _brought: dict[int, Brought] | None = None
 
-    def __post_init__(self) -> None:
-        columns = self.shape.columns
-        self.brought = {
-            i: Brought(columns[i]) for i in self.unique.columns if is_ranked(columns[i])
-        }
+    @property
+    def brought(self) -> dict[int, Brought]:
+        """What the columns of the index get, by position, if it must be known (spares.py)."""
+        if self._brought is None:
+            columns = self.shape.columns
+            self._brought = {
+                i: Brought(columns[i]) for i in self.unique.columns if is_ranked(columns[i])
+            }
+        return self._brought
 
     def feed(self, action: Action) -> None:
         old, new = self._old(action), self._new(action)

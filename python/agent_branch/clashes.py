@@ -7,17 +7,19 @@ kept in a file, so memory holds a batch.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import IO
 
 from agent_branch.diff import json_rows
 from agent_branch.merge import Action, Conflict, Delete, Insert, Recount, Side, Update, digest
-from agent_branch.mergerun import SPOOL_BYTES, Endangered, Refused
+from agent_branch.mergerun import Endangered, Refused
+from agent_branch.records import dataclass
+from agent_branch.spool import Lines, Room
 from agent_branch.sqltext import Limits, Row, Session, Value, array_text, batches
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import TableShape, names
+
+# Conflicts are kept in memory up to here.
+CHARACTERS = 1 << 20
 
 # Tables as they are shown to people.
 Shown = Callable[[TableId], str]
@@ -42,15 +44,15 @@ class Clashes:
     """All conflicts of a merge, numbered in the order they were found."""
 
     def __init__(self) -> None:
-        self._file: IO[str] = tempfile.SpooledTemporaryFile(  # noqa: SIM115
-            max_size=SPOOL_BYTES, mode="w+", encoding="utf-8", errors="surrogateescape", newline=""
-        )
-        self.count = 0
+        self._lines = Lines(Room(CHARACTERS))
+
+    @property
+    def count(self) -> int:
+        return self._lines.count
 
     def add(self, clash: Clash) -> None:
-        self.count += 1
         row = (
-            str(self.count),
+            str(self.count + 1),
             clash.table,
             clash.kind,
             array_text(clash.key) if clash.key else None,
@@ -61,14 +63,13 @@ class Clashes:
             None if clash.versions is None else str(clash.versions),
             clash.resolution,
         )
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._lines.add_line(json.dumps(row, ensure_ascii=False))
 
     def __iter__(self) -> Iterator[Row]:
-        self._file.seek(0)
-        return (tuple(json.loads(line)) for line in self._file)
+        return (tuple(json.loads(line)) for line in self._lines.lines())
 
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()
 
 
 def _json(session: Session, shape: TableShape, rows: Iterable[Row | None]) -> list[Value]:

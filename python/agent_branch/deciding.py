@@ -9,7 +9,6 @@ run again row by row.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import plpy
 
@@ -21,6 +20,7 @@ from agent_branch.mergeoptions import Options, table_id
 from agent_branch.mergescope import advance_all_sequences, close_bases, open_bases
 from agent_branch.mergetarget import Target
 from agent_branch.merging import Result, find_pair, frozen, parse_name
+from agent_branch.records import dataclass
 from agent_branch.reverting import check_merged, find_merged, shape_of
 from agent_branch.setwise import Table, UnfitError
 from agent_branch.sqltext import settings_statement

@@ -351,13 +351,14 @@ def paired(
 ) -> Iterator[RowChange]:
     """Changes from pairs of rows; where their texts do not tell, the database is asked."""
     width = len(shape.columns)
-    inexact = mask_of(i for i in positions(shape.compared) if not shape.columns[i].exact)
+    compared = list(positions(shape.compared))
+    inexact = mask_of(i for i in compared if not shape.columns[i].exact)
     unsure: list[Row] = []
     size = 0
     for old, new in pairs:
         changed = 0
         if old is not None and new is not None:
-            changed = text_mask(shape, old, new)
+            changed = mask_of([i for i in compared if old[i] != new[i]])
             if changed & inexact:
                 unsure.append(new)
                 size += size_of(new)

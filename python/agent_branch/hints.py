@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping as Mapping
     from collections.abc import Sequence as Sequence
     from types import TracebackType as TracebackType
+    from typing import IO as IO
     from typing import Any as Any
     from typing import Literal as Literal
     from typing import NoReturn as NoReturn
@@ -32,7 +33,7 @@ else:
         def __class_getitem__(cls, _):
             return cls
 
-    Any = Callable = Collection = Iterable = Iterator = Mapping = Sequence = Protocol
+    IO = Any = Callable = Collection = Iterable = Iterator = Mapping = Sequence = Protocol
     TracebackType = Literal = NoReturn = Protocol
 
     def TypeVar(name):  # noqa: N802

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain
 
 from agent_branch.diff import mask_from, match
 from agent_branch.hints import Protocol
 from agent_branch.merge import Action, Delete, Insert, Recount, Update
 from agent_branch.mergerun import MergeRun
+from agent_branch.records import dataclass
 from agent_branch.revert import from_json, to_json
 from agent_branch.sqltext import (
     Limits,
@@ -132,7 +132,7 @@ def planned(run: MergeRun) -> Iterator[Written]:
     for one in run.tables.values():
         if one.count or one.open.count:
             staged = (to_json(action) + "\n" for action in one.staged)
-            yield one.merge.shape, chain(one.spool.lines(), staged, one.open.lines())
+            yield one.merge.shape, chain(one.spool.pieces(), staged, one.open.pieces())
 
 
 # ---- what was written indeed ----------------------------------------------------------------
@@ -151,7 +151,7 @@ def written(
         if name in triggered and shape.key:
             yield shape, (to_json(action) + "\n" for action in _found(target, shape, one.actions()))
         else:
-            yield shape, one.lines()
+            yield shape, one.pieces()
     if triggered:
         for statement in restore_statements():
             target.execute(statement)

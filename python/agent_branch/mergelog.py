@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 from typing import Any
 
 import plpy
 
 from agent_branch.mergeoptions import Options
 from agent_branch.mergeparts import Base
+from agent_branch.records import dataclass, replace
 from agent_branch.remote import Remote
 from agent_branch.sqltext import (
     Limits,

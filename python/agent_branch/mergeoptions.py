@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
 from agent_branch.merge import Decisions, Side, Strategy
+from agent_branch.records import dataclass, field
 from agent_branch.sqltext import Row
 from agent_branch.tableorder import TableId
 from agent_branch.threeway import SchemaMode

@@ -7,8 +7,8 @@ these than for the others, so a merge of all is made of *parts*: tables that beg
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
 
+from agent_branch.records import dataclass, replace
 from agent_branch.tableorder import TableId
 
 

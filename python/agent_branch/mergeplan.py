@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
 from typing import Literal
 
 from agent_branch.diff import TableDiff, TableState, plan_diff
+from agent_branch.records import dataclass, replace
 from agent_branch.sqltext import TEXT
 from agent_branch.tableshape import TableShape, Unique, common_key, restricted, same_rows
 

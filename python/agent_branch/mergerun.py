@@ -8,12 +8,9 @@ conflicts is the caller's; memory holds a batch of rows at a time.
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import IO
 
 from agent_branch import bags
 from agent_branch.apply import CHECK, DEFER, Kind, Pass, plan_passes, statements
@@ -29,7 +26,9 @@ from agent_branch.merge import (
     versions_of,
 )
 from agent_branch.mergeplan import TablePlan
+from agent_branch.records import dataclass, field
 from agent_branch.revert import conflict_to_json, from_json, to_json
+from agent_branch.spool import Lines, Room
 from agent_branch.sqltext import (
     Limits,
     Refusal,
@@ -44,44 +43,22 @@ from agent_branch.tableorder import TableId, order_tables
 from agent_branch.tableshape import CASCADING, TableShape
 from agent_branch.writes import GuardPart, Part, halves, key_in
 
-# Actions of a table are kept in memory up to here, then in a file.
-SPOOL_BYTES = 1 << 20
-
 # So many refused updates of a table are tried again when the others are done: what another row
 # has given up by then, in an index of which nobody can tell beforehand.
 MAX_AGAIN = 1000
 
 
-class Spool:
-    """Actions of one table, written once, read as often as needed."""
+class Spool(Lines):
+    """Actions of one table."""
 
-    def __init__(self) -> None:
-        self._file: IO[str] = tempfile.SpooledTemporaryFile(  # noqa: SIM115
-            max_size=SPOOL_BYTES, mode="w+", encoding="utf-8", errors="surrogateescape", newline=""
-        )
-        self.count = 0
+    __slots__ = ()
 
     def add(self, action: Action) -> None:
         self.add_line(to_json(action))
 
-    def add_line(self, line: str) -> None:
-        self._file.write(line + "\n")
-        self.count += 1
-
-    def add_text(self, text: str) -> None:
-        """Lines that are counted elsewhere."""
-        self._file.write(text)
-
     def __iter__(self) -> Iterator[Action]:
-        return (from_json(line) for line in self.lines())
-
-    def lines(self) -> Iterator[str]:
-        """The actions as ``to_json`` writes them."""
-        self._file.seek(0)
-        return iter(self._file)
-
-    def close(self) -> None:
-        self._file.close()
+        """They are read once for each pass."""
+        return map(from_json, self.lines())
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +116,7 @@ class TableRun:
     open: Spool = field(default_factory=Spool)
     staged: Spool = field(default_factory=Spool)
     stage: Stage | None = None
+    room: Room = field(default_factory=Room)
 
     @property
     def count(self) -> int:
@@ -153,8 +131,9 @@ class TableRun:
     def actions(self) -> Iterator[Action]:
         return chain(self.spool, self.staged)
 
-    def lines(self) -> Iterator[str]:
-        return chain(self.spool.lines(), self.staged.lines())
+    def pieces(self) -> Iterator[str]:
+        """The actions as lines, many at a time."""
+        return chain(self.spool.pieces(), self.staged.pieces())
 
     def filter(self, changes: Iterable[RowChange]) -> Iterator[RowChange]:
         """Stage changes; those that are left to be decided row by row."""
@@ -171,7 +150,7 @@ class TableRun:
     def unstage(self) -> None:
         """Write the staged rows like the others."""
         self.stage = None
-        staged, self.staged = self.staged, Spool()
+        staged, self.staged = self.staged, Spool(self.room)
         for action in staged:
             self.take(action)
         staged.close()
@@ -222,6 +201,7 @@ class MergeRun:
     limits: Limits = field(default_factory=Limits)
     stage_from: int | None = None
     tables: dict[TableId, TableRun] = field(default_factory=dict)
+    room: Room = field(default_factory=Room)
 
     def collect(
         self, plan: TablePlan, base: Session, theirs: Session, pairing: Pairing | None = None
@@ -274,7 +254,9 @@ class MergeRun:
             self.strategies.get(shape.id, self.strategy),
             self.decisions.get(shape.id, Decisions()),
         )
-        run = TableRun(plan, merge, claims_of(shape, self.schema))
+        spool, conflicts, staged = (Spool(self.room) for _ in range(3))
+        claims = claims_of(shape, self.schema)
+        run = TableRun(plan, merge, claims, spool, conflicts, staged, room=self.room)
         self.tables[shape.id] = run
         return run
 

@@ -6,13 +6,13 @@ additive.py plans them.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
 
 from agent_branch.additive import COLUMN_ORDER, Additions, additions
 from agent_branch.blocks import ALL
 from agent_branch.diff import scan
 from agent_branch.hints import Protocol
 from agent_branch.mergeplan import TablePlan
+from agent_branch.records import dataclass, replace
 from agent_branch.schemadiff import SchemaObject, object_from
 from agent_branch.schemaobjects import OBJECTS
 from agent_branch.sqltext import (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 
 import plpy
 
@@ -13,6 +12,7 @@ from agent_branch.errors import ReportedError
 from agent_branch.mergelog import Pair
 from agent_branch.mergeparts import Base, Part, divide
 from agent_branch.mergesequences import advance_sequences
+from agent_branch.records import dataclass
 from agent_branch.sqltext import Session, Statement, qualified, unnest
 from agent_branch.tableorder import TableId
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Collection, Iterator, Sequence
 
@@ -112,7 +111,9 @@ class Target:
                     f" {self._lock_timeout / 1000:g} s (lock_timeout).",
                     hint="Merge when there are fewer long transactions.",
                 )
-            random.shuffle(wanted)
+            from random import shuffle  # few merges wait, and it takes long to import
+
+            shuffle(wanted)
 
     def _lock_round(self, tables: Sequence[TableId]) -> bool:
         names = ", ".join(f"ONLY {qualified(*table)}" for table in tables)

@@ -9,7 +9,6 @@ rights of the role that calls.  mergelog.py says what became of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -44,6 +43,7 @@ from agent_branch.mergescope import (
     with_leaves,
 )
 from agent_branch.mergetarget import Target, commit_apart
+from agent_branch.records import dataclass, field, replace
 from agent_branch.sqltext import Row
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import TableShape
@@ -264,6 +264,8 @@ class Attempt:
 class Merging(Attempt):
     """Brings the changes of the source in."""
 
+    options: Options
+    ours: Any
     pair: Pair
     begins: Sequence[Begin]
     theirs: Reading

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import plpy
 
@@ -15,6 +14,7 @@ from agent_branch.mergelog import Log
 from agent_branch.mergeoptions import Options, table_id
 from agent_branch.mergeoptions import options as parse_options
 from agent_branch.merging import Result, find_pair, parse_name, run_merge
+from agent_branch.records import dataclass, replace
 from agent_branch.reverting import run_revert
 from agent_branch.setwise import UnfitError
 from agent_branch.sqltext import array_text

@@ -9,7 +9,7 @@ was taken back is a change of the target's own.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import Any
 
 import plpy
 
@@ -38,6 +38,7 @@ from agent_branch.merging import (
     parse_name,
     result_of,
 )
+from agent_branch.records import dataclass
 from agent_branch.revert import inverse, inverse_counts
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import TableShape, restricted
@@ -51,6 +52,8 @@ WRONG_STATE = "55000"
 class Undoing(Attempt):
     """Turns the changes of merge ``number`` round."""
 
+    options: Options
+    ours: Any
     log: Log
     number: int
 

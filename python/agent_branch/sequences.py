@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from agent_branch.records import dataclass
 from agent_branch.sqltext import Statement, qualified, quote_literal
 
 

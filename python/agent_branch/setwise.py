@@ -10,10 +10,10 @@ are written.  If anything is not so, ``UnfitError``: the merge is to be run agai
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from agent_branch.apply import CHECK, DEFER
 from agent_branch.diff import key_condition
+from agent_branch.records import dataclass
 from agent_branch.sqltext import Refusal, Statement, WritingSession, quote_literal
 from agent_branch.tableorder import TableId, order_tables, pointed_to
 from agent_branch.tableshape import CASCADING, TableShape, positions

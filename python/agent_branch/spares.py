@@ -9,9 +9,9 @@ there is no room above.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from decimal import Decimal
 
+from agent_branch.records import dataclass
 from agent_branch.sqltext import Value, quote_literal
 from agent_branch.tableshape import Column, TableShape
 

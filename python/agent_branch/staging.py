@@ -13,11 +13,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import count, islice
 
 from agent_branch.diff import RowChange, key_condition
 from agent_branch.merge import Action, Delete, Insert, Update
+from agent_branch.records import dataclass, field
 from agent_branch.revert import to_json
 from agent_branch.sqltext import (
     Statement,

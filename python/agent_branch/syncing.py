@@ -19,13 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import plpy
 
 from agent_branch import bases, data, mergelog, merging
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
 from agent_branch.mergelog import Pair
+from agent_branch.records import dataclass
 from agent_branch.remote import Remote
 from agent_branch.sqltext import qualified, quote_ident, quote_literal
 from agent_branch.syncplan import Published, choose_tables, conninfo, slot_name

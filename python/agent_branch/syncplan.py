@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from agent_branch.errors import ReportedError
+from agent_branch.records import dataclass
 from agent_branch.uri import Endpoint
 
 PREFIX = "agent_branch_sync_"

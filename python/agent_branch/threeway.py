@@ -7,7 +7,6 @@ No server here.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from agent_branch.blocks import NONE
@@ -15,6 +14,7 @@ from agent_branch.catalog import Table
 from agent_branch.compare import Extent, Extents, Side
 from agent_branch.diff import TableState
 from agent_branch.mergeplan import TablePlan, is_fast_forward, plan_table
+from agent_branch.records import dataclass, field, replace
 from agent_branch.sqltext import Session
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import TableShape
