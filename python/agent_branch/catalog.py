@@ -252,7 +252,7 @@ FROM_TABLES = """
         AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%'"""
 
 # The names of these tables.
-NAMES = Statement(f"SELECT n.nspname, c.relname{FROM_TABLES} ORDER BY n.nspname, c.relname")
+NAMES = f"SELECT n.nspname, c.relname{FROM_TABLES}"
 
 
 def tables_statement(which: str = "") -> Statement:

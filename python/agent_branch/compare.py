@@ -28,6 +28,7 @@ from agent_branch.largeobjects import (
     CATALOGS,
     CONTENTS,
     METADATA,
+    READABLE,
     UNREADABLE,
     catalogs,
     changed_objects,
@@ -100,8 +101,11 @@ class Side:
         return {**self.tables, **self.objects}
 
 
-# Runs a statement in each of some sessions, side by side: rows of each, none of a command.
-Ask = Callable[[Sequence[Statement]], Sequence[Sequence[Row]]]
+# Runs in each of some sessions, side by side, commands and then a query: the query's rows.
+Ask = Callable[[Sequence[Sequence[str]], Sequence[Statement]], Sequence[Sequence[Row]]]
+
+# What is held: the names of the tables, and of the catalogs of large objects.
+HELD = Statement(f"{NAMES} UNION ALL {READABLE} ORDER BY 1, 2")
 
 
 def sides(sessions: Sequence[Session], ask: Ask) -> list[Side]:
@@ -110,19 +114,23 @@ def sides(sessions: Sequence[Session], ask: Ask) -> list[Side]:
     The sessions are under ``sqltext.SETTINGS``.  Raises ``ReportedError`` 40001 if a table was
     rewritten since its session's transaction began: then its rows are not seen as they were.
     """
-    number = len(sessions)
-    names = [
-        [f"ONLY {qualified(*row)}" for row in rows]  # type: ignore[arg-type]
-        for rows in ask([NAMES] * number)
-    ]
-    lists = [list(batches(listed, LOCKED_AT_ONCE, len)) for listed in names]
-    for at in range(max(map(len, lists))):
-        ask([_lock(listed[at] if at < len(listed) else ()) for listed in lists])
+    nothing = [()] * len(sessions)
+    locks = [_locks(rows) for rows in ask(nothing, [HELD] * len(sessions))]
+    usual = [usual_tables(rows) for rows in ask(locks, [USUAL] * len(sessions))]
+    tables = [{table.shape.id: table for table in found} for found, _ in usual]
+    if any(others is not None for _, others in usual):
+        asked = ask(nothing, [others or NOTHING for _, others in usual])
+        for known, rows in zip(tables, asked, strict=True):
+            known.update((table.shape.id, table) for table in map(table_from, rows))
+    objects = [catalogs(rows) for rows in ask(nothing, [CATALOGS] * len(sessions))]
     found = [
-        Side(session, of_one, *objects)
-        for session, of_one, objects in zip(
-            sessions, _tables(number, ask), _objects(number, ask), strict=True
+        Side(
+            session,
+            known,
+            {name: table for name, (table, _) in listed.items()},
+            frozenset(name for name, (_, readable) in listed.items() if not readable),
         )
+        for session, known, listed in zip(sessions, tables, objects, strict=True)
     ]
     for one in found:
         for table in one.files.values():
@@ -137,32 +145,11 @@ def sides(sessions: Sequence[Session], ask: Ask) -> list[Side]:
     return found
 
 
-def _tables(number: int, ask: Ask) -> list[dict[TableId, Table]]:
-    usual = [usual_tables(rows) for rows in ask([USUAL] * number)]
-    found = [{table.shape.id: table for table in tables} for tables, _ in usual]
-    if any(others is not None for _, others in usual):
-        asked = ask([others or NOTHING for _, others in usual])
-        for tables, rows in zip(found, asked, strict=True):
-            tables.update((table.shape.id, table) for table in map(table_from, rows))
-    return found
-
-
-def _lock(tables: Sequence[str]) -> Statement:
-    return Statement(
-        f"LOCK TABLE {', '.join(tables)} IN ACCESS SHARE MODE" if tables else "SELECT NULL"
-    )
-
-
-def _objects(number: int, ask: Ask) -> list[tuple[dict[TableId, Table], frozenset[TableId]]]:
-    asked = [catalogs(rows) for rows in ask([CATALOGS] * number)]
-    closed = [{name for name, (_, readable) in one.items() if not readable} for one in asked]
-    ask(
-        [_lock([qualified(*name) for name in sorted({METADATA, CONTENTS} - one)]) for one in closed]
-    )
-    held = [catalogs(rows) for rows in ask([CATALOGS] * number)]
+def _locks(names: Sequence[Row]) -> list[str]:
+    listed = (f"ONLY {qualified(*name)}" for name in names)  # type: ignore[arg-type]
     return [
-        ({name: table for name, (table, _) in one.items()}, frozenset(shut))
-        for one, shut in zip(held, closed, strict=True)
+        f"LOCK TABLE {', '.join(some)} IN ACCESS SHARE MODE"
+        for some in batches(listed, LOCKED_AT_ONCE, len)
     ]
 
 

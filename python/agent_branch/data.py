@@ -3,8 +3,8 @@
 Both databases are read in sessions of the role that calls, each in one read-only transaction
 that sees one moment.  Sessions end with the transaction here, also when a result is not read to
 its end; closing them earlier is left to the normal end of a function, since nothing may be run
-while the server throws an unfinished result away.  What only one function needs is imported there:
-every session imports this anew.
+while the server throws an unfinished result away.  Every session imports this anew, so what only
+one function needs is imported there; and what compares, when both sessions have begun to connect.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ from itertools import chain, islice
 
 import plpy
 
-from agent_branch import bases, compare
-from agent_branch.blocks import Blocks
-from agent_branch.catalog import Table
+from agent_branch import bases
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
-from agent_branch.hints import Any, Iterable, Iterator, Mapping, NoReturn, Sequence
-from agent_branch.pairing import PagePairing, Place
+from agent_branch.hints import TYPE_CHECKING, Any, Iterable, Iterator, Mapping, NoReturn, Sequence
 from agent_branch.progress import Progress as Progress
 from agent_branch.progress import name_of
 from agent_branch.records import dataclass
 from agent_branch.remote import Remote, each
-from agent_branch.sqltext import Row, Statement, Value, settings_statement
-from agent_branch.tableorder import TableId
+from agent_branch.sqltext import Row, Statement, Value, settings_commands, settings_statement
+
+if TYPE_CHECKING:
+    from agent_branch import compare
+    from agent_branch.catalog import Table
+    from agent_branch.pairing import PagePairing
+    from agent_branch.tableorder import TableId
 
 NO_PARENT = "55000"
 
@@ -50,9 +52,11 @@ class Reading:
             self._set = True
             self.remote.run(settings_statement().inline())
 
-    def settled(self) -> None:
-        """The settings are in force."""
+    def unsettled(self) -> list[str]:
+        """Commands to be run before the next statement."""
+        commands = [] if self._set else [settings_commands()]
         self._set = True
+        return commands
 
     def rows(self, statement: Statement) -> Iterator[Row]:
         self._settle()
@@ -115,13 +119,13 @@ class Opened:
 
 def _ask(sessions: Sequence[Reading]) -> compare.Ask:
     """Questions to all sessions at once, under the settings."""
-    remotes = [session.remote for session in sessions]
-    each(remotes, [settings_statement().inline()] * len(remotes))
-    for session in sessions:
-        session.settled()
 
-    def ask(statements: Sequence[Statement]) -> list[list[Row]]:
-        answers = each(remotes, [statement.inline() for statement in statements])
+    def ask(commands: Sequence[Sequence[str]], queries: Sequence[Statement]) -> list[list[Row]]:
+        texts = [
+            "; ".join([*session.unsettled(), *before, query.inline()])
+            for session, before, query in zip(sessions, commands, queries, strict=True)
+        ]
+        answers = each([session.remote for session in sessions], texts)
         return [[tuple(row) for row in rows] for rows in answers]
 
     return ask
@@ -133,6 +137,8 @@ def pairing_of(
     held: tuple[bool, bool] = (True, True),
 ) -> PagePairing:
     """``held``: do the sessions hold the tables, or does nobody write there?"""
+    from agent_branch.pairing import PagePairing, Place
+
     before, after = (
         Place(session.database, session.remote, found, holds)
         for session, found, holds in zip(sessions, tables, held, strict=True)
@@ -154,6 +160,8 @@ def _open(source: str | None, target: str | None, at: str | None = None) -> Open
     # Their transactions see what they see from here on; what is changed is asked afterwards.
     progress = Progress()
     sessions = Reading(other, progress), Reading(named, progress)
+    from agent_branch import compare
+
     before, after = compare.sides(sessions, _ask(sessions))
     return Opened(
         sessions,
@@ -207,6 +215,9 @@ def _extents(
 
 
 def _extent(row: Mapping[str, Any]) -> compare.Extent:
+    from agent_branch import compare
+    from agent_branch.blocks import Blocks
+
     starts, ends = row["starts"], row["ends"]
     changed = None if starts is None else Blocks(tuple(zip(starts, ends, strict=True)))
     return compare.Extent(row["a_blocks"] or 0, row["b_blocks"] or 0, changed)
@@ -270,6 +281,8 @@ def diff_summary(source: str | None, target: str | None, at: str | None = None) 
     """
     try:
         opened = _open(source, target, at)
+        from agent_branch import compare
+
         lines = [
             (
                 _name(found.table),
@@ -302,10 +315,10 @@ def diff_stat(
 
     Errors: as ``diff_summary``.
     """
-    from agent_branch import diffstat
-
     try:
         opened = _open(source, target, at)
+        from agent_branch import compare, diffstat
+
         found = list(diffstat.stats(opened.whole))
         if exact:
             found = diffstat.counted(found, compare.summaries(opened.whole))
@@ -338,6 +351,8 @@ def diff(
         name = _required("table_name", table_name)
         parts = plpy.execute(plpy.prepare("SELECT parse_ident($1) AS p", ["text"]), [name])
         opened = _open(source, target, at)
+        from agent_branch import compare
+
         table = compare.find_table(opened.whole.before, opened.whole.after, parts[0]["p"])
         rows = compare.changed_rows(opened.whole, table)
         # What is wrong mostly shows at once; an iterator's errors are harder to read.

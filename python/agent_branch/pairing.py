@@ -19,7 +19,7 @@ from agent_branch.diff import ChangeKind, Counts, Pair, TableDiff, by_place
 from agent_branch.hints import Any, Iterator, Mapping, Sequence
 from agent_branch.progress import Progress
 from agent_branch.records import dataclass
-from agent_branch.remote import Remote
+from agent_branch.remote import Remote, each
 from agent_branch.sqltext import Row
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import positions
@@ -130,8 +130,7 @@ class PagePairing:
     def _check_rights(self, plan: TableDiff) -> None:
         """Raise what reading the rows would."""
         head, tail = by_place(plan.shape)
-        for place in (self.before, self.after):
-            place.remote.run(f"{head}{{}}{tail}")
+        each([self.before.remote, self.after.remote], [f"{head}{{}}{tail}"] * 2)
 
     def _unsure(self, plan: TableDiff, lines: Iterator[Mapping[str, Any]]) -> Iterator[Pair]:
         for line in lines:

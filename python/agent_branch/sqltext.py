@@ -247,6 +247,14 @@ def settings_statement() -> Statement:
     return Statement("SELECT " + ", ".join(calls))
 
 
+def settings_commands() -> str:
+    """The same as commands, to be run together with what follows them."""
+    return "; ".join(
+        f"SET LOCAL {quote_ident(name)} TO {', '.join(map(quote_literal, value.split(', ')))}"
+        for name, value in SETTINGS.items()
+    )
+
+
 def restore_statements() -> list[Statement]:
     """To run before rows are written: the settings that only reading needs, as they were."""
     return [Statement(f"SET LOCAL {quote_ident(name)} TO DEFAULT") for name in ONLY_FOR_READING]
