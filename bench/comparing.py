@@ -10,8 +10,8 @@ from measure import CALM, Sizes, alternate, ms, report, server
 
 
 def bar(size: Sizes) -> float:
-    """For tables of half a GB and more; the small ones of --quick are read whole in no time."""
-    return 1 / 50 * max(1.0, 500_000 / size.rows)
+    """For tables of 1 GB; the small ones of --quick are read whole in no time."""
+    return 1 / 50 * max(1.0, 1_000_000 / size.rows)
 
 
 def diff_changed(size: Sizes) -> None:

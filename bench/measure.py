@@ -35,7 +35,7 @@ Conn = psycopg.Connection[tuple[Any, ...]]
 
 
 class Sizes:
-    """How much of everything: for a look (quick), for a quarter of an hour, or in full."""
+    """How much of everything: for a look (quick), for twenty minutes, or in full."""
 
     def __init__(self, quick: bool = False, full: bool = False, seed: int = 1) -> None:
         def choose(small: int, usual: int, large: int) -> int:
@@ -59,7 +59,7 @@ class Sizes:
         self.branches = choose(300, 10_000, 100_000)
         self.asleep = choose(100, 1000, 10_000)
         self.later = choose(20, 100, 1000)  # snapshots after the one that is read
-        self.rows = choose(20_000, 500_000, 1_000_000)  # of about 1 kB, for diff and merge
+        self.rows = choose(20_000, 1_000_000, 1_000_000)  # of about 1 kB, for diff and merge
         self.steps = choose(10, 30, 125)  # of each of the ten clients of a tree search
         self.at_once = choose(50, 200, 1000)
         self.deep = choose(30, 250, 1000)  # of the deep end of a tree search

@@ -139,6 +139,9 @@ extern void ab_remote_commit(AbRemote *session);
 /* End it, and wait until it is gone; what is not committed is rolled back. */
 extern void ab_remote_close(AbRemote *session);
 
+/* The same for some sessions, side by side. */
+extern void ab_remote_close_each(AbRemote **sessions, int n);
+
 /* Open, run, commit, close; read-write whatever the settings say. */
 extern void ab_remote_execute(Oid db, const char *sql);
 

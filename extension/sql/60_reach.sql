@@ -66,11 +66,11 @@ AS 'MODULE_PATHNAME', 'ab_sql_remote_commit';
 
 COMMENT ON FUNCTION branch._remote_commit(integer) IS 'commits there, and closes the session';
 
-CREATE FUNCTION branch._remote_close(session integer) RETURNS void
-LANGUAGE c VOLATILE PARALLEL UNSAFE
+CREATE FUNCTION branch._remote_close(VARIADIC sessions integer[]) RETURNS void
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'ab_sql_remote_close';
 
-COMMENT ON FUNCTION branch._remote_close(integer) IS 'closes a session; what it has not committed is rolled back';
+COMMENT ON FUNCTION branch._remote_close(integer[]) IS 'closes sessions; what they have not committed is rolled back';
 
 CREATE FUNCTION branch._remote_rows(db text, query text) RETURNS SETOF text[]
 LANGUAGE c VOLATILE PARALLEL UNSAFE

@@ -52,7 +52,7 @@ GRANT EXECUTE ON FUNCTION branch._remote_fetch(integer, integer) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_query(integer, text) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_query_each(integer[], text[]) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_commit(integer) TO public;
-GRANT EXECUTE ON FUNCTION branch._remote_close(integer) TO public;
+GRANT EXECUTE ON FUNCTION branch._remote_close(integer[]) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_rows(text, text) TO public;
 GRANT EXECUTE ON FUNCTION branch.run_on_all(text, jsonb, integer, boolean, integer) TO public;
 GRANT EXECUTE ON FUNCTION branch.side_effects(text) TO public;

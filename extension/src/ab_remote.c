@@ -69,14 +69,26 @@ let_go(AbRemote *session)
 }
 
 void
+ab_remote_close_each(AbRemote **sessions, int n)
+{
+	for (int i = 0; i < n; i++)
+	{
+		let_go(sessions[i]);
+		MemoryContextSetParent(sessions[i]->context, CurTransactionContext);
+	}
+
+	/* they hold locks and connections until they are gone */
+	for (int i = 0; i < n; i++)
+	{
+		(void) WaitForBackgroundWorkerShutdown(sessions[i]->handle);
+		MemoryContextDelete(sessions[i]->context);
+	}
+}
+
+void
 ab_remote_close(AbRemote *session)
 {
-	let_go(session);
-	MemoryContextSetParent(session->context, CurTransactionContext);
-
-	/* it holds locks and a connection until it is gone */
-	(void) WaitForBackgroundWorkerShutdown(session->handle);
-	MemoryContextDelete(session->context);
+	ab_remote_close_each(&session, 1);
 }
 
 static void

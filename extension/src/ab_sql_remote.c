@@ -325,7 +325,23 @@ ab_sql_remote_commit(PG_FUNCTION_ARGS)
 Datum
 ab_sql_remote_close(PG_FUNCTION_ARGS)
 {
-	ab_remote_close(get_session(fcinfo));
+	int			n;
+	Datum	   *numbers;
+	AbRemote  **sessions;
+
+	ab_require_control_database();
+	numbers = elements_of(PG_GETARG_ARRAYTYPE_P(0), INT4OID, sizeof(int32), true, &n);
+	sessions = palloc_array(AbRemote *, n);
+	for (int i = 0; i < n; i++)
+	{
+		sessions[i] = session_of(DatumGetInt32(numbers[i]));
+		for (int j = 0; j < i; j++)
+			if (sessions[j] == sessions[i])
+				ereport(ERROR,
+						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						 errmsg("a session is named twice")));
+	}
+	ab_remote_close_each(sessions, n);
 	PG_RETURN_VOID();
 }
 

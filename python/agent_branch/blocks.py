@@ -53,7 +53,14 @@ class Blocks:
             return self
         if not self.ranges:
             return other
+        if len(other.ranges) == 1 and self._has(*other.ranges[0]):
+            return self
         return Blocks.of((*self.ranges, *other.ranges))
+
+    def _has(self, start: int, end: int) -> bool:
+        assert self.ranges is not None
+        at = bisect_right(self.ranges, start, key=lambda bounds: bounds[0])
+        return at > 0 and end <= self.ranges[at - 1][1]
 
     def __contains__(self, block: object) -> bool:
         if self.ranges is None:

@@ -19,7 +19,7 @@ from agent_branch.hints import TYPE_CHECKING, Any, Iterable, Iterator, Mapping, 
 from agent_branch.progress import Progress as Progress
 from agent_branch.progress import name_of
 from agent_branch.records import dataclass
-from agent_branch.remote import Remote, each
+from agent_branch.remote import Remote, close_each, each
 from agent_branch.sqltext import Row, Statement, Value, settings_commands, settings_statement
 
 if TYPE_CHECKING:
@@ -91,10 +91,14 @@ def _target(source: str, target: str | None) -> str:
     if target is not None:
         return target
     rows = plpy.execute(
-        plpy.prepare("SELECT b.parent_name FROM branch.branches AS b WHERE b.id = $1", ["oid"]),
+        plpy.prepare(
+            "SELECT COALESCE(branch._deleted_name(p.oid), p.datname) AS name"
+            " FROM branch._origin($1) AS o JOIN pg_database AS p ON p.oid = o.parent_id",
+            ["oid"],
+        ),
         [bases.database_oid(source)],
     )
-    parent: str | None = rows[0]["parent_name"] if len(rows) else None
+    parent: str | None = rows[0]["name"] if len(rows) else None
     if parent is None:
         raise ReportedError(
             NO_PARENT,
@@ -113,8 +117,7 @@ class Opened:
     whole: compare.Comparison
 
     def close(self) -> None:
-        for session in self.sessions:
-            session.close()
+        close_each([session.remote for session in self.sessions])
 
 
 def _ask(sessions: Sequence[Reading]) -> compare.Ask:

@@ -35,10 +35,10 @@ def _databases(first: int) -> str:
         f"(SELECT d.oid FROM pg_database AS d WHERE d.datname = ${n}), ${n + 1}, ${n + 2}"
         for n in (first, first + 3)
     )
-    return f"{one}, {other}, ${first + 6}, ${first + 7}"
+    return f"{one}, {other}, ${first + 6}::int8[], ${first + 7}::int8[]"
 
 
-_DATABASES_TYPES = ["name", "oid", "oid", "name", "oid", "oid", "int8[]", "int8[]"]
+_DATABASES_TYPES = ["name", "oid", "oid", "name", "oid", "oid", "text", "text"]
 
 # Sessions, and the parts of a query that reads rows by their places.
 _READ_TYPES = ["int4", "int4", "text", "text"]
@@ -152,7 +152,9 @@ class PagePairing:
         values: list[object] = []
         for place, table in zip((self.before, self.after), tables, strict=True):
             values += [place.database, table.tablespace, table.file]
-        return [*values, [start for start, _ in ranges], [end for _, end in ranges]]
+        # Texts: there may be many, and each number of a list is made a text of its own.
+        starts, ends = zip(*ranges, strict=True) if ranges else ((), ())
+        return [*values, f"{{{','.join(map(str, starts))}}}", f"{{{','.join(map(str, ends))}}}"]
 
     @property
     def _sessions(self) -> list[object]:

@@ -77,9 +77,11 @@ class Remote:
 
     def close(self) -> None:
         """Close the session; what it has not committed is rolled back."""
-        if self._number != 0:
-            plpy.execute(f"SELECT branch._remote_close({self._number})")
-            self._number = 0
+        close_each([self])
+
+    def forget(self) -> None:
+        """It is closed."""
+        self._number = 0
 
     def __enter__(self) -> Remote:
         return self
@@ -91,6 +93,15 @@ class Remote:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def close_each(sessions: Sequence[Remote]) -> None:
+    """Close sessions side by side; those that are closed stay so."""
+    numbers = [str(session.number) for session in sessions if session.number]
+    if numbers:
+        plpy.execute(f"SELECT branch._remote_close({', '.join(numbers)})")
+    for session in sessions:
+        session.forget()
 
 
 def each(sessions: Sequence[Remote], queries: Sequence[str]) -> list[list[Row]]:
