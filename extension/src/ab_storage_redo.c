@@ -40,14 +40,8 @@ try_make_unlogged(Oid db, const AbManifest *m)
 	}
 	PG_CATCH();
 	{
-		ErrorData  *edata;
+		ErrorData  *edata = ab_storage_catch_damage(cxt);
 
-		MemoryContextSwitchTo(cxt);
-		edata = CopyErrorData();
-		if (edata->sqlerrcode != ERRCODE_UNDEFINED_FILE &&
-			edata->sqlerrcode != ERRCODE_DATA_CORRUPTED)
-			PG_RE_THROW();
-		FlushErrorState();
 		ereport(WARNING,
 				(errcode(edata->sqlerrcode),
 				 errmsg("could not make the unlogged relations of branch %u: %s",
@@ -95,7 +89,7 @@ ab_storage_create_redo(const xl_ab_branch_create *rec, XLogRecPtr end)
 	if (ab_storage_read_origin(rec->db, &old) &&
 		AbSnapIdEquals(old.incarnation, incarnation))
 		return;
-	if ( ab_storage_exists(rec->db))
+	if (ab_storage_exists(rec->db))
 		wipe(rec->db);
 
 	m = ab_storage_try_manifest(rec->snapshot, &missing);

@@ -27,7 +27,6 @@
 /* First word of pg_filenode.map (RELMAPPER_FILEMAGIC in relmapper.c of 15). */
 #define RELMAP_MAGIC	0x592717
 
-
 #define VERSION_TEXT	PG_MAJORVERSION "\n"
 
 /* ---- directories ---- */
@@ -435,7 +434,21 @@ ab_storage_make_unlogged(Oid db, const AbManifest *m, bool redo)
 	list_free(spaces);
 }
 
-/* ---- manifests that may not be there ---- */
+/* ---- what may be damaged, or not be there ---- */
+
+ErrorData *
+ab_storage_catch_damage(MemoryContext cxt)
+{
+	ErrorData  *edata;
+
+	MemoryContextSwitchTo(cxt);
+	edata = CopyErrorData();
+	if (edata->sqlerrcode != ERRCODE_UNDEFINED_FILE &&
+		edata->sqlerrcode != ERRCODE_DATA_CORRUPTED)
+		PG_RE_THROW();
+	FlushErrorState();
+	return edata;
+}
 
 AbManifest *
 ab_storage_try_manifest(AbSnapId snapshot, bool *missing)
@@ -450,14 +463,8 @@ ab_storage_try_manifest(AbSnapId snapshot, bool *missing)
 	}
 	PG_CATCH();
 	{
-		ErrorData  *edata;
+		ErrorData  *edata = ab_storage_catch_damage(cxt);
 
-		MemoryContextSwitchTo(cxt);
-		edata = CopyErrorData();
-		if (edata->sqlerrcode != ERRCODE_UNDEFINED_FILE &&
-			edata->sqlerrcode != ERRCODE_DATA_CORRUPTED)
-			PG_RE_THROW();
-		FlushErrorState();
 		*missing = edata->sqlerrcode == ERRCODE_UNDEFINED_FILE;
 		ereport(LOG,
 				(errmsg("a branch's snapshot cannot be read: %s", edata->message)));
