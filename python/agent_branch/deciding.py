@@ -183,7 +183,7 @@ def _commit(found: Decided, number: int, target: Target, tables: Sequence[Table]
     counts = {f"rows_{name}": count for name, count in setwise.total(tables).items()}
     with Log() as log:
         mergechanges.record(
-            log, number, ((table.shape, setwise.written(target, table)) for table in tables)
+            log, number, ((table.shape, setwise.written(target.texts, table)) for table in tables)
         )
         log.update(
             number,

@@ -43,6 +43,9 @@ ORDER BY n.nspname, c.relname, t.tgname"""
 
 _ENABLE = {"O": "ENABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA"}
 
+# Pieces of text that are fetched at once.
+LONG_AT_ONCE = 4
+
 
 def refusal_of(error: plpy.SPIError) -> Refusal | None:
     """What a constraint said; None: it was something else."""
@@ -74,6 +77,10 @@ class Target:
 
     def rows(self, statement: Statement) -> Iterator[Row]:
         return (tuple(row) for row in self._remote.rows(statement.inline()))
+
+    def texts(self, statement: Statement) -> Iterator[Row]:
+        """Rows that are long: few of them are in memory at once."""
+        return (tuple(row) for row in self._remote.rows(statement.inline(), LONG_AT_ONCE))
 
     def execute(self, statement: Statement) -> int:
         return _count(self._remote.run(statement.inline()))

@@ -9,12 +9,12 @@ are written.  If anything is not so, ``UnfitError``: the merge is to be run agai
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from agent_branch.apply import CHECK, DEFER
 from agent_branch.diff import key_condition
 from agent_branch.records import dataclass
-from agent_branch.sqltext import Refusal, Statement, WritingSession, quote_literal
+from agent_branch.sqltext import Refusal, Row, Statement, WritingSession, quote_literal
 from agent_branch.tableorder import TableId, order_tables, pointed_to
 from agent_branch.tableshape import CASCADING, TableShape, positions
 
@@ -23,7 +23,7 @@ MAX_COLUMNS = 62
 # Sets of columns that are updated together: a statement for each.
 MAX_SETS = 50
 # Changes in one piece of text.
-PIECE = 5000
+PIECE = 1000
 
 
 class UnfitError(Exception):
@@ -297,9 +297,10 @@ def _update(session: WritingSession, table: Table, mask: int, number: int) -> No
 # ---- what was written ----------------------------------------------------------------
 
 
-def written(session: WritingSession, table: Table) -> Iterator[str]:
-    """The changes as lines of JSON, in pieces.  The session's settings are those for reading."""
-    for (text,) in session.rows(Statement(_lines(table))):
+def written(texts: Callable[[Statement], Iterator[Row]], table: Table) -> Iterator[str]:
+    """The changes as lines of JSON, in pieces: long rows of the session, whose settings are
+    those for reading."""
+    for (text,) in texts(Statement(_lines(table))):
         yield (text or "") + "\n"
 
 
