@@ -102,6 +102,11 @@ class Claims:
         mask = action.columns if isinstance(action, Update) else self.shape.compared
         return vacating(self.shape, self.unique, mask, self.referenced)
 
+    def places(self, action: Action) -> set[Row | None]:
+        """What an action gives up and takes; None: something that cannot be told."""
+        found = (self._old(action), self._new(action))
+        return {one if self.unique.exact else None for one in found if one is not None}
+
     @property
     def needed(self) -> bool:
         """Can any row have to give up its place?"""

@@ -9,13 +9,14 @@ conflicts is the caller's; memory holds a batch of rows at a time.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 
 from agent_branch import bags
 from agent_branch.apply import CHECK, DEFER, Kind, Pass, plan_passes, statements
 from agent_branch.claims import Claims, claims_of
 from agent_branch.diff import Pairing, RowChange, diff_rows
+from agent_branch.exchange import APART, WHY_NOT, exchange, groups, may_exchange
 from agent_branch.merge import (
     Action,
     Conflict,
@@ -23,10 +24,11 @@ from agent_branch.merge import (
     Recount,
     Strategy,
     TableMerge,
+    Update,
     versions_of,
 )
 from agent_branch.mergeplan import TablePlan
-from agent_branch.records import dataclass, field
+from agent_branch.records import dataclass, field, replace
 from agent_branch.revert import conflict_to_json, from_json, to_json
 from agent_branch.spool import Lines, Room
 from agent_branch.sqltext import (
@@ -308,6 +310,10 @@ class MergeRun:
                     yield from self._written(part, one.kind, statement, refused)
                 if len(refused) == len(again):
                     break
+            if one.kind == "vacate":
+                refused = []  # what it was to make way for is refused then, or changes places
+            if one.kind == "update":
+                refused = yield from self._exchanged(refused)
             for part, statement, why in refused:
                 yield Refused(part.shape.id, key_in(part, statement), why)
         yield from self._checked()
@@ -360,6 +366,42 @@ class MergeRun:
             yield from self._written(part, kind, half, refused)
         if not smaller:
             refused.append((part, statement, done))
+
+    def _exchanged(
+        self, refused: list[tuple[Part, Statement, Refusal]]
+    ) -> Generator[Step, None, list[tuple[Part, Statement, Refusal]]]:
+        """Rows in each other's way change places, if they can; the others are still refused."""
+        keys: dict[TableId, set[Row]] = {}
+        for part, statement, why in refused:
+            key = key_in(part, statement)
+            if key is not None and why.sqlstate in APART:
+                keys.setdefault(part.shape.id, set()).add(key)
+        cannot: set[tuple[TableId, Row]] = set()
+        done: set[tuple[TableId, Row]] = set()
+        for table, some in keys.items():
+            run = self.tables[table]
+            updates = [a for a in run.spool if isinstance(a, Update) and a.key in some]
+            for group in groups(run.claims, updates):
+                found = {(table, update.key) for update in group}
+                if self._exchange(run.merge.shape, group):
+                    done |= found
+                    yield Written(table, "update", len(group), len(group))
+                else:
+                    cannot |= found
+        left = []
+        for part, statement, why in refused:
+            place = (part.shape.id, key_in(part, statement) or ())
+            if place in cannot:
+                why = replace(why, detail=f"{why.detail} {WHY_NOT}".lstrip())
+            if place not in done:
+                left.append((part, statement, why))
+        return left
+
+    def _exchange(self, shape: TableShape, updates: Sequence[Update]) -> bool:
+        if list(self.ours.rows(may_exchange(shape))) != [("t",)]:
+            return False
+        whole = next(one for one in self.schema if one.id == shape.id)
+        return self.ours.attempt(exchange(shape, whole, updates)) == len(updates)
 
     def _checked(self) -> Iterator[Step]:
         """The server stops at the first constraint that does not hold; each is asked for."""
