@@ -36,6 +36,8 @@ from measure import (
 CLIENTS = 10
 CREATE = 'CREATE DATABASE "s:client_id-:n" TEMPLATE main STRATEGY branch;'
 DELETE = "SELECT branch.delete('s:client_id-:n', hard => true);"
+# Bytes of an origin that is gathered with others.
+ENTRY = 84
 # Written since the last checkpoint when a server is killed.
 TRANSACTIONS = 500
 
@@ -245,12 +247,14 @@ def some_branches(cluster: Cluster, number: int) -> list[int]:
 def files_of(cluster: Cluster, oid: int) -> tuple[int, int]:
     """Bytes and inodes of a branch's directory and origin; what it links to is of others."""
     place = cluster.data / "base" / str(oid)
-    paths = [cluster.data / "agent_branch" / "branches" / str(oid)]
+    origin = cluster.data / "agent_branch" / "branches" / str(oid)
+    paths = [origin] if origin.exists() else []
+    gathered = 0 if paths else ENTRY
     if place.exists():
         paths += [place, *place.iterdir()]
     own = [path.lstat() for path in paths]
     own = [status for status in own if S_ISDIR(status.st_mode) or status.st_nlink == 1]
-    return sum(status.st_blocks * 512 for status in own), len(own)
+    return gathered + sum(status.st_blocks * 512 for status in own), len(own)
 
 
 def random_connects(ours: Cluster, stock: Cluster, size: Sizes) -> None:

@@ -250,6 +250,17 @@ def snapshot_files(cluster: Cluster) -> dict[str, tuple[int, int, int]]:
     return found
 
 
+def gathered(cluster: Cluster) -> list[int]:
+    """OIDs of branches whose origins live in the one file for many (ab_format.h), sorted."""
+    try:
+        data = (cluster.data / "agent_branch" / "origins").read_bytes()
+    except FileNotFoundError:
+        return []
+    (number,) = struct.unpack_from("=I", data, 12)
+    entries = [struct.unpack_from("=48xI20xI", data, 512 + 80 * i) for i in range(number)]
+    return [oid for oid, dead in entries if not dead]
+
+
 def residue(cluster: Cluster) -> list[str]:
     """Files and directories that belong to no database and no usable snapshot."""
     with cluster.connect() as conn:
@@ -264,8 +275,9 @@ def residue(cluster: Cluster) -> list[str]:
     found += [
         str(path.relative_to(cluster.data))
         for path in (home / "branches").iterdir()
-        if path.name not in known
+        if path.name.removesuffix(".spare") not in known
     ]
+    found += [f"gathered {oid}" for oid in gathered(cluster) if str(oid) not in known]
     found += [
         str(path.relative_to(cluster.data))
         for path in home.rglob("*")

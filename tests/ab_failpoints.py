@@ -289,6 +289,7 @@ class Work:
         yield "have no unlogged tables any more", inside("", "DROP TABLE lost")
         yield "fork without a directory", fork("n", root)
         yield "fork what has none", fork("o", made["n"])
+        yield "gather their origins", lambda: sql("SELECT * FROM branch.gc()")
         yield "rewrite its catalogs", inside("o", "VACUUM FULL pg_class", "REINDEX TABLE pg_proc")
         yield "write it", write("o")
         yield "write the parent once more", write("")
@@ -424,6 +425,7 @@ BEFORE = {
     "redo-wipe": "remove-logged",
     "redo-detach": "detach-logged",
     "redo-relmap": "map-changed",
+    "redo-gather": "gather-logged",
 }
 ON_STANDBY = {"redo-layer-published"}  # only there
 BY_ANOTHER = {"window-older-saved", "snapshot-given-up"}  # when somebody else does something

@@ -16,6 +16,7 @@ from ab_checks import (
     create,
     create_database,
     database_dirs,
+    gathered,
     healthy,
     nothing_left,
     oid_of,
@@ -46,7 +47,8 @@ def test_nothing_but_the_origin(server: Cluster) -> None:
     """Created, listed, verified, renamed, suspended, protected, deleted, recovered: no
     directory, and no warning."""
     create(server, "idle", "p")
-    origin = server.data / "agent_branch" / "branches" / place(server, "idle").name
+    number = oid_of(server, "idle")
+    origin = server.data / "agent_branch" / "branches" / str(number)
     position = len(server.log_text())
     server.sql("SELECT * FROM branch.branches")
     server.sql("SELECT * FROM branch.usage")
@@ -57,13 +59,14 @@ def test_nothing_but_the_origin(server: Cluster) -> None:
     server.sql("SELECT branch.recover('idle2')")
     healthy(server)
     assert origin.exists()
-    assert not database_dirs(server, int(origin.name))
+    assert not database_dirs(server, number)
     assert server.scalar("SELECT pg_database_size('idle2')") is None
     server.sql("SELECT * FROM branch.gc()")
-    assert origin.exists(), "swept"
+    assert number in gathered(server), "swept"
     server.sql("SELECT branch.delete('idle2', hard => true)")
     server.sql("SELECT * FROM branch.gc()")
     assert not origin.exists()
+    assert number not in gathered(server)
     assert "WARNING" not in server.log_text()[position:]
 
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ab_checks import create, create_database, delete, drop_all_branches, explained, refused, run
+from ab_checks import (
+    create,
+    create_database,
+    delete,
+    drop_all_branches,
+    explained,
+    gathered,
+    refused,
+    run,
+)
 from ab_cluster import Cluster
 
 ROWS = "CREATE TABLE t AS SELECT i, repeat('x', 400) AS v FROM generate_series(1, 4000) AS i"
@@ -278,12 +287,12 @@ def test_a_drop_that_is_refused_leaves_all_as_it_was(cluster: Cluster) -> None:
 
 
 def storages(cluster: Cluster) -> set[int]:
-    """OIDs of branches that have files, whether or not they have a row."""
+    """OIDs of branches that have an origin, whether or not they have a row."""
     return {
         int(path.name)
         for path in (cluster.data / "agent_branch" / "branches").iterdir()
         if path.name.isdigit()
-    }
+    } | set(gathered(cluster))
 
 
 def test_a_deleted_branchs_files_stay_for_others(cluster: Cluster) -> None:

@@ -16,11 +16,19 @@ data=${1:-}
 [ -d "$data/agent_branch/branches" ] || fail "\"$data\" has no branches"
 command -v fallocate > /dev/null || fail "fallocate is missing (package util-linux)"
 
+# of branches: those that have an origin file, and those whose origins are gathered in one
+branches() {
+	ls "$data/agent_branch/branches"
+	origins=$data/agent_branch/origins
+	[ -s "$origins" ] || return 0
+	n=$(od -A n -t u4 -j 12 -N 4 "$origins" | tr -d ' ')
+	[ "$n" = 0 ] || od -A n -v -t u4 -j $((512 + 80 * n)) -N $((4 * n)) "$origins" | tr -s ' ' '\n'
+}
+
 sum() { du -skc "$data/base" "$data"/pg_tblspc/*/ 2> /dev/null | tail -n 1 | cut -f 1; }
 
 before=$(sum)
-for origin in "$data"/agent_branch/branches/*; do
-	oid=${origin##*/}
+for oid in $(branches); do
 	case $oid in '' | *[!0-9]*) continue ;; esac
 	for place in "$data/base/$oid" "$data"/pg_tblspc/*/PG_15_*/"$oid"; do
 		[ ! -d "$place" ] || find "$place" -type f -size +16k -exec fallocate --dig-holes {} \;

@@ -38,11 +38,7 @@ extern char *ab_file_tmp_name(void);
 /* CRC of len bytes in which the 4 bytes at crc_offset count as zero. */
 extern pg_crc32c ab_crc_without(const void *data, size_t len, size_t crc_offset);
 
-/* Is there any origin file?  Raises nothing. */
-extern bool ab_file_any_branch(void);
-
 extern char *ab_origin_path(Oid db);	/* palloc'd */
-extern bool ab_origin_exists(Oid db);	/* the file; nothing is said of what is in it */
 extern char *ab_snapshot_path(AbSnapId id, const char *suffix); /* palloc'd */
 
 #endif							/* AB_FILE_H */

@@ -5,7 +5,9 @@
  *
  * All of it lives in $PGDATA/agent_branch, never below base/ (rule 35):
  *
- *	  branches/<dboid>			 one origin file for each branch database
+ *	  branches/<dboid>			 origin file of a branch database
+ *	  origins					 those of branches that nobody has been in, gathered
+ *	  branches/<dboid>.spare	 to be the origin file when there is a slot in it
  *	  branches/<dboid>.new		 empty: its base/<dboid> is being made, origin to come
  *	  branches/<dboid>.lost		 incarnation of a branch whose changes were dropped
  *	  snapshots/<id>.pending	 manifest of a snapshot not yet confirmed
@@ -48,8 +50,11 @@
 #define AB_TRIPWIRE_START	"pg_replslot/agent-branch.tmp"
 #define AB_TRIPWIRE_REPLAY	"pg_snapshots/agent-branch"
 #define AB_TMP_PREFIX		"tmp."
+#define AB_PACK_FILE		AB_DIR "/origins"
+#define AB_PACK_TMP			AB_DIR "/" AB_TMP_PREFIX "origins"
 #define AB_MARK_SUFFIX		".new"
 #define AB_LOST_SUFFIX		".lost"
+#define AB_SPARE_SUFFIX		".spare"
 
 #define AB_RELMAP_SIZE		512 /* sizeof(RelMapFile) in relmapper.c of 15 */
 
@@ -177,6 +182,38 @@ typedef struct AbLimitSlot
 
 StaticAssertDecl(sizeof(AbLimitSlot) == 32, "slots must not cross a sector");
 StaticAssertDecl(sizeof(AbOriginHeader) <= AB_ORIGIN_HEADER, "origin header");
+
+/* ------------------------------------------------------------------------
+ * Gathered origins: the headers of many origin files that have no slots in use.
+ *
+ * Header (AB_PACK_HEADER bytes), then n entries sorted by database, then the n databases
+ * they are of and the checksum of these.  The file is written once, synced, and gets its
+ * name then.  After that only "dead" of an entry is ever changed, once, in place: the
+ * branch is gone.  It is a word of its own, which no checksum covers and no sector's end
+ * cuts, so that whoever reads or copies the file meanwhile sees it old or new.
+ * ------------------------------------------------------------------------
+ */
+#define AB_PACK_MAGIC		0x41424F50	/* "ABOP" */
+#define AB_PACK_VERSION		1
+#define AB_PACK_HEADER		512
+#define AB_PACK_DEAD		0x44454144	/* "DEAD" */
+
+typedef struct AbPackHeader
+{
+	uint32		magic;
+	uint32		version;
+	pg_crc32c	crc;			/* of this struct, this field taken as 0 */
+	uint32		n;
+} AbPackHeader;
+
+typedef struct AbPackEntry
+{
+	AbOriginHeader origin;
+	uint32		dead;			/* 0 or AB_PACK_DEAD */
+	uint32		pad;
+} AbPackEntry;
+
+StaticAssertDecl(sizeof(AbPackEntry) == 80, "entries are of one size");
 
 /* ------------------------------------------------------------------------
  * Witness: what the library last saw of the server's life.

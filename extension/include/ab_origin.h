@@ -11,6 +11,7 @@
 
 #include "ab_format.h"
 #include "ab_manifest.h"
+#include "ab_originpack.h"
 
 #include "port/atomics.h"
 
@@ -90,11 +91,28 @@ extern void ab_origin_create(const AbOriginHeader *header, bool durably);
 /* Remove it durably and bump; false if there was none.  Never raises (WARNING). */
 extern bool ab_origin_remove(Oid db);
 
-/* Read and check only the header; false if there is no file. */
+/* Read and check only the header; false if there is none. */
 extern bool ab_origin_read(Oid db, AbOriginHeader *header);
 
-/* All branch OIDs that have an origin file, palloc'd; *n of them. */
+/* OIDs of all branches that have an origin, sorted, palloc'd; *n of them. */
 extern Oid *ab_origin_list(int *n);
+
+/*
+ * The same for who reads them all: what was gathered when they were listed has been read
+ * with it.
+ */
+typedef struct AbOrigins
+{
+	int			n;
+	Oid		   *dbs;
+	const AbOriginHeader **gathered;	/* NULL: it has a file, or is damaged */
+	int			nfiles;			/* of their own */
+	AbPack		pack;
+} AbOrigins;
+
+extern AbOrigins *ab_origin_all(void);
+extern bool ab_origins_read(const AbOrigins *o, int i, AbOriginHeader *header);
+extern void ab_origins_free(AbOrigins *o);
 
 /* Violations of the file's own rules, as palloc'd text, or NULL. */
 extern char *ab_origin_check(Oid db);

@@ -18,10 +18,10 @@ typedef struct AbOriginImage
 	AbLimitSlot *slots;			/* used ones */
 	int			nslots;
 	int			nfree;
-	char	   *file;			/* private */
+	char	   *file;			/* private; NULL: it has no file of its own */
 } AbOriginImage;
 
-/* Read and check; false if there is no file.  Raises XX001 if damaged. */
+/* Read and check; false if there is none.  Raises XX001 if damaged. */
 extern bool ab_originfile_load(Oid db, AbOriginImage *image);
 extern void ab_originfile_free(AbOriginImage *image);
 
@@ -33,12 +33,23 @@ extern void ab_originfile_free(AbOriginImage *image);
 extern void ab_originfile_put_slot(Oid db, AbSnapId incarnation,
 								   AbLimitSlot *slot, int elevel);
 
-/* Keep the file open in this process, so that _put_slot need not open it. */
+/*
+ * Keep the file open in this process, so that _put_slot need not open it.  An origin that
+ * has been gathered gets one to keep ready; with its first slot that gets its name, durably.
+ */
 extern void ab_originfile_hold(Oid db, AbSnapId incarnation);
 
 /* Append a block of free slots if fewer than the reserve are left.  A full disk
  * is forgiven if lenient.  True if a block was appended. */
 extern bool ab_originfile_extend(Oid db, bool lenient);
+
+/*
+ * Does an origin have a file of its own that says no more than its header, which is put
+ * into *header?  And remove that file, if it still is so and says the same; what is
+ * damaged stays.  The file is in need of nobody: the branch has no directory.
+ */
+extern bool ab_originfile_is_bare(Oid db, AbOriginHeader *header);
+extern bool ab_originfile_unlink_bare(const AbOriginHeader *header);
 
 /*
  * A branch that was damaged for a while may have lost changes meanwhile: then it must

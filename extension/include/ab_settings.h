@@ -21,6 +21,7 @@ extern char *ab_default_parent; /* agent_branch.default_parent, user; ab_default
 extern int	ab_snapshot_timeout;	/* agent_branch.snapshot_timeout, ms, user */
 extern int	ab_snapshot_method; /* AbSnapshotMethod, superuser */
 extern int	ab_max_snapshots;	/* agent_branch.max_snapshots, postmaster */
+extern int	ab_gather_after;	/* agent_branch.gather_after, sighup */
 extern int	ab_sweep_interval;	/* agent_branch.sweep_interval, s, sighup */
 extern int	ab_event_retention;	/* agent_branch.event_retention, s, sighup */
 extern bool ab_log_events;		/* agent_branch.log_events, sighup */

@@ -14,6 +14,8 @@
  *	  keeper_lock	 protects the request slots
  *	  event_lock	 protects the notes about events
  *	  ready_lock	 protects what was seen in databases (ready[])
+ *	  gather_lock	 exclusive to change the file of gathered origins, and to remove
+ *					 an origin; an origin lock may be taken under it
  *	  latesync_lock  exclusive while files are made durable late
  *	  guard			 one of AB_GUARDS, by database: shared around every change of
  *					 a file of a plain database, exclusive to begin or end a
@@ -160,6 +162,7 @@ typedef struct AbShared
 	LWLock	   *keeper_lock;
 	LWLock	   *ready_lock;
 	LWLock	   *latesync_lock;
+	LWLock	   *gather_lock;
 	LWLock	   *event_lock;
 
 	pg_atomic_uint32 layer_generation;	/* bumped when a layer is removed */
@@ -218,6 +221,9 @@ typedef struct AbShared
 	pg_atomic_uint32 events_poked;	/* the keeper has been told that there are some */
 
 	AbLateSync latesync;
+
+	/* origin files made since those there were have been looked at (ab_gather.c) */
+	pg_atomic_uint32 ungathered;
 
 	/* own files whose names may not be durable; one that cannot be synced counts for ever */
 	pg_atomic_uint32 unsynced_names;

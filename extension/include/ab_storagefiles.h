@@ -8,6 +8,7 @@
 #define AB_STORAGEFILES_H
 
 #include "ab_manifest.h"
+#include "ab_origin.h"
 #include "ab_wal.h"
 
 #include "nodes/pg_list.h"
@@ -75,6 +76,12 @@ extern void ab_storage_write_origin(const xl_ab_branch_create *rec,
 
 /* Header of the origin file; false if there is none, or (WARNING) it is damaged. */
 extern bool ab_storage_read_origin(Oid db, AbOriginHeader *header);
+
+/* The same of the i-th of those that have been listed. */
+extern bool ab_storage_read_listed(const AbOrigins *origins, int i, AbOriginHeader *header);
+
+/* The origin that a record names, as it is, durably; counted as above. */
+extern void ab_storage_restore_origin(const AbOriginHeader *header, bool durably);
 
 /* Remove the origin file, if there is one, and its reference to its snapshot. */
 extern void ab_storage_drop_origin(Oid db);

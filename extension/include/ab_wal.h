@@ -28,6 +28,7 @@
 #define XLOG_AB_BEFORE_IMAGE	0x60
 #define XLOG_AB_WITNESS			0x70
 #define XLOG_AB_BRANCH_DETACH	0x80
+#define XLOG_AB_GATHER			0x90
 
 /* The incarnation is (tli, end of this record). */
 typedef struct xl_ab_branch_create
@@ -131,6 +132,16 @@ typedef struct xl_ab_witness
 	XLogRecPtr	redo;			/* the redo pointer it was written for */
 } xl_ab_witness;
 
+/*
+ * These branches are there, and their origins have no slots in use.  Followed by n
+ * AbOriginHeader.
+ */
+typedef struct xl_ab_gather
+{
+	uint32		n;
+	uint32		pad;
+} xl_ab_gather;
+
 extern void ab_wal_register(void);	/* RegisterCustomRmgr, from _PG_init */
 
 /* Each returns the end of the record; nothing is flushed. */
@@ -149,6 +160,7 @@ extern XLogRecPtr ab_wal_retire(AbSnapId id, uint32 what);
 extern XLogRecPtr ab_wal_before_image(AbSnapId epoch, Oid db, AbForkKey key,
 									  BlockNumber block, uint32 flags, const char *page);
 extern XLogRecPtr ab_wal_witness(XLogRecPtr redo);
+extern XLogRecPtr ab_wal_gather(const AbOriginHeader *origins, int n);
 
 /* ab_waldesc.c */
 extern void ab_rm_desc(StringInfo buf, XLogReaderState *record);

@@ -36,7 +36,7 @@
 #include "utils/inval.h"
 #include "utils/syscache.h"
 
-#include "ab_file.h"
+#include "ab_originpack.h"
 #include "ab_registry.h"
 #include "ab_shmem.h"
 #include "ab_tables.h"
@@ -500,7 +500,7 @@ has_members(Oid group)
 void
 ab_agent_check_drop_role(Oid role)
 {
-	if (role != ab_agent_group() || !(ab_file_any_branch() || has_members(role)))
+	if (role != ab_agent_group() || !(ab_origin_any() || has_members(role)))
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),

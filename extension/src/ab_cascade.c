@@ -49,25 +49,25 @@ compare_links(const void *a, const void *b)
 static Link *
 read_links(int *n)
 {
-	Oid		   *origins = ab_origin_list(n);
-	Link	   *links = palloc(Max(*n, 1) * sizeof(Link));
+	AbOrigins  *origins = ab_origin_all();
+	Link	   *links = palloc(Max(origins->n, 1) * sizeof(Link));
 	int			nlinks = 0;
 
 	AcceptInvalidationMessages();
-	for (int i = 0; i < *n; i++)
+	for (int i = 0; i < origins->n; i++)
 	{
 		AbOriginHeader header;
 
 		CHECK_FOR_INTERRUPTS();
-		if (!ab_storage_read_origin(origins[i], &header) ||
-			!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(origins[i])))
+		if (!ab_storage_read_listed(origins, i, &header) ||
+			!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(origins->dbs[i])))
 			continue;
 		links[nlinks].parent = header.parent_db;
-		links[nlinks].child = origins[i];
+		links[nlinks].child = origins->dbs[i];
 		nlinks++;
 	}
 	qsort(links, nlinks, sizeof(Link), compare_links);
-	pfree(origins);
+	ab_origins_free(origins);
 	*n = nlinks;
 	return links;
 }

@@ -83,25 +83,25 @@ List *
 ab_children(Oid db, bool files_go)
 {
 	List	   *children = NIL;
-	Oid		   *origins;
-	int			n;
+	AbOrigins  *origins;
 
 	if (!may_have_children(db))
 		return NIL;
 
-	origins = ab_origin_list(&n);
-	for (int i = 0; i < n; i++)
+	origins = ab_origin_all();
+	for (int i = 0; i < origins->n; i++)
 	{
 		AbOriginHeader header;
+		Oid			child = origins->dbs[i];
 
 		CHECK_FOR_INTERRUPTS();
-		if (ab_storage_read_origin(origins[i], &header) &&
+		if (ab_storage_read_listed(origins, i, &header) &&
 			header.parent_db == db &&
-			SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(origins[i])) &&
-			!(ab_is_base(origins[i]) && drop_base(origins[i], files_go)))
-			children = lappend_oid(children, origins[i]);
+			SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(child)) &&
+			!(ab_is_base(child) && drop_base(child, files_go)))
+			children = lappend_oid(children, child);
 	}
-	pfree(origins);
+	ab_origins_free(origins);
 	return children;
 }
 
@@ -197,17 +197,6 @@ ab_check_not_template(Oid db, const char *name)
 				 errhint("Use ALTER DATABASE ... IS_TEMPLATE false first.")));
 }
 
-/* A damaged origin file is one, too: such a branch can still be deleted. */
-static bool
-has_origin_file(Oid db)
-{
-	char	   *path = ab_origin_path(db);
-	bool		found = ab_file_exists(path);
-
-	pfree(path);
-	return found;
-}
-
 /*
  * Whoever drops a branch removes its origin before he commits: where there is none, wait
  * for him.  False if the name is another's, or nobody's, after that.
@@ -217,7 +206,7 @@ is_no_branch(Oid db, const char *name)
 {
 	LockSharedObject(DatabaseRelationId, db, 0, AccessShareLock);
 	UnlockSharedObject(DatabaseRelationId, db, 0, AccessShareLock);
-	return get_database_oid(name, true) == db && !has_origin_file(db);
+	return get_database_oid(name, true) == db && !ab_origin_exists(db);
 }
 
 Oid
@@ -232,7 +221,8 @@ ab_find_own_branch(const char *name, const char *verb)
 			return InvalidOid;
 		if (!pg_database_ownercheck(db, GetUserId()))
 			aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_DATABASE, name);
-		if (has_origin_file(db))
+		/* a damaged origin is one, too: such a branch can still be deleted */
+		if (ab_origin_exists(db))
 			break;
 		if (is_no_branch(db, name))
 			ereport(ERROR,

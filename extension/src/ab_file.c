@@ -217,35 +217,10 @@ ab_crc_without(const void *data, size_t len, size_t crc_offset)
 	return crc;
 }
 
-bool
-ab_file_any_branch(void)
-{
-	DIR		   *dir = opendir(AB_BRANCH_DIR);
-	struct dirent *de;
-	bool		found = false;
-
-	if (dir == NULL)
-		return false;
-	while (!found && (de = readdir(dir)) != NULL)
-		found = de->d_name[0] >= '0' && de->d_name[0] <= '9';
-	closedir(dir);
-	return found;
-}
-
 char *
 ab_origin_path(Oid db)
 {
 	return psprintf(AB_BRANCH_DIR "/%u", db);
-}
-
-bool
-ab_origin_exists(Oid db)
-{
-	char	   *path = ab_origin_path(db);
-	bool		there = ab_file_exists(path);
-
-	pfree(path);
-	return there;
 }
 
 char *

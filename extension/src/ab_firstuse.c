@@ -43,7 +43,7 @@
 
 #include "ab_dir.h"
 #include "ab_failpoint.h"
-#include "ab_file.h"
+#include "ab_originpack.h"
 #include "ab_hidden.h"
 #include "ab_originfile.h"
 #include "ab_shmem.h"

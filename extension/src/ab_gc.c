@@ -286,7 +286,7 @@ sweep(bool dry_run)
 			held = list_append_unique_oid(held, orphans[i].parent);
 			continue;
 		}
-		if (!ab_file_exists(ab_origin_path(db)) || ab_pins_storage_needed(&needed, db))
+		if (!ab_origin_exists(db) || ab_pins_storage_needed(&needed, db))
 		{
 			unlock_orphan(db);	/* its abort removed it meanwhile, or it is needed */
 			continue;
@@ -472,32 +472,32 @@ id_text(AbSnapId id)
 static bool
 read_references(HTAB *referenced, bool without_orphans)
 {
-	int			n;
 	int			nrows;
-	Oid		   *dbs = ab_origin_list(&n);
+	AbOrigins  *origins = ab_origin_all();
 	Oid		   *rows = database_oids(&nrows);
 	AbPinsNeeded needed = {0};
-	bool		complete = true;
+	bool		complete = origins->pack.problem == NULL;
 
-	for (int i = 0; i < n; i++)
+	for (int i = 0; i < origins->n; i++)
 	{
 		AbOriginHeader header;
+		Oid			db = origins->dbs[i];
 
 		CHECK_FOR_INTERRUPTS();
 		if (without_orphans &&
-			bsearch(&dbs[i], rows, nrows, sizeof(Oid), oid_cmp) == NULL &&
-			!ab_pins_storage_needed(&needed, dbs[i]) &&
-			lock_orphan(dbs[i]))
+			bsearch(&db, rows, nrows, sizeof(Oid), oid_cmp) == NULL &&
+			!ab_pins_storage_needed(&needed, db) &&
+			lock_orphan(db))
 		{
-			unlock_orphan(dbs[i]);
+			unlock_orphan(db);
 			continue;
 		}
-		if (ab_storage_read_origin(dbs[i], &header))
+		if (ab_storage_read_listed(origins, i, &header))
 			add_id(referenced, header.snapshot);
-		else if (ab_file_exists(ab_origin_path(dbs[i])))
+		else if (ab_origin_exists(db))
 			complete = false;
 	}
-	pfree(dbs);
+	ab_origins_free(origins);
 	return complete;
 }
 

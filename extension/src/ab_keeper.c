@@ -1,7 +1,7 @@
 /*
  * ab_keeper.c
  *	  The keeper: commits hidden rows and bases for backends and looks into the extension's tables
- *	  for those in other databases, has the sweeper started, and logs
+ *	  for those in other databases, has the sweeper and the gatherer started, and logs
  *	  WITNESS records.
  *
  * One background worker, connected to the control database as the bootstrap
@@ -27,6 +27,7 @@
 
 #include "ab_base.h"
 #include "ab_eventsync.h"
+#include "ab_gatherer.h"
 #include "ab_hidden.h"
 #include "ab_latesync.h"
 #include "ab_registry.h"
@@ -360,6 +361,7 @@ ab_keeper_main(Datum arg)
 		long		timeout;
 		long		tend;
 		long		retry;
+		long		gather;
 		int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
 
 		CHECK_FOR_INTERRUPTS();
@@ -374,6 +376,7 @@ ab_keeper_main(Datum arg)
 			retry = QUOTA_RETRY_MS;
 		ab_latesync_tend();
 		tend = ab_witness_tend();
+		gather = ab_gatherer_tend();
 		check_sweeper();
 		timeout = sweep_due_in();
 		if (timeout == 0)
@@ -383,6 +386,8 @@ ab_keeper_main(Datum arg)
 		}
 		if (retry > 0)
 			timeout = timeout > 0 ? Min(timeout, retry) : retry;
+		if (gather > 0)
+			timeout = timeout > 0 ? Min(timeout, gather) : gather;
 		if (tend > 0)
 			timeout = timeout > 0 ? Min(timeout, tend) : tend;
 		if (timeout > 0)

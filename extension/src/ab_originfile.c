@@ -1,7 +1,8 @@
 /*
  * ab_originfile.c
- *	  Origin files (format: ab_format.h): reading, creating, removing them, and
- *	  writing their limit slots in place.
+ *	  Origins (format: ab_format.h): reading, creating, removing them, and writing
+ *	  their limit slots in place.  Each has a file, or has been gathered with others
+ *	  (ab_originpack.c); a file of its own counts before that.
  *
  * Any process.  Slots are written under the database's origin lock (exclusive);
  * readers need none: a slot is one sector's worth of bytes with its own checksum,
@@ -23,13 +24,18 @@
 #include "ab_failpoint.h"
 #include "ab_file.h"
 #include "ab_origin.h"
+#include "ab_originpack.h"
 #include "ab_recovery.h"
 #include "ab_shmem.h"
+#include "ab_storagefiles.h"
 
 /* The descriptor this process keeps for writing slots. */
 static int	held_fd = -1;
 static Oid	held_db = InvalidOid;
 static AbSnapId held_incarnation;
+static bool held_is_spare;		/* unless somebody has given it its name since */
+
+#define SLOTS_OF_NEW_FILE ((AB_ORIGIN_BLOCK - AB_ORIGIN_HEADER) / sizeof(AbLimitSlot))
 
 static bool
 slot_is_used(const AbLimitSlot *s)
@@ -55,6 +61,25 @@ check_header(Oid db, const char *file, size_t len)
 	return NULL;
 }
 
+static bool
+load_gathered(Oid db, AbOriginImage *image)
+{
+	memset(image, 0, sizeof(*image));
+	image->nfree = SLOTS_OF_NEW_FILE;
+	switch (ab_originpack_find(db, &image->header))
+	{
+		case AB_PACK_NONE:
+			return false;
+		case AB_PACK_FOUND:
+			return true;
+		case AB_PACK_DAMAGED:
+			break;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_DATA_CORRUPTED),
+			 errmsg("origin of database %u in file \"%s\" is damaged", db, AB_PACK_FILE)));
+}
+
 bool
 ab_originfile_load(Oid db, AbOriginImage *image)
 {
@@ -68,7 +93,7 @@ ab_originfile_load(Oid db, AbOriginImage *image)
 	if (image->file == NULL)
 	{
 		pfree(path);
-		return false;
+		return load_gathered(db, image);
 	}
 	reason = check_header(db, image->file, len);
 	if (reason)
@@ -93,7 +118,8 @@ ab_originfile_load(Oid db, AbOriginImage *image)
 void
 ab_originfile_free(AbOriginImage *image)
 {
-	pfree(image->file);
+	if (image->file)
+		pfree(image->file);
 }
 
 /* ---- slots ---- */
@@ -117,17 +143,124 @@ open_origin(Oid db)
 	return BasicOpenFile(path, O_RDWR | PG_BINARY);
 }
 
-void
-ab_originfile_hold(Oid db, AbSnapId incarnation)
+static void
+block_of_header(char block[AB_ORIGIN_BLOCK], const AbOriginHeader *header)
 {
-	if (held_db == db && AbSnapIdEquals(held_incarnation, incarnation))
-		return;
+	AbOriginHeader *h = (AbOriginHeader *) block;
+
+	memset(block, 0, AB_ORIGIN_BLOCK);
+	*h = *header;
+	h->magic = AB_ORIGIN_MAGIC;
+	h->version = AB_ORIGIN_VERSION;
+	h->pad = 0;
+	h->crc = ab_crc_without(h, sizeof(*h), offsetof(AbOriginHeader, crc));
+}
+
+/*
+ * G5: what an origin that has been gathered writes its slots into.  It gets the origin's name
+ * when there is one in it.  Allocates nothing; the caller holds the origin lock, exclusively.
+ */
+static int
+open_spare(Oid db, AbSnapId incarnation)
+{
+	AbOriginHeader header;
+	char		path[MAXPGPATH];
+	char		block[AB_ORIGIN_BLOCK];
+	char		there[AB_ORIGIN_BLOCK];
+	int			fd;
+
+	errno = ENOENT;
+	if (ab_originpack_find(db, &header) != AB_PACK_FOUND ||
+		!AbSnapIdEquals(header.incarnation, incarnation))
+		return -1;
+	block_of_header(block, &header);
+	snprintf(path, sizeof(path), AB_BRANCH_DIR "/%u" AB_SPARE_SUFFIX, db);
+	fd = BasicOpenFile(path, O_RDWR | O_CREAT | PG_BINARY);
+	if (fd < 0)
+		return -1;
+	/* a crash may have left one in part, or of a database that had this number */
+	if ((pg_pread(fd, there, sizeof(there), 0) != sizeof(there) ||
+		 memcmp(there, block, sizeof(header)) != 0) &&
+		(ftruncate(fd, 0) < 0 ||
+		 pg_pwrite(fd, block, sizeof(block), 0) != sizeof(block)))
+	{
+		close(fd);
+		return -1;
+	}
+	return fd;
+}
+
+/* The caller holds the origin lock, exclusively. */
+static void
+hold_locked(Oid db, AbSnapId incarnation)
+{
 	drop_held();
 	held_fd = open_origin(db);
+	held_is_spare = held_fd < 0 && errno == ENOENT;
+	if (held_is_spare)
+		held_fd = open_spare(db, incarnation);
 	if (held_fd < 0)
 		return;					/* whoever needs it will report */
 	held_db = db;
 	held_incarnation = incarnation;
+	AB_FAILPOINT_NO_ERROR("origin-held");
+}
+
+void
+ab_originfile_hold(Oid db, AbSnapId incarnation)
+{
+	LWLock	   *lock = ab_origin_lock(db);
+
+	if (held_db == db && AbSnapIdEquals(held_incarnation, incarnation))
+		return;
+	LWLockAcquire(lock, LW_EXCLUSIVE);
+	hold_locked(db, incarnation);
+	LWLockRelease(lock);
+}
+
+/* Was it gathered since it was opened?  (Then no slot was written into it.) */
+static bool
+held_is_gone(void)
+{
+	struct stat st;
+
+	return held_fd >= 0 && fstat(held_fd, &st) == 0 && st.st_nlink == 0;
+}
+
+static bool
+sync_names(void)
+{
+	int			fd = BasicOpenFile(AB_BRANCH_DIR, O_RDONLY | PG_BINARY);
+	bool		done = fd >= 0 && pg_fsync(fd) == 0;
+	int			save_errno = errno;
+
+	if (fd >= 0)
+		close(fd);
+	errno = save_errno;
+	return done;
+}
+
+/* Make durable what was written into the file that is held, and its name. */
+static bool
+sync_held(void)
+{
+	char		spare[MAXPGPATH];
+	char		path[MAXPGPATH];
+
+	if (!held_is_spare)
+		return pg_fdatasync(held_fd) == 0;
+	if (pg_fsync(held_fd) != 0)
+		return false;
+	AB_FAILPOINT_NO_ERROR("origin-spare-synced");
+	snprintf(spare, sizeof(spare), AB_BRANCH_DIR "/%u" AB_SPARE_SUFFIX, held_db);
+	snprintf(path, sizeof(path), AB_BRANCH_DIR "/%u", held_db);
+
+	/* another process may have given this very file its name */
+	if (rename(spare, path) < 0 && errno != ENOENT)
+		return false;
+	held_is_spare = false;
+	AB_FAILPOINT_NO_ERROR("origin-apart");
+	return sync_names();
 }
 
 /*
@@ -184,6 +317,8 @@ ab_originfile_put_slot(Oid db, AbSnapId incarnation, AbLimitSlot *slot, int elev
 	slot->crc = ab_crc_without(slot, sizeof(*slot), offsetof(AbLimitSlot, crc));
 	ab_originfile_hold(db, incarnation);
 	LWLockAcquire(lock, LW_EXCLUSIVE);
+	if (held_is_gone())
+		hold_locked(db, incarnation);
 	if (held_fd >= 0)
 	{
 		at = find_slot(held_fd, slot);
@@ -191,7 +326,7 @@ ab_originfile_put_slot(Oid db, AbSnapId incarnation, AbLimitSlot *slot, int elev
 			at = end_of_slots(held_fd);
 		ok = at >= 0 &&
 			pg_pwrite(held_fd, slot, sizeof(*slot), at) == sizeof(*slot) &&
-			pg_fdatasync(held_fd) == 0;
+			sync_held();
 		save_errno = errno;
 	}
 	else
@@ -281,6 +416,18 @@ ab_originfile_is_lost(Oid db, AbSnapId incarnation)
 }
 
 static void
+remove_spare(Oid db)
+{
+	char		path[MAXPGPATH];
+
+	snprintf(path, sizeof(path), AB_BRANCH_DIR "/%u" AB_SPARE_SUFFIX, db);
+	if (unlink(path) < 0 && errno != ENOENT)
+		ereport(WARNING,
+				(errcode_for_file_access(),
+				 errmsg("could not remove file \"%s\": %m", path)));
+}
+
+static void
 remove_lost_mark(Oid db)
 {
 	char		path[MAXPGPATH];
@@ -298,16 +445,10 @@ void
 ab_origin_create(const AbOriginHeader *header, bool durably)
 {
 	char		block[AB_ORIGIN_BLOCK];
-	AbOriginHeader *h = (AbOriginHeader *) block;
 	char	   *path = ab_origin_path(header->db);
 	char	   *mark = psprintf("%s" AB_MARK_SUFFIX, path);
 
-	memset(block, 0, sizeof(block));
-	*h = *header;
-	h->magic = AB_ORIGIN_MAGIC;
-	h->version = AB_ORIGIN_VERSION;
-	h->pad = 0;
-	h->crc = ab_crc_without(h, sizeof(*h), offsetof(AbOriginHeader, crc));
+	block_of_header(block, header);
 	remove_lost_mark(header->db);
 
 	/* the mark of unfinished creation becomes the origin */
@@ -315,6 +456,7 @@ ab_origin_create(const AbOriginHeader *header, bool durably)
 	AB_FAILPOINT_NO_ERROR("origin-written");
 	if (durably)
 		ab_file_sync_parent(path);
+	pg_atomic_fetch_add_u32(&ab_shared->ungathered, 1);
 	ab_generation_bump(header->db);
 	pfree(mark);
 	pfree(path);
@@ -324,22 +466,31 @@ bool
 ab_origin_remove(Oid db)
 {
 	char		path[MAXPGPATH];
-	bool		existed = true;
+	bool		existed;
+	bool		unlinked;
 
 	if (held_db == db)
 		drop_held();
 	remove_lost_mark(db);
 	snprintf(path, sizeof(path), AB_BRANCH_DIR "/%u", db);
-	if (unlink(path) < 0)
+
+	/* G3: both under the lock, the file last */
+	LWLockAcquire(ab_shared->gather_lock, LW_EXCLUSIVE);
+	existed = ab_originpack_kill(db);
+	AB_FAILPOINT_NO_ERROR("origin-dead");
+	remove_spare(db);
+	unlinked = unlink(path) == 0;
+	if (!unlinked && errno != ENOENT)
 	{
-		existed = errno != ENOENT;
-		if (existed)
-			ereport(WARNING,
-					(errcode_for_file_access(),
-					 errmsg("could not remove file \"%s\": %m", path)));
+		existed = true;
+		ereport(WARNING,
+				(errcode_for_file_access(),
+				 errmsg("could not remove file \"%s\": %m", path)));
 	}
-	else if (enableFsync)
+	LWLockRelease(ab_shared->gather_lock);
+	if (unlinked && enableFsync)
 		(void) fsync_fname_ext(AB_BRANCH_DIR, true, true, LOG);
+	existed |= unlinked;
 	ab_generation_bump(db);
 	return existed;
 }
@@ -365,8 +516,9 @@ compare_oid(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
-Oid *
-ab_origin_list(int *n)
+/* Those with files of their own. */
+static Oid *
+list_files(int *n)
 {
 	int			max = 1024;
 	Oid		   *list = palloc(sizeof(Oid) * max);
@@ -390,6 +542,137 @@ ab_origin_list(int *n)
 	return list;
 }
 
+static void
+add_origin(AbOrigins *o, Oid db, const AbOriginHeader *gathered)
+{
+	o->dbs[o->n] = db;
+	o->gathered[o->n++] = gathered;
+}
+
+/* The files are listed first: one that goes meanwhile is gathered by then. */
+AbOrigins *
+ab_origin_all(void)
+{
+	AbOrigins  *o = palloc0(sizeof(AbOrigins));
+	int			nfiles;
+	Oid		   *files = list_files(&nfiles);
+	int			next = 0;
+	Size		room;
+
+	ab_originpack_read(&o->pack);
+	room = Max(nfiles + o->pack.n, 1);
+	o->nfiles = nfiles;
+	o->dbs = palloc_extended(room * sizeof(Oid), MCXT_ALLOC_HUGE);
+	o->gathered = palloc_extended(room * sizeof(AbOriginHeader *), MCXT_ALLOC_HUGE);
+	for (int i = 0; i < o->pack.n; i++)
+	{
+		Oid			db = ab_originpack_living(&o->pack, i);
+
+		if (!OidIsValid(db))
+			continue;
+		while (next < nfiles && files[next] < db)
+			add_origin(o, files[next++], NULL);
+		if (next < nfiles && files[next] == db)
+			continue;
+		add_origin(o, db, ab_originpack_is_sound(&o->pack, i) ?
+				   &o->pack.entries[i].origin : NULL);
+	}
+	while (next < nfiles)
+		add_origin(o, files[next++], NULL);
+	pfree(files);
+	return o;
+}
+
+bool
+ab_origins_read(const AbOrigins *o, int i, AbOriginHeader *header)
+{
+	if (o->gathered[i] == NULL)
+		return ab_origin_read(o->dbs[i], header);
+	*header = *o->gathered[i];
+	return true;
+}
+
+void
+ab_origins_free(AbOrigins *o)
+{
+	ab_originpack_free(&o->pack);
+	pfree(o->dbs);
+	pfree(o->gathered);
+	pfree(o);
+}
+
+Oid *
+ab_origin_list(int *n)
+{
+	AbOrigins  *o = ab_origin_all();
+	Oid		   *dbs = o->dbs;
+
+	*n = o->n;
+	o->dbs = palloc(sizeof(Oid));
+	ab_origins_free(o);
+	return dbs;
+}
+
+/* ---- what can be gathered ---- */
+
+bool
+ab_originfile_is_bare(Oid db, AbOriginHeader *header)
+{
+	char	   *path = ab_origin_path(db);
+	size_t		len;
+	char	   *file = ab_file_read(path, &len);
+	char	   *reason = file != NULL ? check_header(db, file, len) : NULL;
+	bool		bare = file != NULL && reason == NULL && len == AB_ORIGIN_BLOCK;
+
+	for (size_t i = sizeof(AbOriginHeader); bare && i < len; i++)
+		bare = file[i] == '\0';
+	if (bare)
+		memcpy(header, file, sizeof(*header));
+	bare = bare && !ab_storage_dir_exists(db, header->spc);
+	if (reason != NULL)
+		pfree(reason);
+	if (file != NULL)
+		pfree(file);
+	pfree(path);
+	return bare;
+}
+
+bool
+ab_originfile_unlink_bare(const AbOriginHeader *header)
+{
+	LWLock	   *lock = ab_origin_lock(header->db);
+	AbOriginHeader now;
+	char		path[MAXPGPATH];
+	bool		gone;
+
+	if (held_db == header->db)
+		drop_held();
+	snprintf(path, sizeof(path), AB_BRANCH_DIR "/%u", header->db);
+	LWLockAcquire(lock, LW_EXCLUSIVE);
+	gone = ab_originfile_is_bare(header->db, &now) &&
+		memcmp(&now, header, sizeof(now)) == 0 && unlink(path) == 0;
+	LWLockRelease(lock);
+	return gone;
+}
+
+static char *
+check_gathered(Oid db)
+{
+	AbOriginHeader header;
+
+	switch (ab_originpack_find(db, &header))
+	{
+		case AB_PACK_NONE:
+			break;
+		case AB_PACK_DAMAGED:
+			return pstrdup("its entry in \"" AB_PACK_FILE "\" is damaged");
+		case AB_PACK_FOUND:
+			return ab_originfile_is_lost(db, header.incarnation) ?
+				pstrdup("changes were dropped while it was damaged") : NULL;
+	}
+	return pstrdup("there is no origin file");
+}
+
 char *
 ab_origin_check(Oid db)
 {
@@ -401,7 +684,7 @@ ab_origin_check(Oid db)
 
 	file = ab_file_read(path, &len);
 	if (file == NULL)
-		return pstrdup("there is no origin file");
+		return check_gathered(db);
 	reason = check_header(db, file, len);
 	if (reason)
 		return reason;

@@ -215,25 +215,24 @@ mark_needed(int *npins)
 {
 	AbPin	   *pins = ab_pins_read(npins);
 	List	   *todo = NIL;
-	Oid		   *origins;
-	int			n;
+	AbOrigins  *origins;
 
 	AcceptInvalidationMessages();
 	for (int i = 0; i < *npins; i++)
 		if (is_open(pins[i].slot.id))
 			todo = push(todo, pins, *npins, pins[i].slot.id);
 	AcceptInvalidationMessages();
-	origins = ab_origin_list(&n);
-	for (int i = 0; i < n; i++)
+	origins = ab_origin_all();
+	for (int i = 0; i < origins->n; i++)
 	{
 		AbOriginHeader header;
 
 		CHECK_FOR_INTERRUPTS();
-		if (SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(origins[i])) &&
-			ab_storage_read_origin(origins[i], &header))
+		if (SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(origins->dbs[i])) &&
+			ab_storage_read_listed(origins, i, &header))
 			todo = push(todo, pins, *npins, header.snapshot);
 	}
-	pfree(origins);
+	ab_origins_free(origins);
 	reach(pins, *npins, todo);
 	return pins;
 }
@@ -255,22 +254,21 @@ static List *
 branches_on(AbPin *pins, int npins)
 {
 	List	   *found = NIL;
-	Oid		   *origins;
-	int			n;
+	AbOrigins  *origins;
 
 	AcceptInvalidationMessages();
-	origins = ab_origin_list(&n);
-	for (int i = 0; i < n; i++)
+	origins = ab_origin_all();
+	for (int i = 0; i < origins->n; i++)
 	{
 		AbOriginHeader header;
 
 		CHECK_FOR_INTERRUPTS();
-		if (ab_storage_read_origin(origins[i], &header) &&
-			SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(origins[i])) &&
+		if (ab_storage_read_listed(origins, i, &header) &&
+			SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(origins->dbs[i])) &&
 			find_pin(pins, npins, header.snapshot) != NULL)
-			found = lappend_oid(found, origins[i]);
+			found = lappend_oid(found, origins->dbs[i]);
 	}
-	pfree(origins);
+	ab_origins_free(origins);
 	return found;
 }
 

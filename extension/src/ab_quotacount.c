@@ -37,15 +37,10 @@ static Match
 match_origin(AbQuotaKey key, Oid db)
 {
 	AbOriginHeader header;
-	char	   *path;
 	bool		there;
 
 	if (!OidIsValid(key.parent))
-	{
-		path = ab_origin_path(db);
-		there = ab_file_exists(path);
-		pfree(path);
-	}
+		there = ab_origin_exists(db);
 	else
 	{
 		there = ab_storage_read_origin(db, &header);

@@ -26,6 +26,7 @@
 #include "ab_dir.h"
 #include "ab_failpoint.h"
 #include "ab_file.h"
+#include "ab_gather.h"
 #include "ab_image.h"
 #include "ab_origin.h"
 #include "ab_recovery.h"
@@ -145,6 +146,9 @@ ab_rm_redo(XLogReaderState *record)
 				ab_image_redo(record);
 			break;
 		case XLOG_AB_WITNESS:
+			break;
+		case XLOG_AB_GATHER:
+			ab_gather_redo((const xl_ab_gather *) XLogRecGetData(record));
 			break;
 		default:
 			elog(PANIC, "agent_branch: unknown WAL record type %u", info);

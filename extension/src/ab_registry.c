@@ -348,7 +348,7 @@ is_stale(Oid db, TimestampTz origin_at)
 
 	if (ab_storage_read_origin(db, &origin))
 		return origin.created_at != origin_at;
-	return !ab_file_exists(ab_origin_path(db));
+	return !ab_origin_exists(db);
 }
 
 /*

@@ -14,6 +14,7 @@
 
 #include "ab_diskspace.h"
 #include "ab_file.h"
+#include "ab_originpack.h"
 #include "ab_shmem.h"
 
 char	   *ab_control_database;
@@ -22,6 +23,7 @@ int			ab_snapshot_timeout = 5000;
 int			ab_snapshot_method = AB_METHOD_AUTO;
 int			ab_max_snapshots = 1024;
 int			ab_sweep_interval = 60;
+int			ab_gather_after = 256;
 int			ab_event_retention = 30 * 24 * 3600;
 bool		ab_log_events = false;
 int			ab_max_branches = 0;
@@ -170,6 +172,11 @@ ab_settings_define(void)
 							"Zero leaves it to branch.gc().",
 							&ab_sweep_interval, 60, 0, INT_MAX / 1000,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("agent_branch.gather_after",
+							"New branches after which their origin files are gathered into one.",
+							"Zero leaves it to branch.gc().",
+							&ab_gather_after, 256, 0, INT_MAX,
+							PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("agent_branch.max_branches",
 							"Most branches that can exist at once in the cluster.",
 							"Zero sets no limit. Deleted branches that can be recovered do not count.",
@@ -251,7 +258,7 @@ static GucBoolCheckHook prev_check_full_page_writes = NULL;
 static bool
 full_page_writes_must_stay(void)
 {
-	return ab_file_any_branch() || ab_file_exists(STANDBY_SIGNAL_FILE) ||
+	return ab_origin_any() || ab_file_exists(STANDBY_SIGNAL_FILE) ||
 		ab_file_exists(RECOVERY_SIGNAL_FILE);
 }
 

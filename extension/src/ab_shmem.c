@@ -20,7 +20,7 @@
 
 #define TRANCHE "agent_branch"
 #define SPARE_SLOTS 16			/* beside those that are taken at start */
-#define OTHER_LOCKS (3 * AB_GUARDS + 8)
+#define OTHER_LOCKS (3 * AB_GUARDS + 9)
 #define QUOTA_LOCK (AB_ORIGIN_LOCKS + OTHER_LOCKS - 1)
 #define ACTIVITY_LOCK (AB_ORIGIN_LOCKS + OTHER_LOCKS - 2)
 
@@ -89,6 +89,8 @@ init_shared(void)
 	ab_shared->latesync_lock = &locks[3].lock;
 	ab_shared->event_lock = &locks[4].lock;
 	ab_shared->ready_lock = &locks[5].lock;
+	ab_shared->gather_lock = &locks[6].lock;
+	pg_atomic_init_u32(&ab_shared->ungathered, 0);
 	pg_atomic_init_u32(&ab_shared->layer_generation, 1);
 	pg_atomic_init_u32(&ab_shared->unsynced_names, 0);
 	pg_atomic_init_u32(&ab_shared->image_generation, 1);

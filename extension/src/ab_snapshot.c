@@ -359,7 +359,7 @@ ab_snapshot_get_at(AbSnapId id)
 				 errdetail("Snapshots without a name are closed when there is a newer one, all of them before their transaction ids wrap around."),
 				 errhint("Choose another one from the view branch.snapshots.")));
 	if (slot.live && get_database_name(slot.source_db) == NULL &&
-		!ab_file_exists(ab_origin_path(slot.source_db)))
+		!ab_origin_exists(slot.source_db))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("snapshot %s has no pages any more", text),

@@ -213,7 +213,7 @@ load_epochs(XLogRecPtr redo)
 
 /* A damaged origin must not keep the server from starting (B2). */
 static void
-load_branch(Oid db, XLogRecPtr redo)
+load_branch(const AbOrigins *origins, int i, XLogRecPtr redo)
 {
 	MemoryContext oldcontext = CurrentMemoryContext;
 	AbOriginHeader header;
@@ -222,7 +222,7 @@ load_branch(Oid db, XLogRecPtr redo)
 
 	PG_TRY();
 	{
-		there = ab_origin_read(db, &header);
+		there = ab_origins_read(origins, i, &header);
 	}
 	PG_CATCH();
 	{
@@ -251,14 +251,18 @@ ab_snaptable_load(XLogRecPtr redo)
 											  "agent_branch load",
 											  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext oldcontext = MemoryContextSwitchTo(cxt);
-	Oid		   *dbs;
-	int			n;
+	AbOrigins  *origins;
 
 	load_snapshots(redo);
 	load_epochs(redo);
-	dbs = ab_origin_list(&n);
-	for (int i = 0; i < n; i++)
-		load_branch(dbs[i], redo);
+	origins = ab_origin_all();
+	if (origins->pack.problem)
+		ereport(LOG,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("file \"%s\" is damaged: %s", AB_PACK_FILE, origins->pack.problem)));
+	for (int i = 0; i < origins->n; i++)
+		load_branch(origins, i, redo);
+	pg_atomic_write_u32(&ab_shared->ungathered, origins->nfiles);
 	MemoryContextSwitchTo(oldcontext);
 	MemoryContextDelete(cxt);
 }

@@ -135,7 +135,7 @@ branch_of_name(const char *name)
 {
 	Oid			db = get_database_oid(name, true);
 
-	if (OidIsValid(db) && !ab_file_exists(ab_origin_path(db)))
+	if (OidIsValid(db) && !ab_origin_exists(db))
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_DATABASE),
 				 errmsg("database \"%s\" already exists and is not a branch", name),

@@ -223,17 +223,16 @@ static HTAB *
 find_holders(const Holdings *h, const AbKnownSnapshot *known, int nknown)
 {
 	HTAB	   *holders = id_table(sizeof(Holders), CurrentMemoryContext);
-	int			n;
-	Oid		   *origins = ab_origin_list(&n);
+	AbOrigins  *origins = ab_origin_all();
 
-	for (int i = 0; i < n; i++)
+	for (int i = 0; i < origins->n; i++)
 	{
 		AbOriginHeader origin;
 		char	   *name;
 
 		CHECK_FOR_INTERRUPTS();
-		if (ab_storage_read_origin(origins[i], &origin) &&
-			(name = get_database_name(origins[i])) != NULL)
+		if (ab_storage_read_listed(origins, i, &origin) &&
+			(name = get_database_name(origins->dbs[i])) != NULL)
 			add_holder(holders, origin.snapshot, psprintf("branch %s", name));
 	}
 	for (int i = 0; i < nknown; i++)

@@ -298,7 +298,7 @@ ab_sql_set_default(PG_FUNCTION_ARGS)
 				 errhint("Any role can have one of its own: ALTER ROLE ... SET agent_branch.default_parent.")));
 	db = ab_find_parent(name);
 	ab_default_parent_set(name);
-	if (ab_file_exists(ab_origin_path(db)))
+	if (ab_origin_exists(db))
 		PG_RETURN_DATUM(finish("default_set", db, name, NULL));
 	ab_event("default_set", db, name, NULL, NULL);
 	PG_RETURN_NULL();

@@ -32,6 +32,7 @@
 #include "ab_default.h"
 #include "ab_events.h"
 #include "ab_eventsync.h"
+#include "ab_gather.h"
 #include "ab_gc.h"
 #include "ab_hidden.h"
 #include "ab_registry.h"
@@ -377,6 +378,7 @@ ab_sql_gc(PG_FUNCTION_ARGS)
 	ab_hidden_warn(true);
 	if (!dry_run)
 	{
+		ab_gather();
 		ab_tables_prune_merges();
 		ab_eventsync_compare();
 		while (ab_eventsync_prune(true) > 0)

@@ -460,6 +460,17 @@ check_stray_layers(Verify *v)
 	}
 }
 
+static void
+check_gathered(Verify *v)
+{
+	AbPack		pack;
+
+	ab_originpack_read(&pack);
+	if (pack.problem != NULL)
+		report(v, "gathered origins", "file \"%s\": %s", AB_PACK_FILE, pack.problem);
+	ab_originpack_free(&pack);
+}
+
 Datum
 ab_sql_verify(PG_FUNCTION_ARGS)
 {
@@ -488,6 +499,7 @@ ab_sql_verify(PG_FUNCTION_ARGS)
 		check_all_snapshots(&v);
 		check_stray_rows(&v);
 		check_images(&v);
+		check_gathered(&v);
 		check_old_files(&v, AB_SNAPSHOT_DIR);
 		check_old_files(&v, AB_BRANCH_DIR);
 		check_stray_layers(&v);
@@ -502,7 +514,7 @@ ab_sql_verify(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_UNDEFINED_DATABASE),
 				 errmsg("branch \"%s\" does not exist", name),
 				 errhint("The view branch.branches lists those that do.")));
-	if (!ab_file_exists(ab_origin_path(db)))
+	if (!ab_origin_exists(db))
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("database \"%s\" is not a branch", name)));

@@ -122,7 +122,7 @@ ab_sql_own_bytes(PG_FUNCTION_ARGS)
 	int64		bytes;
 
 	ab_require_control_database();
-	if (!ab_file_exists(ab_origin_path(db)) || !ab_sql_may_see(db))
+	if (!ab_origin_exists(db) || !ab_sql_may_see(db))
 		PG_RETURN_NULL();
 	bytes = ab_size_own_pages(db);
 	PG_RETURN_INT64(bytes);
@@ -135,7 +135,7 @@ ab_sql_logical_bytes(PG_FUNCTION_ARGS)
 	int64		bytes;
 
 	ab_require_control_database();
-	if (!ab_file_exists(ab_origin_path(db)) || !ab_sql_may_see(db) ||
+	if (!ab_origin_exists(db) || !ab_sql_may_see(db) ||
 		!ab_size_logical(db, &bytes))
 		PG_RETURN_NULL();
 	PG_RETURN_INT64(bytes);
@@ -146,7 +146,7 @@ Datum
 ab_sql_current(PG_FUNCTION_ARGS)
 {
 	ab_require_preloaded();
-	if (!ab_file_exists(ab_origin_path(MyDatabaseId)))
+	if (!ab_origin_exists(MyDatabaseId))
 		PG_RETURN_NULL();
 	PG_RETURN_TEXT_P(cstring_to_text(get_database_name(MyDatabaseId)));
 }

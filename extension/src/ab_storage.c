@@ -36,6 +36,7 @@
 #include "ab_dir.h"
 #include "ab_failpoint.h"
 #include "ab_file.h"
+#include "ab_gather.h"
 #include "ab_origin.h"
 #include "ab_latesync.h"
 #include "ab_snaptable.h"
@@ -299,6 +300,7 @@ ab_storage_create(Oid db, Oid spc, Oid parent_db, AbSnapId snapshot)
 	rec.created_at = GetCurrentTimestamp();
 
 	log_origin(c, &rec);
+	ab_gather_note_new();
 }
 
 /*
@@ -328,11 +330,9 @@ tablespaces(void)
 bool
 ab_storage_exists(Oid db)
 {
-	char	   *origin = ab_origin_path(db);
-	bool		found = ab_file_exists(origin);
+	bool		found = ab_origin_exists(db);
 	ListCell   *lc;
 
-	pfree(origin);
 	foreach(lc, tablespaces())
 		found |= ab_storage_dir_exists(db, lfirst_oid(lc));
 	return found;

@@ -150,11 +150,9 @@ remove_unfinished(void)
 	foreach(lc, ab_storage_marked())
 	{
 		Oid			db = lfirst_oid(lc);
-		char	   *origin = ab_origin_path(db);
 
-		if (ab_file_exists(origin) || ab_storage_remove_dirs(db))
+		if (ab_origin_exists(db) || ab_storage_remove_dirs(db))
 			ab_storage_unmark(db);
-		pfree(origin);
 	}
 }
 

@@ -489,9 +489,23 @@ ab_storage_write_origin(const xl_ab_branch_create *rec, AbSnapId incarnation,
 	header.parent_db = rec->parent_db;
 	header.depth = rec->depth;
 	header.created_at = rec->created_at;
-	ab_origin_create(&header, durably);
-	ab_snaptable_ref(rec->snapshot, 1);
-	ab_snaptable_lend(rec->snapshot, rec->parent_db);
+	ab_storage_restore_origin(&header, durably);
+}
+
+void
+ab_storage_restore_origin(const AbOriginHeader *header, bool durably)
+{
+	ab_origin_create(header, durably);
+	ab_snaptable_ref(header->snapshot, 1);
+	ab_snaptable_lend(header->snapshot, header->parent_db);
+}
+
+bool
+ab_storage_read_listed(const AbOrigins *origins, int i, AbOriginHeader *header)
+{
+	if (origins->gathered[i] == NULL)
+		return ab_storage_read_origin(origins->dbs[i], header);
+	return ab_origins_read(origins, i, header);
 }
 
 bool

@@ -187,3 +187,17 @@ ab_wal_witness(XLogRecPtr redo)
 	XLogRegisterData((char *) &rec, sizeof(rec));
 	return XLogInsert(RM_AGENT_BRANCH_ID, XLOG_AB_WITNESS);
 }
+
+XLogRecPtr
+ab_wal_gather(const AbOriginHeader *origins, int n)
+{
+	xl_ab_gather rec;
+
+	rec.n = n;
+	rec.pad = 0;
+
+	XLogBeginInsert();
+	XLogRegisterData((char *) &rec, sizeof(rec));
+	XLogRegisterData((char *) origins, n * sizeof(AbOriginHeader));
+	return XLogInsert(RM_AGENT_BRANCH_ID, XLOG_AB_GATHER);
+}

@@ -90,6 +90,9 @@ ab_rm_desc(StringInfo buf, XLogReaderState *record)
 			appendStringInfo(buf, "redo %X/%X",
 							 LSN_FORMAT_ARGS(((xl_ab_witness *) data)->redo));
 			break;
+		case XLOG_AB_GATHER:
+			appendStringInfo(buf, "branches %u", ((xl_ab_gather *) data)->n);
+			break;
 	}
 }
 
@@ -116,6 +119,8 @@ ab_rm_identify(uint8 info)
 			return "BEFORE_IMAGE";
 		case XLOG_AB_WITNESS:
 			return "WITNESS";
+		case XLOG_AB_GATHER:
+			return "GATHER";
 	}
 	return NULL;
 }

@@ -1,0 +1,333 @@
+"""Origins of branches that nobody has been in are gathered into one file: it says what theirs
+said, through crashes at each step, on standbys, in backups, when it is damaged, and never brings
+back a branch that is gone."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+from ab_checks import (
+    create,
+    create_database,
+    delete,
+    gathered,
+    healthy,
+    nothing_left,
+    oid_of,
+    run,
+)
+from ab_cluster import Cluster, wait_for
+from ab_failpoints import HOLD, Failpoints, failpoint_server
+from ab_faults import Faults
+
+TABLE = "CREATE TABLE t AS SELECT g AS id FROM generate_series(1, 100) g"
+QUIET: dict[str, object] = {
+    "agent_branch.sweep_interval": "0",
+    "agent_branch.gather_after": "0",
+    "checkpoint_timeout": "1h",
+}
+
+
+def own_files(cluster: Cluster) -> list[int]:
+    """OIDs of branches that have an origin file of their own."""
+    place = cluster.data / "agent_branch" / "branches"
+    return sorted(int(path.name) for path in place.iterdir() if path.name.isdigit())
+
+
+def rows(cluster: Cluster, name: str) -> int:
+    return int(cluster.scalar("SELECT count(*) FROM t", dbname=name))
+
+
+def many(cluster: Cluster, number: int, prefix: str = "b") -> list[str]:
+    names = [f"{prefix}{i:03d}" for i in range(number)]
+    cluster.sql("SELECT branch.create_many(%s, 'p')", (names,))
+    return names
+
+
+def gather(cluster: Cluster) -> None:
+    cluster.sql("SELECT * FROM branch.gc()")
+
+
+def gathered_server(
+    make_cluster: Callable[..., Cluster], name: str, number: int
+) -> tuple[Cluster, list[str]]:
+    """With so many branches, all of them gathered."""
+    server = make_cluster(name, QUIET)
+    create_database(server, "p", TABLE)
+    names = many(server, number)
+    gather(server)
+    assert own_files(server) == []
+    assert gathered(server) == sorted(oid_of(server, branch) for branch in names)
+    return server, names
+
+
+def test_one_file(make_cluster: Callable[..., Cluster]) -> None:
+    """Gathered, read, written, cut, forked, reset, restored after a crash, deleted; a plain
+    database that gets the number of one that is gone is no branch."""
+    server, names = gathered_server(make_cluster, "one", 12)
+    healthy(server)
+    read, cut, dropped, parent, gone, again = names[:6]
+    assert rows(server, read) == 100
+    assert own_files(server) == []
+    run(server, cut, "DELETE FROM t WHERE id > 10", "VACUUM (TRUNCATE) t", "TRUNCATE t")
+    run(server, dropped, "DROP TABLE t", "CREATE TABLE t AS SELECT 1 AS id")
+    create(server, "child", parent)
+    server.sql("SELECT branch.reset(%s)", (again,))
+    number = oid_of(server, gone)
+    for name in (gone, "p2"):
+        if name == "p2":
+            run(server, "postgres", f"CREATE DATABASE p2 OID {number}")
+            run(server, "p2", TABLE)
+        else:
+            delete(server, name)
+            gather(server)
+            assert number not in gathered(server)
+            assert oid_of(server, again) in gathered(server), "since nobody has been in it"
+    assert own_files(server) == sorted(oid_of(server, name) for name in (cut, dropped))
+    expected = {read: 100, cut: 0, dropped: 1, "child": 100, again: 100, "p2": 100}
+    for how in ("nothing", "crash", "restart"):
+        if how != "nothing":
+            getattr(server, how)()
+        assert {name: rows(server, name) for name in expected} == expected, how
+        assert not server.sql("SELECT 1 FROM branch.branches WHERE name = 'p2'")
+        healthy(server)
+    for name in ("child", *names):
+        if name != gone:
+            delete(server, name)
+    gather(server)
+    nothing_left(server, "by gathered origins")
+
+
+def test_gathered_when_there_are_many(make_cluster: Callable[..., Cluster]) -> None:
+    """By a worker, without a call; those of a transaction that goes on are left alone."""
+    server = make_cluster("worker", {**QUIET, "agent_branch.gather_after": "10"})
+    create_database(server, "p", TABLE)
+    with server.connect(autocommit=False) as conn:
+        conn.execute("SELECT branch.create('open', 'p')")
+        many(server, 20)
+        wait_for(lambda: len(own_files(server)) < 10, what="the worker")
+        (number,) = own_files(server)
+        assert not server.sql("SELECT 1 FROM pg_database WHERE oid = %s", (number,))
+        conn.rollback()
+    assert own_files(server) == []
+    healthy(server)
+
+
+def test_backup_meanwhile(make_cluster: Callable[..., Cluster], cluster_base: Path) -> None:
+    """A backup copies the file of gathered origins before branches come into it, and the
+    directory of the others afterwards; some are deleted in between, too."""
+    server, names = gathered_server(make_cluster, "backed", 4)
+    early = many(server, 8, "early")
+    target = cluster_base / "copied"
+    with server.connect() as conn:
+        conn.execute("SELECT pg_backup_start('by hand', true)")
+        pack = (server.data / "agent_branch" / "origins").read_bytes()
+        late = many(server, 4, "late")
+        gather(server)
+        assert own_files(server) == []
+        for name in (names[0], early[0], late[0]):
+            delete(server, name)
+        gather(server)
+        run(server, early[1], "TRUNCATE t")
+        shutil.copytree(server.data, target, ignore=lambda directory, _: [
+            "pg_wal" if directory == str(server.data) else "", "postmaster.pid"])  # fmt: skip
+        (target / "agent_branch" / "origins").write_bytes(pack)
+        run(server, early[2], "TRUNCATE t")
+        stopped = conn.execute("SELECT labelfile FROM pg_backup_stop()").fetchone()
+    assert stopped is not None
+    server.sql("SELECT pg_switch_wal()")
+    shutil.copytree(server.data / "pg_wal", target / "pg_wal")
+    (target / "backup_label").write_text(stopped[0])
+    subprocess.run(["chown", "-R", "--reference", str(server.data), str(target)], check=True)
+    server.stop()
+    copy = Cluster.from_data(cluster_base, "restored", target)
+    try:
+        there = [*names[1:], *early[1:], *late[1:]]
+        expected = {name: 0 if name in early[1:3] else 100 for name in there}
+        assert {name: rows(copy, name) for name in there} == expected
+        healthy(copy)
+        nothing_left(copy, "in a backup")
+    finally:
+        copy.destroy()
+
+
+def test_on_a_standby(make_cluster: Callable[..., Cluster]) -> None:
+    """It gathers what its primary has gathered, reads it, starts again with it, and goes on
+    with it when it is promoted."""
+    primary = make_cluster("primary", QUIET)
+    create_database(primary, "p", TABLE)
+    names = many(primary, 10)
+    standby = primary.standby("gathering")
+    more = many(primary, 10, "more")
+    gather(primary)
+    delete(primary, names[0])
+    gather(primary)
+    run(primary, more[0], "TRUNCATE t")
+    primary.wait_caught_up(standby)
+    assert gathered(standby) == gathered(primary)
+    assert own_files(standby) == own_files(primary) == [oid_of(primary, more[0])]
+    expected = {name: 0 if name == more[0] else 100 for name in [*names[1:], *more]}
+    some = [names[1], more[0], more[1]]
+    assert [rows(standby, name) for name in some] == [100, 0, 100]
+    standby.restart("immediate")
+    primary.wait_caught_up(standby)
+    primary.stop()
+    standby.promote()
+    assert {name: rows(standby, name) for name in expected} == expected
+    for name in some:
+        run(standby, name, "INSERT INTO t VALUES (1000)", "VACUUM FULL pg_class")
+    create(standby, "new", "p")
+    gather(standby)
+    assert own_files(standby) == sorted(oid_of(standby, name) for name in some)
+    healthy(standby)
+    standby.destroy()
+
+
+@pytest.mark.parametrize("how", ["entry", "header", "entry and keys", "cut"])
+def test_damage(make_cluster: Callable[..., Cluster], how: str) -> None:
+    """What can be read is read; whose origin is destroyed answers with an error, and is found by
+    verify(); plain databases, and new branches, notice nothing, and nothing is thrown away.
+    When the damaged one is deleted the file is sound again."""
+    server, names = gathered_server(make_cluster, "damaged", 9)
+    victim = gathered(server)[4]
+    (name,) = server.sql("SELECT datname FROM pg_database WHERE oid = %s", (victim,))[0]
+    path = server.data / "agent_branch" / "origins"
+    server.stop()
+    data = bytearray(path.read_bytes())
+    if "entry" in how:
+        data[512 + 80 * 4 + 40 : 512 + 80 * 4 + 72] = bytes(32)
+    if how == "header":
+        data[5] ^= 0xFF
+    if "keys" in how:
+        data[-9] ^= 0xFF
+    path.write_bytes(data[:-300] if how == "cut" else data)
+    server.start()
+    assert 'file "agent_branch/origins" is damaged' in server.log_text()
+    assert server.sql("SELECT 1 FROM branch.verify() WHERE object = 'gathered origins'")
+    assert rows(server, "p") == 100
+    readable = [other for other in names[:5] if other != name]
+    assert {rows(server, other) for other in readable} == {100}
+    if how == "entry":
+        with pytest.raises(psycopg.Error, match="is damaged"):
+            rows(server, name)
+    elif how == "header":
+        assert rows(server, name) == 100
+    create(server, "new", "p")
+    gather(server)
+    assert rows(server, "new") == 100
+    assert own_files(server) == [oid_of(server, "new")], "a damaged file is written anew"
+    manifests = list((server.data / "agent_branch" / "snapshots").glob("*.manifest"))
+    assert len(manifests) == 1, "a snapshot is gone that may be needed"
+    if how == "entry":
+        delete(server, name)
+        create(server, "newer", "p")
+        gather(server)
+        assert oid_of(server, "newer") in gathered(server)
+        healthy(server)
+
+
+def test_full_disk(make_cluster: Callable[..., Cluster], faults: Faults) -> None:
+    """The file cannot be written, renamed or synced: a warning, and all is as it was."""
+    server = make_cluster("full", {**QUIET, "fsync": "on"})
+    create_database(server, "p", TABLE)
+    names = many(server, 5)
+    faults.restart(server, "fast")
+    before = own_files(server)
+    assert len(before) == 5
+    for call in ("write", "fsync", "open"):
+        position = len(server.log_text())
+        faults.arm("agent_branch/tmp.origins", 1, errno.ENOSPC, only=call)
+        gather(server)
+        assert faults.disarm()[1] == 1, call
+        assert "could not gather the origins" in server.log_text()[position:]
+        assert own_files(server) == before
+        assert gathered(server) == []
+        assert not (server.data / "agent_branch" / "tmp.origins").exists()
+    run(server, "p", "INSERT INTO t VALUES (101)")
+    gather(server)
+    assert gathered(server) == before
+    assert {rows(server, name) for name in names} == {100}
+    healthy(server)
+
+
+PLACES = [
+    "gather-locked",
+    "gather-renamed",
+    "gather-written",
+    "gather-logged",
+    "gather-unlinked",
+    "gather-done",
+    "origin-dead",
+    "origin-held",
+    "origin-spare-synced",
+    "origin-apart",
+]
+
+
+@pytest.fixture(scope="module")
+def failpoints(cluster_base: Path) -> Iterator[None]:
+    with failpoint_server(cluster_base):
+        yield
+
+
+def test_killed_at_each_step(failpoints: None, cluster_base: Path) -> None:
+    """Killed while it gathers, while one is removed, and while one gets its own file again,
+    and again in recovery."""
+    server = Cluster.create(cluster_base, "steps", QUIET)
+    points = Failpoints(server)
+    create_database(server, "p", TABLE)
+    done: dict[str, int] = {}
+    for turn, place in enumerate(PLACES):
+        names = many(server, 3, f"t{turn}_")
+        if place.startswith("origin"):
+            gather(server)
+            done[names[2]] = 0
+        else:
+            done[names[2]] = 100
+            server.sql("CHECKPOINT")
+        done |= dict.fromkeys(names[:2], 100)
+        if place == "origin-dead":
+            delete(server, names[2])
+            del done[names[2]]
+        points.arm(place, HOLD)
+
+        def work(place: str = place, names: list[str] = names) -> None:
+            with suppress(psycopg.Error):
+                if place.startswith("origin") and place != "origin-dead":
+                    run(server, names[2], "TRUNCATE t", "SELECT pg_switch_wal()")
+                else:
+                    gather(server)
+
+        with ThreadPoolExecutor(1) as pool:
+            working = pool.submit(work)
+            wait_for(lambda: points.who() != 0, 60, f"somebody to come to {place}")
+            server.kill()
+            working.result()
+        points.unlock()
+        points.disarm()
+        if place == "gather-logged":
+            points.arm("redo-gather", HOLD)
+            server.start(wait=False)
+            wait_for(lambda: points.who() != 0, 60, "replay")
+            server.kill()
+            points.unlock()
+            points.disarm()
+        server.start()
+        if place == "origin-held":
+            done[names[2]] = 100
+        elif place in ("origin-spare-synced", "origin-apart"):
+            done[names[2]] = rows(server, names[2])
+            assert done[names[2]] in (0, 100)
+        assert {name: rows(server, name) for name in done} == done, place
+        healthy(server)
+        gather(server)
+        nothing_left(server, f"killed at {place}")
+    server.destroy()
