@@ -357,6 +357,44 @@ def test_autovacuum_finds_it(make_cluster: Callable[..., Cluster]) -> None:
     healthy(server)
 
 
+def test_jobs_in_it(make_cluster: Callable[..., Cluster]) -> None:
+    """pg_cron's background worker comes without being seen: the sweeper looks what jobs there
+    are.  Not at those of a table that only has the name."""
+    server = make_cluster(
+        "timetable",
+        {
+            "shared_preload_libraries": "agent_branch,pg_cron",
+            "cron.use_background_workers": "on",
+            "agent_branch.sweep_interval": "1s",
+        },
+    )
+    create_database(server, "p", TABLE)
+    for name in ("idle", "false", "worked"):
+        create(server, name, "p")
+    run(
+        server,
+        "postgres",
+        "CREATE SCHEMA cron",
+        "CREATE TABLE cron.job AS SELECT text 'false' AS database, true AS active",
+    )
+    create(server, "swept", "p")
+    server.sql("SELECT branch.set_expiration('swept', now() + interval '3 seconds')")
+    swept = "SELECT current_state = 'deleted' FROM branch.branches WHERE name = 'swept'"
+    wait_for(lambda: server.scalar(swept), 30, "rounds of the sweeper")
+    server.sql("DROP SCHEMA cron CASCADE")
+    server.sql("CREATE EXTENSION pg_cron")
+    for name, active in (("worked", True), ("idle", False)):
+        server.sql(
+            "SELECT cron.schedule_in_database('of ' || %s, '0 0 1 1 *', 'VACUUM', %s,"
+            " active => %s)",
+            (name, name, active),
+        )
+    wait_for(lambda: (place(server, "worked") / SMALL[0]).exists(), 30, "the sweeper")
+    assert not place(server, "false").exists()
+    assert not place(server, "idle").exists()
+    healthy(server)
+
+
 def test_nothing_is_left(server: Cluster) -> None:
     """Of all branches above."""
     names = ["n1", "n2", "n3", "again", "shut", "alone", "resumed", "many0", "many1", "many2"]

@@ -24,4 +24,7 @@ extern HeapTuple ab_firstuse_database(const char *name);
  */
 extern void ab_firstuse_prepare_old(void);
 
+/* The same for branches that pg_cron, in the control database, has active jobs in. */
+extern void ab_firstuse_prepare_jobs(void);
+
 #endif							/* AB_FIRSTUSE_H */

@@ -8,7 +8,8 @@
  * before the server looks for the directory; after one has failed it makes the directory
  * on its way out, for the next; branch.resume() makes it beforehand.  Autovacuum comes to databases that have statistics, hence
  * have been connected to, or that are at risk of wraparound: the directories of branches
- * are made well before that.
+ * are made well before that.  Those of branches in which pg_cron has jobs are made when the
+ * sweeper sees these.
  *
  * Every backend, in its first transaction; the sweeper.  Locks: RowExclusiveLock on
  * the database object, which the server takes next, for a client to the end of that
@@ -29,6 +30,7 @@
 #include "access/table.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_database.h"
+#include "executor/spi.h"
 #include "libpq/auth.h"
 #include "libpq/libpq-be.h"
 #include "miscadmin.h"
@@ -47,6 +49,7 @@
 #include "ab_hidden.h"
 #include "ab_originfile.h"
 #include "ab_shmem.h"
+#include "ab_tables.h"
 
 /* Of the age at which autovacuum comes. */
 #define OLD_AGE 0.5
@@ -183,6 +186,59 @@ emit_log(ErrorData *edata)
 
 /* ---- who comes uninvited ---- */
 
+/* Unless somebody is just removing it; a damaged one stays as it is. */
+static void
+prepare_uninvited(Oid db, Oid spc)
+{
+	if (ab_dir_is_whole(db, spc) || !ab_origin_exists(db) || !lock_database(db, false))
+		return;
+	ab_dir_try(db);
+	UnlockSharedObject(DatabaseRelationId, db, 0, RowExclusiveLock);
+}
+
+/* A table of that name may be anybody's. */
+static bool
+has_jobs(void)
+{
+	static const char query[] =
+	"SELECT 1 FROM pg_extension AS e INNER JOIN pg_depend AS d ON e.oid = d.refobjid"
+	" INNER JOIN pg_class AS c ON d.objid = c.oid"
+	" INNER JOIN pg_namespace AS n ON c.relnamespace = n.oid"
+	" WHERE e.extname = 'pg_cron' AND d.refclassid = 'pg_extension'::regclass"
+	" AND d.classid = 'pg_class'::regclass AND d.deptype = 'e'"
+	" AND n.nspname = 'cron' AND c.relname = 'job' AND c.relkind = 'r'";
+
+	return ab_tables_execute(query, 0, NULL, NULL, NULL) > 0;
+}
+
+void
+ab_firstuse_prepare_jobs(void)
+{
+	if (!ab_tables_installed())
+		return;
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	if (has_jobs())
+	{
+		uint64		n = ab_tables_execute("SELECT DISTINCT d.oid, d.dattablespace FROM cron.job AS j"
+										  " INNER JOIN pg_database AS d ON j.database = d.datname"
+										  " WHERE j.active", 0, NULL, NULL, NULL);
+
+		for (uint64 i = 0; i < n; i++)
+		{
+			HeapTuple	tup = SPI_tuptable->vals[i];
+			bool		isnull;
+
+			CHECK_FOR_INTERRUPTS();
+			prepare_uninvited(DatumGetObjectId(SPI_getbinval(tup, SPI_tuptable->tupdesc, 1,
+															 &isnull)),
+							  DatumGetObjectId(SPI_getbinval(tup, SPI_tuptable->tupdesc, 2,
+															 &isnull)));
+		}
+	}
+	SPI_finish();
+}
+
 void
 ab_firstuse_prepare_old(void)
 {
@@ -195,12 +251,8 @@ ab_firstuse_prepare_old(void)
 		Form_pg_database form = (Form_pg_database) GETSTRUCT(tup);
 
 		CHECK_FOR_INTERRUPTS();
-		if (ab_hidden_age(form->datfrozenxid, form->datminmxid) < OLD_AGE ||
-			ab_dir_is_whole(form->oid, form->dattablespace) || !ab_origin_exists(form->oid) ||
-			!lock_database(form->oid, false))
-			continue;
-		ab_dir_try(form->oid);
-		UnlockSharedObject(DatabaseRelationId, form->oid, 0, RowExclusiveLock);
+		if (ab_hidden_age(form->datfrozenxid, form->datminmxid) >= OLD_AGE)
+			prepare_uninvited(form->oid, form->dattablespace);
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);

@@ -185,6 +185,7 @@ ab_sweeper_main(Datum arg)
 	run_step(sweep_snapshots, "retiring snapshots that nobody needs");
 	run_step(ab_agent_roles_sweep, "dropping roles of agents that are gone");
 	run_step(ab_firstuse_prepare_old, "making directories of branches that get old");
+	run_step(ab_firstuse_prepare_jobs, "making directories of branches that have jobs");
 	run_step(warn_of_age, "looking for snapshots that get too old");
 	run_step(ab_quotaload_refresh, "looking after quotas");
 	run_step(ab_keptnames_refresh, "noting new names of roles and databases");
