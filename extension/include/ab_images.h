@@ -77,6 +77,13 @@ extern bool ab_images_has(Oid db, AbSnapId epoch, AbForkKey key, BlockNumber blo
 
 /* ---- reading ---- */
 
+/*
+ * Has no block of the fork an image?  If so, ab_images_still_none(*when) tells, later on,
+ * that nobody has had one since; it may also be that it cannot tell (false).  NOFAIL.
+ */
+extern bool ab_images_none(Oid db, AbForkKey key, uint32 *when);
+extern bool ab_images_still_none(uint32 when);
+
 /* The image that snapshot "from" sees, copied to page.  Takes image_lock shared.  NOFAIL. */
 extern AbImageAnswer ab_images_read(Oid db, XLogRecPtr from, AbForkKey key,
 									BlockNumber block, char *page);

@@ -9,6 +9,8 @@
 
 #include "catalog/pg_control.h"
 
+#include "ab_shmem.h"
+
 /*
  * In the postmaster, before recovery.  Are these the files of a base backup that has
  * not been replayed to its end?  Then they may be from different times.  *redo: where
@@ -37,7 +39,7 @@ extern void ab_recovery_begin(bool ahead, bool mixed);
 extern void ab_recovery_check(bool replay_is_over);
 
 /* Asked by any process; sessions always find the files in order. */
-extern bool ab_recovery_files_are_ahead(void);
+static inline bool ab_recovery_files_are_ahead(void);
 extern bool ab_recovery_files_are_mixed(void);
 
 /*
@@ -47,5 +49,15 @@ extern bool ab_recovery_files_are_mixed(void);
  */
 extern bool ab_recovery_note_gap(Oid db);
 extern bool ab_recovery_has_gap(Oid db);
+
+/* ---- asked for all the time ---- */
+
+extern bool ab_recovery_files_are_ahead_here(void);
+
+static inline bool
+ab_recovery_files_are_ahead(void)
+{
+	return unlikely(ab_shared->files_ahead) && ab_recovery_files_are_ahead_here();
+}
 
 #endif							/* AB_RECOVERY_H */

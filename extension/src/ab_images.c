@@ -13,6 +13,7 @@
 
 #include "ab_failpoint.h"
 #include "ab_imagechain.h"
+#include "ab_shmem.h"
 
 /* What one ab_images_put() does; under the capture lock. */
 static struct
@@ -271,6 +272,21 @@ static bool
 no_index(Oid db, AbForkKey key)
 {
 	return ab_imagefile_index(db, key, false) < 0 && errno == ENOENT;
+}
+
+bool
+ab_images_none(Oid db, AbForkKey key, uint32 *when)
+{
+	*when = pg_atomic_read_u32(&ab_shared->image_generation);
+	return no_index(db, key);
+}
+
+bool
+ab_images_still_none(uint32 when)
+{
+	/* what the caller read before has been read */
+	pg_memory_barrier();
+	return pg_atomic_read_u32(&ab_shared->image_generation) == when;
 }
 
 bool

@@ -49,13 +49,33 @@ raise_unreadable(const AbLayerRef *layer, AbForkKey key, BlockNumber block, bool
 					layer->live_db)));
 }
 
+/* Nobody has overwritten the page, up to now at least. */
+static void
+read_from_file(const AbLayerRef *layer, AbForkKey key, BlockNumber block, char *page)
+{
+	if (!ab_parentfile_read(layer->id, node_of(layer, key), key.fork, block,
+							layer->of_branch != 0, page))
+		raise_unreadable(layer, key, block, false);
+}
+
 static void
 read_as_saved(const AbLayerRef *layer, AbForkKey key, BlockNumber block, char *page)
 {
-	for (;;)
-	{
-		XLogRecPtr	newest;
+	XLogRecPtr	newest;
+	uint32		when;
 
+	/* usually nothing of the relation is saved: that is found out at once, and again */
+	if (ab_images_none(layer->live_db, key, &when))
+	{
+		read_from_file(layer, key, block, page);
+		if (ab_images_still_none(when))
+		{
+			ab_epoch_require_sound(layer->id);
+			return;
+		}
+	}
+	do
+	{
 		switch (ab_images_read(layer->live_db, layer->id.lsn, key, block, page))
 		{
 			case AB_IMAGE_FOUND:
@@ -67,17 +87,11 @@ read_as_saved(const AbLayerRef *layer, AbForkKey key, BlockNumber block, char *p
 			case AB_IMAGE_NONE:
 				break;
 		}
-		if (!ab_parentfile_read(layer->id, node_of(layer, key), key.fork, block,
-								layer->of_branch != 0, page))
-			raise_unreadable(layer, key, block, false);
+		read_from_file(layer, key, block, page);
 		if (!ab_images_newest(layer->live_db, key, block, &newest))
 			raise_unreadable(layer, key, block, true);
-		if (newest < layer->id.lsn)
-		{
-			ab_epoch_require_sound(layer->id);
-			return;
-		}
-	}
+	} while (newest >= layer->id.lsn);
+	ab_epoch_require_sound(layer->id);
 }
 
 /* What the branch inherited where it has no page of its own. */

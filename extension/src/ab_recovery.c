@@ -99,9 +99,9 @@ ab_recovery_check(bool replay_is_over)
 }
 
 bool
-ab_recovery_files_are_ahead(void)
+ab_recovery_files_are_ahead_here(void)
 {
-	if (likely(!ab_shared->files_ahead) || !RecoveryInProgress())
+	if (!RecoveryInProgress())
 		return false;
 	return AmStartupProcess() ? !reachedConsistency : !OidIsValid(MyDatabaseId);
 }

@@ -302,7 +302,7 @@ read_inherited(AbBranch *b, AbFork *f, BlockNumber block, char *page)
 		read_if_still_there(b, f, block, page);
 	else
 		ab_snapshot_read(ab_branch_manifest(b), f->entry, block, page);
-	if (f->key.fork == MAIN_FORKNUM)
+	if (block == 0 && f->key.fork == MAIN_FORKNUM)
 		ab_page_settle(page, block);
 }
 
@@ -317,10 +317,14 @@ static void
 adopt(AbBranch *b, SMgrRelation reln, ForkNumber fork, BlockNumber block,
 	  const char *page)
 {
-	XLogRecPtr	known = Min(GetRedoRecPtr(), ab_branch_manifest(b)->h->id.lsn);
+	static XLogRecPtr redo = InvalidXLogRecPtr; /* it only goes forward */
+	XLogRecPtr	lsn = PageGetLSN((Page) page);
+	XLogRecPtr	snapshot = ab_branch_manifest(b)->h->id.lsn;
 
-	if (fork == MAIN_FORKNUM && PageGetLSN((Page) page) > known &&
-		ab_image_allowed())
+	if (fork != MAIN_FORKNUM || lsn <= Min(redo, snapshot))
+		return;
+	redo = GetRedoRecPtr();
+	if (lsn > Min(redo, snapshot) && ab_image_allowed())
 		(void) ab_image_log(reln->smgr_rnode.node, fork, block, page);
 }
 
