@@ -8,6 +8,7 @@
 #define AB_EPOCH_H
 
 #include "ab_manifest.h"
+#include "ab_shmem.h"
 
 /*
  * The guard of a database (rule 24).  Shared: around every change of a file of
@@ -27,6 +28,9 @@ extern bool ab_guard_try_close(Oid db, TimestampTz deadline);
 
 /* The newest living snapshot; false if there is none that an image could help. */
 extern bool ab_epoch_live(Oid db, AbSnapId *id);
+
+/* What is known of it in shared memory; NULL: it has no living snapshot. */
+extern AbParent *ab_epoch_parent(Oid db);
 
 /* Blocks that a snapshot has of a fork (0: none).  False: it cannot be said. */
 extern bool ab_epoch_nblocks(AbSnapId id, AbForkKey key, BlockNumber *nblocks);

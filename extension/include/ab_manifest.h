@@ -54,6 +54,9 @@ extern const AbRun *ab_manifest_run(const AbManifest *m, const AbForkEntry *e,
  */
 extern char *ab_manifest_check(const char *image, size_t len, AbManifest *out);
 
+/* The same of one that ab_builder_seal() has not been called for yet. */
+extern char *ab_manifest_check_unsealed(const char *image, size_t len, AbManifest *out);
+
 /*
  * Set the arrays of out into an image, looking only at its magic, version and whether
  * its length fits.  Allocates and raises nothing.
@@ -69,6 +72,9 @@ typedef struct AbManifestBuilder AbManifestBuilder;
 
 extern AbManifestBuilder *ab_manifest_builder(void);	/* in CurrentMemoryContext */
 
+/* There will be so many, or more: room for them at once. */
+extern void ab_builder_expect(AbManifestBuilder *b, uint32 nforks, uint32 nruns);
+
 /* layers[0], the snapshot itself, is there from the start. */
 extern uint32 ab_builder_layer(AbManifestBuilder *b, AbLayerRef layer);	/* index; once each */
 extern void ab_builder_fork(AbManifestBuilder *b, AbForkKey key, uint16 flags,
@@ -83,10 +89,16 @@ extern void ab_builder_run(AbManifestBuilder *b, BlockNumber start,
 extern void ab_builder_relmap(AbManifestBuilder *b, const char *relmap);
 
 /*
- * The finished image: sorted, counted, with layers[0] = header->id (live if the
- * header's flags say so) and the CRC set.  header: magic, version, counts and crc are filled in here.  May be
- * called again with another header (the id is known only after WAL insertion).
+ * The image: sorted and counted, with layers[0] live if the header's flags say so.
+ * header: magic, version and counts are filled in here.  It is good for a file once it
+ * is sealed, with the same header: that gives it the snapshot's id, which is known only
+ * after WAL insertion, the rest of the header, and the CRC.
  */
+extern char *ab_builder_image(AbManifestBuilder *b, AbManifestHeader *header,
+							  size_t *len);
+extern void ab_builder_seal(char *image, size_t len, AbManifestHeader *header);
+
+/* Both at once. */
 extern char *ab_builder_finish(AbManifestBuilder *b, AbManifestHeader *header,
 							   size_t *len);
 

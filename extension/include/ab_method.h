@@ -25,6 +25,9 @@ typedef struct AbCapture
 	AbManifestBuilder *builder;
 	AbLayerWriter *layer;
 	int			source_fd;		/* segment being read; 0: none */
+	uint64		listed_at;		/* moment of the list of files and state of the */
+	uint64		stamp;			/* directories then (ab_forknotes.h); of a live one */
+	int			looked_at;		/* how many forks were looked at, to list them */
 	/* In redo the forks and sizes come from WAL (rule 31); else NULL. */
 	const AbForkEntry *wal_forks;
 	int			wal_nforks;
@@ -57,6 +60,15 @@ typedef struct AbSourceFork
  * Raises 55000 for names that no part of the server makes (M27), except in redo.
  */
 extern AbSourceFork *ab_source_forks(const AbCapture *c, int *n);
+
+/* The files of one fork; false if it has none. */
+extern bool ab_source_fork(const AbCapture *c, AbForkKey key, AbSourceFork *fork);
+
+/*
+ * Another one after a file came or went in the source's directories, by whomever: usually
+ * soon, since it is the clock of the filesystem that tells.
+ */
+extern uint64 ab_source_stamp(const AbCapture *c);
 extern AbSourceFork *ab_source_find(AbSourceFork *forks, int n, AbForkKey key);
 
 /* Put the source's pg_filenode.map into the builder; in redo WAL has it. */

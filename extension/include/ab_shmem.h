@@ -77,7 +77,33 @@ typedef struct AbParent
 	Oid			db;				/* 0: slot free */
 	bool		all_poisoned;	/* no image can help any of its snapshots */
 	AbSnapId	live;			/* the newest of them; changed under the guard */
+
+	/* its files (ab_forknotes.c; the table's spinlock) */
+	AbSnapId	listed;			/* has them all, but for the notes since ... */
+	uint64		listed_at;		/* ... this moment; 0: there is no such list */
+	uint64		listing_at;		/* a list is being made, or was, of this moment */
+	uint64		names_changed_at;	/* files came or went then */
+	uint64		directories;	/* how they were when they were listed */
 } AbParent;
+
+/* Forks that changed their length (ab_forknotes.c). */
+typedef struct AbForkNote
+{
+	Oid			db;
+	AbForkKey	key;
+	uint64		moment;
+} AbForkNote;
+
+#define AB_FORKNOTES 512		/* for each guard */
+
+typedef struct AbForkNotes
+{
+	slock_t		mutex;
+	int			n;
+	uint64		lost_at;		/* the table was full then, and emptied */
+	pg_atomic_uint64 clock;		/* 1 at first; moved under the spinlock */
+	AbForkNote	note[AB_FORKNOTES];
+} AbForkNotes;
 
 /* What agents need has been seen in a database (ab_agentready.c). */
 typedef struct AbReadyDatabase
@@ -182,6 +208,7 @@ typedef struct AbShared
 	pg_atomic_uint32 unlinks_ended[AB_GUARDS];
 
 	AbParent   *parents;		/* nsnapslots of them; snap_lock to take or free one */
+	AbForkNotes forknotes[AB_GUARDS];	/* by database as the guards */
 
 	uint32		journal_next;	/* journal_lock */
 

@@ -42,6 +42,22 @@ ab_manifest_builder(void)
 	return b;
 }
 
+void
+ab_builder_expect(AbManifestBuilder *b, uint32 nforks, uint32 nruns)
+{
+	Assert(b->nforks == 0 && b->nruns == 0);
+	if (nforks > b->maxforks)
+	{
+		b->maxforks = nforks;
+		b->forks = repalloc_huge(b->forks, sizeof(AbForkEntry) * nforks);
+	}
+	if (nruns > b->maxruns)
+	{
+		b->maxruns = nruns;
+		b->runs = repalloc_huge(b->runs, sizeof(AbRun) * nruns);
+	}
+}
+
 /* Double an array in place when it is full. */
 static void *
 grown(void *array, uint32 used, uint32 *max, size_t size)
@@ -119,7 +135,7 @@ ab_builder_relmap(AbManifestBuilder *b, const char *relmap)
 }
 
 char *
-ab_builder_finish(AbManifestBuilder *b, AbManifestHeader *header, size_t *len)
+ab_builder_image(AbManifestBuilder *b, AbManifestHeader *header, size_t *len)
 {
 	char	   *image;
 	char	   *at;
@@ -135,7 +151,6 @@ ab_builder_finish(AbManifestBuilder *b, AbManifestHeader *header, size_t *len)
 	header->nlayers = b->nlayers;
 	header->nforks = b->nforks;
 	header->nruns = b->nruns;
-	b->layers[0].id = header->id;
 	if (header->flags & AB_MANIFEST_LIVE)
 	{
 		b->layers[0].live_db = header->source_db;
@@ -148,7 +163,7 @@ ab_builder_finish(AbManifestBuilder *b, AbManifestHeader *header, size_t *len)
 		(size_t) b->nruns * sizeof(AbRun);
 	image = MemoryContextAllocHuge(b->cxt, *len);
 
-	memcpy(image, header, sizeof(AbManifestHeader));
+	memcpy(image, header, sizeof(AbManifestHeader));	/* until it is sealed */
 	at = image + sizeof(AbManifestHeader);
 	memcpy(at, b->layers, b->nlayers * sizeof(AbLayerRef));
 	at += b->nlayers * sizeof(AbLayerRef);
@@ -157,8 +172,25 @@ ab_builder_finish(AbManifestBuilder *b, AbManifestHeader *header, size_t *len)
 	memcpy(at, b->runs, b->nruns * sizeof(AbRun));
 	at += b->nruns * sizeof(AbRun);
 	memcpy(at, b->relmap, AB_RELMAP_SIZE);
+	return image;
+}
 
-	header->crc = ab_crc_without(image, *len, offsetof(AbManifestHeader, crc));
+void
+ab_builder_seal(char *image, size_t len, AbManifestHeader *header)
+{
+	AbLayerRef *self = (AbLayerRef *) (image + sizeof(AbManifestHeader));
+
+	self->id = header->id;
+	memcpy(image, header, sizeof(AbManifestHeader));
+	header->crc = ab_crc_without(image, len, offsetof(AbManifestHeader, crc));
 	((AbManifestHeader *) image)->crc = header->crc;
+}
+
+char *
+ab_builder_finish(AbManifestBuilder *b, AbManifestHeader *header, size_t *len)
+{
+	char	   *image = ab_builder_image(b, header, len);
+
+	ab_builder_seal(image, *len, header);
 	return image;
 }

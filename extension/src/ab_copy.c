@@ -9,6 +9,8 @@
  */
 #include "ab_method.h"
 
+#include "ab_forknotes.h"
+
 /* One segment's blocks into the layer; a segment that is gone is zeros. */
 static void
 copy_segment(AbCapture *c, AbForkKey key, uint32 segno, BlockNumber nblocks)
@@ -64,11 +66,12 @@ fork_length(const AbSourceFork *f)
 }
 
 static void
-copy_what_is_there(AbCapture *c)
+list_everything(AbCapture *c)
 {
 	int			n;
 	AbSourceFork *forks = ab_source_forks(c, &n);
 
+	c->looked_at = n;
 	for (int i = 0; i < n; i++)
 	{
 		AbForkKey	init = forks[i].key;
@@ -83,6 +86,127 @@ copy_what_is_there(AbCapture *c)
 			continue;
 		copy_fork(c, forks[i].key, flags, fork_length(&forks[i]));
 	}
+}
+
+/* ---- or what has changed since the last list (README.before_images, L1 to L4) ---- */
+
+/* NULL, after a message for the log, if it is damaged: everything is listed then. */
+static AbManifest *
+try_manifest(AbSnapId id)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+	AbManifest *volatile m = NULL;
+
+	PG_TRY();
+	{
+		m = ab_manifest_acquire(id);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *e;
+
+		MemoryContextSwitchTo(cxt);
+		e = CopyErrorData();
+		FlushErrorState();
+		ereport(LOG,
+				(errcode(e->sqlerrcode),
+				 errmsg_internal("listing all files of a database: %s", e->message)));
+		FreeErrorData(e);
+	}
+	PG_END_TRY();
+	return m;
+}
+
+/* What is noted of an unlogged relation's other forks, which no list has. */
+static bool
+is_never_listed(const AbManifest *m, AbForkKey key)
+{
+	const AbForkEntry *e;
+
+	key.fork = MAIN_FORKNUM;
+	e = ab_manifest_find(m, key);
+	return e != NULL && (e->flags & AB_FORK_UNLOGGED);
+}
+
+/* The present lengths of the forks noted, in *lengths.  False: a list does not tell. */
+static bool
+measure_noted(const AbCapture *c, const AbManifest *m, const AbForkKey *noted, int n,
+			  BlockNumber *lengths)
+{
+	for (int i = 0; i < n; i++)
+	{
+		const AbForkEntry *e = ab_manifest_find(m, noted[i]);
+		AbSourceFork fork;
+
+		if (e == NULL && is_never_listed(m, noted[i]))
+			continue;
+		if (e == NULL || !ab_source_fork(c, noted[i], &fork))
+			return false;
+		lengths[e - m->forks] = fork_length(&fork);
+		pfree(fork.length);
+	}
+	return true;
+}
+
+static bool
+list_from(AbCapture *c, const AbManifest *m, const AbForkKey *noted, int n)
+{
+	BlockNumber *lengths = palloc_extended(sizeof(BlockNumber) * (m->h->nforks + 1),
+										   MCXT_ALLOC_HUGE);
+	bool		told;
+
+	for (uint32 i = 0; i < m->h->nforks; i++)
+		lengths[i] = m->forks[i].nblocks;
+	told = measure_noted(c, m, noted, n, lengths);
+	c->looked_at = n;
+	if (told)
+		ab_builder_expect(c->builder, m->h->nforks, m->h->nruns + n);
+	for (uint32 i = 0; i < m->h->nforks && told; i++)
+	{
+		const AbForkEntry *e = &m->forks[i];
+		AbForkKey	key = {e->spc, e->rel, e->fork};
+
+		copy_fork(c, key, e->flags, lengths[i]);
+	}
+	pfree(lengths);
+	return told;
+}
+
+/* Of what the last snapshot lists, only what is noted since can be otherwise. */
+static bool
+list_what_changed(AbCapture *c)
+{
+	AbForkKey  *noted;
+	AbSnapId	since;
+	AbManifest *volatile m;
+	volatile bool listed = false;
+	bool		usable;
+	int			n;
+
+	c->stamp = ab_source_stamp(c);
+	c->listed_at = ab_forknotes_listing(c->source_db, c->stamp, &usable, &since,
+										&noted, &n);
+	m = usable ? try_manifest(since) : NULL;
+	if (m == NULL)
+		return false;
+	PG_TRY();
+	{
+		listed = list_from(c, m, noted, n);
+	}
+	PG_FINALLY();
+	{
+		ab_manifest_release(m);
+	}
+	PG_END_TRY();
+	return listed;
+}
+
+static void
+copy_what_is_there(AbCapture *c)
+{
+	if (c->live && list_what_changed(c))
+		return;
+	list_everything(c);
 }
 
 static void

@@ -69,8 +69,8 @@ ab_guard_open(Oid db)
 /* ---- the table ---- */
 
 /* Our own entry cannot come or go while the guard is held. */
-static AbParent *
-find_parent(Oid db)
+AbParent *
+ab_epoch_parent(Oid db)
 {
 	typedef struct Known
 	{
@@ -116,7 +116,7 @@ new_parent(Oid db)
 bool
 ab_epoch_live(Oid db, AbSnapId *id)
 {
-	const AbParent *p = find_parent(db);
+	const AbParent *p = ab_epoch_parent(db);
 
 	if (likely(p == NULL) || p->all_poisoned)
 		return false;
@@ -127,7 +127,7 @@ ab_epoch_live(Oid db, AbSnapId *id)
 void
 ab_epoch_begin(Oid db, AbSnapId id)
 {
-	AbParent   *p = find_parent(db);
+	AbParent   *p = ab_epoch_parent(db);
 
 	if (p == NULL)
 		p = new_parent(db);
@@ -159,7 +159,7 @@ all_are_poisoned(Oid db)
 void
 ab_epoch_recompute(Oid db)
 {
-	AbParent   *p = find_parent(db);
+	AbParent   *p = ab_epoch_parent(db);
 	AbSnapId	id;
 	bool		found;
 	bool		all_poisoned;
@@ -173,7 +173,7 @@ ab_epoch_recompute(Oid db)
 	if (found)
 	{
 		ab_epoch_begin(db, id);
-		find_parent(db)->all_poisoned = all_poisoned;
+		ab_epoch_parent(db)->all_poisoned = all_poisoned;
 	}
 	ab_generation_bump(db);
 }
@@ -372,7 +372,7 @@ forget_branches(void)
 void
 ab_epoch_poison(Oid db, AbSnapId live, XLogRecPtr newest_image, int error)
 {
-	AbParent   *p = find_parent(db);
+	AbParent   *p = ab_epoch_parent(db);
 	bool		durable = ab_images_poison(db, live, newest_image + 1);
 	bool		news = false;
 
@@ -424,7 +424,7 @@ ab_epoch_poison_one(AbSnapId id, int error)
 			ab_shared->snap[i].poisoned = true;
 			db = ab_shared->snap[i].source_db;
 		}
-	p = OidIsValid(db) ? find_parent(db) : NULL;
+	p = OidIsValid(db) ? ab_epoch_parent(db) : NULL;
 	if (p != NULL)
 		p->all_poisoned = all_are_poisoned(db);
 	LWLockRelease(ab_shared->snap_lock);

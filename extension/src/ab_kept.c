@@ -35,6 +35,7 @@
 #include "ab_epoch.h"
 #include "ab_failpoint.h"
 #include "ab_file.h"
+#include "ab_forknotes.h"
 #include "ab_images.h"
 #include "ab_parentfile.h"
 #include "ab_snaptable.h"
@@ -145,6 +146,7 @@ ab_kept_unlink(RelFileNodeBackend rnode, ForkNumber fork, bool isRedo)
 
 	pg_atomic_fetch_add_u32(&ab_shared->unlinks_begun[db % AB_GUARDS], 1);
 	ab_guard_enter(db);
+	(void) ab_forknotes_before(rnode.node, InvalidForkNumber);
 	needed = is_needed(rnode.node, fork);
 	ab_guard_leave(db);
 

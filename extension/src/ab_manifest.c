@@ -103,8 +103,23 @@ ab_fork_entry_compare(const void *a, const void *b)
 	return (int) x->fork - (int) y->fork;
 }
 
-char *
-ab_manifest_check(const char *image, size_t len, AbManifest *out)
+static char *
+check_contents(const AbManifest *m)
+{
+	for (uint32 i = 0; i < m->h->nforks; i++)
+	{
+		char	   *reason = check_runs(m, &m->forks[i]);
+
+		if (reason)
+			return reason;
+		if (i > 0 && ab_fork_entry_compare(&m->forks[i - 1], &m->forks[i]) >= 0)
+			return pstrdup("forks are not sorted");
+	}
+	return NULL;
+}
+
+static char *
+check(const char *image, size_t len, bool sealed, AbManifest *out)
 {
 	const AbManifestHeader *h = (const AbManifestHeader *) image;
 
@@ -115,19 +130,22 @@ ab_manifest_check(const char *image, size_t len, AbManifest *out)
 	if (!ab_manifest_layout(image, len, out) || h->nlayers == 0)
 		return psprintf("%zu bytes long instead of " UINT64_FORMAT, len,
 						expected_length(h));
-	if (ab_crc_without(image, len, offsetof(AbManifestHeader, crc)) != h->crc)
+	if (sealed &&
+		ab_crc_without(image, len, offsetof(AbManifestHeader, crc)) != h->crc)
 		return pstrdup("checksum mismatch");
+	return check_contents(out);
+}
 
-	for (uint32 i = 0; i < h->nforks; i++)
-	{
-		char	   *reason = check_runs(out, &out->forks[i]);
+char *
+ab_manifest_check(const char *image, size_t len, AbManifest *out)
+{
+	return check(image, len, true, out);
+}
 
-		if (reason)
-			return reason;
-		if (i > 0 && ab_fork_entry_compare(&out->forks[i - 1], &out->forks[i]) >= 0)
-			return pstrdup("forks are not sorted");
-	}
-	return NULL;
+char *
+ab_manifest_check_unsealed(const char *image, size_t len, AbManifest *out)
+{
+	return check(image, len, false, out);
 }
 
 static bool

@@ -15,6 +15,7 @@
 #include "access/xlogutils.h"
 #include "catalog/pg_tablespace_d.h"
 #include "commands/dbcommands.h"
+#include "common/hashfn.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "storage/fd.h"
@@ -131,8 +132,9 @@ list_file(DIR *dir, const char *path, const char *name, Oid spc, FileList *list)
 }
 
 static void
-list_directory(const char *path, Oid spc, FileList *list)
+list_directory(const char *path, Oid spc, void *arg)
 {
+	FileList   *list = arg;
 	DIR		   *dir = AllocateDir(path);
 	struct dirent *de;
 
@@ -143,9 +145,9 @@ list_directory(const char *path, Oid spc, FileList *list)
 	FreeDir(dir);
 }
 
-/* All tablespaces, with or without a directory of the source. */
+/* In all tablespaces, with or without a directory of the source. */
 static void
-list_everything(Oid db, FileList *list)
+for_each_directory(Oid db, void (*visit) (const char *path, Oid spc, void *arg), void *arg)
 {
 	const char *const links = "pg_tblspc";
 	DIR		   *dir;
@@ -153,7 +155,7 @@ list_everything(Oid db, FileList *list)
 	char	   *path;
 
 	path = GetDatabasePath(db, DEFAULTTABLESPACE_OID);
-	list_directory(path, DEFAULTTABLESPACE_OID, list);
+	visit(path, DEFAULTTABLESPACE_OID, arg);
 	pfree(path);
 
 	dir = AllocateDir(links);
@@ -165,10 +167,33 @@ list_everything(Oid db, FileList *list)
 			continue;
 		ab_capture_interrupts();
 		path = GetDatabasePath(db, spc);
-		list_directory(path, spc, list);
+		visit(path, spc, arg);
 		pfree(path);
 	}
 	FreeDir(dir);
+}
+
+static void
+stamp_directory(const char *path, Oid spc, void *arg)
+{
+	uint64	   *stamp = arg;
+	struct stat st;
+
+	if (stat(path, &st) < 0)
+		return;					/* nothing there, or whoever lists it says what is */
+	*stamp = hash_combine64(*stamp, spc);
+	*stamp = hash_combine64(*stamp, (uint64) st.st_ino);
+	*stamp = hash_combine64(*stamp, (uint64) st.st_mtim.tv_sec);
+	*stamp = hash_combine64(*stamp, (uint64) st.st_mtim.tv_nsec);
+}
+
+uint64
+ab_source_stamp(const AbCapture *c)
+{
+	uint64		stamp = 0;
+
+	for_each_directory(c->source_db, stamp_directory, &stamp);
+	return stamp;
 }
 
 static int
@@ -246,7 +271,7 @@ ab_source_forks(const AbCapture *c, int *n)
 	list.max = 1024;
 	list.file = palloc(sizeof(SourceFile) * list.max);
 	initStringInfo(&list.unknown);
-	list_everything(c->source_db, &list);
+	for_each_directory(c->source_db, list_directory, &list);
 	if (list.unknown.len > 0 && !InRecovery)
 		refuse_unknown_files(c->source_db, list.unknown.data);
 
@@ -282,6 +307,41 @@ ab_source_find(AbSourceFork *forks, int n, AbForkKey key)
 }
 
 /* ---- single files ---- */
+
+bool
+ab_source_fork(const AbCapture *c, AbForkKey key, AbSourceFork *fork)
+{
+	uint32		max = 0;
+
+	fork->key = key;
+	fork->nsegments = 0;
+	fork->length = NULL;
+	for (;;)
+	{
+		RelFileNode rnode = {key.spc, c->source_db, key.rel};
+		char		path[MAXPGPATH];
+		struct stat st;
+
+		ab_relation_path(path, rnode, key.fork, fork->nsegments);
+		if (stat(path, &st) < 0)
+		{
+			if (errno != ENOENT)
+				ereport(ERROR,
+						(errcode_for_file_access(),
+						 errmsg("could not stat file \"%s\": %m", path)));
+			return fork->nsegments > 0;
+		}
+		if (fork->nsegments == max)
+		{
+			max = max * 2 + 1;
+			fork->length = fork->length ?
+				repalloc(fork->length, sizeof(BlockNumber) * max) :
+				palloc(sizeof(BlockNumber) * max);
+		}
+		fork->length[fork->nsegments++] =
+			(BlockNumber) Min(st.st_size / BLCKSZ, (off_t) RELSEG_SIZE);
+	}
+}
 
 bool
 ab_source_open(AbCapture *c, AbForkKey key, uint32 segno, char path[MAXPGPATH])

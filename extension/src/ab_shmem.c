@@ -113,6 +113,8 @@ init_shared(void)
 	{
 		pg_atomic_init_u32(&ab_shared->unlinks_begun[i], 0);
 		pg_atomic_init_u32(&ab_shared->unlinks_ended[i], 0);
+		SpinLockInit(&ab_shared->forknotes[i].mutex);
+		pg_atomic_init_u64(&ab_shared->forknotes[i].clock, 1);
 	}
 	ab_shared->nsnapslots = nslots;
 	ab_shared->parents = (AbParent *) &ab_shared->snap[nslots];

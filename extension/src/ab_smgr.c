@@ -28,6 +28,7 @@
 #include "ab_dir.h"
 #include "ab_epoch.h"
 #include "ab_failpoint.h"
+#include "ab_forknotes.h"
 #include "ab_holes.h"
 #include "ab_image.h"
 #include "ab_journal.h"
@@ -91,6 +92,37 @@ end_change(SMgrRelation reln)
 }
 
 /*
+ * Of a plain database: a fork is about to change its length; end_resize() says that it has.
+ * Between begin_change() and end_change(), or with the guard held otherwise.
+ */
+static inline uint64
+begin_resize(SMgrRelation reln, ForkNumber fork, const AbBranch *branch)
+{
+	if (branch != NULL || !is_guarded(reln->smgr_rnode))
+		return 0;
+	return ab_forknotes_before(reln->smgr_rnode.node, fork);
+}
+
+static inline void
+end_resize(SMgrRelation reln, ForkNumber fork, uint64 moment)
+{
+	ab_forknotes_after(reln->smgr_rnode.node, fork, moment);
+}
+
+/* A file of a plain database is about to come, or has come. */
+static void
+note_new_file(SMgrRelation reln, const AbBranch *branch)
+{
+	Oid			db = reln->smgr_rnode.node.dbNode;
+
+	if (branch != NULL || !is_guarded(reln->smgr_rnode))
+		return;
+	ab_guard_enter(db);
+	(void) ab_forknotes_before(reln->smgr_rnode.node, InvalidForkNumber);
+	ab_guard_leave(db);
+}
+
+/*
  * What this process, which is not a session of the branch, has for a damaged branch
  * goes nowhere: nobody can read it any more, and nothing else may fail for it (B2).
  */
@@ -120,7 +152,10 @@ ab_smgr_create(SMgrRelation reln, ForkNumber fork, bool isRedo)
 	{
 		if (isRedo && is_discarded(reln->smgr_rnode))
 			return;
+		/* not under the guard: md may wait for a lock whose holder waits for a checkpoint */
+		note_new_file(reln, b);
 		mdcreate(reln, fork, isRedo);
+		note_new_file(reln, b);
 		if (b != NULL && !isRedo && fork == MAIN_FORKNUM)
 			ab_dir_note_new_file(reln->smgr_rnode.node.dbNode);
 		return;
@@ -211,6 +246,7 @@ ab_smgr_extend(SMgrRelation reln, ForkNumber fork, BlockNumber block,
 {
 	AbBranch   *b;
 	AbFork	   *f = inherited_fork(reln->smgr_rnode, fork, &b);
+	uint64		moment;
 
 	if (f == NULL && is_discarded(reln->smgr_rnode))
 	{
@@ -218,6 +254,7 @@ ab_smgr_extend(SMgrRelation reln, ForkNumber fork, BlockNumber block,
 		return;
 	}
 	begin_change(reln, fork, block, buffer);
+	moment = begin_resize(reln, fork, b);
 	if (f == NULL)
 		prepare_plain(reln, fork, block);
 	else
@@ -225,6 +262,7 @@ ab_smgr_extend(SMgrRelation reln, ForkNumber fork, BlockNumber block,
 	mdextend(reln, fork, block, buffer, skipFsync);
 	if (f != NULL && unlikely(block < f->limit))
 		ab_holes_filled(reln->smgr_rnode.node, block);
+	end_resize(reln, fork, moment);
 	end_change(reln);
 }
 
@@ -482,10 +520,12 @@ ab_smgr_truncate(SMgrRelation reln, ForkNumber fork, BlockNumber old_blocks,
 {
 	AbBranch   *b;
 	AbFork	   *f = inherited_fork(reln->smgr_rnode, fork, &b);
+	uint64		moment = 0;
 
 	if (is_guarded(reln->smgr_rnode))
 	{
 		ab_guard_enter(reln->smgr_rnode.node.dbNode);
+		moment = begin_resize(reln, fork, b);
 		ab_capture_tail(reln->smgr_rnode.node, fork, nblocks);
 		AB_FAILPOINT_NO_ERROR("truncate-captured");
 	}
@@ -498,5 +538,6 @@ ab_smgr_truncate(SMgrRelation reln, ForkNumber fork, BlockNumber old_blocks,
 		AB_FAILPOINT_NO_ERROR("truncate-limit-lowered");
 		ab_overlay_truncate(b, f, reln, old_blocks, nblocks);
 	}
+	end_resize(reln, fork, moment);
 	end_change(reln);
 }

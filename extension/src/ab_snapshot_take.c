@@ -42,6 +42,7 @@
 #include "ab_epoch.h"
 #include "ab_failpoint.h"
 #include "ab_file.h"
+#include "ab_forknotes.h"
 #include "ab_gate.h"
 #include "ab_images.h"
 #include "ab_initfile.h"
@@ -71,12 +72,15 @@ typedef struct Taking
 	MemoryContext cxt;			/* everything; gone at the end */
 	AbCapture	capture;
 	AbManifestHeader header;
-	AbManifest	view;			/* of the image that was built last */
+	char	   *image;			/* of the manifest, built last */
+	size_t		image_len;
+	AbManifest	view;			/* of that image */
 	XLogRecPtr	window;			/* start of the flush before the capture */
 	uint32		no_unlinks;		/* mark from before the files were listed */
 	instr_time	flushing;		/* spent on what was dirty */
 	instr_time	waiting;		/* spent on transactions that wrote */
-	AbSnapId	id;				/* valid from its WAL record until given up */
+	XLogRecPtr	record;			/* where the WAL record begins */
+	AbSnapId	id;				/* valid from its WAL record, its end, until given up */
 	bool		late;			/* between ab_latesync_begin() and _end() */
 	bool		hidden_asked;	/* the keeper may have committed a row */
 	bool		done;			/* CONFIRM is logged: nothing is undone now */
@@ -234,9 +238,10 @@ static void
 report_times(const Taking *t)
 {
 	ereport(DEBUG1,
-			(errmsg_internal("snapshot of database \"%s\": flushing %.3f ms, waiting for writers %.3f ms",
+			(errmsg_internal("snapshot of database \"%s\": flushing %.3f ms, waiting for writers %.3f ms, looked at %d forks",
 							 t->dbname, INSTR_TIME_GET_MILLISEC(t->flushing),
-							 INSTR_TIME_GET_MILLISEC(t->waiting))));
+							 INSTR_TIME_GET_MILLISEC(t->waiting),
+							 t->capture.looked_at)));
 }
 
 /* ---- one attempt ---- */
@@ -255,21 +260,25 @@ capture(Taking *t)
 	ab_method_for(&t->capture)->capture(&t->capture);
 }
 
-/* Build the manifest as it is known now and look into it. */
-static char *
-build(Taking *t, size_t *len)
+/* Build the manifest as it is known now, without the id, and look into it. */
+static void
+build(Taking *t)
 {
-	char	   *image;
 	char	   *reason;
 
-	t->header.id = t->id;
 	t->header.pages_blocks = t->capture.live ? 0 :
 		ab_layer_writer_nblocks(t->capture.layer);
-	image = ab_builder_finish(t->capture.builder, &t->header, len);
-	reason = ab_manifest_check(image, *len, &t->view);
+	t->image = ab_builder_image(t->capture.builder, &t->header, &t->image_len);
+	reason = ab_manifest_check_unsealed(t->image, t->image_len, &t->view);
 	if (reason)
 		elog(ERROR, "built a bad manifest: %s", reason);
-	return image;
+}
+
+static void
+seal(Taking *t)
+{
+	t->header.id = t->id;
+	ab_builder_seal(t->image, t->image_len, &t->header);
 }
 
 /*
@@ -292,6 +301,7 @@ insert_record(Taking *t, xl_ab_snapshot *rec)
 		rec->taken_at = t->header.taken_at = GetCurrentTimestamp();
 		end = ab_wal_snapshot(rec, t->view.forks, t->view.layers + 1, t->view.runs,
 							  t->view.relmap);
+		t->record = ProcLastRecPtr;
 	}
 	else
 		LWLockRelease(ProcArrayLock);
@@ -300,12 +310,12 @@ insert_record(Taking *t, xl_ab_snapshot *rec)
 }
 
 static void
-write_pending(const Taking *t, const char *image, size_t len)
+write_pending(const Taking *t)
 {
 	char	   *pending = ab_snapshot_path(t->id, ".pending");
 	char	   *tmp = ab_file_tmp_name();
 
-	ab_file_write_via(tmp, pending, image, len, false);
+	ab_file_write_via(tmp, pending, t->image, t->image_len, false);
 	pfree(tmp);
 	pfree(pending);
 }
@@ -318,20 +328,19 @@ static void
 make_live(Taking *t)
 {
 	Oid			db = t->capture.source_db;
-	char	   *image;
-	size_t		len;
 
 	XLogFlush(t->id.lsn);
 	AB_FAILPOINT("snapshot-logged");
-	image = build(t, &len);
+	seal(t);
 
 	/* from here on the sweeps know that the files are somebody's */
 	ab_snaptable_add(t->id, db, false, true);
 	ab_images_begin(db, t->id, false);
 	AB_FAILPOINT("snapshot-store-begun");
-	write_pending(t, image, len);
+	write_pending(t);
 	AB_FAILPOINT("snapshot-pending");
 	ab_epoch_begin(db, t->id);
+	ab_forknotes_listed(db, t->capture.listed_at, t->capture.stamp, t->id);
 	AB_FAILPOINT("snapshot-live");
 }
 
@@ -342,9 +351,8 @@ log_snapshot(Taking *t)
 	Oid			db = t->capture.source_db;
 	xl_ab_snapshot rec;
 	XLogRecPtr	end = InvalidXLogRecPtr;
-	size_t		len;
 
-	(void) build(t, &len);
+	build(t);
 	memset(&rec, 0, sizeof(rec));
 	rec.base = t->header.base;
 	rec.source_db = t->header.source_db;
@@ -523,7 +531,8 @@ static bool
 mend(Taking *t)
 {
 	XLogRecPtr	from = t->window;
-	XLogRecPtr	upto = t->id.lsn;
+	XLogRecPtr	upto = t->record;	/* our own says nothing, and may be long */
+	XLogRecPtr	seen = t->id.lsn;
 
 	for (int round = 0; round < MEND_ROUNDS; round++)
 	{
@@ -534,10 +543,10 @@ mend(Taking *t)
 			return false;
 		if (!capture_again(t, touched, &newest))
 			return false;
-		if (newest <= upto)
+		if (newest <= seen)
 			return true;
-		from = upto;
-		upto = newest;
+		from = seen;
+		upto = seen = newest;
 	}
 	return false;
 }
@@ -554,8 +563,6 @@ write_files(Taking *t)
 	AbLayerWriter *layer = t->capture.layer;
 	char	   *pending = ab_snapshot_path(t->id, ".pending");
 	pg_crc32c	crc;
-	char	   *image;
-	size_t		len;
 
 	ab_layer_writer_sync(layer);
 	if (ab_layer_writer_crc(layer, &crc))
@@ -563,10 +570,11 @@ write_files(Taking *t)
 		t->header.flags |= AB_MANIFEST_HAS_PAGES_CRC;
 		t->header.pages_crc = crc;
 	}
-	image = build(t, &len);
+	build(t);
+	seal(t);
 	ab_layer_writer_publish(layer, t->id);
 	t->capture.layer = NULL;
-	ab_file_write_durably(pending, image, len);
+	ab_file_write_durably(pending, t->image, t->image_len);
 	pfree(pending);
 }
 

@@ -1,0 +1,202 @@
+"""A new snapshot looks only at the forks that were noted since the last list of its parent's files:
+whatever changes their lengths, or brings or takes files, has to be in the next snapshot."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+from ab_checks import create_database, healthy
+from ab_cluster import Cluster
+from ab_oracle import HELPERS, METHOD
+
+pytestmark = pytest.mark.skipif(
+    METHOD != "before_image", reason=f"is about before-images, not about {METHOD}"
+)
+
+LENGTHS = """
+    SELECT c.oid, f, fork_blocks(c.oid::regclass::text, f)
+    FROM pg_class AS c, unnest(ARRAY['main', 'fsm', 'vm']) AS f
+    WHERE c.relkind IN ('r', 'i', 'S', 't', 'm') AND c.relpersistence = 'p'
+        AND NOT c.relisshared AND (f = 'main' OR c.oid >= 16384)
+    ORDER BY 1, 2
+"""
+LOOKED = re.compile(r"looked at ([0-9]+) forks")
+STILL = {
+    "autovacuum": "off",
+    "checkpoint_timeout": "1h",
+    "shared_buffers": "32MB",
+    "max_locks_per_transaction": "1000",
+}
+
+
+class Brancher:
+    """Makes branches of "p" and compares the lengths of all their forks with the parent's."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.session = cluster.connect()
+        self.session.execute("SET client_min_messages = debug1")
+        self.session.add_notice_handler(self.note)
+        self.made = 0
+        self.looked = -1
+
+    def note(self, notice: psycopg.errors.Diagnostic) -> None:
+        if found := LOOKED.search(notice.message_primary or ""):
+            self.looked = int(found[1])
+
+    def branch(self) -> int:
+        """How many forks were looked at."""
+        self.made += 1
+        self.looked = -1
+        self.session.execute(f"CREATE DATABASE b{self.made} TEMPLATE p STRATEGY branch")
+        assert self.looked >= 0, "no new snapshot was taken"
+        there = self.cluster.sql(LENGTHS, dbname=f"b{self.made}")
+        assert there == self.cluster.sql(LENGTHS, dbname="p")
+        return self.looked
+
+    def write(self) -> None:
+        self.cluster.sql("UPDATE one SET i = i + 1", dbname="p")
+
+    def settle(self) -> None:
+        """Until the files are those of the last list."""
+        for _ in range(3):
+            self.write()
+            self.branch()
+
+
+@pytest.fixture
+def brancher(make_cluster: Callable[..., Cluster]) -> Iterator[Brancher]:
+    cluster = make_cluster("notes", STILL)
+    create_database(
+        cluster,
+        "p",
+        *HELPERS,
+        "CREATE TABLE one AS SELECT 1 AS i",
+        "CREATE TABLE t (id int PRIMARY KEY, v text)",
+        "INSERT INTO t SELECT g, repeat('o', 500) FROM generate_series(1, 2000) AS g",
+        "CREATE UNLOGGED TABLE u AS SELECT g FROM generate_series(1, 3000) AS g",
+        "CREATE SEQUENCE s",
+        "VACUUM t",
+    )
+    found = Brancher(cluster)
+    yield found
+    found.session.close()
+    healthy(cluster)
+
+
+def test_only_what_was_noted(brancher: Brancher) -> None:
+    """A row is written, a table grows, one is cut: as many forks are looked at."""
+    sql = brancher.cluster.sql
+    brancher.settle()
+    brancher.write()
+    assert brancher.branch() == 0
+    sql(
+        "INSERT INTO t SELECT g, repeat('n', 500) FROM generate_series(2001, 3000) AS g", dbname="p"
+    )
+    assert 2 <= brancher.branch() <= 4  # table and index, perhaps their maps
+    sql("DELETE FROM t WHERE id > 1000", dbname="p")
+    sql("VACUUM (TRUNCATE) t", dbname="p")
+    assert 1 <= brancher.branch() <= 4
+    brancher.write()
+    assert brancher.branch() == 0
+
+
+CHANGES = [
+    "INSERT INTO t SELECT m + g, repeat('x', 700)"
+    " FROM (SELECT max(id) AS m FROM t) AS t, generate_series(1, 300) AS g",
+    "DELETE FROM t WHERE id > (SELECT max(id) / 2 FROM t); VACUUM (TRUNCATE) t",
+    "TRUNCATE t",
+    "CREATE TABLE n{n} AS SELECT g FROM generate_series(1, 1000) AS g",
+    "DROP TABLE IF EXISTS n{previous}",
+    "REINDEX TABLE t",
+    "CLUSTER t USING t_pkey",
+    "VACUUM FULL t",
+    "CREATE INDEX i{n} ON t (v)",
+    "SELECT nextval('s')",
+    "CREATE TEMP TABLE x AS SELECT g FROM generate_series(1, 500) AS g",
+    "INSERT INTO u SELECT g FROM generate_series(1, 3000) AS g; VACUUM u",
+    "ALTER TABLE t ALTER v TYPE varchar",
+    "CHECKPOINT",
+    "SELECT lo_from_bytea(0, decode(repeat('ab', 30000), 'hex'))",
+    "BEGIN; INSERT INTO t SELECT -g, repeat('y', 900) FROM generate_series(1, 400) AS g; ROLLBACK",
+    "BEGIN; CREATE TABLE undone AS SELECT g FROM generate_series(1, 900) AS g; ROLLBACK",
+]
+
+
+def test_any_change(brancher: Brancher, rng: random.Random) -> None:
+    """Each kind of change, in any order, several between two snapshots or none, with snapshots
+    that go and a crash: every branch has every fork in its parent's length."""
+    cluster = brancher.cluster
+    for turn in range(16):
+        for _ in range(rng.randint(0, 3)):
+            change = rng.choice(CHANGES).format(n=turn * 10 + rng.randint(0, 9), previous=turn)
+            cluster.psql(change, dbname="p", check=False)
+        brancher.write()
+        brancher.branch()
+        if rng.random() < 0.15:
+            brancher.session.execute(f"DROP DATABASE b{brancher.made}")
+            brancher.session.execute("SELECT * FROM branch.gc()")
+        if turn == 8:
+            brancher.session.close()
+            cluster.crash()
+            made = brancher.made
+            brancher.__init__(cluster)  # type: ignore[misc]
+            brancher.made = made
+
+
+def test_more_than_can_be_noted(brancher: Brancher) -> None:
+    """Then all files are looked at, and from then on the noted ones again."""
+    cluster = brancher.cluster
+    cluster.sql(
+        "DO $$BEGIN FOR i IN 1..600 LOOP EXECUTE format('CREATE TABLE m%s AS SELECT 1 AS i', i);"
+        " END LOOP; END$$",
+        dbname="p",
+    )
+    brancher.settle()
+    cluster.sql(
+        "DO $$BEGIN FOR i IN 1..600 LOOP EXECUTE format("
+        "'INSERT INTO m%s SELECT g FROM generate_series(1, 400) AS g', i); END LOOP; END$$",
+        dbname="p",
+    )
+    assert brancher.branch() > 600
+    brancher.write()
+    assert brancher.branch() == 0
+
+
+def test_file_of_another_make(brancher: Brancher) -> None:
+    """It is noticed in the directory, though no function of the storage manager made it (M27)."""
+    cluster = brancher.cluster
+    brancher.settle()
+    oid = cluster.scalar("SELECT oid FROM pg_database WHERE datname = 'p'")
+    strange = cluster.data / "base" / str(oid) / "strange.index"
+    strange.write_bytes(b"not of PostgreSQL")
+    brancher.write()
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="could not inherit"):
+        brancher.branch()
+    strange.unlink()
+    brancher.branch()
+
+
+def test_damaged_list(brancher: Brancher) -> None:
+    """The last snapshot's manifest does not pass its checksum: everything is looked at."""
+    cluster = brancher.cluster
+    brancher.settle()
+    brancher.session.close()
+    newest = max(
+        (cluster.data / "agent_branch" / "snapshots").glob("*.manifest"),
+        key=lambda path: path.name[8:],
+    )
+    image = bytearray(newest.read_bytes())
+    image[-100] ^= 1
+    newest.write_bytes(bytes(image))
+    made = brancher.made
+    brancher.__init__(cluster)  # type: ignore[misc]
+    brancher.made = made
+    brancher.write()
+    assert brancher.branch() > 300
+    image[-100] ^= 1
+    newest.write_bytes(bytes(image))
