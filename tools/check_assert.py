@@ -55,8 +55,8 @@ STORAGE = [
     "witness",
 ]
 # They start none, or build what they test themselves.
-SERVERLESS = {"additive", "bench_results", "history", "merge_plan", "packaging", "schema_plan"}
-SERVERLESS |= {"torture", "units"}
+SERVERLESS = {"additive", "bench_results", "check_pieces", "history", "merge_plan", "packaging"}
+SERVERLESS |= {"schema_plan", "torture", "units"}
 COPIED = ["extension", "python", "tests", "tools", "Makefile", "agent_branch.control"]
 COPIED += ["pyproject.toml", "sql", "expected", "specs", "bench"]
 CONFIGURE = ["--enable-cassert", "--enable-debug", "--without-readline", "--without-zlib"]
