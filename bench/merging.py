@@ -40,7 +40,12 @@ def merge_floor(size: Sizes) -> None:
 
 
 def resolve(size: Sizes) -> None:
-    """Resolving conflicts in all rows of a table beside one UPDATE of all rows, and memory (MB)."""
+    """Resolving conflicts in all rows of a table beside one UPDATE of all rows, and memory (MB).
+
+    With --full a million.  By hand, while six processes waited for each core: found in 450 s
+    (73 s of CPU in the caller, 79 MB), resolved in 120 s; 200,000 in 19 s (4.4 times the UPDATE,
+    87 MB).
+    """
     number = CONFLICTS[size.name]
     with server("resolve", **CALM) as cluster:
         diff_cost.table(cluster, number, 32)

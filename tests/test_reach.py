@@ -408,6 +408,32 @@ def test_no_free_workers(make_cluster: Callable[..., Cluster]) -> None:
         holder.rollback()
 
 
+def test_closing_several_at_once(reach: Cluster) -> None:
+    """Their workers are gone when they are closed; of a list with a fault none is closed."""
+    mark = "closed together"
+    living = (
+        "SELECT count(*) FROM pg_stat_activity"
+        f" WHERE backend_type = 'agent_branch remote' AND query LIKE '%{mark}%'"
+    )
+    with reach.connect(autocommit=False) as conn:
+
+        def ask(sql: str, *values: object) -> object:
+            row = conn.execute(sql, values).fetchone()
+            assert row is not None
+            return row[0]
+
+        one, other = (ask("SELECT branch._remote_open('main')") for _ in range(2))
+        for session in (one, other):
+            ask("SELECT branch._remote_run(%s, %s)", session, f"SELECT '{mark}'")
+        for wrong in ((one, one), (one, 0)):
+            with pytest.raises(psycopg.errors.InvalidParameterValue), conn.transaction():
+                ask("SELECT branch._remote_close(%s, %s)", *wrong)
+        assert reach.scalar(living) == 2
+        ask("SELECT branch._remote_close(%s, %s)", one, other)
+        assert reach.scalar(living) == 0
+        conn.commit()
+
+
 # ---- all branches ---------------------------------------------------------------------------
 
 
