@@ -258,6 +258,26 @@ def test_full_disk(make_cluster: Callable[..., Cluster], faults: Faults) -> None
     healthy(server)
 
 
+def test_full_disk_in_a_branch(make_cluster: Callable[..., Cluster], faults: Faults) -> None:
+    """A gathered branch finds no room for an origin of its own: whoever could cut a table is
+    told so before, and the server does not notice."""
+    server = make_cluster("cut", {**QUIET, "autovacuum": "off"})
+    create_database(server, "p", TABLE)
+    (name,) = many(server, 1)
+    faults.restart(server, "fast")
+    gather(server)
+    assert rows(server, "p") == 100
+    faults.arm(".spare", 1, errno.ENOSPC, only="open", sticky=True)
+    with pytest.raises(psycopg.Error) as refused:
+        run(server, name, "DELETE FROM t", "VACUUM (TRUNCATE) t")
+    assert faults.disarm()[1] > 0
+    assert "No space left" in str(refused.value)
+    assert "PANIC" not in server.log_text()
+    run(server, name, "DELETE FROM t", "VACUUM (TRUNCATE) t")
+    assert (rows(server, name), rows(server, "p")) == (0, 100)
+    healthy(server)
+
+
 PLACES = [
     "gather-locked",
     "gather-renamed",

@@ -36,8 +36,9 @@ extern void ab_originfile_put_slot(Oid db, AbSnapId incarnation,
 /*
  * Keep the file open in this process, so that _put_slot need not open it.  An origin that
  * has been gathered gets one to keep ready; with its first slot that gets its name, durably.
+ * False, with errno, if that cannot be done (ENOENT: it has no origin any more).
  */
-extern void ab_originfile_hold(Oid db, AbSnapId incarnation);
+extern bool ab_originfile_hold(Oid db, AbSnapId incarnation);
 
 /* Append a block of free slots if fewer than the reserve are left.  A full disk
  * is forgiven if lenient.  True if a block was appended. */

@@ -24,6 +24,7 @@
  */
 #include "ab_origin.h"
 
+#include "access/xlogutils.h"
 #include "miscadmin.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
@@ -478,7 +479,13 @@ ab_limit_reserve(AbBranch *b)
 {
 	if (CritSectionCount > 0)
 		return;
-	ab_originfile_hold(b->db, b->header.incarnation);
+
+	/* one that has been gathered gets room now, or a truncation would be too late */
+	if (!ab_originfile_hold(b->db, b->header.incarnation) && errno != ENOENT &&
+		!InRecovery)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not make room for the limits of branch database %u: %m", b->db)));
 	if (b->nfree < AB_SLOT_RESERVE)
 	{
 		/* a full disk matters only when nothing is left */

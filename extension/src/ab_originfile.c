@@ -206,16 +206,20 @@ hold_locked(Oid db, AbSnapId incarnation)
 	AB_FAILPOINT_NO_ERROR("origin-held");
 }
 
-void
+bool
 ab_originfile_hold(Oid db, AbSnapId incarnation)
 {
 	LWLock	   *lock = ab_origin_lock(db);
+	int			save_errno;
 
 	if (held_db == db && AbSnapIdEquals(held_incarnation, incarnation))
-		return;
+		return true;
 	LWLockAcquire(lock, LW_EXCLUSIVE);
 	hold_locked(db, incarnation);
+	save_errno = errno;
 	LWLockRelease(lock);
+	errno = save_errno;
+	return held_fd >= 0;
 }
 
 /* Was it gathered since it was opened?  (Then no slot was written into it.) */
@@ -315,7 +319,7 @@ ab_originfile_put_slot(Oid db, AbSnapId incarnation, AbLimitSlot *slot, int elev
 	int			save_errno = 0;
 
 	slot->crc = ab_crc_without(slot, sizeof(*slot), offsetof(AbLimitSlot, crc));
-	ab_originfile_hold(db, incarnation);
+	(void) ab_originfile_hold(db, incarnation);
 	LWLockAcquire(lock, LW_EXCLUSIVE);
 	if (held_is_gone())
 		hold_locked(db, incarnation);
