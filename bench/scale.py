@@ -9,13 +9,14 @@ import math
 import random
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from itertools import count
 from stat import S_ISDIR
 from typing import Any
 
 import asleep
-from ab_cluster import Cluster
+from ab_cluster import Cluster, wait_for
 from measure import (
     CALM,
     Conn,
@@ -194,9 +195,11 @@ def scale(size: Sizes) -> None:
             unit="ms",
             note="first connection to a new branch; other: when there were few",
         )
+        settled(ours)
+        restarts(ours, stock, size, [name for name, _, _ in RESTARTS], "", 2)
         random_connects(ours, stock, size)
         daily(ours, stock, size)
-        restarts(ours, stock, size)
+        used_restarts(ours, stock, size)
         deletion(ours, total, each, before)
 
 
@@ -299,27 +302,44 @@ def as_many_directories(stock: Cluster, number: int) -> None:
     stock.start()
 
 
-def restarts(ours: Cluster, stock: Cluster, size: Sizes) -> None:
-    """Beside a stock server with few databases; then beside one with as many as there are
-    branches, since the server itself looks into the directory of each, and syncs it after a
-    crash (and every file in it, if recovery_init_sync_method is not syncfs)."""
-    few = size.repeats if size.full else 2
-    kinds = (
-        ("restart", False, "fsync", size.repeats),
-        ("crash-restart-syncfs", True, "syncfs", few),
-        ("crash-restart", True, "fsync", few),
-    )
-    for beside in ("", "-vs-databases"):
-        if beside:
-            as_many_directories(stock, size.branches)
-        for name, crash, how, repeats in kinds[: 2 if beside else 3]:
-            pairs = alternate(
-                repeats,
-                partial(restarted, ours, crash, recovery_init_sync_method=how),
-                partial(restarted, stock, crash, recovery_init_sync_method=how),
-            )
-            note = f"recovery_init_sync_method = {how}" if crash else ""
-            report(f"scale-{size.branches}-{name}{beside}", 2, False, pairs, unit="ms", note=note)
+RESTARTS = (
+    ("restart", False, "fsync"),
+    ("crash-restart-syncfs", True, "syncfs"),
+    ("crash-restart", True, "fsync"),
+)
+
+
+def settled(ours: Cluster) -> None:
+    """Wait until no more origins are due to be gathered than are always left."""
+    place = ours.data / "agent_branch" / "branches"
+    few = int(ours.scalar("SHOW agent_branch.gather_after"))
+    wait_for(lambda: sum(1 for _ in place.iterdir()) <= 2 * few, 600, "origins are gathered")
+
+
+def restarts(
+    ours: Cluster, stock: Cluster, size: Sizes, kinds: Sequence[str], suffix: str, bar: float
+) -> None:
+    """How long a server takes to start, beside one without branches or as ``suffix`` says."""
+    for name, crash, how in RESTARTS:
+        if name not in kinds:
+            continue
+        pairs = alternate(
+            size.repeats if size.full or not crash else 2,
+            partial(restarted, ours, crash, recovery_init_sync_method=how),
+            partial(restarted, stock, crash, recovery_init_sync_method=how),
+        )
+        note = f"recovery_init_sync_method = {how}" if crash else ""
+        report(f"scale-{size.branches}-{name}{suffix}", bar, False, pairs, unit="ms", note=note)
+
+
+def used_restarts(ours: Cluster, stock: Cluster, size: Sizes) -> None:
+    """Once somebody has been in some of the branches, each of these has a directory with files,
+    which the server looks into when it starts and syncs after a crash.  Beside none, for the
+    record; and beside a server with a directory for as many databases as there are branches."""
+    kinds = [name for name, _, _ in RESTARTS]
+    restarts(ours, stock, size, kinds, "-used", math.inf)
+    as_many_directories(stock, size.branches)
+    restarts(ours, stock, size, kinds[:2], "-vs-databases", 2)
 
 
 def deletion(ours: Cluster, total: int, each: int, before: tuple[int, int]) -> None:
