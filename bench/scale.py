@@ -178,6 +178,7 @@ def scale(size: Sizes) -> None:
             note=f"{made} branches in {seconds:.0f} s, none failed; longest"
             f" {max(took for _, took in found):.0f} ms; other: the first fortieth of the time",
         )
+        settled(ours, here)
         idle(ours, total, before, here)
         with ours.connect() as session:
             create_and_drop(session, 20, number)
@@ -195,7 +196,6 @@ def scale(size: Sizes) -> None:
             unit="ms",
             note="first connection to a new branch; other: when there were few",
         )
-        settled(ours)
         restarts(ours, stock, size, [name for name, _, _ in RESTARTS], "", 2)
         random_connects(ours, stock, size)
         daily(ours, stock, size)
@@ -309,11 +309,15 @@ RESTARTS = (
 )
 
 
-def settled(ours: Cluster) -> None:
-    """Wait until no more origins are due to be gathered than are always left."""
+def settled(ours: Cluster, here: int) -> None:
+    """Wait until no more origins have files of their own than always may, and nobody is at it."""
     place = ours.data / "agent_branch" / "branches"
     few = int(ours.scalar("SHOW agent_branch.gather_after"))
-    wait_for(lambda: sum(1 for _ in place.iterdir()) <= 2 * few, 600, "origins are gathered")
+
+    def done() -> bool:
+        return sum(1 for _ in place.iterdir()) < few and processes(ours) <= here
+
+    wait_for(done, 900, "the origins of new branches are gathered")
 
 
 def restarts(
