@@ -191,6 +191,35 @@ def test_on_a_standby(make_cluster: Callable[..., Cluster]) -> None:
     standby.destroy()
 
 
+def test_space_of_dead_entries(make_cluster: Callable[..., Cluster]) -> None:
+    """Most of the gathered branches are deleted: one gc run gives their entries' space back,
+    on a standby, too; with the last one the file goes."""
+    primary, names = gathered_server(make_cluster, "dead", 40)
+    standby = primary.standby("dead_too")
+
+    def sizes() -> list[int]:
+        primary.wait_caught_up(standby)
+        files = [server.data / "agent_branch" / "origins" for server in (primary, standby)]
+        return [file.stat().st_size if file.exists() else 0 for file in files]
+
+    before = sizes()
+    assert before[0] == before[1] > 40 * 84
+    for name in names[:30]:
+        delete(primary, name)
+    gather(primary)
+    after = sizes()
+    assert after[0] == after[1] <= before[0] - 30 * 84
+    assert [rows(standby, name) for name in names[30:]] == [100] * 10
+    primary.crash()
+    assert [rows(primary, name) for name in names[30:]] == [100] * 10
+    for name in names[30:]:
+        delete(primary, name)
+    gather(primary)
+    assert sizes() == [0, 0]
+    nothing_left(primary)
+    standby.destroy()
+
+
 @pytest.mark.parametrize("how", ["entry", "header", "entry and keys", "cut"])
 def test_damage(make_cluster: Callable[..., Cluster], how: str) -> None:
     """What can be read is read; whose origin is destroyed answers with an error, and is found by

@@ -134,7 +134,7 @@ typedef struct xl_ab_witness
 
 /*
  * These branches are there, and their origins have no slots in use.  Followed by n
- * AbOriginHeader.
+ * AbOriginHeader.  Of none: the file of gathered ones was written without its dead entries.
  */
 typedef struct xl_ab_gather
 {

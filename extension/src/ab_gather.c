@@ -211,6 +211,22 @@ try_gather_batch(const AbOriginHeader *batch, int n)
 	return done;
 }
 
+/* Most of the file says nothing any more. */
+static bool
+is_mostly_dead(void)
+{
+	AbPack		pack;
+	int			living = 0;
+	bool		mostly;
+
+	ab_originpack_read(&pack);
+	for (int i = 0; i < pack.n; i++)
+		living += OidIsValid(ab_originpack_living(&pack, i));
+	mostly = pack.problem == NULL && pack.n > 0 && living < pack.n / 2 + 1;
+	ab_originpack_free(&pack);
+	return mostly;
+}
+
 void
 ab_gather(void)
 {
@@ -231,6 +247,9 @@ ab_gather(void)
 		unlock(batch, n);
 		CHECK_FOR_INTERRUPTS();
 	}
+	/* an empty batch: the file is written anew without them */
+	if (done && is_mostly_dead())
+		(void) try_gather_batch(batch, 0);
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(cxt);
 }
@@ -278,7 +297,7 @@ ab_gather_redo(const xl_ab_gather *rec)
 			n++;
 	}
 	AB_FAILPOINT_NO_ERROR("redo-gather");
-	if (n > 0)
+	if (n > 0 || rec->n == 0)
 	{
 		LWLockAcquire(ab_shared->gather_lock, LW_EXCLUSIVE);
 		if (add_to_file(batch, n))

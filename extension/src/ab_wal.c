@@ -198,6 +198,7 @@ ab_wal_gather(const AbOriginHeader *origins, int n)
 
 	XLogBeginInsert();
 	XLogRegisterData((char *) &rec, sizeof(rec));
-	XLogRegisterData((char *) origins, n * sizeof(AbOriginHeader));
+	if (n > 0)
+		XLogRegisterData((char *) origins, n * sizeof(AbOriginHeader));
 	return XLogInsert(RM_AGENT_BRANCH_ID, XLOG_AB_GATHER);
 }
