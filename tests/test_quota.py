@@ -167,7 +167,7 @@ def test_counts_stay_exact(make_cluster: Callable[..., Cluster], rng: random.Ran
     cluster = make_cluster("counts", {"agent_branch.sweep_interval": "1"})
     cluster.sql("CREATE ROLE a; CREATE ROLE b")
     seeds = [rng.random() for _ in range(6)]
-    limit = 10
+    limit = 3
     cluster.sql(f"SELECT branch.set_quota(role => 'a', max_branches => {limit})")
     too_many: list[int] = []
     states: list[str] = []
