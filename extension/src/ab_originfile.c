@@ -419,24 +419,13 @@ ab_originfile_is_lost(Oid db, AbSnapId incarnation)
 	return lost;
 }
 
+/* A file beside the origin's. */
 static void
-remove_spare(Oid db)
+remove_beside(Oid db, const char *suffix)
 {
 	char		path[MAXPGPATH];
 
-	snprintf(path, sizeof(path), AB_BRANCH_DIR "/%u" AB_SPARE_SUFFIX, db);
-	if (unlink(path) < 0 && errno != ENOENT)
-		ereport(WARNING,
-				(errcode_for_file_access(),
-				 errmsg("could not remove file \"%s\": %m", path)));
-}
-
-static void
-remove_lost_mark(Oid db)
-{
-	char		path[MAXPGPATH];
-
-	snprintf(path, sizeof(path), AB_BRANCH_DIR "/%u" AB_LOST_SUFFIX, db);
+	snprintf(path, sizeof(path), AB_BRANCH_DIR "/%u%s", db, suffix);
 	if (unlink(path) < 0 && errno != ENOENT)
 		ereport(WARNING,
 				(errcode_for_file_access(),
@@ -453,7 +442,7 @@ ab_origin_create(const AbOriginHeader *header, bool durably)
 	char	   *mark = psprintf("%s" AB_MARK_SUFFIX, path);
 
 	block_of_header(block, header);
-	remove_lost_mark(header->db);
+	remove_beside(header->db, AB_LOST_SUFFIX);
 
 	/* the mark of unfinished creation becomes the origin */
 	ab_file_write_via(mark, path, block, sizeof(block), durably);
@@ -475,14 +464,14 @@ ab_origin_remove(Oid db)
 
 	if (held_db == db)
 		drop_held();
-	remove_lost_mark(db);
+	remove_beside(db, AB_LOST_SUFFIX);
 	snprintf(path, sizeof(path), AB_BRANCH_DIR "/%u", db);
 
 	/* G3: both under the lock, the file last */
 	LWLockAcquire(ab_shared->gather_lock, LW_EXCLUSIVE);
 	existed = ab_originpack_kill(db);
 	AB_FAILPOINT_NO_ERROR("origin-dead");
-	remove_spare(db);
+	remove_beside(db, AB_SPARE_SUFFIX);
 	unlinked = unlink(path) == 0;
 	if (!unlinked && errno != ENOENT)
 	{
