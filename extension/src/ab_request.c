@@ -159,6 +159,16 @@ submit(AbRequest *req)
 	ConditionVariableBroadcast(&ab_shared->keeper_cv);	/* a slot is free */
 }
 
+/* What the keeper could not do is the requester's error. */
+static void
+raise_failure(const AbRequest *req, const char *doing)
+{
+	ereport(ERROR,
+			(errcode(req->sqlerrcode),
+			 errmsg("%s", req->message),
+			 errcontext("keeper %s", doing)));
+}
+
 void
 ab_request_add_hidden(AbSnapId id, Oid source_db,
 					  TransactionId frozen_xid, MultiXactId min_multi)
@@ -173,11 +183,8 @@ ab_request_add_hidden(AbSnapId id, Oid source_db,
 	req.min_multi = min_multi;
 	submit(&req);
 	if (req.state == AB_REQ_FAILED)
-		ereport(ERROR,
-				(errcode(req.sqlerrcode),
-				 errmsg("%s", req.message),
-				 errcontext("keeper registering snapshot %08X/%X/%X",
-							id.tli, LSN_FORMAT_ARGS(id.lsn))));
+		raise_failure(&req, psprintf("registering snapshot %08X/%X/%X",
+									 id.tli, LSN_FORMAT_ARGS(id.lsn)));
 }
 
 /* What can be done later is not asked of a keeper that is not there; false then, or if it is in use. */
@@ -207,11 +214,8 @@ ab_request_drop_hidden(AbSnapId id)
 	if (!submit_drop(&req))
 		return false;
 	if (req.state == AB_REQ_FAILED)
-		ereport(ERROR,
-				(errcode(req.sqlerrcode),
-				 errmsg("%s", req.message),
-				 errcontext("keeper closing snapshot %08X/%X/%X",
-							id.tli, LSN_FORMAT_ARGS(id.lsn))));
+		raise_failure(&req, psprintf("closing snapshot %08X/%X/%X",
+									 id.tli, LSN_FORMAT_ARGS(id.lsn)));
 	return true;
 }
 
@@ -226,10 +230,7 @@ ab_request_drop_base(Oid db)
 	if (!submit_drop(&req))
 		return false;
 	if (req.state == AB_REQ_FAILED)
-		ereport(ERROR,
-				(errcode(req.sqlerrcode),
-				 errmsg("%s", req.message),
-				 errcontext("keeper dropping base %u", db)));
+		raise_failure(&req, psprintf("dropping base %u", db));
 	return true;
 }
 
@@ -244,11 +245,8 @@ ab_request_add_base(AbSnapId id, Oid pattern)
 	req.source_db = pattern;
 	submit(&req);
 	if (req.state == AB_REQ_FAILED)
-		ereport(ERROR,
-				(errcode(req.sqlerrcode),
-				 errmsg("%s", req.message),
-				 errcontext("keeper making a base of snapshot %08X/%X/%X",
-							id.tli, LSN_FORMAT_ARGS(id.lsn))));
+		raise_failure(&req, psprintf("making a base of snapshot %08X/%X/%X",
+									 id.tli, LSN_FORMAT_ARGS(id.lsn)));
 }
 
 /* In single-user mode an administrator wants to get in whatever happened. */
@@ -264,10 +262,7 @@ ab_request_protection(Oid db, TimestampTz *until)
 	req.source_db = db;
 	submit(&req);
 	if (req.state == AB_REQ_FAILED)
-		ereport(ERROR,
-				(errcode(req.sqlerrcode),
-				 errmsg("%s", req.message),
-				 errcontext("keeper looking whether database %u is protected", db)));
+		raise_failure(&req, psprintf("looking whether database %u is protected", db));
 	*until = req.protected_until;
 	return !TIMESTAMP_IS_NOBEGIN(*until);
 }
