@@ -238,17 +238,18 @@ ab_gather(void)
 	int			next = 0;
 	int			n;
 	bool		done = true;
+	bool		written = false;
 
 	pg_atomic_write_u32(&ab_shared->ungathered, 0);
 	o = ab_origin_all();
 	while (done && (n = collect(o, &next, batch)) > 0)
 	{
-		done = try_gather_batch(batch, n);
+		done = written = try_gather_batch(batch, n);
 		unlock(batch, n);
 		CHECK_FOR_INTERRUPTS();
 	}
-	/* an empty batch: the file is written anew without them */
-	if (done && is_mostly_dead())
+	/* no batch has left them out; an empty one has the file written without them */
+	if (done && !written && is_mostly_dead())
 		(void) try_gather_batch(batch, 0);
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(cxt);
