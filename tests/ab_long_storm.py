@@ -36,6 +36,7 @@ PARENT = "p"
 ROOM = 20  # witnesses that may be there beside those on so many snapshots of the parent
 STORM_SETTINGS: dict[str, object] = {
     **SETTINGS,
+    "agent_branch.gather_after": "4",
     "agent_branch.max_snapshots": "4096",
     "hot_standby_feedback": "on",
     "max_wal_size": "512MB",

@@ -23,6 +23,7 @@ from ab_storm import checkpoints
 from ab_tree import Node, Tree
 
 SETTINGS: dict[str, object] = {
+    "agent_branch.gather_after": "2",  # of branches that nobody has written
     "agent_branch.sweep_interval": "1s",
     "autovacuum": "off",
     "checkpoint_timeout": "30s",

@@ -163,6 +163,7 @@ def bench(cluster_base: Path) -> Iterator[Cluster]:
         cluster_base,
         "crash",
         {
+            "agent_branch.gather_after": "2",
             "checkpoint_timeout": "30s",
             "max_wal_size": "64MB",
             "shared_buffers": "4MB",
