@@ -46,6 +46,14 @@ def test_goes_on(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = project / "tests" / "test_bad.py"
     bad.write_text(TEST.format(1))
     assert "left: pytest/bad" in run("--list")[1]
+    (project / "Makefile").write_text("")
+    check_pieces.product.cache_clear()
+    assert "left: pytest/good, pytest/bad" in run("--list", "--pieces", "pytest")[1]
+    assert (
+        "left: pytest/bad, pytest/good" in run("--list", "--pieces", "pytest/bad", "pytest/good")[1]
+    )
+    (project / "Makefile").unlink()
+    check_pieces.product.cache_clear()
     code, said = run("--pieces", "pytest/bad", "pytest/good")
     assert code == 0
     assert "pytest/bad: passed" in said

@@ -4,7 +4,7 @@
     --minutes N        begin no piece after that
     --jobs N           how many at a time (2)
     --anew             those that have passed, too
-    --pieces NAME ...  these only: regress, pytest/crash, isolation/iso_suspend ...
+    --pieces NAME ...  these only, in that order: regress, pytest/crash, isolation/iso_suspend ...
 
 A piece is a file: regress/create, isolation/iso_suspend, pytest/crash.  What was done is kept in
 build/checks/KIND.jsonl, and each piece's output beside it.  A piece that has passed is not run
@@ -202,8 +202,12 @@ def summary(kind: str, wanted: list[str]) -> Iterator[str]:
         yield f"{what}: {', '.join(names) or 'nothing'}"
 
 
-def is_chosen(piece: str, names: list[str]) -> bool:
-    return not names or any(piece == name or piece.startswith(f"{name}/") for name in names)
+def choose(wanted: list[str], names: list[str]) -> list[str]:
+    """Those that are named, as they are named; all if none is."""
+    found = [
+        piece for name in names for piece in wanted if piece == name or piece.startswith(f"{name}/")
+    ]
+    return list(dict.fromkeys(found)) if names else wanted
 
 
 def run_all(
@@ -215,7 +219,7 @@ def run_all(
     def say(text: str) -> None:
         print(f"check-{kind}: {text}", flush=True)
 
-    chosen = [piece for piece in wanted if is_chosen(piece, options.pieces)]
+    chosen = choose(wanted, options.pieces)
     before = known(kind)
     todo = [p for p in chosen if options.anew or not before.get(p, {}).get("passed")]
     if options.list:
