@@ -1,4 +1,4 @@
-"""monitoring/: the real exporter and the real Prometheus read what view branch.metrics has."""
+"""monitoring/: real exporters and the real Prometheus read what view branch.metrics has."""
 
 from __future__ import annotations
 
@@ -145,14 +145,42 @@ def exporter(server: Cluster, place: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def prometheus(server: Cluster, place: Path, exporter: str) -> Iterator[str]:
+def sql_exporter(server: Cluster, place: Path) -> Iterator[str]:
+    """Debian's, with nothing changed in its file but where the server is."""
     address = f"127.0.0.1:{free_port()}"
+    shipped = (place / "prometheus-sql-exporter.yml").read_text()
+    where = f"host={server.socket_dir}&port={server.port}"
+    assert shipped.count("host=/var/run/postgresql") == 1
+    (place / "sql.yml").write_text(shipped.replace("host=/var/run/postgresql", where))
+    server.give(place / "sql.yml")
+    command = [
+        program("prometheus-sql-exporter"),
+        "-config.file=sql.yml",
+        f"-web.listen-address={address}",
+    ]
+    with running(place, command, f"http://{address}/metrics"):
+        yield address
+
+
+def scrape_configs() -> list[Any]:
+    """Those of monitoring/README.md, in order."""
+    blocks = re.findall(r"(?:^    .*\n|^\n)+", (HERE / "README.md").read_text(), re.MULTILINE)
+    parsed = [yaml.safe_load(block) for block in blocks if "scrape_configs:" in block]
+    return [conf for block in parsed for conf in block["scrape_configs"]]
+
+
+@pytest.fixture(scope="module")
+def prometheus(server: Cluster, place: Path, exporter: str, sql_exporter: str) -> Iterator[str]:
+    """As README.md says for both exporters; the second one's job has another name here."""
+    address = f"127.0.0.1:{free_port()}"
+    one, other = scrape_configs()
+    one |= {"scrape_interval": "1s", "static_configs": [{"targets": [exporter]}]}
+    other |= {"scrape_interval": "1s", "static_configs": [{"targets": [sql_exporter]}]}
+    other["job_name"] = "sql"
     conf = {
-        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "global": {"evaluation_interval": "1s"},
         "rule_files": ["agent_branch.rules.yml"],
-        "scrape_configs": [
-            {"job_name": "agent_branch", "static_configs": [{"targets": [exporter]}]}
-        ],
+        "scrape_configs": [one, other],
     }
     (place / "prometheus.yml").write_text(json.dumps(conf))
     server.give(place / "prometheus.yml")
@@ -204,6 +232,28 @@ def test_postgres_exporter(server: Cluster, exporter: str) -> None:
         kind = "counter" if name.endswith("_total") else "gauge"
         assert f"# TYPE {name} {kind}\n" in text
     assert "pg_exporter_last_scrape_error 0" in text.replace(".0", "")
+
+
+def test_sql_exporter(server: Cluster, prometheus: str) -> None:
+    """Under their own names in Prometheus, and nothing else than what the view has."""
+    own = {"job", "instance", "driver", "host", "database", "user", "col", "sql_job"}
+
+    def scraped() -> Series:
+        query = '{job="sql",__name__=~".*agent_branch.*"}'
+        found: Series = {}
+        for sample in ask(prometheus, "query", query=query)["result"]:
+            labels = sample["metric"]
+            key = (labels.pop("__name__"), frozenset((k, labels[k]) for k in labels.keys() - own))
+            found[key] = float(sample["value"][1])
+        return found
+
+    expected = {
+        (name, frozenset((key, value) for key, value in labels if value)): figure
+        for (name, labels), figure in view(server).items()
+    }
+    same(wait_for(scraped, 60, "a scrape"), expected)
+    failed = ask(prometheus, "query", query='sql_exporter_last_scrape_failed{job="sql"}')["result"]
+    assert [sample["value"][1] for sample in failed] == ["0"]
 
 
 METRIC_KEYS = {"metric_name", "type", "help", "key_labels", "values", "query_ref"}
@@ -266,18 +316,20 @@ def test_scrape(server: Cluster, prometheus: str) -> None:
     """The numbers arrive; the dashboard's expressions and the alerts work on them, and name
     nothing that is not there."""
     known = names(view(server))
+    states = 'agent_branch_branches{job="agent_branch"}'
 
     def scraped() -> bool:
-        return len(ask(prometheus, "query", query="agent_branch_branches")["result"]) == 3
+        return len(ask(prometheus, "query", query=states)["result"]) == 3
 
     wait_for(scraped, 60, "a scrape")
-    branches = ask(prometheus, "query", query="agent_branch_branches")["result"]
+    branches = ask(prometheus, "query", query=states)["result"]
     assert {b["metric"]["state"]: b["value"][1] for b in branches} == {
         "ready": "1",
         "suspended": "1",
         "deleted": "1",
     }
-    failed = ask(prometheus, "query", query='agent_branch_job_failed{job_name="cleanup"}')
+    cleanup = 'agent_branch_job_failed{job="agent_branch",job_name="cleanup"}'
+    failed = ask(prometheus, "query", query=cleanup)
     assert [sample["value"][1] for sample in failed["result"]] == ["1"]
 
     for expression in expressions():
@@ -304,6 +356,7 @@ def test_scrape(server: Cluster, prometheus: str) -> None:
 # Figures of a cluster that is well, and for each alert those that make it fire.
 WELL = {
     'agent_branch_branches{state="ready"}': "1",
+    'sql_exporter_last_scrape_failed{sql_job="agent_branch"}': "0",
     "agent_branch_health_status": "0",
     "agent_branch_workers": "2",
     "agent_branch_snapshots_poisoned": "0",
@@ -323,6 +376,7 @@ WELL = {
 }
 FIRING: dict[str, dict[str, str | None]] = {
     "AgentBranchAbsent": {'agent_branch_branches{state="ready"}': None},
+    "AgentBranchFiguresOld": {'sql_exporter_last_scrape_failed{sql_job="agent_branch"}': "1"},
     "AgentBranchCritical": {"agent_branch_health_status": "2"},
     "AgentBranchWarning": {"agent_branch_health_status": "1"},
     "AgentBranchWorkerDown": {"agent_branch_workers": "1"},

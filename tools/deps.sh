@@ -13,7 +13,7 @@ set -euo pipefail
 packages=(gcc make libc6-dev python3 python3-psycopg
 	postgresql-15 postgresql-server-dev-15 postgresql-plpython3-15 postgresql-15-cron)
 # Wanted as programs only: their services are neither started nor enabled.
-programs=(pgbouncer prometheus prometheus-postgres-exporter)
+programs=(pgbouncer prometheus prometheus-postgres-exporter prometheus-sql-exporter)
 if [ "${1:-}" != demo ]; then
 	packages+=(python3-venv xfsprogs "${programs[@]}")
 fi
