@@ -14,7 +14,9 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from ab_archive import archive_all, archiving, number, reach, recover
 from ab_checks import (
+    branches,
     create,
     create_database,
     delete,
@@ -157,6 +159,78 @@ def test_backup_meanwhile(make_cluster: Callable[..., Cluster], cluster_base: Pa
         nothing_left(copy, "in a backup")
     finally:
         copy.destroy()
+
+
+def test_point_in_time(make_cluster: Callable[..., Cluster], cluster_base: Path) -> None:
+    """Recovery stops before and after branches are gathered, and before each other kind of
+    records of ours, while one gets a file of its own again and two are dropped: each branch
+    that is there is right wherever its origin is by then, and those are gathered that were when
+    the primary was there."""
+    archive = cluster_base / "gathered-archive"
+    server = make_cluster("travelled", {**QUIET, **archiving(archive)})
+    server.sql("CREATE EXTENSION pg_walinspect")
+    create_database(server, "p", TABLE)
+    names = many(server, 4)
+    base = server.backup(server.root / "base", "--no-sync")
+    moments = [str(server.scalar("SELECT pg_current_wal_insert_lsn()"))]
+    states: list[tuple[list[str], list[int]]] = []
+
+    def reached() -> None:
+        moments.append(str(server.scalar("SELECT pg_current_wal_insert_lsn()")))
+        states.append((sorted(branches(server)), gathered(server)))
+
+    gather(server)
+    reached()
+    run(server, names[0], "TRUNCATE t")
+    reached()
+    for name in names[1:3]:
+        delete(server, name)
+    gather(server)
+    reached()
+    gather(server)  # without the dead entries
+    reached()
+    many(server, 2, "late")
+    gather(server)
+    reached()
+    archive_all(server)
+    expected = {name: 0 if name == names[0] else 100 for name in states[-1][0]}
+    known = server.sql(
+        "SELECT start_lsn::text, record_type FROM pg_get_wal_records_info(%s, %s)"
+        " WHERE resource_manager = 'agent_branch'",
+        (moments[0], moments[-1]),
+    )
+    kinds = [kind for _, kind in known]
+    assert kinds.count("GATHER") == 3, known
+    before = [
+        lsn
+        for n, (lsn, kind) in enumerate(known)
+        if kind == "GATHER" or kind not in {*kinds[:n], "WITNESS"}
+    ]
+    targets = sorted({*before, *moments[1:]}, key=number)
+    read = {names[0], names[3], "late000"}  # who has a directory is not gathered
+    target = {"recovery_target_lsn": targets[0]}
+    moved = recover(server, archive, base, "travelling", "pause", **target)
+    for lsn in targets:
+        if lsn != targets[0]:
+            moved.stop()
+            moved.configure(recovery_target_lsn=lsn)
+            moved.start()
+            reach(moved, "pause")
+        there = sorted(branches(moved))
+        assert {oid_of(moved, name) for name in there} <= {*gathered(moved), *own_files(moved)}
+        for name in read & {*there}:
+            assert rows(moved, name) in ((0, 100) if name == names[0] else (100,)), lsn
+        healthy(moved)
+        if lsn in moments:
+            then, oids = states[moments.index(lsn) - 1]
+            known_read = {oid_of(moved, name) for name in read & {*there}}
+            assert there == then, lsn
+            assert {*gathered(moved)} - known_read == {*oids} - known_read, lsn
+    moved.promote()
+    assert {name: rows(moved, name) for name in expected} == expected
+    gather(moved)
+    nothing_left(moved, "after recovery to each record")
+    healthy(moved)
 
 
 def test_on_a_standby(make_cluster: Callable[..., Cluster]) -> None:

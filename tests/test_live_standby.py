@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import random
-import re
-import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
 import pytest
+from ab_archive import archive_all, archiving, copy_of, is_ours, number, positions, reach, recover
 from ab_checks import amcheck, branches, calm_log, create, delete, healthy, nothing_left, run
-from ab_cluster import Cluster, wait_for
+from ab_cluster import Cluster
 from ab_oracle import (
     SETTINGS,
     Witness,
@@ -107,63 +106,10 @@ def test_standby_of_a_living_parent(make_cluster: Callable[..., Cluster], seed: 
 @pytest.fixture
 def archived(make_cluster: Callable[..., Cluster], cluster_base: Path) -> tuple[Cluster, Path]:
     archive = cluster_base / "live-archive"
-    archive.mkdir(exist_ok=True)
-    Cluster.give(archive)
-    for old in archive.iterdir():
-        old.unlink()
-    server = make_cluster(
-        "livearchived",
-        {
-            **REPLICATED,
-            "archive_mode": "on",
-            "archive_command": f"cp %p {archive}/%f",
-            "fsync": "off",  # what is shown is where replay stops
-        },
-    )
+    # without fsync: what is shown is where replay stops
+    server = make_cluster("livearchived", {**REPLICATED, **archiving(archive), "fsync": "off"})
     make_parent(server, "p")
     return server, archive
-
-
-def archive_all(server: Cluster) -> None:
-    server.sql("SELECT pg_create_restore_point('end')")
-    segment = server.scalar("SELECT pg_walfile_name(pg_switch_wal())")
-    server.sql("CHECKPOINT")
-    wait_for(
-        lambda: (server.scalar("SELECT last_archived_wal FROM pg_stat_archiver") or "") >= segment,
-        what=f"segment {segment} to be archived",
-    )
-
-
-def recover(
-    server: Cluster, archive: Path, copy: Path, name: str, action: str, **target: str
-) -> Cluster:
-    """A server from a base backup (moved in), recovered to a target, and promoted or paused."""
-    signal = copy / "recovery.signal"
-    signal.touch()
-    Cluster.give(signal)
-    made = Cluster.from_data(
-        server.root.parent,
-        name,
-        copy,
-        {
-            "archive_mode": "off",
-            "restore_command": f"cp {archive}/%f %p",
-            "recovery_target_action": action,
-            "recovery_target_inclusive": "off",
-            **target,
-        },
-    )
-    reach(made, action)
-    return made
-
-
-def reach(cluster: Cluster, action: str) -> None:
-    query = (
-        "SELECT NOT pg_is_in_recovery()"
-        if action == "promote"
-        else "SELECT pg_get_wal_replay_pause_state() = 'paused'"
-    )
-    wait_for(lambda: cluster.scalar(query), 120, f"recovery to its target ({action})")
 
 
 def right_or_lost(cluster: Cluster, witness: Witness, when: str) -> bool:
@@ -178,16 +124,6 @@ def right_or_lost(cluster: Cluster, witness: Witness, when: str) -> bool:
     code = sqlstate(cluster, witness.name, refusal, position)
     assert code == "XX001", f'"{witness.name}": {code} {refusal}'
     return False
-
-
-def copy_of(path: Path, name: str) -> Path:
-    """A copy of a data directory or backup, with its owners."""
-    target = path.with_name(name)
-    shutil.copytree(path, target, symlinks=True)
-    target.chmod(0o700)
-    for place in (target, *target.rglob("*")):
-        Cluster.give(place)
-    return target
 
 
 def test_backup_while_snapshots_are_taken(archived: tuple[Cluster, Path], seed: int) -> None:
@@ -288,25 +224,7 @@ def test_copied_while_a_backup_is_taken(archived: tuple[Cluster, Path]) -> None:
     calm_log(restored)
 
 
-def positions(server: Cluster, start: str, end: str) -> list[tuple[str, str]]:
-    """(position, kind) of all WAL records between two positions."""
-    text = server.run(
-        "pg_waldump", "-p", str(server.data / "pg_wal"), "-s", start, "-e", end, check=False
-    )
-    found = re.findall(r"rmgr: (\S+).*? lsn: ([0-9A-F]+/[0-9A-F]+), prev \S+, desc: (\S*)", text)
-    return [(lsn, f"{rmgr} {what}") for rmgr, lsn, what in found]
-
-
 MOST = 30  # boundaries around the first snapshot
-
-
-def number(lsn: str) -> int:
-    high, low = (int(part, 16) for part in lsn.split("/"))
-    return high << 32 | low
-
-
-def is_ours(kind: str) -> bool:
-    return "186" in kind or "agent_branch" in kind
 
 
 def boundaries(known: list[tuple[str, str]], most: int, rng: random.Random) -> list[str]:

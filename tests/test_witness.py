@@ -16,7 +16,18 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from ab_checks import calm_log, contents, create, create_database, delete, healthy, run
+from ab_checks import (
+    calm_log,
+    contents,
+    create,
+    create_database,
+    delete,
+    gathered,
+    healthy,
+    nothing_left,
+    oid_of,
+    run,
+)
 from ab_cluster import Cluster, ServerError, identity, wait_for
 
 MakeCluster = Callable[..., Cluster]
@@ -34,18 +45,35 @@ TABLE = [
     "CREATE TABLE t (id int PRIMARY KEY, v text)",
     "INSERT INTO t SELECT i, 'base' FROM generate_series(1, 3000) AS i",
     "VACUUM (FREEZE, ANALYZE) t",
+    "CREATE TABLE grows AS SELECT generate_series(1, 1000) AS id",
     "CHECKPOINT",
 ]
+
+# branch -> rows of t as the parent had them, rows of grows
+BRANCHES = {"b": (3000, 1000), "gathered": (3000, 1000), "holes": (2999, 2000)}
+
+
+def server_with_branches(make_cluster: MakeCluster, **settings: object) -> Cluster:
+    """A plain database "p" with two live snapshots, the second one taken by the notes of the
+    forks that changed; of the first one a branch whose origin is a file and one whose origin
+    is gathered; of the second one a branch with a page of its own among holes."""
+    made = make_cluster("witness", {**STILL, **settings})
+    create_database(made, "p", *TABLE)
+    for name in ("b", "gathered"):
+        create(made, name, "p")
+    run(made, "b", "CREATE TABLE own AS SELECT 1 AS one", "TRUNCATE own")
+    made.sql("SELECT * FROM branch.gc()")
+    assert gathered(made) == [oid_of(made, "gathered")]
+    run(made, "p", "INSERT INTO grows SELECT generate_series(1001, 2000)")
+    create(made, "holes", "p")
+    run(made, "holes", "UPDATE t SET v = 'own' WHERE id = 7", "CHECKPOINT")
+    assert len(live(made)) == 2, "no snapshots by before-images"
+    return made
 
 
 @pytest.fixture
 def server(make_cluster: MakeCluster) -> Cluster:
-    """A plain database "p" with a live snapshot and a branch "b" of it."""
-    made = make_cluster("witness", STILL)
-    create_database(made, "p", *TABLE)
-    create(made, "b", "p")
-    assert live(made), "no snapshot by before-images"
-    return made
+    return server_with_branches(make_cluster)
 
 
 def snapshots(cluster: Cluster) -> Path:
@@ -165,12 +193,12 @@ def with_library(cluster: Cluster) -> Cluster:
 
 
 def trusted(cluster: Cluster) -> None:
-    """The branch still sees what it saw; nothing was poisoned."""
+    """The branches still see what they saw; nothing was poisoned."""
     assert poisoned(cluster) == set(), cluster.log_tail()
     assert DISTRUST not in cluster.log_text()
-    for name in ("p", "b"):
-        assert cluster.scalar("SELECT count(*) FROM t", dbname=name) >= 3000
-    assert cluster.scalar("SELECT count(*) FROM t WHERE v = 'base'", dbname="b") == 3000
+    assert cluster.scalar("SELECT count(*) FROM t", dbname="p") >= 3000
+    seen = "SELECT (SELECT count(*) FROM t WHERE v = 'base'), (SELECT count(*) FROM grows)"
+    assert {name: cluster.sql(seen, dbname=name)[0] for name in BRANCHES} == BRANCHES
 
 
 def distrusted(cluster: Cluster, why: str, ids: set[str], since: int = 0) -> None:
@@ -182,9 +210,9 @@ def distrusted(cluster: Cluster, why: str, ids: set[str], since: int = 0) -> Non
     for snapshot in ids:
         assert snapshot in warning
         assert why in (snapshots(cluster) / f"{snapshot}.poisoned").read_text()
-    with pytest.raises(psycopg.OperationalError) as refused:
-        cluster.connect("b")
-    assert "cannot be read any more" in str(refused.value)
+    for name in BRANCHES:
+        with pytest.raises(psycopg.OperationalError, match="cannot be read any more"):
+            cluster.connect(name)
     if cluster.scalar("SELECT pg_is_in_recovery()"):
         return
     expected = contents(cluster, "p")["t"]
@@ -193,9 +221,10 @@ def distrusted(cluster: Cluster, why: str, ids: set[str], since: int = 0) -> Non
     assert contents(cluster, "afterwards")["t"] == expected
     cluster.crash()
     assert contents(cluster, "afterwards")["t"] == expected
-    delete(cluster, "b")
-    delete(cluster, "afterwards")
+    for name in (*BRANCHES, "afterwards"):
+        delete(cluster, name)
     cluster.sql("SELECT * FROM branch.gc()")
+    nothing_left(cluster)
     healthy(cluster)
 
 
@@ -535,18 +564,26 @@ def test_base_backup_from_a_standby(server: Cluster) -> None:
 
 
 def test_snapshot_during_a_base_backup_from_a_standby(server: Cluster) -> None:
-    """Files were copied before it was taken, its record comes before they are consistent."""
+    """Files were copied before it was taken, its record comes before they are consistent.  And
+    a branch was gathered after the file of gathered ones was copied, before all others were."""
     standby = server.standby("replica")
+    create(server, "early", "p")
     server.wait_caught_up(standby)
     copy = standby.root / "copy"
     with standby.connect() as conn:
         conn.execute("SELECT pg_backup_start('low level', true)")
+        origins = standby.data / "agent_branch" / "origins"
+        before = origins.read_bytes()
+        server.sql("SELECT * FROM branch.gc()")
+        server.wait_caught_up(standby)
+        assert oid_of(server, "early") in gathered(standby)
         shutil.copytree(
             standby.data,
             copy,
             symlinks=True,
             ignore=shutil.ignore_patterns("postmaster.pid", "xlogtemp.*"),
         )
+        (copy / "agent_branch" / "origins").write_bytes(before)
         create(server, "during", "p")
         run(server, "p", "UPDATE t SET v = 'later'", "CHECKPOINT")
         server.wait_caught_up(standby)
@@ -560,7 +597,8 @@ def test_snapshot_during_a_base_backup_from_a_standby(server: Cluster) -> None:
     third = Cluster.from_data(standby.root.parent, "third", copy)
     server.wait_caught_up(third)
     assert poisoned(third) == live(server)
-    for name in ("b", "during"):
+    assert gathered(third) == gathered(server)
+    for name in (*BRANCHES, "early", "during"):
         with pytest.raises(psycopg.OperationalError, match=r"cannot be read|could not open file"):
             third.connect(name)
     create(server, "fresh", "p")
@@ -571,17 +609,20 @@ def test_snapshot_during_a_base_backup_from_a_standby(server: Cluster) -> None:
 
 
 def test_pg_rewind(make_cluster: MakeCluster) -> None:
-    """A former primary follows its former standby again."""
-    server = make_cluster("witness", {**STILL, "wal_log_hints": "on"})
-    create_database(server, "p", *TABLE)
-    create(server, "b", "p")
+    """A former primary follows its former standby again.  Each has gathered a branch of its own
+    meanwhile."""
+    server = server_with_branches(make_cluster, wal_log_hints="on")
     standby = server.standby("replica")
     server.wait_caught_up(standby)
     standby.promote()
-    run(standby, "p", "UPDATE t SET v = 'there'", "CHECKPOINT")
-    run(server, "p", "UPDATE t SET v = 'here'")
-    server.stop()
     ids = live(server)
+    for where, name in ((standby, "there"), (server, "here")):
+        run(where, "p", f"UPDATE t SET v = '{name}'")
+        create(where, name, "p")
+        where.sql("SELECT * FROM branch.gc()")
+        assert oid_of(where, name) in gathered(where)
+    run(standby, "p", "UPDATE t SET v = 'since'", "CHECKPOINT")
+    server.stop()
     conf = (server.data / "agent_branch_test.conf").read_text()
     server.run(
         "pg_rewind",
@@ -592,6 +633,17 @@ def test_pg_rewind(make_cluster: MakeCluster) -> None:
     (server.data / "agent_branch_test.conf").write_text(conf)
     server.start()
     standby.wait_caught_up(server)
-    assert server.scalar("SELECT count(*) FROM t WHERE v = 'there'", dbname="p") == 3000
+    assert server.scalar("SELECT count(*) FROM t WHERE v = 'since'", dbname="p") == 3000
+    assert gathered(server) == gathered(standby)
     distrusted(server, "pg_rewind", ids)
+    with pytest.raises(psycopg.OperationalError, match="cannot be read any more"):
+        server.connect("there")
     trusted(standby)
+    create(standby, "fresh", "p")
+    run(standby, "p", "UPDATE t SET v = 'later'", "CHECKPOINT")
+    delete(standby, "there")
+    standby.sql("SELECT * FROM branch.gc()")
+    standby.wait_caught_up(server)
+    for where in (standby, server):
+        assert gathered(where) == [oid_of(standby, name) for name in ("gathered", "fresh")]
+        assert where.scalar("SELECT count(*) FROM t WHERE v = 'since'", dbname="fresh") == 3000
