@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -171,12 +173,13 @@ def test_lost_notes_are_found(make_cluster: Callable[..., Cluster]) -> None:
 
 def test_interrupted_drop(make_cluster: Callable[..., Cluster]) -> None:
     """A crash in DROP DATABASE leaves a row marked invalid and, if the removal of the files
-    was logged already, nothing else.  Whoever drops that tells that the branch has gone."""
+    was logged already, nothing else: that the branch has gone is told at the next start, and
+    not again by whoever drops that row.  One that has its origin still is a branch."""
     server = make_cluster("interrupted")
-    server.sql("SELECT branch.create('i1')")
+    server.sql("SELECT branch.create_many(ARRAY['i1', 'i2'])")
     server.connect("i1").close()
     server.sql("CREATE DATABASE plain")
-    server.sql("UPDATE pg_database SET datconnlimit = -2 WHERE datname IN ('i1', 'plain')")
+    server.sql("UPDATE pg_database SET datconnlimit = -2 WHERE datname IN ('i1', 'i2', 'plain')")
     oid = server.scalar("SELECT oid::int8 FROM pg_database WHERE datname = 'i1'")
     server.stop()
     for name in ("base", "agent_branch/branches"):
@@ -187,10 +190,77 @@ def test_interrupted_drop(make_cluster: Callable[..., Cluster]) -> None:
             path.unlink()
     server.start()
     server.sql("SELECT * FROM branch.gc()")
-    assert events(server) == [("created", "i1")]
+    assert told_otherwise(server) == []
     server.sql("DROP DATABASE i1")
+    server.sql("DROP DATABASE i2")
     server.sql("DROP DATABASE plain")
-    wait_events(server, "%", [("created", "i1"), ("deleted", "i1")])
+    server.sql("SELECT * FROM branch.gc()")
+    assert events(server) == [
+        ("created", "i1"),
+        ("created", "i2"),
+        ("deleted", "i1"),
+        ("deleted", "i2"),
+    ]
+
+
+@contextlib.contextmanager
+def keeper_asleep(cluster: Cluster) -> Iterator[None]:
+    """The keeper alone is held up."""
+    pid = cluster.scalar(
+        "SELECT pid FROM pg_stat_activity WHERE backend_type = 'agent_branch keeper'"
+    )
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_order_without_keeper(make_cluster: Callable[..., Cluster]) -> None:
+    """Whoever has waited for the keeper long enough does not overtake it."""
+    cluster = make_cluster("overtaken", {"fsync": "off"})
+    cluster.sql("SELECT branch.create('k0')")  # the keeper registers its snapshot
+    with keeper_asleep(cluster):
+        cluster.sql("CREATE DATABASE k1 TEMPLATE main STRATEGY branch", dbname="main")
+        cluster.sql("SELECT branch.delete('k1', hard => true)")
+    wait_events(cluster, "k1", [("created", "k1"), ("deleted", "k1")])
+
+
+def waits_or_done(cluster: Cluster, thread: threading.Thread) -> bool:
+    return not thread.is_alive() or bool(
+        cluster.scalar("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    )
+
+
+def test_comparison_among_changes(make_cluster: Callable[..., Cluster]) -> None:
+    """A comparison is one with its transaction, tells nothing twice that this does, and tells
+    what is there before others change it."""
+    cluster = make_cluster("among", {"agent_branch.sweep_interval": "0", "fsync": "off"})
+    with keeper_held_up(cluster), cluster.connect("main", autocommit=False) as conn:
+        for i in range(140):
+            conn.execute(f"CREATE DATABASE m{i} TEMPLATE main STRATEGY branch")
+        conn.commit()
+    wait_for(lambda: len(events(cluster, "m%")) >= 128, what="the events that were noted")
+    assert len(events(cluster, "m%")) == 128
+    with cluster.connect(autocommit=False) as conn:
+        with conn.transaction(), contextlib.suppress(psycopg.Rollback), conn.transaction():
+            conn.execute("SELECT * FROM branch.gc()")
+            raise psycopg.Rollback
+        conn.commit()
+        assert len(events(cluster, "m%")) == 128
+        conn.execute("SELECT branch.create('m_here'), branch.delete('m0', hard => true)")
+        conn.execute("SELECT * FROM branch.gc()")
+        conn.execute("SELECT * FROM branch.gc()")
+        other = threading.Thread(target=lambda: cluster.sql("DROP DATABASE m139", dbname="main"))
+        other.start()
+        wait_for(lambda: waits_or_done(cluster, other), what="the other to wait")
+        conn.commit()
+        other.join()
+    wait_for(lambda: ("deleted", "m139") in events(cluster, "m%"), what="the last event")
+    cluster.sql("SELECT * FROM branch.gc()")
+    assert told_otherwise(cluster) == []
+    assert events(cluster, "m139") == [("created", "m139"), ("deleted", "m139")]
+    assert len(events(cluster, "m%")) == 143
 
 
 def test_names_of_snapshots(cluster: Cluster) -> None:

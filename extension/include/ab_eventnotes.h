@@ -66,9 +66,9 @@ extern bool ab_eventnotes_has(Oid db);
 
 /*
  * Wait until there is none, so that events of one database are written in order.
- * Gives up after a while: the keeper may be away.
+ * False: given up after a while, for the keeper may be away.
  */
-extern void ab_eventnotes_wait(Oid db);
+extern bool ab_eventnotes_wait(Oid db);
 
 /*
  * Have all branches compared with all events.  Each wish has a number; the second

@@ -16,9 +16,10 @@ extern long ab_eventsync_tend(void);
 
 /*
  * If it is wanted: compare all branches with all events, and add the events that are
- * missing (created, deleted).  In a transaction of the caller's.
+ * missing (created, deleted).  In a transaction of the caller's.  True: there are too
+ * many for one transaction, and another is to go on.
  */
-extern void ab_eventsync_compare(void);
+extern bool ab_eventsync_compare(void);
 
 /*
  * Remove events older than agent_branch.event_retention, if that is due or now is

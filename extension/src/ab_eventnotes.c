@@ -153,16 +153,17 @@ ab_eventnotes_has(Oid db)
 	return found;
 }
 
-void
+bool
 ab_eventnotes_wait(Oid db)
 {
 	TimestampTz deadline;
+	bool		has;
 
 	if (!ab_eventnotes_has(db))
-		return;
+		return true;
 	deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), WAIT_MS);
 	ConditionVariablePrepareToSleep(&ab_shared->notes_cv);
-	while (ab_eventnotes_has(db))
+	while ((has = ab_eventnotes_has(db)))
 	{
 		long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
 
@@ -171,6 +172,7 @@ ab_eventnotes_wait(Oid db)
 			break;
 	}
 	ConditionVariableCancelSleep();
+	return !has;
 }
 
 void

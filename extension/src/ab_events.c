@@ -265,6 +265,27 @@ forget_all(void)
 	npending = 0;
 }
 
+static bool
+put_note(const AbEvent *e)
+{
+	AbNote		note = {0};
+
+	note.at = e->at;
+	note.db = e->db;
+	note.owner = e->owner;
+	strlcpy(note.event, e->event, sizeof(note.event));
+	strlcpy(note.branch, e->branch, sizeof(note.branch));
+	if (e->parent)
+		strlcpy(note.parent, e->parent, sizeof(note.parent));
+	strlcpy(note.by, e->by, sizeof(note.by));
+	if (strlen(e->detail_text) < sizeof(note.detail))
+		strcpy(note.detail, e->detail_text);
+	else
+		strcpy(note.detail, DETAIL_SHORTENED);
+	notes_are_put = true;
+	return ab_eventnotes_put(&note);
+}
+
 /* Events of a database that has no table for them become notes for the keeper. */
 static void
 put_notes(void)
@@ -272,25 +293,32 @@ put_notes(void)
 	dlist_iter	it;
 
 	dlist_foreach(it, &pending)
+		notes_are_lost |= !put_note(dlist_container(AbEvent, node, it.cur));
+}
+
+static bool
+fits_a_note(const AbEvent *e)
+{
+	return strlen(e->event) < AB_NOTE_EVENT_LEN &&
+		strlen(e->detail_text) < AB_NOTE_DETAIL_LEN;
+}
+
+/* What has to come after notes that the keeper has not written yet becomes one, too. */
+static void
+follow_notes(void)
+{
+	dlist_mutable_iter it;
+
+	dlist_foreach_modify(it, &pending)
 	{
 		AbEvent    *e = dlist_container(AbEvent, node, it.cur);
-		AbNote		note = {0};
 
-		note.at = e->at;
-		note.db = e->db;
-		note.owner = e->owner;
-		strlcpy(note.event, e->event, sizeof(note.event));
-		strlcpy(note.branch, e->branch, sizeof(note.branch));
-		if (e->parent)
-			strlcpy(note.parent, e->parent, sizeof(note.parent));
-		strlcpy(note.by, e->by, sizeof(note.by));
-		if (strlen(e->detail_text) < sizeof(note.detail))
-			strcpy(note.detail, e->detail_text);
-		else
-			strcpy(note.detail, DETAIL_SHORTENED);
-		notes_are_lost |= !ab_eventnotes_put(&note);
+		if (!e->found && !ab_eventnotes_wait(e->db) && fits_a_note(e) && put_note(e))
+		{
+			dlist_delete(it.cur);
+			npending--;
+		}
 	}
-	notes_are_put = true;
 }
 
 static void
@@ -307,21 +335,14 @@ settle_notes(bool committed)
 static void
 write_or_note(void)
 {
-	dlist_iter	it;
-
 	if (!ab_events_writable())
 	{
 		put_notes();
 		return;
 	}
-	dlist_foreach(it, &pending)
-	{
-		AbEvent    *e = dlist_container(AbEvent, node, it.cur);
-
-		if (!e->found)
-			ab_eventnotes_wait(e->db);
-	}
-	write_pending();
+	follow_notes();
+	if (npending > 0)
+		write_pending();
 }
 
 /* The keeper is to send notifications; once is enough for all until it looks. */

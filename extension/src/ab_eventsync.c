@@ -10,19 +10,26 @@
  * written: it holds the notes' turn (a lock on the table with sub-object 1) from
  * before its snapshot until it has looked for notes, and the keeper has the turn while
  * it writes; it never waits for it.  Two comparisons exclude each other (sub-object 2).
+ * What a comparison tells of a database that is there must come before what others do
+ * with that: it locks it, AccessShareLock, to the end of its transaction, and leaves
+ * those that somebody is changing to the next one.
  */
 #include "ab_eventsync.h"
 
+#include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_database.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "ab_base.h"
@@ -32,6 +39,7 @@
 #include "ab_events.h"
 #include "ab_format.h"
 #include "ab_gate.h"
+#include "ab_origin.h"
 #include "ab_request.h"
 #include "ab_settings.h"
 #include "ab_shmem.h"
@@ -44,6 +52,9 @@
 
 #define PRUNE_BATCH 10000
 #define PRUNE_EVERY_MS (3600 * 1000L)
+
+/* Databases that a comparison locks: the lock table is shared by everybody. */
+#define HELD_AT_ONCE 256
 
 /* Events by which a database becomes a living branch. */
 #define APPEARS "('created', 'reset', 'restored', 'recovered')"
@@ -277,6 +288,71 @@ LAST_EVENTS
 " WHERE l.seen > coalesce(l.gone, 0)"
 " AND NOT EXISTS (SELECT 1 FROM pg_database AS d WHERE d.oid = l.db) ORDER BY l.db";
 
+/*
+ * A crash in DROP DATABASE leaves a row that nobody can connect to, marked so before any
+ * file went, and if it came late nothing else that would make it a branch.
+ */
+static const char cut_off_sql[] =
+LAST_EVENTS
+"SELECT d.oid, d.datname::text, d.datdba, e.parent"
+" FROM last AS l JOIN branch.event_log AS e ON e.id = l.seen"
+" JOIN pg_database AS d ON d.oid = l.db"
+" WHERE l.seen > coalesce(l.gone, 0) AND d.datconnlimit < -1 ORDER BY d.oid";
+
+/* The wish that this transaction fulfils: what it has told is not in the table yet. */
+static uint64 comparing = 0;
+static SubTransactionId comparing_in;
+static int	nheld;				/* databases that it has locked */
+static bool more_to_hold;
+
+/* By this transaction, which says so itself: everybody who does has this lock. */
+static bool
+is_changed_here(Oid db)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, db, 0);
+	if (!LockHeldByMe(&tag, AccessExclusiveLock))
+		return false;
+	ab_event_find_out();
+	return true;
+}
+
+/* Let a database stay as it is; NULL: it cannot be told of now, or is gone. */
+static char *
+hold_database(Oid db)
+{
+	LOCKTAG		tag;
+
+	if (is_changed_here(db))
+		return NULL;
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, db, 0);
+	more_to_hold = nheld == HELD_AT_ONCE;
+	if (more_to_hold ||
+		LockAcquire(&tag, AccessShareLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
+	{
+		ab_event_find_out();
+		return NULL;
+	}
+	nheld++;
+	AcceptInvalidationMessages();
+	return ab_database_name(db);
+}
+
+static bool
+is_cut_off(Oid db)
+{
+	HeapTuple	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
+	bool		result;
+
+	if (!HeapTupleIsValid(tup))
+		return false;
+	result = ((Form_pg_database) GETSTRUCT(tup))->datconnlimit < -1 &&
+		!ab_origin_exists(db);
+	ReleaseSysCache(tup);
+	return result;
+}
+
 static Oid
 oid_column(HeapTuple tuple, TupleDesc desc, int column)
 {
@@ -302,14 +378,17 @@ tell_created(HeapTuple tuple, TupleDesc desc)
 	AbNote		note;
 	AbOriginHeader header;
 	char		id[AB_SNAPID_TEXT_LEN + 1];
+	char	   *name;
 	char	   *parent;
 	char	   *owner;
 
 	start_note(&note, "created", tuple, desc);
 	if (ab_hidden_name_is_reserved(note.branch) || ab_base_name_is_reserved(note.branch) ||
-		ab_eventnotes_has(note.db) ||
+		ab_eventnotes_has(note.db) || !ab_origin_exists(note.db) ||
+		(name = hold_database(note.db)) == NULL ||
 		!ab_storage_read_origin(note.db, &header))
 		return;
+	strlcpy(note.branch, name, sizeof(note.branch));
 	note.at = header.created_at;
 	owner = GetUserNameFromId(note.owner, true);
 	strlcpy(note.by, owner ? owner : "", sizeof(note.by));
@@ -322,22 +401,38 @@ tell_created(HeapTuple tuple, TupleDesc desc)
 }
 
 static void
+tell_gone(AbNote *note, HeapTuple tuple, TupleDesc desc)
+{
+	char	   *parent = SPI_getvalue(tuple, desc, 4);
+
+	note->at = GetCurrentTimestamp();
+	strlcpy(note->by, GetUserNameFromId(GetUserId(), false), sizeof(note->by));
+	strlcpy(note->parent, parent ? parent : "", sizeof(note->parent));
+	strcpy(note->detail, "{\"hard\": true, \"found\": true}");
+	ab_event_from_note(note);
+}
+
+static void
 tell_deleted(HeapTuple tuple, TupleDesc desc)
 {
 	AbNote		note;
-	char	   *parent = SPI_getvalue(tuple, desc, 4);
 
 	start_note(&note, "deleted", tuple, desc);
-	if (ab_eventnotes_has(note.db))
-		return;
-	note.at = GetCurrentTimestamp();
-	strlcpy(note.by, GetUserNameFromId(GetUserId(), false), sizeof(note.by));
-	strlcpy(note.parent, parent ? parent : "", sizeof(note.parent));
-	strcpy(note.detail, "{\"hard\": true, \"found\": true}");
-	ab_event_from_note(&note);
+	if (!ab_eventnotes_has(note.db) && !is_changed_here(note.db))
+		tell_gone(&note, tuple, desc);
 }
 
-static uint64 comparing = 0;	/* the wish that this transaction fulfils */
+/* Whoever drops it again says nothing then. */
+static void
+tell_cut_off(HeapTuple tuple, TupleDesc desc)
+{
+	AbNote		note;
+
+	start_note(&note, "deleted", tuple, desc);
+	if (!ab_eventnotes_has(note.db) && !ab_origin_exists(note.db) &&
+		hold_database(note.db) != NULL && is_cut_off(note.db))
+		tell_gone(&note, tuple, desc);
+}
 
 static void
 at_xact_end(XactEvent event, void *arg)
@@ -348,14 +443,30 @@ at_xact_end(XactEvent event, void *arg)
 		comparing = 0;
 }
 
+/* What it has told goes with the subtransaction (numbers of later ones are higher). */
 static void
-register_callback(void)
+at_subxact_end(SubXactEvent event, SubTransactionId mySubid,
+			   SubTransactionId parentSubid, void *arg)
+{
+	if (event == SUBXACT_EVENT_ABORT_SUB && comparing_in >= mySubid)
+		comparing = 0;
+}
+
+static void
+begin_comparison(void)
 {
 	static bool registered = false;
 
 	if (!registered)
+	{
 		RegisterXactCallback(at_xact_end, NULL);
+		RegisterSubXactCallback(at_subxact_end, NULL);
+	}
 	registered = true;
+	comparing = ab_eventnotes_comparison_wanted();
+	comparing_in = GetCurrentSubTransactionId();
+	nheld = 0;
+	more_to_hold = false;
 }
 
 static void
@@ -373,25 +484,26 @@ tell_all(const char *sql, void (*tell) (HeapTuple tuple, TupleDesc desc))
 }
 
 /* What the comparison sees must be newer than its turn. */
-void
+bool
 ab_eventsync_compare(void)
 {
-	if (ab_eventnotes_comparison_wanted() == 0 || !ab_events_writable() ||
-		IsolationUsesXactSnapshot())
-		return;
+	if (comparing > 0 || ab_eventnotes_comparison_wanted() == 0 ||
+		!ab_events_writable() || IsolationUsesXactSnapshot())
+		return false;
 	(void) take_turn(COMPARISON_TURN, true);
-	register_callback();
-	comparing = ab_eventnotes_comparison_wanted();
+	begin_comparison();
 	if (comparing == 0)
-		return;
+		return false;
 	(void) take_turn(NOTES_TURN, true);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	tell_all(untold_sql, tell_created);
 	tell_all(vanished_sql, tell_deleted);
+	tell_all(cut_off_sql, tell_cut_off);
 	SPI_finish();
 	end_turn(NOTES_TURN);
 	ab_request_poke_keeper();
+	return more_to_hold;
 }
 
 /* ---- removing old events ---- */

@@ -380,7 +380,7 @@ ab_sql_gc(PG_FUNCTION_ARGS)
 	{
 		ab_gather();
 		ab_tables_prune_merges();
-		ab_eventsync_compare();
+		(void) ab_eventsync_compare();
 		while (ab_eventsync_prune(true) > 0)
 			CHECK_FOR_INTERRUPTS();
 	}

@@ -123,6 +123,15 @@ warn_of_age(void)
 	ab_hidden_warn(false);
 }
 
+static bool more_untold;
+
+static void
+compare_events(void)
+{
+	more_untold = false;		/* should it fail */
+	more_untold = ab_eventsync_compare();
+}
+
 static bool more_events = false;
 
 static void
@@ -189,7 +198,9 @@ ab_sweeper_main(Datum arg)
 	run_step(warn_of_age, "looking for snapshots that get too old");
 	run_step(ab_quotaload_refresh, "looking after quotas");
 	run_step(ab_keptnames_refresh, "noting new names of roles and databases");
-	run_step(ab_eventsync_compare, "looking for events that nobody recorded");
+	do
+		run_step(compare_events, "looking for events that nobody recorded");
+	while (more_untold);
 	do
 		run_step(prune_events, "removing old events");
 	while (more_events);
