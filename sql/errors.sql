@@ -306,7 +306,8 @@ CALL pg_temp.attempt('postgres', ARRAY[
     $$SELECT branch.set_budget('err_b', '{}', 1)$$,
     $$SELECT branch.usage_history('err_no')$$,
     $$SELECT branch.usage_history('err_b', granularity => 'err')$$,
-    $$SELECT branch.cost_report(25)$$
+    $$SELECT branch.cost_report(25)$$,
+    $$SELECT branch.cost_report(gb_per_branch => 1e101)$$
 ]);
 CALL pg_temp.attempt('err_nobody', ARRAY[
     $$SELECT branch.cleanup()$$,
@@ -338,7 +339,11 @@ CALL pg_temp.attempt('postgres', ARRAY[
     $$SELECT branch.merge('err_gone')$$,
     $$SELECT branch.merge('err_b', 'err_b')$$,
     $$SELECT branch.merge('err_b', strategy => 'err')$$,
+    $$SELECT branch.merge('err_b', strategy => null)$$,
+    $$SELECT branch.merge('err_b', schema => null)$$,
     $$SELECT branch.conflicts_resolve(0, 'ours')$$,
+    $$SELECT branch.conflicts_resolve(0, null)$$,
+    $$SELECT branch.conflicts_resolve(null, 'ours')$$,
     $$SELECT branch.sync('err_no')$$,
     $$SELECT branch.sync('err_plain')$$,
     $$SELECT merge_branch_data('err_no', 'err_b')$$,
@@ -406,7 +411,9 @@ CALL pg_temp.attempt('postgres', ARRAY[
     $$CALL branch.run_job('gc')$$,
     $$SELECT branch.set_budget('err_b', amount => 1)$$,
     $$SELECT branch.merge('err_b')$$,
-    $$SELECT branch.sync('err_b')$$
+    $$SELECT branch.sync('err_b')$$,
+    $$SELECT branch.sync_start('err_main', 'err_b')$$,
+    $$SELECT branch.sync_stop('err_main', 'err_b')$$
 ]);
 RESET default_transaction_read_only;
 

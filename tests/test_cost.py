@@ -71,6 +71,17 @@ def test_reports_add_up(plan: cost.Plan) -> None:
     assert {line.saved for line in cost.report(same)} == {Decimal("0.00")}
 
 
+def test_large_numbers() -> None:
+    """No plan is too large to be reckoned with."""
+    most = Decimal(10) ** 100
+    plan = SEED_CASE._replace(
+        branches=most, gb_per_branch=most, gb_per_instance=most, price_per_gb_month=most
+    )
+    total = {line.item: line for line in cost.report(plan)}["total"]
+    assert total.branches_cost > most * most * most
+    assert 0 < total.saved < total.instances_cost
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -79,6 +90,7 @@ def test_reports_add_up(plan: cost.Plan) -> None:
         {"branches": Decimal(-1)},
         {"gb_per_instance": Decimal("NaN")},
         {"server_price_per_month": Decimal("Infinity")},
+        {"gb_per_branch": Decimal("1e101")},
     ],
 )
 def test_wrong_plans(wrong: dict[str, Decimal]) -> None:

@@ -27,6 +27,11 @@ def read_only_python(what: str) -> Answer:
     return through_python(read_only(what), "ReadOnlySqlTransaction")
 
 
+def read_only_checked(what: str) -> Answer:
+    """By Python itself."""
+    return (*read_only(what)[:1], f"plpy.Error: {read_only(what)[1]}", None, None)
+
+
 NO_CRON: Answer = (
     "55000",
     "plpy.Error: pg_cron is not loaded",
@@ -39,19 +44,6 @@ NO_CRON: Answer = (
     )
     + ".",
 )
-NOT_LOGICAL: Answer = (
-    "55000",
-    "plpy.Error: continuous sync needs wal_level = logical",
-    None,
-    "Set it in postgresql.conf and restart the server, or call branch.sync now and then.",
-)
-NOT_SYNCED: Answer = (
-    "42704",
-    'plpy.Error: database "b" is not synced with "main"',
-    None,
-    "The view branch.syncs lists those that are.",
-)
-
 # Reading works on a standby, and verify(); whatever writes does not.
 ON_A_STANDBY: dict[str, Answer] = {
     **{
@@ -99,8 +91,8 @@ ON_A_STANDBY: dict[str, Answer] = {
     "SELECT create_agent_branch('7')": read_only_python("branch creation"),
     "SELECT create_agent_branches(ARRAY['7'])": read_only_python("branch creation"),
     "SELECT delete_agent_branch('1')": read_only_python("branch deletion"),
-    "CALL branch.run_job('gc')": read_only_python("INSERT"),
-    "SELECT branch.set_budget('b', amount => 1)": read_only_python("SELECT"),
+    "CALL branch.run_job('gc')": read_only_checked("branch.run_job()"),
+    "SELECT branch.set_budget('b', amount => 1)": read_only_checked("branch.set_budget()"),
     "SELECT branch.merge('b')": read_only_python("branch.merge()"),
     "SELECT branch.sync('b')": read_only_python("branch.merge()"),
     "SELECT merge_branch_data('b', 'main')": read_only_python("branch.merge()"),
@@ -109,8 +101,8 @@ ON_A_STANDBY: dict[str, Answer] = {
         ("25006", "cannot execute reading the state of a snapshot during recovery", None, None),
         "ReadOnlySqlTransaction",
     ),
-    "SELECT branch.sync_start('main', 'b')": NOT_LOGICAL,
-    "SELECT branch.sync_stop('main', 'b')": NOT_SYNCED,
+    "SELECT branch.sync_start('main', 'b')": read_only_checked("branch.sync_start()"),
+    "SELECT branch.sync_stop('main', 'b')": read_only_checked("branch.sync_stop()"),
     "SELECT branch.schedule_jobs()": NO_CRON,
     "SELECT branch.unschedule_jobs()": NO_CRON,
     "CREATE DATABASE x TEMPLATE main STRATEGY branch": read_only("branch creation"),

@@ -408,6 +408,21 @@ def test_no_free_workers(make_cluster: Callable[..., Cluster]) -> None:
         holder.rollback()
 
 
+def test_calls_that_fail_one_after_the_other(make_cluster: Callable[..., Cluster]) -> None:
+    """The workers that they leave to their end take no slots from the next ones, be it a
+    transaction or a subtransaction that fails."""
+    cluster = make_cluster("failing", {"max_worker_processes": "5"})
+    with cluster.connect() as conn:
+        for _ in range(30):
+            with pytest.raises(psycopg.errors.InvalidCatalogName, match='"nosuch"'):
+                conn.execute("SELECT branch.diff('nosuch', 'main', 't')")
+        tried = (
+            "BEGIN PERFORM branch.diff('nosuch', 'main', 't');"
+            " EXCEPTION WHEN invalid_catalog_name THEN NULL; END;"
+        )
+        conn.execute(f"DO $$ BEGIN FOR i IN 1 .. 30 LOOP {tried} END LOOP; END $$")
+
+
 def test_closing_several_at_once(reach: Cluster) -> None:
     """Their workers are gone when they are closed; of a list with a fault none is closed."""
     mark = "closed together"

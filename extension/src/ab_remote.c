@@ -4,8 +4,9 @@
  *
  * Runs in the backend that opens them.  It starts a dynamic background worker
  * (ab_remote_worker.c), sends it requests through one shared memory queue and reads what
- * it answers from another (ab_remote_answers.c).  Callbacks at the end of a (sub)transaction end the sessions
- * it has opened, so that a cancelled or failed caller leaves no worker behind.  Nothing
+ * it answers from another (ab_remote_answers.c).  Callbacks at the end of a
+ * (sub)transaction end the sessions it has opened, so that a cancelled or failed caller
+ * leaves no worker behind.  Nothing
  * is shared but a dynamic segment that goes with the two processes: a crash leaves
  * nothing.
  *
@@ -48,6 +49,7 @@
 #include "ab_worker.h"
 
 static AbRemote *open_sessions = NULL;
+static AbRemote *left_sessions = NULL;	/* their workers were not waited for */
 static int	last_number = 0;
 
 /* ---- end of a session ---- */
@@ -66,6 +68,39 @@ let_go(AbRemote *session)
 	if (session->state == AB_SESSION_BUSY || session->state == AB_SESSION_COMMITTING)
 		TerminateBackgroundWorker(session->handle);
 	dsm_detach(session->seg);
+}
+
+/* Where a transaction aborts; its worker goes on taking a slot until it has ended. */
+static void
+leave(AbRemote *session)
+{
+	let_go(session);
+	MemoryContextDeleteChildren(session->context);
+	session->next = left_sessions;
+	left_sessions = session;
+}
+
+/* Forgets those that were left and have ended; if told to wait, each has. */
+static void
+forget_left(bool wait)
+{
+	AbRemote  **link = &left_sessions;
+
+	while (*link != NULL)
+	{
+		AbRemote   *session = *link;
+		pid_t		pid;
+
+		if (wait)
+			(void) WaitForBackgroundWorkerShutdown(session->handle);
+		else if (GetBackgroundWorkerPid(session->handle, &pid) != BGWH_STOPPED)
+		{
+			link = &session->next;
+			continue;
+		}
+		*link = session->next;
+		MemoryContextDelete(session->context);
+	}
 }
 
 void
@@ -109,12 +144,7 @@ at_xact_end(XactEvent event, void *arg)
 			break;
 		case XACT_EVENT_ABORT:
 			while (open_sessions != NULL)
-			{
-				AbRemote   *session = open_sessions;
-
-				let_go(session);
-				MemoryContextDelete(session->context);
-			}
+				leave(open_sessions);
 			break;
 		default:
 			break;
@@ -135,10 +165,7 @@ at_subxact_end(SubXactEvent event, SubTransactionId mine, SubTransactionId paren
 		if (event == SUBXACT_EVENT_COMMIT_SUB)
 			session->opener = parent;
 		else if (event == SUBXACT_EVENT_ABORT_SUB)
-		{
-			let_go(session);
-			MemoryContextDelete(session->context);
-		}
+			leave(session);
 	}
 }
 
@@ -280,6 +307,7 @@ make_segment(AbRemote *session, Oid db, const AbRemoteOptions *options, bool has
 					  MyProc);
 }
 
+/* Calls that fail one after the other do not use up the slots. */
 static bool
 start_worker(AbRemote *session)
 {
@@ -290,6 +318,12 @@ start_worker(AbRemote *session)
 	worker.bgw_start_time = BgWorkerStart_ConsistentState;
 	worker.bgw_main_arg = UInt32GetDatum(dsm_segment_handle(session->seg));
 	worker.bgw_notify_pid = MyProcPid;
+	forget_left(false);
+	if (RegisterDynamicBackgroundWorker(&worker, &session->handle))
+		return true;
+	if (left_sessions == NULL)
+		return false;
+	forget_left(true);
 	return RegisterDynamicBackgroundWorker(&worker, &session->handle);
 }
 

@@ -6,7 +6,7 @@ totals are sums of what is not rounded.
 
 from __future__ import annotations
 
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import ROUND_HALF_UP, Decimal, localcontext
 from typing import NamedTuple
 
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
@@ -15,6 +15,8 @@ HOURS_PER_MONTH = Decimal(730)
 HOURS_PER_DAY = Decimal(24)
 CENT = Decimal("0.01")
 MILLIONTH = Decimal("0.000001")
+MOST = Decimal(10) ** 100
+DIGITS = 400  # of three such numbers multiplied, and what comes after the point
 
 
 class Plan(NamedTuple):
@@ -48,6 +50,10 @@ def check(plan: Plan) -> None:
         if not value.is_finite() or value < 0:
             raise ReportedError(
                 INVALID_PARAMETER_VALUE, f'argument "{name}" must be a number not below zero'
+            )
+        if value > MOST:
+            raise ReportedError(
+                INVALID_PARAMETER_VALUE, f'argument "{name}" must be at most {MOST:.0e}'
             )
     if plan.hours_per_day > HOURS_PER_DAY:
         raise ReportedError(
@@ -85,6 +91,12 @@ def _line(
 def report(plan: Plan) -> list[Line]:
     """Compute, storage, the server that branches share, the total, and that for each agent."""
     check(plan)
+    with localcontext() as context:
+        context.prec = DIGITS
+        return _lines(plan)
+
+
+def _lines(plan: Plan) -> list[Line]:
     hours = plan.branches * plan.hours_per_day * HOURS_PER_MONTH / HOURS_PER_DAY
     always = plan.branches * HOURS_PER_MONTH
     own = plan.branches * plan.gb_per_branch

@@ -15,7 +15,8 @@ import plpy
 
 from agent_branch import bases
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
-from agent_branch.hints import TYPE_CHECKING, Any, Iterable, Iterator, Mapping, NoReturn, Sequence
+from agent_branch.hints import TYPE_CHECKING, Any, Iterable, Iterator, Mapping, Sequence
+from agent_branch.inside import report
 from agent_branch.progress import Progress as Progress
 from agent_branch.progress import name_of
 from agent_branch.records import dataclass
@@ -72,11 +73,6 @@ class Reading:
 
     def close(self) -> None:
         self.remote.close()
-
-
-def _report(error: ReportedError) -> NoReturn:
-    plpy.error(error.message, **error.fields())
-    raise error  # plpy.error has raised already
 
 
 def _required(name: str, value: str | None) -> str:
@@ -245,7 +241,7 @@ def schema_diff(
             for session in sessions
         )
     except ReportedError as error:
-        _report(error)
+        report(error)
     for session in sessions:
         session.close()
     return [
@@ -262,7 +258,7 @@ def merge_base(
         named = _required("source", source)
         found = bases.merge_base(named, _target(named, target))
     except ReportedError as error:
-        _report(error)
+        report(error)
     if found is None:
         return []
     return [(found.snapshot, found.name, found.database, found.lsn, found.taken_at)]
@@ -300,7 +296,7 @@ def diff_summary(source: str | None, target: str | None, at: str | None = None) 
             for found in compare.summaries(opened.whole)
         ]
     except ReportedError as error:
-        _report(error)
+        report(error)
     opened.close()
     return lines
 
@@ -327,7 +323,7 @@ def diff_stat(
             found = diffstat.counted(found, compare.summaries(opened.whole))
         found.append(diffstat.total(found))
     except ReportedError as error:
-        _report(error)
+        report(error)
     opened.close()
     return [
         (
@@ -361,7 +357,7 @@ def diff(
         # What is wrong mostly shows at once; an iterator's errors are harder to read.
         first = list(islice(rows, 1))
     except ReportedError as error:
-        _report(error)
+        report(error)
     return _all(opened, chain(first, rows))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 INVALID_PARAMETER_VALUE = "22023"
 NAME_TOO_LONG = "42622"
 UNDEFINED_DATABASE = "3D000"
+READ_ONLY_TRANSACTION = "25006"
 
 
 class ReportedError(Exception):

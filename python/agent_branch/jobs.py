@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
 
 import plpy
 
 from agent_branch import joblist
 from agent_branch.errors import UNDEFINED_DATABASE, ReportedError
+from agent_branch.inside import prevent_read_only, query, report
 from agent_branch.remote import Remote
 
 WRONG_STATE = "55000"
@@ -22,32 +22,23 @@ BIGINT = "pg_catalog.int8"
 Run = Callable[[str], list[Sequence[str | None]]]
 
 
-def _report(error: ReportedError) -> NoReturn:
-    plpy.error(error.message, **error.fields())
-    raise error  # plpy.error has raised already
-
-
-def _call(sql: str, types: Sequence[str], values: Sequence[object]) -> list[dict[str, Any]]:
-    return [dict(row) for row in plpy.execute(plpy.prepare(sql, list(types)), list(values))]
-
-
 # ---- running one ----
 
 
 def _finish(job: str, done: int, error: str | None) -> None:
-    _call("SELECT branch._job_finished($1, $2, $3)", [TEXT, BIGINT, TEXT], [job, done, error])
+    query("SELECT branch._job_finished($1, $2, $3)", [TEXT, BIGINT, TEXT], [job, done, error])
     plpy.commit()
 
 
 def _steps(job: str, step: str) -> None:
     """Batches, each a transaction of its own, until one says that there is no more to do."""
-    _call("SELECT branch._job_started($1)", [TEXT], [job])
+    query("SELECT branch._job_started($1)", [TEXT], [job])
     plpy.commit()
     done = 0
     again = True
     try:
         while again:
-            row = _call(f"SELECT done, again FROM branch.{step}()", [], [])[0]
+            row = query(f"SELECT done, again FROM branch.{step}()", [], [])[0]
             plpy.commit()
             done += row["done"]
             again = row["again"]
@@ -61,20 +52,21 @@ def _steps(job: str, step: str) -> None:
 def run_job(job: str | None) -> None:
     """Run a job now, if no other session does; an error is remembered, and raised.
 
-    Errors: 22023 unknown job, 2D000 inside a transaction block, and those of the job.
+    Errors: 22023 unknown job, 25006, 2D000 inside a transaction block, and those of the job.
     """
     try:
         step = joblist.find(job).step
+        prevent_read_only("branch.run_job()")
     except ReportedError as error:
-        _report(error)
+        report(error)
     assert job is not None
-    if not _call("SELECT branch._job_lock($1) AS got", [TEXT], [job])[0]["got"]:
+    if not query("SELECT branch._job_lock($1) AS got", [TEXT], [job])[0]["got"]:
         plpy.notice(f'job "{job}" is being run by another session')
         return
     try:
         _steps(job, step)
     finally:
-        _call("SELECT branch._job_unlock($1)", [TEXT], [job])
+        query("SELECT branch._job_unlock($1)", [TEXT], [job])
 
 
 # ---- pg_cron ----
@@ -242,10 +234,10 @@ def schedule_jobs(schedules: str | None) -> list[tuple[str, str, str, int]]:
                 run(f"SELECT cron.unschedule({number}::bigint)")
             numbers.update({job.name: _schedule(run, job) for job in new})
     except ReportedError as error:
-        _report(error)
+        report(error)
     plpy.execute(f"GRANT EXECUTE ON ROUTINE {_routines()} TO {joblist.ROLE}")
     rows = [(job, p.schedule, p.command, numbers[p.name]) for job, p in want.items()]
-    _call(
+    query(
         "SELECT branch._job_scheduled($1, $2)",
         ["text[]", "text[]"],
         [[row[0] for row in rows], [row[1] for row in rows]],
@@ -265,8 +257,8 @@ def unschedule_jobs() -> int:
             for number in away:
                 run(f"SELECT cron.unschedule({number}::bigint)")
     except ReportedError as error:
-        _report(error)
-    _call("SELECT branch._job_scheduled($1, $2)", ["text[]", "text[]"], [[], []])
+        report(error)
+    query("SELECT branch._job_scheduled($1, $2)", ["text[]", "text[]"], [[], []])
     if _here(f"SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = '{joblist.ROLE}'"):
         plpy.execute(f"REVOKE EXECUTE ON ROUTINE {_routines()} FROM {joblist.ROLE}")
         plpy.execute(f"REVOKE CONNECT ON DATABASE {plpy.quote_ident(control)} FROM {joblist.ROLE}")

@@ -59,6 +59,11 @@ class Options:
         return said
 
 
+def not_null(name: str, value: object) -> None:
+    if value is None:
+        raise ReportedError(INVALID_PARAMETER_VALUE, f'argument "{name}" must not be null')
+
+
 def _strategy(value: object) -> Strategy:
     for known in get_args(Strategy):
         if value == known:
@@ -94,6 +99,8 @@ def options(
 
     A table without its schema is one of schema public.  ``listed``: names of the only tables.
     """
+    not_null("strategy", strategy)
+    not_null("schema", schema)
     given = json.loads(strategies or "{}")
     if not isinstance(given, dict):
         raise ReportedError(

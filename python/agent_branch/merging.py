@@ -21,11 +21,11 @@ from agent_branch.compare import Extent, Extents, Side
 from agent_branch.data import Progress, Reading, pairing_of
 from agent_branch.data import _extents as changed_extents
 from agent_branch.data import _name as name_of
-from agent_branch.data import _report as report
 from agent_branch.data import _required as required
 from agent_branch.data import _target as target_of
 from agent_branch.diff import Pairing, RowChange, scan
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
+from agent_branch.inside import report
 from agent_branch.merge import Conflict, Recount
 from agent_branch.mergelog import Pair
 from agent_branch.mergeoptions import Options

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import plpy
 
 from agent_branch import deciding, mergelog
-from agent_branch.data import _report as report
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
+from agent_branch.inside import report
 from agent_branch.merge import Decisions
 from agent_branch.mergelog import Log
-from agent_branch.mergeoptions import Options, table_id
+from agent_branch.mergeoptions import Options, not_null, table_id
 from agent_branch.mergeoptions import options as parse_options
 from agent_branch.merging import Result, find_pair, parse_name, run_merge
 from agent_branch.records import dataclass, replace
@@ -129,6 +129,7 @@ def conflicts_resolve(number: int | None, side: str | None, tables: Sequence[str
     Errors: 22023, 42501 no merge of the caller's, 55000 it has no conflicts; those of a merge.
     """
     try:
+        not_null("side", side)
         if side not in ("ours", "theirs"):
             raise ReportedError(
                 INVALID_PARAMETER_VALUE,

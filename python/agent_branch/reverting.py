@@ -16,8 +16,8 @@ import plpy
 from agent_branch import mergechanges, mergelog
 from agent_branch.clashes import Clash, Clashes
 from agent_branch.data import _name as name_of
-from agent_branch.data import _report as report
 from agent_branch.errors import INVALID_PARAMETER_VALUE, UNDEFINED_DATABASE, ReportedError
+from agent_branch.inside import report
 from agent_branch.merge import Conflict, Recount
 from agent_branch.mergechanges import Kept
 from agent_branch.mergelog import Log, Pair

@@ -8,22 +8,11 @@ own, once for each parent; an agent's branch then shares its pages like all othe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
-
-import plpy
 
 from agent_branch.errors import UNDEFINED_DATABASE, ReportedError
+from agent_branch.inside import query, report
 from agent_branch.names import branch_name
 from agent_branch.uri import Endpoint, connection_string
-
-
-def _query(sql: str, types: Sequence[str], values: Sequence[object]) -> list[dict[str, Any]]:
-    return [dict(row) for row in plpy.execute(plpy.prepare(sql, list(types)), list(values))]
-
-
-def _report(error: ReportedError) -> NoReturn:
-    plpy.error(error.message, **error.fields())
-    raise error  # plpy.error has raised already
 
 
 def _ensure(
@@ -36,7 +25,7 @@ def _ensure(
 
     One statement, whose text has no values in it: what it is given is not logged with it.
     """
-    rows = _query(
+    rows = query(
         "SELECT branch._ensure_agents($1, $2, $3, $4) AS roles",
         ["text[]", "text[]", "text", "text[]"],
         [
@@ -52,7 +41,7 @@ def _ensure(
 
 def _connection_strings(names: Sequence[str], roles: Sequence[str | None]) -> list[str]:
     """Who logs in is the agent's own role; else the caller, or whom its session began as."""
-    row = _query(
+    row = query(
         "SELECT e.socket_directories, e.listen_addresses, e.port,"
         " coalesce(host(inet_server_addr()), '') AS server_address,"
         " CASE WHEN r.rolcanlogin THEN r.rolname ELSE session_user END AS caller,"
@@ -96,7 +85,7 @@ def create_agent_branches(
         roles = _ensure(ids, names, parent, passwords)
         return list(zip(names, _connection_strings(names, roles), strict=True))
     except ReportedError as error:
-        _report(error)
+        report(error)
 
 
 def delete_agent_branch(agent_id: str | None) -> None:
@@ -109,7 +98,7 @@ def delete_agent_branch(agent_id: str | None) -> None:
     """
     try:
         name = branch_name(agent_id)
-        rows = _query(
+        rows = query(
             "SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = $1", ["name"], [name]
         )
         if not rows:
@@ -119,6 +108,6 @@ def delete_agent_branch(agent_id: str | None) -> None:
                 detail=f'Database "{name}" does not exist.',
                 hint="The view branch.branches lists the branches that do, and deleted ones.",
             )
-        _query("SELECT branch.delete($1)", ["text"], [name])
+        query("SELECT branch.delete($1)", ["text"], [name])
     except ReportedError as error:
-        _report(error)
+        report(error)

@@ -24,6 +24,7 @@ import plpy
 
 from agent_branch import bases, data, mergelog, merging
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
+from agent_branch.inside import prevent_read_only, report
 from agent_branch.mergelog import Pair
 from agent_branch.records import dataclass
 from agent_branch.remote import Remote
@@ -82,7 +83,7 @@ def _exists(name: str) -> bool:
     )
 
 
-def _check_superuser() -> None:
+def _check_caller(function: str) -> None:
     if not _scalar("SELECT r.rolsuper FROM pg_roles AS r WHERE r.rolname = current_user"):
         raise ReportedError(
             NO_RIGHT,
@@ -90,11 +91,12 @@ def _check_superuser() -> None:
             detail="Only superusers can create subscriptions.",
             hint="branch.merge and branch.sync need no such right.",
         )
+    prevent_read_only(function)
 
 
 def _check(sync: Sync) -> None:
     pair = sync.pair
-    _check_superuser()
+    _check_caller("branch.sync_start()")
     if _scalar("current_setting('wal_level')") != "logical":
         raise ReportedError(
             WRONG_STATE,
@@ -325,7 +327,7 @@ def sync_start(
         with _taking_back(sync):
             _start(sync, chosen, text, listed=tables is not None)
     except ReportedError as error:
-        data._report(error)
+        report(error)
     return sync.name
 
 
@@ -342,7 +344,7 @@ def sync_stop(source: str | None, target: str | None) -> None:
     """
     try:
         named = data._required("target", target)
-        _check_superuser()
+        _check_caller("branch.sync_stop()")
         found = _syncs(source, bases.database_oid(named))
         if not found:
             raise ReportedError(
@@ -357,4 +359,4 @@ def sync_stop(source: str | None, target: str | None) -> None:
             if origin is not None:
                 _record(origin, named, only)
     except ReportedError as error:
-        data._report(error)
+        report(error)

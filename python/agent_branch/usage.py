@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, NoReturn
 
@@ -11,22 +10,24 @@ import plpy
 
 from agent_branch import cost
 from agent_branch.errors import INVALID_PARAMETER_VALUE, UNDEFINED_DATABASE, ReportedError
+from agent_branch.inside import prevent_read_only, query, report
 
 # Accounts that one transaction adds up.
 BATCH = 1000
 
 
-def _report(error: ReportedError) -> NoReturn:
-    plpy.error(error.message, **error.fields())
-    raise error  # plpy.error has raised already
-
-
-def _query(sql: str, types: Sequence[str], values: Sequence[object]) -> list[dict[str, Any]]:
-    return [dict(row) for row in plpy.execute(plpy.prepare(sql, list(types)), list(values))]
+def _unknown(name: str) -> NoReturn:
+    report(
+        ReportedError(
+            UNDEFINED_DATABASE,
+            f'branch "{name}" does not exist',
+            hint="The view branch.branches lists those that do.",
+        )
+    )
 
 
 def _refuse(message: str, hint: str = "") -> NoReturn:
-    _report(ReportedError(INVALID_PARAMETER_VALUE, message, hint=hint))
+    report(ReportedError(INVALID_PARAMETER_VALUE, message, hint=hint))
 
 
 # ---- history ----
@@ -43,14 +44,14 @@ def history(
     """
     if granularity not in DEFAULT_SPAN:
         _refuse('argument "granularity" must be "hour" or "day"')
-    if name is not None and not _query(
+    if name is not None and not query(
         "SELECT 1 FROM branch.usage_log WHERE name = $1"
         " UNION ALL SELECT 1 FROM branch.usage WHERE name = $1 LIMIT 1",
         ["text"],
         [name],
     ):
-        _report(ReportedError(UNDEFINED_DATABASE, f'branch "{name}" does not exist'))
-    return _query(
+        _unknown(name)
+    return query(
         "SELECT at, sum(request_count) AS request_count, sum(active_seconds) AS active_seconds,"
         " sum(rows_written) AS rows_written, sum(bytes_written) AS bytes_written,"
         " sum(own_gb_hours) AS own_gb_hours, sum(pinned_gb_hours) AS pinned_gb_hours,"
@@ -101,7 +102,7 @@ def cost_report(
 
     Errors: 22023.
     """
-    found = _query(MEASURED, [], [])[0]
+    found = query(MEASURED, [], [])[0]
     days = found["branch_days"]
     measured = min(found["active_hours"] / days, cost.HOURS_PER_DAY) if days > 0 else Decimal(0)
     price = found["compute_hour"]
@@ -120,7 +121,7 @@ def cost_report(
     try:
         return cost.report(plan)
     except ReportedError as error:
-        _report(error)
+        report(error)
 
 
 # ---- budgets ----
@@ -131,14 +132,14 @@ ACTIONS = ("warn", "suspend")
 
 def _budget_account(name: str) -> int:
     plpy.execute("SELECT branch._open_accounts()")
-    rows = _query(
+    rows = query(
         "SELECT a.id FROM branch.accounts AS a INNER JOIN branch._databases AS d ON d.oid = a.db"
         " WHERE d.name = $1 AND NOT d.is_deleted AND a.closed_at IS NULL",
         ["text"],
         [name],
     )
     if not rows:
-        _report(ReportedError(UNDEFINED_DATABASE, f'branch "{name}" does not exist'))
+        _unknown(name)
     number: int = rows[0]["id"]
     return number
 
@@ -151,7 +152,11 @@ def set_budget(
     action: str | None,
     warn_percent: int | None,
 ) -> None:
-    """Errors: 22023, 3D000."""
+    """Errors: 22023, 25006, 3D000."""
+    try:
+        prevent_read_only("branch.set_budget()")
+    except ReportedError as error:
+        report(error)
     if (name is None) == (labels is None):
         _refuse(
             "a budget is of a branch or of branches with some labels",
@@ -169,14 +174,14 @@ def set_budget(
         _refuse('argument "amount" must be above zero', "Null takes the budget away.")
     account = None if name is None else _budget_account(name)
     if amount is None:
-        _query(
+        query(
             "DELETE FROM branch.budget_list WHERE account IS NOT DISTINCT FROM $1"
             " AND labels IS NOT DISTINCT FROM $2 AND period = $3",
             ["int8", "jsonb", "text"],
             [account, labels, period],
         )
         return
-    _query(
+    query(
         "INSERT INTO branch.budget_list (account, labels, period, amount, action, warn_percent)"
         " VALUES ($1, $2, $3, $4, $5, $6)"
         " ON CONFLICT (coalesce(account, 0), coalesce(labels, 'null'), period) DO UPDATE SET"
@@ -223,7 +228,7 @@ def _tell(event: str, budget: dict[str, Any], member: dict[str, Any]) -> None:
         "action": budget["action"],
         **({} if budget["labels"] is None else {"labels": json.loads(budget["labels"])}),
     }
-    _query(
+    query(
         "SELECT branch._event($1, $2, $3, $4)",
         ["text", "oid", "text", "text"],
         [event, member["db"], member["name"], json.dumps(detail)],
@@ -234,7 +239,7 @@ def check_budgets() -> None:
     """One event of each kind for a budget in a period; of several branches, about the one that
     cost most."""
     for budget in [dict(row) for row in plpy.execute(NEWS)]:
-        members = _query(
+        members = query(
             MEMBERS,
             ["int8", "jsonb", "timestamptz"],
             [budget["account"], budget["labels"], budget["period_start"]],
@@ -257,13 +262,13 @@ def _suspend(member: dict[str, Any]) -> None:
     if member["is_deleted"] or member["suspended"]:
         return
     try:
-        _query("SELECT branch._suspend_over_budget($1)", ["text"], [member["name"]])
+        query("SELECT branch._suspend_over_budget($1)", ["text"], [member["name"]])
     except plpy.SPIError as error:
         plpy.log(f'branch "{member["name"]}" is over its budget and was not suspended: {error}')
 
 
 def _mark(budget: dict[str, Any], column: str) -> None:
-    _query(
+    query(
         f"UPDATE branch.budget_list SET {column} = $2 WHERE id = $1",
         ["int8", "timestamptz"],
         [budget["id"], budget["period_start"]],

@@ -1,0 +1,28 @@
+"""What the PL/Python functions share: statements with arguments, errors, read-only transactions."""
+
+from __future__ import annotations
+
+import plpy
+
+from agent_branch.errors import READ_ONLY_TRANSACTION, ReportedError
+from agent_branch.hints import Any, NoReturn, Sequence
+
+
+def report(error: ReportedError) -> NoReturn:
+    """Raise it in the server, with all its parts."""
+    plpy.error(error.message, **error.fields())
+    raise error  # plpy.error has raised already
+
+
+def query(sql: str, types: Sequence[str], values: Sequence[object]) -> list[dict[str, Any]]:
+    """Rows of a statement with arguments $1, $2, ... of these types."""
+    return [dict(row) for row in plpy.execute(plpy.prepare(sql, list(types)), list(values))]
+
+
+def prevent_read_only(what: str) -> None:
+    """Raises ReportedError (25006) as PostgreSQL does for statements that write."""
+    setting = query("SELECT pg_catalog.current_setting('transaction_read_only') AS it", [], [])
+    if setting[0]["it"] == "on":
+        raise ReportedError(
+            READ_ONLY_TRANSACTION, f"cannot execute {what} in a read-only transaction"
+        )
