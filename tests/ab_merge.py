@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 
 import psycopg
 from agent_branch.blocks import Blocks
 from agent_branch.catalog import TABLES, Table, table_from
+from agent_branch.clashes import Clashes, of_rows
 from agent_branch.diff import TableState
 from agent_branch.merge import Conflict, Strategy
 from agent_branch.mergeplan import plan_table
@@ -95,10 +97,40 @@ class Merged:
         self.conflicts: list[tuple[TableId, Conflict]] = []
         self.written: list[Written] = []
         self.endangered: list[Endangered] = []
+        # Conflicts that were found many at once: how many, and their lines.
+        self.sets: list[tuple[int, str]] = []
 
     @property
     def rows(self) -> int:
         return self.run.rows
+
+    def noted(self, session: PgSession) -> tuple[list[str], list[str]]:
+        """What is written down of open conflicts: for the merge, and for people."""
+        list(session.rows(settings_statement()))
+        clashes = Clashes()
+        for name, conflict in self.conflicts:
+            shape = self.run.tables[name].merge.shape
+            for clash in of_rows(session, shape, [conflict], lambda _: None, ".".join):
+                clashes.add(clash)
+        for count, lines in self.sets:
+            clashes.add_lines(count, lines)
+        shown = [json.loads(line) for piece in clashes.pieces() for line in piece.splitlines()]
+        assert len(shown) == clashes.count
+        for _, _, key, _, base, ours, theirs, *_ in shown:
+            row = ours or theirs or base
+            if isinstance(key, dict):
+                assert key == {name: row[name] for name in key}
+        kept = [
+            json.loads(line)
+            for run in self.run.tables.values()
+            for piece in run.open.pieces()
+            for line in piece.splitlines()
+        ]
+        return _sorted(kept), _sorted([[*a[:2], sorted(a[2] or ()), *a[3:]] for a in shown])
+
+
+def _sorted(lines: list[list[object]]) -> list[str]:
+    return sorted(json.dumps(line, sort_keys=True) for line in lines)
 
 
 def merge(
@@ -109,11 +141,12 @@ def merge(
     changed: tuple[dict[TableId, Blocks], dict[TableId, Blocks]] | None = None,
     limits: Limits | None = None,
     stage_from: int | None = None,
+    sets_from: int | None = None,
 ) -> Merged:
     """Merge all tables, in transactions that are open in the three sessions.
 
     ``changed``: changed blocks of ours and of theirs; None: tables are read whole;
-    ``stage_from``: as in ``MergeRun``.
+    ``stage_from``, ``sets_from``: as in ``MergeRun``.
     """
     for session in (base, ours, theirs):
         list(session.rows(settings_statement()))
@@ -121,6 +154,7 @@ def merge(
     schema = [table.shape for table in versions[1].values()]
     run = MergeRun(ours, schema, strategy, limits=limits or Limits(), stage_from=stage_from)
     merged = Merged(run)
+    run.sets_from, run.take_set = sets_from, lambda *found: merged.sets.append(found)
     blocks: Sequence[dict[TableId, Blocks] | None] = (
         (dict.fromkeys(versions[0], Blocks(())), *changed) if changed else (None, None, None)
     )

@@ -13,7 +13,7 @@ from ab_cluster import Cluster
 from ab_merge import Merged, PgSession, merge
 from agent_branch.merge import Strategy
 from agent_branch.sqltext import Limits
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
 
@@ -198,8 +198,11 @@ class Trio:
         side: Strategy = "manual",
         limits: Limits | None = None,
         stage_from: int | None = None,
+        sets_from: int | None = None,
     ) -> Merged:
-        return merge(*self.sessions, side, limits=limits, stage_from=stage_from)
+        return merge(
+            *self.sessions, side, limits=limits, stage_from=stage_from, sets_from=sets_from
+        )
 
     def load(self, states: tuple[State, State, State]) -> None:
         for session, state in zip(self.sessions, states, strict=True):
@@ -303,6 +306,36 @@ def test_model(trio: Trio, seed: int) -> None:
                 again = trio.merge(stage_from=stage_from)
                 assert again.rows == 0
                 assert not again.conflicts
+        finally:
+            trio.undo()
+
+    check()
+
+
+def test_conflicts_found_at_once(trio: Trio, seed: int) -> None:
+    """The target's statement finds the conflicts that are found row by row, and writes the same
+    down of them; what is no conflict is done as ever."""
+
+    @hypothesis_seed(seed)
+    @settings(
+        max_examples=80, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(st.integers(0, 2**32), st.sampled_from([None, 1]), st.booleans())
+    def check(number: int, stage_from: int | None, inline: bool) -> None:
+        states = history(random.Random(number))
+        _, conflicts = reference(*states, "ours")
+        assume(conflicts)
+        trio.load(states)
+        for session in trio.sessions:
+            session.inline = inline
+        try:
+            one = trio.merge()
+            other = trio.merge(stage_from=stage_from, sets_from=1)
+            assert one.run.unresolved == other.run.unresolved == conflicts
+            assert sum(count for count, _ in other.sets) == conflicts
+            assert not other.conflicts
+            assert one.rows == other.rows
+            assert one.noted(trio.ours) == other.noted(trio.ours)
         finally:
             trio.undo()
 

@@ -213,6 +213,36 @@ def test_types(server: Cluster, stage_from: int | None) -> None:
         ]
 
 
+def test_conflicts_of_all_types(server: Cluster) -> None:
+    """Found many at once, they are those found row by row, to the letter: texts, digests, rows."""
+    columns = ", ".join(("id", *TYPES))
+    copied = f"INSERT INTO t ({columns}) SELECT {{}}, {', '.join(TYPES)} FROM t WHERE id = 1;"
+    nulls = ", ".join(f"{name} = NULL" for name in TYPES)
+    sure = "CREATE DOMAIN sure AS int NOT NULL; ALTER TABLE t ADD sure sure DEFAULT 1;"
+    base = types_setup() + sure + "".join(map(copied.format, (4, 5, 7)))
+    ours = (
+        f"UPDATE t SET {nulls} WHERE id = 1;"
+        f"UPDATE t SET {assignments(2)}, t = 'ours' WHERE id = 2;"
+        f"UPDATE t SET {assignments(1)} WHERE id = 3; DELETE FROM t WHERE id = 4;"
+        f"UPDATE t SET big = 'ours' WHERE id = 5; {copied.format(6)}"
+        "UPDATE t SET t = 'ours' WHERE id = 7"
+    )
+    theirs = (
+        f"UPDATE t SET {assignments(3)} WHERE id < 5; DELETE FROM t WHERE id = 5;"
+        f"{copied.format(6)}; UPDATE t SET t = 'theirs', n = 7 WHERE id = 7"
+    )
+    with three(server, base, ours, theirs) as trio:
+        one, other = trio.merge(), trio.merge(sets_from=1)
+        assert other.conflicts == []
+        assert sorted((c.kind, *c.key) for _, c in one.conflicts) == [
+            ("delete_update", "4"),
+            ("insert_insert", "6"),
+            ("update_delete", "5"),
+            *(("update_update", key) for key in "1237"),
+        ]
+        assert one.noted(trio.ours) == other.noted(trio.ours)
+
+
 @contextmanager
 def copies(server: Cluster) -> Iterator[Trio]:
     """A table of some 60 pages in base, and copies of its files in ours and theirs."""

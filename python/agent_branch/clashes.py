@@ -7,14 +7,14 @@ kept in a file, so memory holds a batch.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from agent_branch.diff import json_rows
 from agent_branch.merge import Action, Conflict, Delete, Insert, Recount, Side, Update, digest
 from agent_branch.mergerun import Endangered, Refused
 from agent_branch.records import dataclass
 from agent_branch.spool import Lines, Room
-from agent_branch.sqltext import Limits, Row, Session, Value, array_text, batches
+from agent_branch.sqltext import Limits, Row, Session, Value, batches
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import TableShape, names
 
@@ -41,7 +41,11 @@ class Clash:
 
 
 class Clashes:
-    """All conflicts of a merge, numbered in the order they were found."""
+    """All conflicts of a merge, in the order they were found, as lines of JSON.
+
+    Each is an array of what ``Clash`` has; rows are objects, and a key is an object, too, or the
+    names of its columns.
+    """
 
     def __init__(self) -> None:
         self._lines = Lines(Room(CHARACTERS))
@@ -51,25 +55,26 @@ class Clashes:
         return self._lines.count
 
     def add(self, clash: Clash) -> None:
-        row = (
-            str(self.count + 1),
-            clash.table,
-            clash.kind,
-            array_text(clash.key) if clash.key else None,
-            array_text(clash.columns) if clash.columns else None,
-            *clash.rows,
-            clash.constraint or None,
-            clash.detail or None,
-            None if clash.versions is None else str(clash.versions),
-            clash.resolution,
-        )
-        self._lines.add_line(json.dumps(row, ensure_ascii=False))
+        head = [clash.table, clash.kind, clash.key or None, clash.columns or None]
+        rows = ["null" if row is None else row for row in clash.rows]
+        tail = [clash.constraint or None, clash.detail or None, clash.versions, clash.resolution]
+        self._lines.add_line(", ".join((_json_text(head)[:-1], *rows, _json_text(tail)[1:])))
 
-    def __iter__(self) -> Iterator[Row]:
-        return (tuple(json.loads(line)) for line in self._lines.lines())
+    def add_lines(self, count: int, text: str) -> None:
+        """Conflicts that are lines already."""
+        self._lines.add_text(text)
+        self._lines.count += count
+
+    def pieces(self) -> Iterator[str]:
+        """All of them, many lines at a time."""
+        return self._lines.pieces()
 
     def close(self) -> None:
         self._lines.close()
+
+
+def _json_text(values: Sequence[object]) -> str:
+    return json.dumps(values, ensure_ascii=False)
 
 
 def _json(session: Session, shape: TableShape, rows: Iterable[Row | None]) -> list[Value]:

@@ -124,7 +124,7 @@ def _write(found: Decided, target: Target) -> list[Table]:
                     tables = setwise.load(target, shapes, texts, _decisions(other, found.number))
     except plpy.SPIError as error:
         # A table was dropped before it was locked, a value is none of its type any more.
-        if error.sqlstate[:2] not in ("42", "22"):
+        if error.sqlstate[:2] not in ("42", "22", "23"):
             raise
         raise UnfitError from error
     setwise.check_cascades(tables, schema)

@@ -214,7 +214,7 @@ def match(
             if i in shape.key or column.generated:
                 continue
             names.append(f"v{v}_{i}")
-            casts.append(column.cast(f"u.{names[-1]}") + f" AS {names[-1]}")
+            casts.append(column.cast_if_any(f"u.{names[-1]}") + f" AS {names[-1]}")
             parameters.append([None if row is None else row[i] for row in version])
         masks.append(_differences(shape, v, width))
     joined = key_condition(shape, "t", "r")

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from hashlib import blake2b
+from hashlib import sha256
 from typing import Literal
 
 from agent_branch.diff import RowChange, mask_from, match, text_mask
@@ -160,10 +160,13 @@ def resolve(conflict: Conflict, side: Side) -> Action | None:
 
 
 def digest(key: Row, base: Row | None, ours: Row | None, theirs: Row | None) -> int:
-    """Stands for the versions of a row: a signed number of 64 bits, for a table of decisions."""
+    """Stands for the versions of a row: a signed number of 64 bits, for a table of decisions.
+
+    conflictsets.py has the server compute the same.
+    """
     text = json.dumps([key, base, ours, theirs], ensure_ascii=False)
     data = text.encode("utf-8", errors="surrogateescape")
-    return int.from_bytes(blake2b(data, digest_size=8).digest(), "big", signed=True)
+    return int.from_bytes(sha256(data).digest()[:8], "big", signed=True)
 
 
 @dataclass(slots=True)
@@ -241,6 +244,17 @@ class TableMerge:
                 self.inserted += copies
             case Recount(copies=copies):
                 self.deleted -= copies
+
+    @property
+    def is_undecided(self) -> bool:
+        """Is every conflict one that nobody has decided?"""
+        made = self.decisions
+        return self.strategy == "manual" and not made.ours and not made.theirs
+
+    def count_open(self, number: int) -> None:
+        """Conflicts that conflictsets.py has found."""
+        self.conflicts += number
+        self.unresolved += number
 
     def count_staged(self, what: str, number: int) -> None:
         """Rows that staging.py has decided on."""

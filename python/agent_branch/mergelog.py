@@ -9,11 +9,12 @@ known to the server (pg_xact_status).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import plpy
 
+from agent_branch.clashes import Clashes
 from agent_branch.mergeoptions import Options
 from agent_branch.mergeparts import Base
 from agent_branch.records import dataclass, replace
@@ -21,33 +22,14 @@ from agent_branch.remote import Remote
 from agent_branch.sqltext import (
     Limits,
     Row,
-    Statement,
     batches,
-    columns_of,
     quote_literal,
-    size_of,
-    unnest,
 )
 from agent_branch.tableorder import TableId
 
 # First key of advisory locks: who merges holds (LOCK, OID of the target), and that of the source
 # in shared mode.  View branch.merges knows it.
 LOCK = 1094864199
-
-CONFLICT_COLUMNS = (
-    ("n", "pg_catalog.int8"),
-    ("table_name", "pg_catalog.text"),
-    ("kind", "pg_catalog.text"),
-    ("key", "pg_catalog.text[]"),
-    ("columns", "pg_catalog.text[]"),
-    ("base_row", "pg_catalog.jsonb"),
-    ("our_row", "pg_catalog.jsonb"),
-    ("their_row", "pg_catalog.jsonb"),
-    ("constraint_name", "pg_catalog.text"),
-    ("detail", "pg_catalog.text"),
-    ("versions", "pg_catalog.int8"),
-    ("resolution", "pg_catalog.text"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,32 +201,38 @@ def _table_ids(text: str) -> frozenset[TableId]:
     return frozenset((schema, name) for schema, name in json.loads(text))
 
 
-_KEY = (
-    "(SELECT jsonb_object_agg(k.name,"
-    " COALESCE(u.our_row::jsonb, u.their_row::jsonb, u.base_row::jsonb) -> k.name)"
-    " FROM unnest(u.key::text[]) AS k (name))"
-)
+# From lines of clashes.Clashes; numbered in their order, behind {first} others.
+_RECORD = """
+INSERT INTO branch.merge_conflicts (merge_id, n, table_name, kind, key, columns, base_row, our_row,
+    their_row, constraint_name, detail, versions, resolution, resolved_at)
+SELECT {number}, {first} + l.n, l.a ->> 0, l.a ->> 1,
+    CASE jsonb_typeof(l.a -> 2)
+        WHEN 'object' THEN l.a -> 2
+        WHEN 'array' THEN (SELECT jsonb_object_agg(k.name,
+            COALESCE(NULLIF(l.a -> 5, 'null'), NULLIF(l.a -> 6, 'null'), l.a -> 4) -> k.name)
+            FROM jsonb_array_elements_text(l.a -> 2) AS k (name)) END,
+    CASE jsonb_typeof(l.a -> 3) WHEN 'array' THEN ARRAY(
+        SELECT c.name FROM jsonb_array_elements_text(l.a -> 3) WITH ORDINALITY AS c (name, n)
+        ORDER BY c.n) END,
+    NULLIF(l.a -> 4, 'null'), NULLIF(l.a -> 5, 'null'), NULLIF(l.a -> 6, 'null'),
+    l.a ->> 7, l.a ->> 8, (l.a ->> 9)::bigint, l.a ->> 10,
+    CASE WHEN l.a ->> 10 IS NOT NULL THEN clock_timestamp() END
+FROM jsonb_array_elements({lines}::jsonb) WITH ORDINALITY AS l (a, n)"""
+
+# Characters of conflicts in one statement, about.
+_RECORDED = 1 << 20
 
 
-def record_conflicts(number: int, clashes: Iterable[Row], **values: object) -> None:
-    """Rows in the order of ``CONFLICT_COLUMNS``; ``values``: of the row of the merge.
-
-    A key is given as the names of its columns.
-    """
-    names = [name for name, _ in CONFLICT_COLUMNS]
-    cast = ", ".join(
-        _KEY if name == "key" else f"u.{name}::{kind}" for name, kind in CONFLICT_COLUMNS
-    )
+def record_conflicts(number: int, clashes: Clashes, **values: object) -> None:
+    """``values``: of the row of the merge."""
     with Log() as log:
-        for batch in batches(clashes, Limits(), size_of):
-            statement = Statement(
-                f"INSERT INTO branch.merge_conflicts (merge_id, {', '.join(names)}, resolved_at)"
-                f" SELECT {number}, {cast},"
-                " CASE WHEN u.resolution IS NOT NULL THEN clock_timestamp() END"
-                f" FROM {unnest(1, len(names))} AS u ({', '.join(names)})",
-                columns_of(batch, len(names)),
-            )
-            log.run(statement.inline())
+        first = 0
+        limits = Limits(rows=1 << 62, bytes=_RECORDED)
+        for pieces in batches(clashes.pieces(), limits, len):
+            text = "".join(pieces)
+            lines = quote_literal("[" + text[:-1].replace("\n", ",") + "]")
+            log.run(_RECORD.format(number=number, first=first, lines=lines))
+            first += text.count("\n")
         if values:
             log.update(number, **values)
             log.run(_OVER.format(number))

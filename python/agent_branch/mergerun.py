@@ -9,12 +9,13 @@ conflicts is the caller's; memory holds a batch of rows at a time.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 
 from agent_branch import bags
 from agent_branch.apply import CHECK, DEFER, Kind, Pass, plan_passes, statements
 from agent_branch.claims import Claims, claims_of
+from agent_branch.conflictsets import find, may_find
 from agent_branch.diff import Pairing, RowChange, diff_rows
 from agent_branch.exchange import APART, WHY_NOT, exchange, groups, may_exchange
 from agent_branch.merge import (
@@ -106,10 +107,19 @@ DEFERRABLE = Statement(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Sets:
+    """Conflicts are found many at once: ``take`` gets their number and lines (conflictsets.py)."""
+
+    session: Session
+    take: Callable[[int, str], None]
+
+
 @dataclass(slots=True)
 class TableRun:
     """``spool``: what is written row by row; ``staged``: what is in the stage; ``open``:
-    conflicts that nobody has decided, as lines of JSON."""
+    conflicts that nobody has decided, as lines of JSON; ``contested``: were most of the last
+    changes conflicts?"""
 
     plan: TablePlan
     merge: TableMerge
@@ -118,6 +128,8 @@ class TableRun:
     open: Spool = field(default_factory=Spool)
     staged: Spool = field(default_factory=Spool)
     stage: Stage | None = None
+    sets: Sets | None = None
+    contested: bool = False
     room: Room = field(default_factory=Room)
 
     @property
@@ -138,16 +150,41 @@ class TableRun:
         return chain(self.spool.pieces(), self.staged.pieces())
 
     def filter(self, changes: Iterable[RowChange]) -> Iterator[RowChange]:
-        """Stage changes; those that are left to be decided row by row."""
-        assert self.stage is not None
+        """Take many at once; those that are left to be decided row by row.
+
+        As long as most are conflicts these are found first.
+        """
         for some in lists(changes):
-            before = Counter(self.stage.counts)
-            left, lines = self.stage.feed(some)
-            for (what, _), number in (self.stage.counts - before).items():
-                self.merge.count_staged(what, number)
-                self.staged.count += number
-            self.staged.add_text(lines)
-            yield from left
+            if self.contested:
+                yield from self._staged(self._found(some))
+            else:
+                yield from self._found(self._staged(some))
+
+    def _staged(self, changes: Sequence[RowChange]) -> Sequence[RowChange]:
+        """Stage changes; those that are left."""
+        if self.stage is None or not changes:
+            return changes
+        before = Counter(self.stage.counts)
+        left, lines = self.stage.feed(changes)
+        for (what, _), number in (self.stage.counts - before).items():
+            self.merge.count_staged(what, number)
+            self.staged.count += number
+        self.staged.add_text(lines)
+        self.contested = self.sets is not None and 2 * len(left) > len(changes)
+        return left
+
+    def _found(self, changes: Sequence[RowChange]) -> Sequence[RowChange]:
+        """Find conflicts; what is left."""
+        if self.sets is None or not changes:
+            return changes
+        left, found = find(self.sets.session, self.merge.shape, changes)
+        for one in found:
+            self.merge.count_open(one.count)
+            self.open.add_text(one.kept)
+            self.open.count += one.count
+            self.sets.take(one.count, one.shown)
+        self.contested = 2 * len(left) < len(changes)
+        return left
 
     def unstage(self) -> None:
         """Write the staged rows like the others."""
@@ -191,7 +228,8 @@ class MergeRun:
     ``schema``: all tables of the target; ``strategies``, ``decisions``: of single tables;
     ``left_out``: keys of rows that are not touched, whatever the source did to them;
     ``stage_from``: with so many changes of a table or more they are staged (staging.py), which
-    needs a target that can be written to.
+    needs a target that can be written to; ``sets_from``: then conflicts are found many at once,
+    and ``take_set`` gets them, if no decision may be about them.
     """
 
     ours: WritingSession
@@ -202,13 +240,16 @@ class MergeRun:
     left_out: Mapping[TableId, set[Row]] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     stage_from: int | None = None
+    sets_from: int | None = None
+    take_set: Callable[[int, str], None] | None = None
     tables: dict[TableId, TableRun] = field(default_factory=dict)
     room: Room = field(default_factory=Room)
 
     def collect(
         self, plan: TablePlan, base: Session, theirs: Session, pairing: Pairing | None = None
     ) -> Iterator[tuple[TableId, Conflict]]:
-        """Decide about the rows of one table; its conflicts, decided or not."""
+        """Decide about the rows of one table; its conflicts, decided or not, but for those that
+        ``take_set`` gets."""
         if plan.course == "rows":
             assert plan.theirs is not None
             changes = diff_rows(plan.theirs, base, theirs, self.limits, pairing=pairing)
@@ -238,8 +279,7 @@ class MergeRun:
         left_out = self.left_out.get(shape.id, set())
         if left_out:
             changes = (change for change in changes if change.key not in left_out)
-        if self.stage_from is not None:
-            changes = self._staged(run, iter(changes), self.stage_from)
+        changes = self._at_once(run, iter(changes))
         for versions in versions_of(shape, changes, self.ours, self.limits, as_read=as_read):
             action, conflict = run.merge.feed(versions)
             run.take(action)
@@ -262,15 +302,20 @@ class MergeRun:
         self.tables[shape.id] = run
         return run
 
-    def _staged(
-        self, run: TableRun, changes: Iterator[RowChange], many: int
-    ) -> Iterator[RowChange]:
-        """Those that are left to be decided row by row."""
+    def _at_once(self, run: TableRun, changes: Iterator[RowChange]) -> Iterator[RowChange]:
+        """Take many at once; those that are left to be decided row by row."""
+        shape = run.merge.shape
+        stage, sets = self.stage_from, self.sets_from
+        many = max(stage or 0, sets or 0)
         first = list(islice(changes, many))
         changes = chain(first, changes)
-        if len(first) == many and may_stage(self.ours, run.merge.shape):
-            run.stage = Stage(self.ours, run.merge.shape)
-            changes = run.filter(changes)
+        if len(first) == many:
+            if stage is not None and may_stage(self.ours, shape):
+                run.stage = Stage(self.ours, shape)
+            if sets is not None and self.take_set is not None and run.merge.is_undecided:
+                run.sets = Sets(self.ours, self.take_set) if may_find(shape) else None
+            if run.stage is not None or run.sets is not None:
+                changes = run.filter(changes)
         yield from changes
 
     @property

@@ -55,8 +55,8 @@ OPEN_CONFLICTS = "55000"
 # Columns of the row of a merge.
 Facts = dict[str, object]
 
-# Changes of a table for which a temporary table in the target pays.
-STAGE_FROM = 100
+# Changes of a table for which a temporary table in the target pays, and long statements.
+MANY = 100
 
 # Tables that came or changed between being planned and being locked: plan again so often.
 ROUNDS = 10
@@ -108,6 +108,11 @@ class Outcome:
             self.open += 1
         elif clash.kind in ("constraint", "cascade") and clash.resolution == "ours":
             self.left_out.append(clash)
+
+    def add_open(self, count: int, lines: str) -> None:
+        """Conflicts that nobody has decided, as lines of ``Clashes``."""
+        self.clashes.add_lines(count, lines)
+        self.open += count
 
     def total(self, name: str) -> int:
         return sum(getattr(line, name) for line in self.lines)
@@ -186,7 +191,8 @@ class Attempt:
             self.options.strategies,
             self.options.decisions,
             self.options.left_out,
-            stage_from=STAGE_FROM if isinstance(self.ours, Target) else None,
+            stage_from=MANY if isinstance(self.ours, Target) else None,
+            sets_from=MANY,
         )
 
     def _take(
@@ -198,6 +204,7 @@ class Attempt:
         outcome: Outcome,
     ) -> None:
         """Conflicts of one table, while it is collected."""
+        run.take_set = outcome.add_open
         for clash in of_rows(
             self.ours, shape, found, lambda c: run.tables[shape.id].merge.side_of(c), name_of
         ):

@@ -162,8 +162,8 @@ def _rows_of(table: Table, source: str, side: str) -> str:
     keys = [
         f"{shape.columns[i].cast(f'(x.a -> 1 ->> {n})')} AS k{n}" for n, i in enumerate(shape.key)
     ]
-    before = [c.cast(f"(x.b ->> {i})") + f" AS b{i}" for i, c in enumerate(shape.columns)]
-    after = [c.cast(f"(x.v ->> {i})") + f" AS v{i}" for i, c in enumerate(shape.columns)]
+    before = [c.cast_if_any(f"(x.b ->> {i})") + f" AS b{i}" for i, c in enumerate(shape.columns)]
+    after = [c.cast_if_any(f"(x.v ->> {i})") + f" AS v{i}" for i, c in enumerate(shape.columns)]
     return f"""
 SELECT CASE
         WHEN x.kind <> 'conflict' THEN left(x.kind, 1)

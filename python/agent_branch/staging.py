@@ -106,7 +106,11 @@ class Stage:
             "0::pg_catalog.int8 AS mask",
             "0::pg_catalog.int8 AS n",
             *(f"{self.shape.columns[i].cast('NULL')} AS k{j}" for j, i in self._key()),
-            *(f"{c.cast('NULL')} AS v{i}" for i, c in enumerate(self.shape.columns)),
+            # The type below a domain: values that are not used are NULL.
+            *(
+                f"COALESCE({c.cast('NULL')}, NULL) AS v{i}"
+                for i, c in enumerate(self.shape.columns)
+            ),
         ]
         self.session.execute(
             Statement(
@@ -199,11 +203,11 @@ class Stage:
         if what == "i":
             return "''"
         columns = self.shape.columns
-        key = _array(_text(columns[i], f"t.{columns[i].sql}") for i in self.shape.key)
-        old = _array(_text(column, f"t.{column.sql}") for column in columns)
+        key = _array(output_text(columns[i], f"t.{columns[i].sql}") for i in self.shape.key)
+        old = _array(output_text(column, f"t.{column.sql}") for column in columns)
         if what == "d":
             return f"pg_catalog.jsonb_build_array('delete', {key}, {old})::pg_catalog.text"
-        new = _array(_text(columns[i], f"r.v{i}") for i in positions(union))
+        new = _array(output_text(columns[i], f"r.v{i}") for i in positions(union))
         return (
             f"pg_catalog.jsonb_build_array('set', {key}, r.mask, {old}, {union}, {new})"
             "::pg_catalog.text"
@@ -258,7 +262,7 @@ def _array(values: Iterable[str]) -> str:
     return f"pg_catalog.to_jsonb(ARRAY[{', '.join(values)}]::pg_catalog.text[])"
 
 
-def _text(column: Column, value: str) -> str:
+def output_text(column: Column, value: str) -> str:
     """What the output function of its type makes of a value."""
     if _PLAIN.fullmatch(column.type_name):
         return f"{value}::pg_catalog.text"

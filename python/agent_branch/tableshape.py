@@ -59,6 +59,12 @@ class Column:
         """A text as a value of the column's type."""
         return f"{expression}::{self.type_name}"
 
+    def cast_if_any(self, expression: str) -> str:
+        """The same where there may be no row: NULL then, also of a domain that takes none."""
+        if not self.definition:
+            return self.cast(expression)
+        return f"CASE WHEN {expression} IS NOT NULL THEN {self.cast(expression)} END"
+
     def same(self, left: str, right: str) -> str:
         """Condition: are two values of the column's type the same?  Never null.
 

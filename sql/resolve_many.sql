@@ -1,0 +1,56 @@
+-- So many conflicts that the target finds them by itself: written down as those found row by row.
+\set SHOW_CONTEXT never
+CREATE DATABASE many_main;
+\c many_main
+SET client_min_messages = warning;
+CREATE DOMAIN sure AS text NOT NULL;
+CREATE TABLE "Many" (
+    id int, sub sure, a text, n numeric, always int GENERATED ALWAYS AS IDENTITY,
+    twice int GENERATED ALWAYS AS (id * 2) STORED, PRIMARY KEY (sub, id)
+);
+INSERT INTO "Many" (id, sub, a, n) SELECT g.id, 'k"' AS sub, 'a' AS a, 1 AS n FROM generate_series(1, 600) AS g (id);
+\c postgres
+SELECT name FROM branch.create('many_b', 'many_main');
+
+-- by hundreds: both changed one column; theirs another one, too; each another; theirs only; deletions
+\c many_b
+UPDATE "Many" SET a = E'theirs\n"\\' || id WHERE id <= 100;
+UPDATE "Many" SET a = 'theirs', n = 2.50 WHERE id BETWEEN 101 AND 200;
+UPDATE "Many" SET n = 3 WHERE id BETWEEN 201 AND 300;
+UPDATE "Many" SET a = 'theirs' WHERE id BETWEEN 301 AND 400;
+DELETE FROM "Many" WHERE id BETWEEN 401 AND 500;
+UPDATE "Many" SET a = NULL WHERE id BETWEEN 501 AND 600;
+INSERT INTO "Many" (id, sub, a) SELECT x.n, 'new' AS sub, 'theirs' AS a FROM generate_series(1, 200) AS x (n);
+\c many_main
+UPDATE "Many" SET a = 'ours' WHERE id <= 300;
+UPDATE "Many" SET a = 'ours' WHERE id BETWEEN 401 AND 450;
+DELETE FROM "Many" WHERE id BETWEEN 501 AND 550;
+UPDATE "Many" SET a = NULL WHERE id BETWEEN 551 AND 600;
+INSERT INTO "Many" (id, sub, a) SELECT x.n, 'new' AS sub, 'ours' AS a FROM generate_series(1, 100) AS x (n);
+\c postgres
+SELECT merge_id AS m, conflicts FROM branch.merge('many_b') \gset
+SELECT conflicts, state FROM branch.merges WHERE id = :m;
+SELECT table_name, kind, columns, count(*) AS number, count(DISTINCT key) AS keys, min(n) > 0 AS numbered, max(n) <= sum(count(*)) OVER () AS all_of_them
+FROM branch.conflict_rows(:m) GROUP BY table_name, kind, columns ORDER BY kind, columns;
+SELECT kind, key, columns, base_row, our_row, their_row FROM branch.conflicts
+WHERE merge_id = :m AND key ->> 'id' IN ('1', '101', '401', '501') ORDER BY kind, key;
+
+-- decided, then the target goes on with some: these are conflicts anew, the decisions hold for the others
+SELECT rows_applied, conflicts, message FROM branch.conflicts_resolve(:m, 'ours', '{other}');
+\c many_main
+UPDATE "Many" SET a = 'later' WHERE sub = 'k"' AND id IN (7, 107, 407) OR sub = 'new' AND id = 7;
+\c postgres
+SELECT merge_id AS r, rows_applied, conflicts, message FROM branch.conflicts_resolve(:m, 'theirs') \gset
+SELECT :'rows_applied' AS rows_applied, :'conflicts' AS conflicts, :'message' AS message;
+SELECT kind, key, our_row ->> 'a' AS ours FROM branch.conflicts WHERE merge_id = :r ORDER BY kind, key;
+SELECT resolution, count(*) AS number FROM branch.conflict_rows(:r) GROUP BY resolution ORDER BY resolution;
+SELECT rows_applied, conflicts, message FROM branch.conflicts_resolve(:r, 'ours');
+\c many_main
+SELECT sub, (id - 1) / 50 AS part, left(a, 6) AS a, n, count(*) AS number
+FROM "Many" GROUP BY sub, part, left(a, 6), n ORDER BY sub, part, left(a, 6), n;
+
+-- what was merged is no conflict any more
+\c postgres
+SELECT rows_applied, conflicts FROM branch.merge('many_b');
+SELECT branch.delete('many_b', hard => true);
+DROP DATABASE many_main;
