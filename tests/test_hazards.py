@@ -26,9 +26,11 @@ from ab_checks import (
     contents,
     create,
     create_database,
+    delete,
     digest,
     healthy,
     main_fork,
+    nothing_left,
     oid_of,
     own_blocks,
     page_lsn,
@@ -806,9 +808,16 @@ def damage(path: Path, how: str) -> None:
     elif how == "cut":
         with path.open("r+b") as file:
             file.truncate(path.stat().st_size // 2)
+    elif how in POKES:
+        with path.open("r+b") as file:
+            file.seek(POKES[how])
+            file.write(b"\xfe")
     else:
         path.unlink()
 
+
+# Where in an origin file (ab_format.h): its version, how much of a table is inherited.
+POKES = {"version": 4, "slot": 512 + 12}
 
 DAMAGES = [
     ("manifest", "flip"),
@@ -818,14 +827,16 @@ DAMAGES = [
     ("pages", "gone"),
     ("branches", "flip"),
     ("branches", "cut"),
+    ("branches", "version"),
+    ("branches", "slot"),
 ]
 
 
 def test_f18_damage_is_found(make_cluster: MakeCluster) -> None:
-    """Control files, manifests and layers of seven branches are damaged while the server is
-    down.  The server starts; branch.verify() has something to say of each; reading one is
-    an error of class XX or 58 and never wrong rows; an eighth, whole branch and all the
-    parents, plain databases, notice nothing."""
+    """Control files, manifests and layers of branches are damaged while the server is down.
+    The server starts; branch.verify() has something to say of each; reading one is an error
+    of class XX or 58 and never wrong rows; another, whole branch and all the parents, plain
+    databases, notice nothing, nor do they when those are deleted."""
     copies = {"autovacuum": "off", "agent_branch.snapshot_method": "copy"}
     server = make_cluster("damaged", copies)
     home = server.data / "agent_branch"
@@ -834,6 +845,8 @@ def test_f18_damage_is_found(make_cluster: MakeCluster) -> None:
         parent = create_database(server, f"p_{what}_{how}", *TABLE)
         known = {path.name for path in (home / "snapshots").iterdir()}
         name = create(server, f"b_{what}_{how}", parent)
+        if how == "slot":
+            run(server, name, "DELETE FROM t WHERE id > 100", "VACUUM (TRUNCATE) t")
         if what == "branches":
             victims[name] = home / "branches" / str(oid_of(server, name)), how
         elif what != "nothing":
@@ -865,4 +878,9 @@ def test_f18_damage_is_found(make_cluster: MakeCluster) -> None:
     for parent in parents:
         assert sums(server, parent)[0][:2] == (3000, 3000)
     assert sums(server, "b_nothing_whole")[0][:2] == (3000, 6000)
+    for name in victims:
+        delete(server, name)
+    server.sql("SELECT * FROM branch.gc()")
+    nothing_left(server)
+    healthy(server)
     calm_log(server)

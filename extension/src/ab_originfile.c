@@ -7,9 +7,10 @@
  * Any process.  Slots are written under the database's origin lock (exclusive);
  * readers need none: a slot is one sector's worth of bytes with its own checksum,
  * and whoever acts on a new limit learns of it through the generation, bumped
- * after the slot is durable.  A crash leaves a slot old or new; one that fails
- * its checksum is treated as free, which can only be the one being written when
- * the power went, before anybody relied on it.
+ * after the slot is durable.  A crash leaves a slot old or new, as sectors are.
+ * One that fails its checksum is damage, except to replay before files are
+ * consistent: a base backup may have copied it while it was written, and then
+ * the record of it is still to come.
  */
 #include "ab_originfile.h"
 
@@ -44,6 +45,28 @@ slot_is_used(const AbLimitSlot *s)
 		s->crc == ab_crc_without(s, sizeof(*s), offsetof(AbLimitSlot, crc));
 }
 
+/*
+ * A limit that cannot be read says neither what is inherited nor that all is: who went on
+ * without it would see what the branch has cut off.
+ */
+static bool
+slot_is_damaged(const AbLimitSlot *s)
+{
+	static const AbLimitSlot none = {0};
+
+	return !slot_is_used(s) && memcmp(s, &none, sizeof(none)) != 0;
+}
+
+/* The first of them, or -1. */
+static int
+find_damaged_slot(const AbLimitSlot *slots, int n)
+{
+	for (int i = 0; i < n; i++)
+		if (slot_is_damaged(&slots[i]))
+			return i;
+	return -1;
+}
+
 /* NULL if sound, else a palloc'd reason. */
 static char *
 check_header(Oid db, const char *file, size_t len)
@@ -59,6 +82,24 @@ check_header(Oid db, const char *file, size_t len)
 	if (h->db != db)
 		return psprintf("it belongs to database %u", h->db);
 	return NULL;
+}
+
+/*
+ * The same of all that is in the file.  Replay that has not come to where files are consistent
+ * will write the limits that it finds in part.
+ */
+static char *
+check_file(Oid db, const char *file, size_t len)
+{
+	char	   *reason = check_header(db, file, len);
+	int			damaged;
+
+	if (reason != NULL || ab_recovery_files_are_ahead())
+		return reason;
+	damaged = find_damaged_slot((const AbLimitSlot *) (file + AB_ORIGIN_HEADER),
+								(len - AB_ORIGIN_HEADER) / sizeof(AbLimitSlot));
+	return damaged < 0 ? NULL :
+		psprintf("limit slot %d fails its checksum", damaged);
 }
 
 static bool
@@ -80,6 +121,28 @@ load_gathered(Oid db, AbOriginImage *image)
 			 errmsg("origin of database %u in file \"%s\" is damaged", db, AB_PACK_FILE)));
 }
 
+/* NULL: there is none.  *reason: of damage, else NULL. */
+static char *
+read_file(Oid db, const char *path, size_t *len, char **reason)
+{
+	char	   *file = ab_file_read(path, len);
+
+	*reason = file != NULL ? check_file(db, file, *len) : NULL;
+	return file;
+}
+
+/* What looks damaged may be a slot that is being written. */
+static void
+wait_for_writer(Oid db)
+{
+	LWLock	   *lock = ab_origin_lock(db);
+
+	if (LWLockHeldByMe(lock))
+		return;
+	LWLockAcquire(lock, LW_SHARED);
+	LWLockRelease(lock);
+}
+
 bool
 ab_originfile_load(Oid db, AbOriginImage *image)
 {
@@ -89,18 +152,24 @@ ab_originfile_load(Oid db, AbOriginImage *image)
 	size_t		len;
 	int			total;
 
-	image->file = ab_file_read(path, &len);
+	image->file = read_file(db, path, &len, &reason);
+	if (reason)
+	{
+		wait_for_writer(db);
+		pfree(image->file);
+		image->file = read_file(db, path, &len, &reason);
+	}
 	if (image->file == NULL)
 	{
 		pfree(path);
 		return load_gathered(db, image);
 	}
-	reason = check_header(db, image->file, len);
 	if (reason)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("origin file \"%s\" is damaged", path),
-				 errdetail("%s.", reason)));
+				 errdetail("%s.", reason),
+				 errhint("Delete the branch.")));
 	pfree(path);
 
 	memcpy(&image->header, image->file, sizeof(AbOriginHeader));
@@ -310,6 +379,23 @@ end_of_slots(int fd)
 	return st.st_size;
 }
 
+/* Of one that is written in part nothing remains: it would be taken for a damaged one. */
+static bool
+write_slot(int fd, const AbLimitSlot *slot, off_t at)
+{
+	AbLimitSlot before = {0};
+	int			save_errno;
+
+	(void) pg_pread(fd, &before, sizeof(before), at);
+	errno = 0;
+	if (pg_pwrite(fd, slot, sizeof(*slot), at) == sizeof(*slot))
+		return true;
+	save_errno = errno != 0 ? errno : ENOSPC;
+	(void) pg_pwrite(fd, &before, sizeof(before), at);
+	errno = save_errno;
+	return false;
+}
+
 void
 ab_originfile_put_slot(Oid db, AbSnapId incarnation, AbLimitSlot *slot, int elevel)
 {
@@ -328,9 +414,7 @@ ab_originfile_put_slot(Oid db, AbSnapId incarnation, AbLimitSlot *slot, int elev
 		at = find_slot(held_fd, slot);
 		if (at < 0)
 			at = end_of_slots(held_fd);
-		ok = at >= 0 &&
-			pg_pwrite(held_fd, slot, sizeof(*slot), at) == sizeof(*slot) &&
-			sync_held();
+		ok = at >= 0 && write_slot(held_fd, slot, at) && sync_held();
 		save_errno = errno;
 	}
 	else
@@ -672,21 +756,16 @@ ab_origin_check(Oid db)
 	char	   *path = ab_origin_path(db);
 	char	   *file;
 	char	   *reason;
-	AbLimitSlot *slots;
 	size_t		len;
 
 	file = ab_file_read(path, &len);
 	if (file == NULL)
 		return check_gathered(db);
-	reason = check_header(db, file, len);
+	reason = check_file(db, file, len);
 	if (reason)
 		return reason;
 	if (ab_originfile_is_lost(db, ((AbOriginHeader *) file)->incarnation))
 		return pstrdup("changes were dropped while it was damaged");
-	slots = (AbLimitSlot *) (file + AB_ORIGIN_HEADER);
-	for (int i = 0; i < (len - AB_ORIGIN_HEADER) / sizeof(AbLimitSlot); i++)
-		if (slots[i].rel != InvalidOid && !slot_is_used(&slots[i]))
-			return psprintf("limit slot %d fails its checksum", i);
 	pfree(file);
 	return NULL;
 }
