@@ -383,15 +383,19 @@ end_of_slots(int fd)
 static bool
 write_slot(int fd, const AbLimitSlot *slot, off_t at)
 {
-	AbLimitSlot before = {0};
+	AbLimitSlot before;
 	int			save_errno;
 
-	(void) pg_pread(fd, &before, sizeof(before), at);
+	if (pg_pread(fd, &before, sizeof(before), at) != sizeof(before))
+		memset(&before, 0, sizeof(before)); /* at the end of the file */
 	errno = 0;
 	if (pg_pwrite(fd, slot, sizeof(*slot), at) == sizeof(*slot))
 		return true;
 	save_errno = errno != 0 ? errno : ENOSPC;
-	(void) pg_pwrite(fd, &before, sizeof(before), at);
+	if (pg_pwrite(fd, &before, sizeof(before), at) != sizeof(before))
+		ereport(LOG,
+				(errmsg("could not take back what was written in part into the origin file of relation %u: %m",
+						slot->rel)));
 	errno = save_errno;
 	return false;
 }
