@@ -361,6 +361,22 @@ def test_full_disk(make_cluster: Callable[..., Cluster], faults: Faults) -> None
     healthy(server)
 
 
+def test_full_disk_in_replay(make_cluster: Callable[..., Cluster], faults: Faults) -> None:
+    """The file cannot be written anew in crash recovery: the server starts all the same."""
+    server, names = gathered_server(make_cluster, "full_replay", 12)
+    for name in names[:8]:
+        delete(server, name)
+    gather(server)
+    faults.arm("agent_branch/tmp.origins", 1, errno.ENOSPC, only="write", sticky=True)
+    position = len(server.log_text())
+    faults.restart(server, "kill")
+    assert faults.disarm()[1] > 0
+    assert "could not gather the origins" in server.log_text()[position:]
+    assert {rows(server, name) for name in names[8:]} == {100}
+    gather(server)
+    healthy(server)
+
+
 def test_full_disk_in_a_branch(make_cluster: Callable[..., Cluster], faults: Faults) -> None:
     """A gathered branch finds no room for an origin of its own: whoever could cut a table is
     told so before, and the server does not notice."""

@@ -275,6 +275,25 @@ def test_e6_torn_first_write_without_lsn(make_cluster: MakeCluster, checking: st
     healthy(still)
 
 
+def test_f1_read_past_buffers(still: Cluster) -> None:
+    """A page that is read past shared buffers, where the branch has changed it already: an
+    image of the inherited page would undo that in recovery."""
+    create_database(still, "p", *TABLE)
+    still.sql("CHECKPOINT")
+    run(still, "p", "UPDATE t SET v = 1")  # newer than the redo pointer
+    create(still, "b", "p")
+    run(still, "b", "CREATE EXTENSION pg_prewarm", "UPDATE t SET v = 2 WHERE id <= 500")
+    with still.connect("b") as conn:
+        for mode in ("read", "prefetch"):
+            conn.execute("SELECT pg_prewarm('t', %s), pg_prewarm('t_pkey', %s)", (mode, mode))
+        conn.execute("UPDATE t SET v = 3 WHERE id = 3000")
+    before = sums(still, "b")
+    still.crash()
+    assert sums(still, "b") == before
+    amcheck(still, "b")
+    healthy(still)
+
+
 @pytest.mark.parametrize("remaining", [0, 3, 40], ids=["empty", "short", "middle"])
 def test_f16_lost_size_of_an_own_file(still: Cluster, remaining: int) -> None:
     """The branch's own file was made sparse in the relation's full size, and the power cut

@@ -180,9 +180,12 @@ gather_batch(const AbOriginHeader *batch, int n)
 	return done;
 }
 
-/* A full disk, most likely: what called us has something else to do as well. */
+/*
+ * A full disk, most likely: what called us has something else to do as well, and replay goes
+ * on, for the files of their own count.
+ */
 static bool
-try_gather_batch(const AbOriginHeader *batch, int n)
+try_batch(bool (*work) (const AbOriginHeader *batch, int n), const AbOriginHeader *batch, int n)
 {
 	MemoryContext cxt = CurrentMemoryContext;
 	uint32		holdoff = InterruptHoldoffCount;
@@ -190,7 +193,7 @@ try_gather_batch(const AbOriginHeader *batch, int n)
 
 	PG_TRY();
 	{
-		done = gather_batch(batch, n);
+		done = work(batch, n);
 	}
 	PG_CATCH();
 	{
@@ -244,13 +247,13 @@ ab_gather(void)
 	o = ab_origin_all();
 	while (done && (n = collect(o, &next, batch)) > 0)
 	{
-		done = written = try_gather_batch(batch, n);
+		done = written = try_batch(gather_batch, batch, n);
 		unlock(batch, n);
 		CHECK_FOR_INTERRUPTS();
 	}
 	/* no batch has left them out; an empty one has the file written without them */
 	if (done && !written && is_mostly_dead())
-		(void) try_gather_batch(batch, 0);
+		(void) try_batch(gather_batch, batch, 0);
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(cxt);
 }
@@ -280,6 +283,19 @@ restore_missing(const AbOriginHeader *header)
 		ab_manifest_release(m);
 }
 
+static bool
+redo_batch(const AbOriginHeader *batch, int n)
+{
+	bool		done;
+
+	LWLockAcquire(ab_shared->gather_lock, LW_EXCLUSIVE);
+	done = add_to_file(batch, n);
+	if (done)
+		unlink_files(batch, n);
+	LWLockRelease(ab_shared->gather_lock);
+	return done;
+}
+
 void
 ab_gather_redo(const xl_ab_gather *rec)
 {
@@ -299,11 +315,6 @@ ab_gather_redo(const xl_ab_gather *rec)
 	}
 	AB_FAILPOINT_NO_ERROR("redo-gather");
 	if (n > 0 || rec->n == 0)
-	{
-		LWLockAcquire(ab_shared->gather_lock, LW_EXCLUSIVE);
-		if (add_to_file(batch, n))
-			unlink_files(batch, n);
-		LWLockRelease(ab_shared->gather_lock);
-	}
+		(void) try_batch(redo_batch, batch, n);
 	pfree(batch);
 }

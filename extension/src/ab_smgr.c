@@ -21,6 +21,7 @@
 #include "access/xlogutils.h"
 #include "catalog/pg_tablespace_d.h"
 #include "miscadmin.h"
+#include "storage/bufmgr.h"
 #include "storage/bufpage.h"
 #include "storage/md.h"
 
@@ -367,13 +368,25 @@ adopt(AbBranch *b, SMgrRelation reln, ForkNumber fork, BlockNumber block,
 }
 
 /*
- * Read the own page of a block below the limit, whose buffer this process reads or writes;
- * false if there is none.
+ * Is a page read for shared buffers?  Otherwise it is read past them (pg_prewarm's mode
+ * "read", a relation that is copied whole), and they may have a newer one, of which WAL has
+ * changes already: an image logged now would undo these in recovery.
+ */
+static inline bool
+is_for_buffers(const char *page)
+{
+	return page >= BufferBlocks && page < BufferBlocks + (Size) NBuffers * BLCKSZ;
+}
+
+/*
+ * Read the own page of a block below the limit; false if there is none.  in_hand: this
+ * process reads or writes its buffer (H3).
  */
 static bool
-read_own(AbBranch *b, AbFork *f, SMgrRelation reln, BlockNumber block, char *page)
+read_own(AbBranch *b, AbFork *f, SMgrRelation reln, BlockNumber block, char *page,
+		 bool in_hand)
 {
-	if (!ab_overlay_exists(b, f, reln) || is_hole(b, f, reln, block))
+	if (!ab_overlay_exists(b, f, reln) || (in_hand && is_hole(b, f, reln, block)))
 		return false;
 	if (ab_overlay_read(b, f, reln, block, page))
 		return true;
@@ -387,16 +400,19 @@ ab_smgr_read(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer
 {
 	AbBranch   *b;
 	AbFork	   *f = inherited_fork(reln->smgr_rnode, fork, &b);
+	bool		for_buffers;
 
 	if (f == NULL || block >= f->limit)
 	{
 		mdread(reln, fork, block, buffer);
 		return;
 	}
-	if (read_own(b, f, reln, block, buffer))
+	for_buffers = is_for_buffers(buffer);
+	if (read_own(b, f, reln, block, buffer, for_buffers))
 		return;
 	read_inherited(b, f, block, buffer);
-	adopt(b, reln, fork, block, buffer);
+	if (for_buffers)
+		adopt(b, reln, fork, block, buffer);
 }
 
 /*
@@ -482,7 +498,7 @@ ab_smgr_write(SMgrRelation reln, ForkNumber fork, BlockNumber block,
 		prepare_plain(reln, fork, block + 1);
 	else if (block >= f->limit || fork == FSM_FORKNUM || fork == VISIBILITYMAP_FORKNUM)
 		ab_overlay_create(b, f, reln);
-	else if (!read_own(b, f, reln, block, base.data))
+	else if (!read_own(b, f, reln, block, base.data, true))
 	{
 		read_inherited(b, f, block, base.data);
 		first_write(b, f, reln, block, base.data, buffer, skipFsync);
