@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -14,13 +17,14 @@ from ab_checks import (
     branches,
     calm_log,
     create,
+    create_database,
     delete,
     healthy,
     nothing_left,
     redo_pointer,
     run,
 )
-from ab_cluster import Cluster
+from ab_cluster import Cluster, wait_for
 from ab_oracle import (
     LOGGED_FORKS,
     SETTINGS,
@@ -255,3 +259,50 @@ def test_end_of_recovery(live: Cluster, seed: int) -> None:
     delete(live, "eor")
     with checkpoints(live, seed):
         usable(live, "p")
+
+
+def crash_one_session(cluster: Cluster) -> None:
+    """The postmaster ends all others and starts them again: it lives on, and knows what it did."""
+    with suppress(psycopg.Error), cluster.connect() as conn:
+        position = len(cluster.log_text())
+        os.kill(conn.info.backend_pid, signal.SIGKILL)
+        cluster.wait_for(
+            lambda: "redo" in cluster.log_text()[position:], what="the sessions to be ended"
+        )
+
+    def answers() -> bool:
+        with suppress(psycopg.Error):
+            return bool(cluster.sql("SELECT 1"))
+        return False
+
+    wait_for(answers, what="the server to be back")
+
+
+def test_nothing_known_from_before(make_cluster: Callable[..., Cluster]) -> None:
+    """A server that ended its sessions after a crash and went on: what the postmaster had found
+    in shared memory before says nothing of what is there now."""
+    table = (
+        "CREATE TABLE t AS SELECT g AS i, 0 AS v, repeat('x', 300) FROM generate_series(1, 200) g"
+    )
+    server = make_cluster(
+        "lives_on",
+        {"restart_after_crash": "on", "agent_branch.sweep_interval": "0", "autovacuum": "off"},
+    )
+    for name in ("p", "other"):
+        create_database(server, name, table)
+    create(server, "b", "p")
+    server.restart()
+    delete(server, "b")
+    server.sql("SELECT * FROM branch.gc()")
+    server.sql("CHECKPOINT")
+    crash_one_session(server)
+
+    create(server, "c", "other")
+    create(server, "b", "p")
+    for name, v in (("p", 1), ("other", 2)):
+        run(server, name, f"UPDATE t SET v = {v}", "VACUUM FULL t", "TRUNCATE t")
+    server.sql("CHECKPOINT")
+    assert "cannot be kept" not in server.log_text()
+    for name in ("b", "c"):
+        assert server.sql("SELECT v, count(*) FROM t GROUP BY v", dbname=name) == [(0, 200)]
+    healthy(server)

@@ -23,6 +23,7 @@
 #define OTHER_LOCKS (3 * AB_GUARDS + 9)
 #define QUOTA_LOCK (AB_ORIGIN_LOCKS + OTHER_LOCKS - 1)
 #define ACTIVITY_LOCK (AB_ORIGIN_LOCKS + OTHER_LOCKS - 2)
+#define GENERATIONS_OF_A_START (1 << 22)	/* many more than it has snapshots */
 
 AbShared   *ab_shared = NULL;
 
@@ -72,10 +73,27 @@ request_shmem(void)
 	RequestNamedLWLockTranche(TRANCHE, AB_ORIGIN_LOCKS + OTHER_LOCKS);
 }
 
+/*
+ * Where generations begin.  The postmaster lives on when it makes shared memory anew after a
+ * crash, and with it what it had found in the old one while it started, each with its
+ * generation; all its children get that.  So no later life may come to a number that one
+ * before had by the end of its start.
+ */
+static uint32
+first_generation(void)
+{
+	static uint32 first = 1;
+	uint32		this_life = first;
+
+	first += GENERATIONS_OF_A_START;
+	return this_life;
+}
+
 static void
 init_shared(void)
 {
 	LWLockPadded *locks = GetNamedLWLockTranche(TRANCHE);
+	uint32		first = first_generation();
 
 	memset(ab_shared, 0, shared_size());
 	ab_shared->origin_locks = locks;
@@ -91,13 +109,13 @@ init_shared(void)
 	ab_shared->ready_lock = &locks[5].lock;
 	ab_shared->gather_lock = &locks[6].lock;
 	pg_atomic_init_u32(&ab_shared->ungathered, 0);
-	pg_atomic_init_u32(&ab_shared->layer_generation, 1);
+	pg_atomic_init_u32(&ab_shared->layer_generation, first);
 	pg_atomic_init_u32(&ab_shared->unsynced_names, 0);
-	pg_atomic_init_u32(&ab_shared->image_generation, 1);
-	pg_atomic_init_u32(&ab_shared->poison_generation, 1);
+	pg_atomic_init_u32(&ab_shared->image_generation, first);
+	pg_atomic_init_u32(&ab_shared->poison_generation, first);
 	for (int i = 0; i < AB_GENERATIONS; i++)
 	{
-		pg_atomic_init_u32(&ab_shared->generation[i], 1);
+		pg_atomic_init_u32(&ab_shared->generation[i], first);
 		pg_atomic_init_u32(&ab_shared->catalog_changes[i], 0);
 	}
 	for (int i = 0; i < AB_HOLE_COUNTERS; i++)
