@@ -69,6 +69,28 @@ def test_lost_before_a_checkpoint(make_cluster: Callable[..., Cluster], lost: st
     healthy(server)
 
 
+def test_manifest_lost_and_origin_not(make_cluster: Callable[..., Cluster]) -> None:
+    """The power goes when the gathered origin is on disk, and the manifest is not.  Recovery looks
+    ahead at pages of the branch before it has mended that: nothing of the branch is dropped."""
+    far: dict[str, object] = {"maintenance_io_concurrency": 1000, "wal_decode_buffer_size": "8MB"}
+    server = make_cluster("ahead", {"agent_branch.sweep_interval": 0, **far})
+    create_database(server, "p", *MADE)
+    server.sql("CHECKPOINT")
+    create(server, "b", "p")
+    server.sql("SELECT * FROM branch.gc()")
+    with server.connect("b") as session:
+        for i in range(101, 106):
+            session.execute("INSERT INTO t VALUES (%s)", (i,))
+    server.kill()
+
+    (manifest,) = snapshot_files(server)
+    manifest.write_bytes(bytes(manifest.stat().st_size))
+    server.start()
+    assert "cannot be used" in server.log_text(), "nobody has looked ahead"
+    assert rows(server, "b") == [(i,) for i in range(1, 106)]
+    healthy(server)
+
+
 def snapshot_files(cluster: Cluster) -> list[Path]:
     """Manifests, oldest first."""
     return sorted((cluster.data / "agent_branch" / "snapshots").glob("*.manifest"))

@@ -25,6 +25,7 @@
 #include "ab_failpoint.h"
 #include "ab_file.h"
 #include "ab_origin.h"
+#include "ab_shmem.h"
 #include "ab_snaptable.h"
 #include "ab_storagefiles.h"
 
@@ -85,10 +86,18 @@ ab_storage_create_redo(const xl_ab_branch_create *rec, XLogRecPtr end)
 	AbManifest *m;
 	bool		missing;
 
-	/* then what it had besides is there as well, or ab_dir.c makes it */
+	/*
+	 * Then what it had besides is there as well, or ab_dir.c makes it.  But the prefetcher
+	 * may have looked before the snapshot's record: a manifest that had not come through a
+	 * power cut, as the origin had, made a broken branch of it, whose changes are dropped.
+	 */
 	if (ab_storage_read_origin(rec->db, &old) &&
 		AbSnapIdEquals(old.incarnation, incarnation))
+	{
+		ab_generation_bump(rec->db);
+		smgrcloseall();
 		return;
+	}
 	if (ab_storage_exists(rec->db))
 		wipe(rec->db);
 
