@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from ab_blocklog import WRITE, LoggedDisk, image_at, records
-from ab_checks import branches, calm_log, healthy, nothing_left
+from ab_checks import branches, calm_log, collect, healthy, nothing_left
 from ab_cluster import Cluster, wait_for
 from ab_faults import FailingDisk, call
 from ab_power import SETTINGS
@@ -151,7 +151,7 @@ class BlockCuts:
                 node.unsure = alike[1][name][1]
             self.tree.check(node)
         healthy(self.cluster)
-        self.cluster.sql("SELECT * FROM branch.gc()")
+        collect(self.cluster)
         nothing_left(self.cluster, when)
 
     # ---- mounting ----

@@ -281,6 +281,7 @@ class Work:
             "", "DELETE FROM tail WHERE i > 100", "VACUUM (TRUNCATE) tail", "DROP TABLE gone",
             "SELECT nextval('s')")  # fmt: skip
         yield "checkpoint", checkpoint
+        yield "change lengths", lambda: tree.reshape(root, rng)
         yield "reset", lambda: tree.reset(made["b"])
         yield "write it", write("b")
         yield "see rows of another's time", inside("b", "VACUUM fresh")
@@ -347,11 +348,11 @@ class Work:
         del self.tree.asked[node.name]
 
     def merge(self, fork: Callable[[str, Node], Step], made: dict[str, Node]) -> None:
+        """Listed tables first, then all: each has a base that the next one begins at."""
         fork("m", self.root)()
-        self.tree.write(made["m"], self.rng, 6)
-        self.root.unsure = dict(made["m"].rows)
-        self.cluster.sql("SELECT branch.merge(%s, %s)", (made["m"].name, self.root.name))
-        self.root.rows, self.root.unsure = self.root.unsure, None
+        for listed in (True, False):
+            self.tree.write(made["m"], self.rng, 6)
+            self.tree.merge(made["m"], listed)
 
     def detach(self, node: Node) -> None:
         self.detaching = node.name

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
-from ab_checks import calm_log, healthy, nothing_left
+from ab_checks import calm_log, collect, healthy, nothing_left
 from ab_cluster import Cluster, wait_for
 from ab_faults import FailingDisk
 from ab_storm import checkpoints
@@ -97,7 +97,7 @@ class PowerCuts:
         print(f"{when}: {len(self.tree.nodes)} nodes")
         self.tree.check_all()
         healthy(self.cluster)
-        self.cluster.sql("SELECT * FROM branch.gc()")
+        collect(self.cluster)
         nothing_left(self.cluster, when)
         calm_log(self.cluster, position)
 
@@ -107,7 +107,7 @@ class PowerCuts:
             for leaf in leaves:
                 self.tree.prune(leaf)
         for _ in range(2):
-            self.cluster.sql("SELECT * FROM branch.gc()")
+            collect(self.cluster)
         nothing_left(self.cluster, "at the end")
         healthy(self.cluster)
         self.tree.check(self.tree.root)
@@ -118,6 +118,8 @@ class PowerCuts:
             "fork": self._fork,
             "forks": self._forks,
             "write": self._write,
+            "reshape": self._reshape,
+            "merge": self._merge,
             "reset": self._reset,
             "prune": self._prune,
             "gc": self._collect,
@@ -125,7 +127,7 @@ class PowerCuts:
         try:
             while not self._cut:
                 crowded = len(self.tree.nodes) > MOST
-                weights = (0, 0, 4, 2, 10, 1) if crowded else (8, 2, 6, 3, 2, 1)
+                weights = (0, 0, 4, 1, 2, 2, 10, 1) if crowded else (8, 2, 6, 2, 2, 3, 2, 1)
                 what = rng.choices(list(steps), weights)[0]
                 if steps[what](rng):
                     self.done[what] += 1
@@ -177,6 +179,22 @@ class PowerCuts:
             if node is not None:
                 self.tree.write(node, rng, rng.choice((1, 10, 60)))
             return node is not None
+
+    def _reshape(self, rng: random.Random) -> bool:
+        with self._one_of(self._any(), rng) as node:
+            if node is not None:
+                self.tree.reshape(node, rng)
+            return node is not None
+
+    def _merge(self, rng: random.Random) -> bool:
+        with self._one_of([node for node in self._any() if node.base is not None], rng) as node:
+            if node is None or node.parent is None:
+                return False
+            with self._one_of([node.parent], rng) as parent:
+                if parent is None:
+                    return False
+                self.tree.merge(node, rng.random() < 0.5)
+                return True
 
     def _prune(self, rng: random.Random) -> bool:
         with self._one_of(self.tree.leaves(), rng) as leaf:

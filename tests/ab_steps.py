@@ -19,6 +19,8 @@ WEIGHTS = {
     "fork": (5, 0),
     "forks": (1, 0),
     "write": (8, 4),
+    "reshape": (2, 1),
+    "merge": (2, 2),
     "reset": (2, 2),
     "prune": (2, 6),
     "gc": (1, 1),
@@ -31,10 +33,13 @@ def choose(
     cluster: Cluster, tree: Tree, rng: random.Random, nodes: Sequence[Node], leaves: Sequence[Node]
 ) -> tuple[str, Callable[[], object]]:
     """A step and its name; it works on some of these nodes."""
+    mergeable = [n for n in nodes if n.base is not None and n.parent in nodes]
     steps: dict[str, Callable[[], object]] = {
         "fork": lambda: tree.fork(rng.choice(nodes)),
         "forks": lambda: tree.fork_many(rng.choice(nodes), rng.randint(2, 4)),
         "write": lambda: tree.write(rng.choice(nodes), rng, rng.choice((1, 8, 40))),
+        "reshape": lambda: tree.reshape(rng.choice(nodes), rng),
+        "merge": lambda: tree.merge(rng.choice(mergeable), rng.random() < 0.5),
         "reset": lambda: tree.reset(rng.choice(leaves)),
         "prune": lambda: tree.prune(rng.choice(leaves)),
         "gc": lambda: cluster.sql("SELECT * FROM branch.gc()"),
@@ -43,6 +48,6 @@ def choose(
     }
     enough = len(nodes) >= MOST
     what = rng.choices(list(WEIGHTS), [weights[enough] for weights in WEIGHTS.values()])[0]
-    if what in ("reset", "prune") and not leaves:
+    if (what in ("reset", "prune") and not leaves) or (what == "merge" and not mergeable):
         what = "fork"
     return what, steps[what]

@@ -26,6 +26,9 @@ TABLE = [
     "VACUUM ANALYZE t",
 ]
 
+REWRITTEN = ("REINDEX TABLE t", "VACUUM FULL t", "CLUSTER t USING t_pkey")
+SECOND_HALF = "SELECT id FROM t WHERE ctid >= format('(%s,0)', pg_relation_size('t') / 16384)::tid"
+
 Rows = dict[int, int]
 ID = struct.Struct("=QII")
 HEADER = 112  # of a manifest; the number of layers is at 76
@@ -37,6 +40,8 @@ class Node:
         self.name = name
         self.parent = parent
         self.rows = rows
+        # of the next merge; None: there is none, or it is not known
+        self.base: Rows | None = dict(parent.rows) if parent is not None else None
         self.unsure: Rows | None = None  # or these, if an unanswered change was committed
         self.lock = threading.Lock()
         self.depth: int = 0 if parent is None else parent.depth + 1
@@ -87,9 +92,10 @@ class Tree:
     def reset(self, node: Node) -> None:
         """Give a leaf what its parent has now."""
         assert node.parent is not None
-        node.unsure = dict(node.parent.rows)
+        node.unsure, node.base = dict(node.parent.rows), None
         self.cluster.sql("SELECT branch.reset(%s)", (node.name,))
         node.rows, node.unsure = node.unsure, None
+        node.base = dict(node.rows)
 
     def write(self, node: Node, rng: random.Random, pages: int = 10) -> None:
         """Change about so many pages of a node, in a session of its own."""
@@ -118,6 +124,51 @@ class Tree:
             )
             conn.execute("DELETE FROM t WHERE id = ANY (%s)", (deleted,))
         node.rows, node.unsure = rows, None
+
+    def reshape(self, node: Node, rng: random.Random) -> None:
+        """Make its files longer, shorter, or other ones: what a list of a parent's files has to
+        notice (ab_forknotes.c)."""
+        known = sorted(node.rows)
+        more = range(known[-1] + 1, known[-1] + 1 + rng.randrange(10, 400))
+        grown = dict.fromkeys(more, rng.randrange(1, 1 << 30))
+        how = rng.choice(("longer", "shorter", "anew", *REWRITTEN))
+        with self.cluster.connect(node.name) as conn:
+            if how in REWRITTEN:
+                conn.execute(how.encode())
+                return
+            if how == "shorter":
+                gone = {row[0] for row in conn.execute(SECOND_HALF) if row[0] != known[-1]}
+                node.unsure = {key: node.rows[key] for key in known if key not in gone}
+                conn.execute("DELETE FROM t WHERE id = ANY (%s)", (list(gone),))
+            else:
+                node.unsure = grown | (node.rows if how == "longer" else {})
+                with conn.transaction():
+                    if how == "anew":
+                        conn.execute("TRUNCATE t")
+                    conn.execute(
+                        "INSERT INTO t SELECT i, %s FROM unnest(%s::int[]) AS i",
+                        (grown[more[0]], list(more)),
+                    )
+            node.rows, node.unsure = node.unsure, None
+            conn.execute("VACUUM (TRUNCATE) t")
+
+    def merge(self, child: Node, listed: bool) -> None:
+        """Bring what a node has changed into its parent, which gives way; ``listed``: as a table
+        of that name."""
+        parent, base = child.parent, child.base
+        assert parent is not None
+        assert base is not None
+        rows = dict(parent.rows)
+        for key in base.keys() - child.rows.keys():
+            rows.pop(key, None)
+        rows.update({key: v for key, v in child.rows.items() if base.get(key) != v})
+        parent.unsure, child.base = rows, None
+        self.cluster.sql(
+            "SELECT branch.merge(%s, %s, strategy => 'theirs', tables => %s)",
+            (child.name, parent.name, ["t"] if listed else None),
+        )
+        parent.rows, parent.unsure = rows, None
+        child.base = dict(child.rows)
 
     def prune(self, node: Node, conn: Conn | None = None) -> None:
         """Delete a leaf."""

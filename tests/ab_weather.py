@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from ab_checks import amcheck, branches, disk_bytes, healthy, nothing_left
+from ab_checks import amcheck, branches, collect, disk_bytes, healthy, nothing_left
 from ab_cluster import Cluster, ServerError, _children, identity, wait_for
 from ab_faults import SmallDisk
 from ab_power import SETTINGS
@@ -113,7 +113,7 @@ class Weather:
         for node in list(self.tree.nodes.values()):
             if node.name in self.tree.nodes:
                 self.look(node)
-        self.cluster.sql("SELECT * FROM branch.gc()")
+        collect(self.cluster)
         healthy(self.cluster)
         nothing_left(self.cluster, when)
         self.done["checks"] += 1
