@@ -114,7 +114,7 @@ TYPES: dict[str, tuple[str, str, str | None, str]] = {
         None,
         "00000000-0000-0000-0000-000000000000",
     ),
-    "j": ("json", '{"a": 1}', None, '{"a":1}'),
+    "j": ("json", '{"a": 1}', None, '{"a":\n1}'),
     "jb": ("jsonb", '{"a": 1.0, "b": 2}', '{"b": 2, "a": 1.00}', '{"a": null}'),
     "jn": ("jsonb", "null", None, '"null"'),
     "x": ("xml", "<a/>", None, "<b/>text"),

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from agent_branch.diff import ChangeKind, RowChange, key_condition
 from agent_branch.records import dataclass
 from agent_branch.sqltext import Session, Statement, parse_array, quote_literal
-from agent_branch.staging import MAX_COLUMNS, output_text
-from agent_branch.tableshape import TableShape, positions
+from agent_branch.staging import MAX_COLUMNS, is_plain, output_text
+from agent_branch.tableshape import Column, TableShape, positions
 
 # Characters of changes in one statement; a single change that is longer is left alone.
 CHARACTERS = 2 << 20
@@ -104,30 +104,31 @@ _MASKS = (
 # Digest of the versions as of merge.digest: a jsonb is the text that json.dumps makes of the same.
 _DIGEST = (
     "('x' || pg_catalog.left(pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to("
-    "pg_catalog.jsonb_build_array(c.key, c.before, c.now, c.after)::pg_catalog.text,"
+    "pg_catalog.concat('[', c.key, ', ', c.before, ', ', c.now, ', ', c.after, ']'),"
     " CASE pg_catalog.getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END"
     ")), 'hex'), 16))::pg_catalog.bit(64)::pg_catalog.int8"
+)
+
+_KEPT = (
+    "pg_catalog.concat('[\"conflict\", ', d.key, ', ', d.columns, ', ', d.merged, ', ', d.before,"
+    " ', ', d.now, ', ', d.after, ', ', d.versions, ']')"
 )
 
 
 def _finding(shape: TableShape, kind: ChangeKind, text: str) -> Statement:
     """Answer: numbers of the changes that are left / conflicts: how many, kept, shown."""
     before, after = kind != "added", kind != "removed"
-    row = "COALESCE(d.our_row, d.their_row, d.base_row)"
-    key = (shape.columns[i].name for i in shape.key)
-    parts = (f"{quote_literal(name)}, {row} -> {quote_literal(name)}" for name in key)
-    kept = "'conflict', d.key, d.columns, d.merged, d.before, d.now, d.after, d.versions"
     shown = (
-        f"{_name(shape)}, d.kind, pg_catalog.jsonb_build_object({', '.join(parts)}),"
-        f" {_names(shape, 'd.columns')}, d.base_row, d.our_row, d.their_row,"
-        " NULL::text, NULL::text, d.versions, NULL::text"
+        f"pg_catalog.concat('[', {_name(shape)}, ', \"', d.kind, '\", ', d.shown_key, ', ',"
+        f" {_names(shape, 'd.columns')}, ', ', d.base_row, ', ', d.our_row, ', ', d.their_row,"
+        " ', null, null, ', d.versions, ', null]')"
     )
     conflict = "FILTER (WHERE d.kind <> 'other')"
     return Statement(
         "SELECT pg_catalog.array_agg(d.n) FILTER (WHERE d.kind = 'other'),"
         f" pg_catalog.count(*) {conflict},"
-        f" pg_catalog.string_agg(pg_catalog.jsonb_build_array({kept})::text, E'\\n') {conflict},"
-        f" pg_catalog.string_agg(pg_catalog.jsonb_build_array({shown})::text, E'\\n') {conflict}"
+        f" pg_catalog.string_agg({_KEPT}, E'\\n') {conflict},"
+        f" pg_catalog.string_agg({shown}, E'\\n') {conflict}"
         f" FROM (SELECT c.*, {_MASKS},"
         f" CASE WHEN c.kind <> 'other' THEN {_DIGEST} END AS versions"
         f" FROM (SELECT m.*, {_KINDS[kind]} AS kind"
@@ -137,7 +138,7 @@ def _finding(shape: TableShape, kind: ChangeKind, text: str) -> Statement:
 
 
 def _matched(shape: TableShape, text: str, *, before: bool, after: bool) -> str:
-    """Changes beside the rows of the target."""
+    """Changes beside the rows of the target; all that is JSON as text."""
     columns = shape.columns
     width = range(len(columns))
     casts = [f"{columns[i].cast(f'(l.a -> 0 ->> {j})')} AS k{j}" for j, i in enumerate(shape.key)]
@@ -145,22 +146,24 @@ def _matched(shape: TableShape, text: str, *, before: bool, after: bool) -> str:
         casts += [f"{columns[i].cast(f'(l.a -> 1 ->> {i})')} AS b{i}" for i in width]
     if after:
         casts += [f"{columns[i].cast(f'(l.a -> 2 ->> {i})')} AS v{i}" for i in width]
-    rows = {
-        "base_row": _row(shape, [f"r.b{i}" for i in width]) if before else "NULL::jsonb",
-        "their_row": _row(shape, [f"r.v{i}" for i in width]) if after else "NULL::jsonb",
-        "our_row": f"CASE WHEN {_HAD} THEN {_row(shape, [f't.{c.sql}' for c in columns])} END",
-    }
-    now = ", ".join(output_text(column, f"t.{column.sql}") for column in columns)
-    masks = {
+    ours = [f"t.{column.sql}" for column in columns]
+    others = [f"r.{'v' if after else 'b'}{i}" for i in width]
+    keys = (f"CASE WHEN {_HAD} THEN {ours[i]} ELSE {others[i]} END" for i in shape.key)
+    now = ", ".join(output_text(c, value) for c, value in zip(columns, ours, strict=True))
+    answer = {
+        "now": _if_had(f"pg_catalog.to_jsonb(ARRAY[{now}]::text[])"),
         "ours": _differences(shape, shape.compared, "r.b") if before else "0::int8",
         "apart": _differences(shape, shape.updatable, "r.v") if after else "0::int8",
+        "base_row": _row(columns, [f"r.b{i}" for i in width]) if before else "'null'::text",
+        "their_row": _row(columns, [f"r.v{i}" for i in width]) if after else "'null'::text",
+        "our_row": _if_had(_row(columns, ours)),
+        "shown_key": _row([columns[i] for i in shape.key], list(keys)),
     }
     return (
         f"SELECT r.n, r.key, r.before, r.after, r.theirs, {_HAD} AS had,"
-        f" CASE WHEN {_HAD} THEN pg_catalog.to_jsonb(ARRAY[{now}]::text[]) END AS now,"
-        f" {', '.join(f'{value} AS {name}' for name, value in {**masks, **rows}.items())}"
-        f" FROM (SELECT l.n - 1 AS n, l.a -> 0 AS key, l.a -> 1 AS before, l.a -> 2 AS after,"
-        f" (l.a ->> 3)::int8 AS theirs, {', '.join(casts)}"
+        f" {', '.join(f'{value} AS {name}' for name, value in answer.items())}"
+        f" FROM (SELECT l.n - 1 AS n, (l.a -> 0)::text AS key, (l.a -> 1)::text AS before,"
+        f" (l.a -> 2)::text AS after, (l.a ->> 3)::int8 AS theirs, {', '.join(casts)}"
         f" FROM pg_catalog.jsonb_array_elements({quote_literal(text)}::jsonb)"
         " WITH ORDINALITY AS l (a, n) OFFSET 0) AS r"
         f" LEFT JOIN {shape.only} AS t ON {key_condition(shape, 't', 'r')} OFFSET 0"
@@ -168,6 +171,10 @@ def _matched(shape: TableShape, text: str, *, before: bool, after: bool) -> str:
 
 
 _HAD = "(t.ctid IS NOT NULL)"
+
+
+def _if_had(value: str) -> str:
+    return f"CASE WHEN {_HAD} THEN {value}::text ELSE 'null' END"
 
 
 def _differences(shape: TableShape, wanted: int, others: str) -> str:
@@ -179,24 +186,26 @@ def _differences(shape: TableShape, wanted: int, others: str) -> str:
     return f"({' | '.join(['0::int8', *bits])})"
 
 
-def _row(shape: TableShape, values: Sequence[str]) -> str:
-    """A row as jsonb, as diff.json_rows makes it."""
-    fields = (f"{value} AS {c.sql}" for value, c in zip(values, shape.columns, strict=True))
-    return f"(SELECT pg_catalog.to_jsonb(x.*) FROM (SELECT {', '.join(fields)}) AS x)"
+def _row(columns: Sequence[Column], values: Sequence[str]) -> str:
+    """A row as the text of an object, in one line; as jsonb it is that of diff.json_rows."""
+    # A json has the line breaks that it was given.
+    made = "row_to_json" if all(map(is_plain, columns)) else "to_jsonb"
+    fields = (f"{value} AS {column.sql}" for value, column in zip(values, columns, strict=True))
+    return f"(SELECT pg_catalog.{made}(x.*) FROM (SELECT {', '.join(fields)}) AS x)::text"
 
 
 def _name(shape: TableShape) -> str:
     parts = (f"pg_catalog.quote_ident({quote_literal(part)})" for part in shape.id)
-    return " || '.' || ".join(parts)
+    return f"pg_catalog.to_json({' || $$.$$ || '.join(parts)})"
 
 
 def _names(shape: TableShape, mask: str) -> str:
-    """Names of the columns of a mask; NULL for none."""
+    """Names of the columns of a mask, as the text of an array; null for none."""
     some = (
         f"CASE WHEN {mask} & {1 << i} <> 0 THEN {quote_literal(shape.columns[i].name)} END"
         for i in positions(shape.updatable)
     )
     return (
-        f"CASE WHEN {mask} <> 0 THEN"
-        f" pg_catalog.array_remove(ARRAY[{', '.join(some)}]::text[], NULL) END"
+        f"CASE WHEN {mask} <> 0 THEN pg_catalog.array_to_json("
+        f"pg_catalog.array_remove(ARRAY[{', '.join(some)}]::text[], NULL))::text ELSE 'null' END"
     )

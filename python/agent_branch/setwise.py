@@ -22,8 +22,8 @@ from agent_branch.tableshape import CASCADING, TableShape, positions
 MAX_COLUMNS = 62
 # Sets of columns that are updated together: a statement for each.
 MAX_SETS = 50
-# Changes in one piece of text.
-PIECE = 1000
+# Blocks of a temporary table of which the changes are one piece of text.
+BLOCKS = 8
 
 
 class UnfitError(Exception):
@@ -300,15 +300,20 @@ def _update(session: WritingSession, table: Table, mask: int, number: int) -> No
 def written(texts: Callable[[Statement], Iterator[Row]], table: Table) -> Iterator[str]:
     """The changes as lines of JSON, in pieces: long rows of the session, whose settings are
     those for reading."""
-    for (text,) in texts(Statement(_lines(table))):
-        yield (text or "") + "\n"
+    size = f"pg_relation_size({quote_literal(table.rows)}::regclass)"
+    ((blocks,),) = list(texts(Statement(f"SELECT {size} / current_setting('block_size')::int8")))
+    for start in range(0, int(blocks or 0), BLOCKS):
+        for (text,) in texts(Statement(_lines(table, start, start + BLOCKS))):
+            if text is not None:
+                yield text + "\n"
 
 
-def _lines(table: Table) -> str:
+def _lines(table: Table, start: int, end: int) -> str:
+    """In some blocks."""
     shape = table.shape
 
     def array(values: Iterable[str]) -> str:
-        return f"to_jsonb(ARRAY[{', '.join(values)}]::text[])"
+        return f"array_to_json(ARRAY[{', '.join(values)}]::text[])"
 
     width = range(len(shape.columns))
     key = array(f"r.k{n}::text" for n in range(len(shape.key)))
@@ -318,14 +323,13 @@ def _lines(table: Table) -> str:
         f"CASE WHEN r.mask >> {i} & 1 = 1 THEN r.v{i}::text ELSE r.b{i}::text END" for i in width
     )
     line = (
-        f"CASE r.what WHEN 'i' THEN jsonb_build_array('insert', {key}, {inserted})"
-        f" WHEN 'd' THEN jsonb_build_array('delete', {key}, {before})"
-        f" ELSE jsonb_build_array('update', {key}, r.mask, {before}, {after}) END"
+        f"CASE r.what WHEN 'i' THEN concat('[\"insert\",', {key}, ',', {inserted}, ']')"
+        f" WHEN 'd' THEN concat('[\"delete\",', {key}, ',', {before}, ']')"
+        f" ELSE concat('[\"update\",', {key}, ',', r.mask, ',', {before}, ',', {after}, ']') END"
     )
     return (
-        "SELECT string_agg(x.line::text, E'\\n') FROM ("
-        f"SELECT {line} AS line, (row_number() OVER () - 1) / {PIECE} AS piece"
-        f" FROM {table.rows} AS r WHERE r.what <> 'k') AS x GROUP BY x.piece ORDER BY x.piece"
+        f"SELECT string_agg({line}, E'\\n') FROM {table.rows} AS r"
+        f" WHERE r.what <> 'k' AND r.ctid >= '({start},0)' AND r.ctid < '({end},0)'"
     )
 
 

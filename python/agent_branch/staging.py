@@ -262,6 +262,11 @@ def _array(values: Iterable[str]) -> str:
     return f"pg_catalog.to_jsonb(ARRAY[{', '.join(values)}]::pg_catalog.text[])"
 
 
+def is_plain(column: Column) -> bool:
+    """Of a usual type, the JSON of which has no line breaks?"""
+    return bool(_PLAIN.fullmatch(column.type_name)) and not column.type_name.endswith("json")
+
+
 def output_text(column: Column, value: str) -> str:
     """What the output function of its type makes of a value."""
     if _PLAIN.fullmatch(column.type_name):
