@@ -4,7 +4,10 @@
 
 connects to the control database and calls ``on_event(event, conn)`` for each event of
 ``branch.events`` that this role may see, in order of ``event.id``.  Without ``--call`` the
-events are printed, one JSON object in a line.
+events are printed, one JSON object in a line.  ``mymodule`` may be in the current directory.
+
+The role needs a table ``listener_state`` in schema ``--schema`` (``public``) that it may read
+and write, or the right to create it there: ``GRANT CREATE ON SCHEMA public TO platform``.
 
 How each is processed once, whatever dies in between:
 
@@ -40,6 +43,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeAlias
 
@@ -66,6 +70,10 @@ class Event:
     parent: str | None
     by: str
     detail: dict[str, Any]
+
+
+class NotReadyError(Exception):
+    """Somebody has to do something first; says what."""
 
 
 Connection: TypeAlias = psycopg.Connection[Any]
@@ -114,6 +122,8 @@ class Listener:
                         pause = FIRST_PAUSE
             except psycopg.OperationalError as error:
                 log.warning("not connected: %s", error)
+            except NotReadyError as error:
+                log.error("%s", error)
             except Exception:
                 log.exception("trying again")
             self._wait(None, pause)
@@ -147,11 +157,18 @@ class Listener:
         return done
 
     def _prepare(self, conn: Connection) -> None:
-        conn.execute(
-            psycopg.sql.SQL(
-                "CREATE TABLE IF NOT EXISTS {} (name text PRIMARY KEY, last_id bigint NOT NULL)"
-            ).format(self.table)
-        )
+        found = conn.execute(
+            "SELECT to_regprocedure('branch.events_after(bigint, int)') IS NOT NULL,"
+            " to_regclass(%s) IS NOT NULL",
+            (self.table.as_string(conn),),
+        ).fetchone()
+        if found is None or not found[0]:
+            raise NotReadyError(
+                f'database "{conn.info.dbname}" has no extension agent_branch:'
+                " connect to the control database"
+            )
+        if not found[1]:
+            self._create_table(conn)
         conn.execute(
             psycopg.sql.SQL("INSERT INTO {} VALUES (%s, 0) ON CONFLICT DO NOTHING").format(
                 self.table
@@ -162,6 +179,18 @@ class Listener:
         # together with the answer to a query are the handler's, the others _drain()'s.
         conn.add_notify_handler(self._note)
         conn.execute(f"LISTEN {CHANNEL}")
+
+    def _create_table(self, conn: Connection) -> None:
+        create = psycopg.sql.SQL(
+            "CREATE TABLE IF NOT EXISTS {} (name text PRIMARY KEY, last_id bigint NOT NULL)"
+        )
+        try:
+            conn.execute(create.format(self.table))
+        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.InvalidSchemaName) as error:
+            raise NotReadyError(
+                f"{error.diag.message_primary}: create table {self.table.as_string(conn)}"
+                " (name text PRIMARY KEY, last_id bigint NOT NULL) for this role"
+            ) from error
 
     def _note(self, notification: psycopg.Notify) -> None:
         self.notified = True
@@ -217,7 +246,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--schema", default="public", help="where the table of states is")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    handler = find_function(options.call) if options.call else print_event
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        handler = find_function(options.call) if options.call else print_event
+    except (ValueError, ImportError, AttributeError) as error:
+        parser.error(f"--call: {error}")
     listener = Listener(options.conninfo, options.name, handler, options.schema)
 
     def end(number: int, frame: FrameType | None) -> None:

@@ -345,6 +345,52 @@ def listening(cluster: Cluster, where: Path) -> Iterator[subprocess.Popen[bytes]
         listener.wait()
 
 
+def test_listener_says_what_is_missing(cluster: Cluster, tmp_path: Path) -> None:
+    """The wrong database, a role that may not create the table, a function that is not there:
+    one clear line, and nothing is made."""
+    cluster.sql("CREATE ROLE hearing LOGIN")
+    (tmp_path / "here.py").write_text("def on_event(event, conn): pass\n")
+
+    def said(*arguments: str, until: str) -> str:
+        """What it says until there is such a text in it, or it ends."""
+        lines = ""
+        command = [sys.executable, str(LISTENER), *arguments]
+        with subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env=cluster.environment(), cwd=tmp_path
+        ) as listener:
+            assert listener.stderr is not None
+            for line in listener.stderr:
+                lines += line
+                if until in line:
+                    break
+            listener.kill()
+        return lines
+
+    says = said("dbname=main", until="ERROR")
+    assert 'database "main" has no extension agent_branch' in says
+    assert cluster.scalar("SELECT to_regclass('public.listener_state')", dbname="main") is None
+    says = said("dbname=postgres user=hearing", until="ERROR")
+    assert "permission denied for schema public" in says
+    assert '"public"."listener_state"' in says and "Traceback" not in says
+    for function in ("here:nothing", "nowhere:on_event", "here"):
+        says = said("--call", function, until="--call:")
+        assert "Traceback" not in says
+
+    # A table that is there is enough, and the module is found where one stands.
+    cluster.sql("CREATE TABLE listener_state (name text PRIMARY KEY, last_id bigint NOT NULL)")
+    cluster.sql("GRANT ALL ON listener_state TO hearing")
+    command = [sys.executable, str(LISTENER), "--call", "here:on_event"]
+    command.append("dbname=postgres user=hearing")
+    with subprocess.Popen(command, env=cluster.environment(), cwd=tmp_path) as listener:
+        try:
+            wait_for(lambda: cluster.sql("SELECT name FROM listener_state") == [("listener",)])
+            listener.terminate()
+            assert listener.wait(60) == 0
+        finally:
+            listener.kill()
+    cluster.sql("DROP TABLE listener_state; DROP ROLE hearing")
+
+
 def handled(cluster: Cluster) -> list[tuple[Any, ...]]:
     return cluster.sql("SELECT id, event, branch FROM handled ORDER BY n")
 
