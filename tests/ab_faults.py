@@ -13,9 +13,11 @@ import fcntl
 import mmap
 import os
 import shutil
+import signal
 import struct
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
@@ -397,3 +399,32 @@ class Faults:
     def close(self) -> None:
         self.memory.close()
         self.file.close()
+
+
+class Holding:
+    """Processes that are held up, until they are let go or the test ends."""
+
+    def __init__(self, faults: Faults) -> None:
+        self.faults = faults
+        self.pids: list[int] = []
+
+    def __enter__(self) -> Holding:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid in list(self.pids):
+            self.let_go(pid)
+
+    def wait(self, work: Future[None]) -> int:
+        """Wait until a process stops; its pid."""
+        pid = wait_for(
+            lambda: self.faults.stopped() or (work.done() and -1), what="a process to stop"
+        )
+        assert pid > 0, f"nobody stopped: {work.exception()}"
+        self.faults.disarm()
+        self.pids.append(pid)
+        return pid
+
+    def let_go(self, pid: int) -> None:
+        self.pids.remove(pid)
+        os.kill(pid, signal.SIGCONT)

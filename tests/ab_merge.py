@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import psycopg
+from ab_cluster import Cluster
 from agent_branch.blocks import Blocks
 from agent_branch.catalog import TABLES, Table, table_from
 from agent_branch.clashes import Clashes, of_rows
@@ -177,3 +179,13 @@ def merge(
             else:
                 raise AssertionError(step)
     return merged
+
+
+@contextmanager
+def branch_of_branch(cluster: Cluster) -> Iterator[None]:
+    """Branch b of p, which is one of main, until the block ends."""
+    cluster.sql("SELECT branch.create('p', 'main')")
+    cluster.sql("SELECT branch.create('b', 'p')")
+    yield
+    for name in ("b", "p"):
+        cluster.sql("SELECT branch.delete(%s, hard => true)", [name])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ from threading import Barrier
 
 import psycopg
 import pytest
+from ab_byhand import backup_by_hand
 from ab_checks import (
     create,
     create_database,
@@ -289,23 +289,15 @@ def test_backup_before_the_first_connection(
     create_database(server, "p", TABLE)
     names = [create(server, f"b{number}", "p") for number in range(6)]
     rows(server, names[0])
-    with server.connect() as conn:
-        conn.execute("SELECT pg_backup_start('by hand', true)")
+    target = cluster_base / "copied"
+    with backup_by_hand(server, target) as copy_files:
         run(server, names[1], "INSERT INTO t VALUES (101)", "VACUUM FULL pg_class")
-        target = cluster_base / "copied"
-        shutil.copytree(server.data, target, ignore=lambda directory, _: [
-            "pg_wal" if directory == str(server.data) else "", "postmaster.pid"])  # fmt: skip
+        copy_files()
         run(server, names[2], "INSERT INTO t VALUES (101)", "VACUUM FULL pg_class")
         rows(server, names[3])
         torn = target / "base" / place(server, names[3]).name
         torn.mkdir()
         (torn / rng.choice(SMALL)).write_bytes(b"")
-        stopped = conn.execute("SELECT labelfile FROM pg_backup_stop()").fetchone()
-    assert stopped is not None
-    server.sql("SELECT pg_switch_wal()")
-    shutil.copytree(server.data / "pg_wal", target / "pg_wal")
-    (target / "backup_label").write_text(stopped[0])
-    subprocess.run(["chown", "-R", "--reference", str(server.data), str(target)], check=True)
     server.stop()
     copy = Cluster.from_data(cluster_base, "restored", target)
     try:

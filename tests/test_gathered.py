@@ -5,8 +5,6 @@ back a branch that is gone."""
 from __future__ import annotations
 
 import errno
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,6 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from ab_archive import archive_all, archiving, number, reach, recover
+from ab_byhand import backup_by_hand
 from ab_checks import (
     branches,
     create,
@@ -129,8 +128,7 @@ def test_backup_meanwhile(make_cluster: Callable[..., Cluster], cluster_base: Pa
     server, names = gathered_server(make_cluster, "backed", 4)
     early = many(server, 8, "early")
     target = cluster_base / "copied"
-    with server.connect() as conn:
-        conn.execute("SELECT pg_backup_start('by hand', true)")
+    with backup_by_hand(server, target) as copy_files:
         pack = (server.data / "agent_branch" / "origins").read_bytes()
         late = many(server, 4, "late")
         gather(server)
@@ -139,16 +137,9 @@ def test_backup_meanwhile(make_cluster: Callable[..., Cluster], cluster_base: Pa
             delete(server, name)
         gather(server)
         run(server, early[1], "TRUNCATE t")
-        shutil.copytree(server.data, target, ignore=lambda directory, _: [
-            "pg_wal" if directory == str(server.data) else "", "postmaster.pid"])  # fmt: skip
+        copy_files()
         (target / "agent_branch" / "origins").write_bytes(pack)
         run(server, early[2], "TRUNCATE t")
-        stopped = conn.execute("SELECT labelfile FROM pg_backup_stop()").fetchone()
-    assert stopped is not None
-    server.sql("SELECT pg_switch_wal()")
-    shutil.copytree(server.data / "pg_wal", target / "pg_wal")
-    (target / "backup_label").write_text(stopped[0])
-    subprocess.run(["chown", "-R", "--reference", str(server.data), str(target)], check=True)
     server.stop()
     copy = Cluster.from_data(cluster_base, "restored", target)
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from ab_buffers import STILL, evict, make_pages
 from ab_checks import (
     Conn,
     calm_log,
@@ -21,9 +22,7 @@ from ab_checks import (
     run,
 )
 from ab_cluster import Cluster
-from ab_faults import HALF, Faults
-from test_live_steps import Holding
-from test_own_files import SETTINGS_HERE, evict
+from ab_faults import HALF, Faults, Holding
 
 
 def make_parent(server: Cluster) -> None:
@@ -35,12 +34,7 @@ def make_parent(server: Cluster) -> None:
         "INSERT INTO t SELECT i, repeat('o', 300) FROM generate_series(1, 2000) AS i",
         "VACUUM ANALYZE t",
     )
-    create_database(
-        server,
-        "other",
-        "CREATE EXTENSION pg_prewarm",
-        "CREATE TABLE big AS SELECT i, repeat('b', 900) AS v FROM generate_series(1, 4000) AS i",
-    )
+    make_pages(server)
     create(server, "b", "p")
 
 
@@ -86,7 +80,7 @@ def own_pages(server: Cluster) -> int:
 def test_holes_that_are_filled(make_cluster: Callable[..., Cluster], faults: Faults) -> None:
     """By the checkpointer, by a process of another database that needs the buffer, by the
     session itself, and by a write that fails half-way and is made good."""
-    server = make_cluster("filled", SETTINGS_HERE)
+    server = make_cluster("filled", STILL)
     make_parent(server)
     faults.restart(server, "fast")
     run(server, "b", FIRST, "CHECKPOINT")
@@ -134,7 +128,7 @@ def test_holes_that_are_filled(make_cluster: Callable[..., Cluster], faults: Fau
 
 def test_map_made_during_a_write(make_cluster: Callable[..., Cluster], faults: Faults) -> None:
     """A session learns the holes while another process is about to write into one of them."""
-    server = make_cluster("during", SETTINGS_HERE)
+    server = make_cluster("during", STILL)
     make_parent(server)
     faults.restart(server, "fast")
     run(server, "b", FIRST, "CHECKPOINT")
@@ -159,7 +153,7 @@ def test_map_made_during_a_write(make_cluster: Callable[..., Cluster], faults: F
 def test_files_that_are_cut_and_grow(make_cluster: Callable[..., Cluster]) -> None:
     """Pages beyond a cut are not inherited, whatever was known of them, nor are those of a
     table that has been emptied and filled again."""
-    server = make_cluster("cut", SETTINGS_HERE)
+    server = make_cluster("cut", STILL)
     make_parent(server)
     run(server, "b", FIRST, "CHECKPOINT")
     with server.connect("b") as reader, server.connect("b") as writer:
@@ -191,7 +185,7 @@ def test_files_that_are_cut_and_grow(make_cluster: Callable[..., Cluster]) -> No
 
 def test_holes_that_replay_fills(make_cluster: Callable[..., Cluster]) -> None:
     """On a standby who replays writes the page, and a session there remembers."""
-    server = make_cluster("primary", {**SETTINGS_HERE, "max_standby_streaming_delay": "-1"})
+    server = make_cluster("primary", {**STILL, "max_standby_streaming_delay": "-1"})
     make_parent(server)
     standby = server.standby("replica")
     run(server, "b", FIRST)

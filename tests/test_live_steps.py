@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -27,7 +26,7 @@ from ab_checks import (
     run,
 )
 from ab_cluster import Cluster, wait_for
-from ab_faults import Faults
+from ab_faults import Faults, Holding
 from ab_oracle import HELPERS, METHOD, SETTINGS, Witness, plain_again
 
 pytestmark = pytest.mark.skipif(
@@ -129,35 +128,6 @@ def checkpoint_if_possible(cluster: Cluster) -> None:
 
 
 # ---- one is held up ----------------------------------------------------------------------------
-
-
-class Holding:
-    """Processes that are held up, until they are let go or the test ends."""
-
-    def __init__(self, faults: Faults) -> None:
-        self.faults = faults
-        self.pids: list[int] = []
-
-    def __enter__(self) -> Holding:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for pid in list(self.pids):
-            self.let_go(pid)
-
-    def wait(self, work: Future[None]) -> int:
-        """Wait until a process stops; its pid."""
-        pid = wait_for(
-            lambda: self.faults.stopped() or (work.done() and -1), what="a process to stop"
-        )
-        assert pid > 0, f"nobody stopped: {work.exception()}"
-        self.faults.disarm()
-        self.pids.append(pid)
-        return pid
-
-    def let_go(self, pid: int) -> None:
-        self.pids.remove(pid)
-        os.kill(pid, signal.SIGCONT)
 
 
 def patient_create(cluster: Cluster, name: str, timeout: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from ab_cluster import Cluster
+from ab_merge import branch_of_branch
 
 # Type, and the values of three rows that hand them on in a circle.
 KINDS = {
@@ -54,11 +55,8 @@ def cluster(cluster_base: Path) -> Iterator[Cluster]:
 @pytest.fixture
 def b(cluster: Cluster) -> Iterator[str]:
     """A branch of p, which is one of main."""
-    cluster.sql("SELECT branch.create('p', 'main')")
-    cluster.sql("SELECT branch.create('b', 'p')")
-    yield "b"
-    for name in ("b", "p"):
-        cluster.sql("SELECT branch.delete(%s, hard => true)", [name])
+    with branch_of_branch(cluster):
+        yield "b"
 
 
 def merged(cluster: Cluster, options: str = "") -> list[tuple[int, int]]:

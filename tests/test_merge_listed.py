@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 from ab_cluster import Cluster
+from ab_merge import branch_of_branch
 from agent_branch.mergeparts import Base, Part, divide
 
 TABLES = """
@@ -39,11 +40,8 @@ def cluster(cluster_base: Path) -> Iterator[Cluster]:
 @pytest.fixture
 def b(cluster: Cluster) -> Iterator[str]:
     """A branch of p, which is one of main."""
-    cluster.sql("SELECT branch.create('p', 'main')")
-    cluster.sql("SELECT branch.create('b', 'p')")
-    yield "b"
-    for name in ("b", "p"):
-        cluster.sql("SELECT branch.delete(%s, hard => true)", [name])
+    with branch_of_branch(cluster):
+        yield "b"
 
 
 def merge(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from ab_buffers import STILL, evict, make_pages
 from ab_checks import (
     BLOCK,
     amcheck,
@@ -23,22 +24,7 @@ from ab_checks import (
     run,
 )
 from ab_cluster import Cluster, wait_for
-from ab_faults import Faults
-from ab_oracle import SETTINGS
-from test_live_steps import Holding
-
-# Pages are written by checkpoints and by who needs a buffer, and by nobody else.
-SETTINGS_HERE: dict[str, object] = {
-    **SETTINGS,
-    "bgwriter_lru_maxpages": "0",
-    "checkpoint_timeout": "1h",
-    "agent_branch.sweep_interval": "0",
-}
-
-
-def evict(cluster: Cluster) -> None:
-    """Fill all buffers with pages of another database, a few times over."""
-    run(cluster, "other", *["SELECT pg_prewarm('big')"] * 6)
+from ab_faults import Faults, Holding
 
 
 def test_others_write_while_the_file_is_made(
@@ -49,19 +35,14 @@ def test_others_write_while_the_file_is_made(
     another page of the table, which the branch has changed, and writes it.  Who has seen that
     there was no file must learn of it: else he reads the page as it was before, and logs that
     as an image, so that what was committed in it is gone."""
-    server = make_cluster("making", SETTINGS_HERE)
+    server = make_cluster("making", STILL)
     create_database(
         server,
         "p",
         "CREATE TABLE t (id int, v text) WITH (fillfactor = 50)",
         "INSERT INTO t SELECT i, repeat('o', 300) FROM generate_series(1, 200) AS i",
     )
-    create_database(
-        server,
-        "other",
-        "CREATE EXTENSION pg_prewarm",
-        "CREATE TABLE big AS SELECT i, repeat('b', 900) AS v FROM generate_series(1, 4000) AS i",
-    )
+    make_pages(server)
     create(server, "b", "p")
     faults.restart(server, "fast")
     rows = "SELECT id, v FROM t ORDER BY id"
@@ -106,19 +87,14 @@ def test_others_write_while_the_file_is_made(
 def test_lost_before_recovery(make_cluster: Callable[..., Cluster]) -> None:
     """What a power cut may do to files that no checkpoint has synced: branches' own files are
     gone, empty, or cut short.  Replay makes them again, page for page."""
-    server = make_cluster("lost", SETTINGS_HERE)
+    server = make_cluster("lost", STILL)
     create_database(
         server,
         "p",
         "CREATE TABLE t (id int PRIMARY KEY, v text) WITH (fillfactor = 50)",
         "INSERT INTO t SELECT i, repeat('o', 300) FROM generate_series(1, 200) AS i",
     )
-    create_database(
-        server,
-        "other",
-        "CREATE EXTENSION pg_prewarm",
-        "CREATE TABLE big AS SELECT i, repeat('b', 900) AS v FROM generate_series(1, 4000) AS i",
-    )
+    make_pages(server)
     lose: dict[str, Callable[[Path], None]] = {
         "gone": Path.unlink,
         "empty": lambda path: os.truncate(path, 0),
@@ -155,7 +131,7 @@ def test_lost_before_recovery(make_cluster: Callable[..., Cluster]) -> None:
 def test_name_in_another_tablespace(make_cluster: Callable[..., Cluster], faults: Faults) -> None:
     """The directory of a branch is made with its first file in a tablespace, and its name has
     to be on disk before a checkpoint relies on the file: in every tablespace."""
-    server = make_cluster("places", SETTINGS_HERE)
+    server = make_cluster("places", STILL)
     server.sql("CREATE TABLESPACE side LOCATION ''")
     create_database(server, "p", "CREATE TABLE t (i int)", "CREATE TABLE s (i int) TABLESPACE side")
     run(server, "p", "INSERT INTO t VALUES (1)", "INSERT INTO s VALUES (1)")
@@ -173,7 +149,7 @@ def test_tablespace_that_is_not_there(make_cluster: Callable[..., Cluster]) -> N
     """Without its own file a branch inherits the page.  If the directory of the tablespace is
     gone (not mounted), that is no answer: the branch says so, as PostgreSQL would, instead of
     showing what it had when it was made."""
-    server = make_cluster("unmounted", SETTINGS_HERE)
+    server = make_cluster("unmounted", STILL)
     server.sql("CREATE TABLESPACE side LOCATION ''")
     create_database(
         server, "p", "CREATE TABLE s (i int) TABLESPACE side", "INSERT INTO s VALUES (1)"
@@ -194,7 +170,7 @@ def test_tablespace_that_is_not_there(make_cluster: Callable[..., Cluster]) -> N
 def test_part_of_a_block_at_the_end(make_cluster: Callable[..., Cluster]) -> None:
     """A disk that was full when a file was to be extended leaves part of a block.  PostgreSQL
     passes over that and overwrites it the next time; so do branches, and their snapshots."""
-    server = make_cluster("part", SETTINGS_HERE)
+    server = make_cluster("part", STILL)
     create_database(server, "p", "CREATE TABLE t AS SELECT generate_series(1, 1000) AS i")
     create(server, "b", "p")
     run(server, "b", "INSERT INTO t SELECT generate_series(1001, 3000)", "CHECKPOINT")

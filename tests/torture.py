@@ -36,6 +36,10 @@ from ab_cluster import live_clusters, pg_config, wait_for, workspace
 from ab_torture import PARTS, PLACE, WEIGHTS, Share
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+from commit import describe  # noqa: E402
+
 KEPT = ROOT / "build" / "torture"
 RESULT = "torture result: "
 NEW_LINE = "\n"
@@ -134,7 +138,7 @@ def start_part(name: str, seed: int, seconds: float) -> dict[str, object]:
     said = [line for line in log.read_text().splitlines() if line.startswith(RESULT)]
     result = json.loads(said[-1][len(RESULT) :]) if said else {"failed": "ended without a result"}
     result |= {"part": name, "seed": seed, "seconds": round(time.time() - began)}
-    result |= {"commit": commit(), "load": round(os.getloadavg()[1], 1)}
+    result |= {"commit": describe(ROOT), "load": round(os.getloadavg()[1], 1)}
     return result
 
 
@@ -188,17 +192,6 @@ def run_all(arguments: argparse.Namespace) -> int:
 
 
 # ---- the summary --------------------------------------------------------------------------------
-
-
-def commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=ROOT,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout.strip() or "without git"
 
 
 def machine(lines: list[dict[str, object]]) -> list[str]:

@@ -29,6 +29,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from commit import describe
+
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "build" / "checks"
 PARTS = {"regress": "sql/*.sql", "isolation": "specs/*.spec", "pytest": "tests/test_*.py"}
@@ -117,17 +119,6 @@ def known(kind: str) -> Known:
     }
 
 
-def commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=ROOT,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout.strip() or "without git"
-
-
 # ---- running ------------------------------------------------------------------------------------
 
 
@@ -167,7 +158,7 @@ def run_piece(check: Check, piece: str) -> dict[str, object]:
         "tests": counted[-1] if counted else "",
         "reports": len(reports),
         "seconds": round(time.time() - began),
-        "commit": commit(),
+        "commit": describe(ROOT),
         "sources": sources(piece),
         "log": str(log.relative_to(ROOT)),
     }
