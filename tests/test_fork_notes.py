@@ -6,11 +6,14 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psycopg
 import pytest
 from ab_checks import create_database, healthy
-from ab_cluster import Cluster
+from ab_cluster import Cluster, wait_for
+from ab_failpoints import HOLD, Failpoints, failpoint_server
 from ab_oracle import HELPERS, METHOD
 
 pytestmark = pytest.mark.skipif(
@@ -200,3 +203,42 @@ def test_damaged_list(brancher: Brancher) -> None:
     assert brancher.branch() > 300
     image[-100] ^= 1
     newest.write_bytes(bytes(image))
+
+
+def test_noted_again(cluster_base: Path) -> None:
+    """A map is about to be cut, and noted, when a snapshot lists it in its old length, and is cut
+    before that snapshot is live: the next list has it in its new one (L2).  Without a
+    transaction id, which would have the snapshot begin again: where locks are not logged."""
+    minimal = {**STILL, "wal_level": "minimal", "max_wal_senders": "0"}
+    with failpoint_server(cluster_base), ThreadPoolExecutor(2) as pool:
+        cluster = Cluster.create(cluster_base, "again", minimal)
+        points = Failpoints(cluster)
+        create_database(
+            cluster,
+            "p",
+            *HELPERS,
+            "CREATE EXTENSION IF NOT EXISTS pg_visibility",
+            "CREATE TABLE one AS SELECT 1 AS i",
+            "CREATE TABLE t AS SELECT g FROM generate_series(1, 1000) AS g",
+            "VACUUM t",
+        )
+        brancher = Brancher(cluster)
+        brancher.settle()
+        brancher.write()
+        points.arm("truncate-captured", HOLD)
+        cutting = pool.submit(
+            cluster.sql, "SELECT pg_truncate_visibility_map('t')::text", dbname="p"
+        )
+        wait_for(lambda: points.who() != 0, what="the map to be cut")
+        points.seen()
+        taking = pool.submit(cluster.sql, "SELECT branch.create('stale', 'p')")
+        wait_for(lambda: points.seen()["snapshot-listed"] > 0, what="the list")
+        points.disarm()
+        points.release()
+        cutting.result()
+        taking.result()
+        brancher.write()
+        assert brancher.branch() <= 2, "everything was listed"
+        brancher.session.close()
+        healthy(cluster)
+        cluster.destroy()

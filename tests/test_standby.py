@@ -209,15 +209,22 @@ def test_standby_starts_again_before_a_deletion(make_cluster: Callable[..., Clus
     assert everything(standby, "p", "main") == everything(primary, "p", "main")
 
 
-def test_standby_drops_what_was_inherited(make_cluster: Callable[..., Cluster]) -> None:
-    """A database is dropped whose branches are deleted but not removed yet, while a standby has
-    pages of theirs that it has not written: it compares them with what they inherit, which was
-    gone with the database, so that no restartpoint was possible and a replay that needed a
-    buffer ended.  What inherits goes first: of several deleted branches the youngest, and the
-    base that a merge has left."""
+@pytest.mark.parametrize(
+    "statement", ["DROP DATABASE p", "ALTER DATABASE p SET TABLESPACE side"], ids=["drop", "move"]
+)
+def test_standby_drops_what_was_inherited(
+    make_cluster: Callable[..., Cluster], statement: str
+) -> None:
+    """A database is dropped or moved whose branches are deleted but not removed yet, while a
+    standby has pages of theirs that it has not written: it compares them with what they inherit,
+    which was gone with the database, so that no restartpoint was possible and a replay that
+    needed a buffer ended.  What inherits goes first: of several deleted branches the youngest,
+    and the base that a merge has left."""
     settings = {**SETTINGS, "hot_standby_feedback": "off", "autovacuum": "off", "fsync": "off"}
-    primary = make_cluster("primary", {**settings, "agent_branch.sweep_interval": "0"})
+    settings |= {"agent_branch.sweep_interval": "0", "allow_in_place_tablespaces": "on"}
+    primary = make_cluster("primary", settings)
     create_database(primary, "p", *TABLE)
+    run(primary, "postgres", "CREATE TABLESPACE side LOCATION ''")
     standby = primary.standby("replica", {"bgwriter_lru_maxpages": "0"})
     create(primary, "b", "p")
     run(primary, "b", "UPDATE t SET v = 'b' WHERE id % 7 = 0")
@@ -231,7 +238,7 @@ def test_standby_drops_what_was_inherited(make_cluster: Callable[..., Cluster]) 
     start = primary.scalar("SELECT pg_current_wal_insert_lsn()::text")
     for name in ("c", "b"):
         primary.sql("SELECT branch.delete(%s, hard => true)", (name,))
-    primary.sql("DROP DATABASE p")
+    primary.sql(statement)
     primary.sql("CHECKPOINT")
     primary.wait_caught_up(standby)
     standby.sql("CHECKPOINT")
@@ -246,9 +253,11 @@ def test_standby_drops_what_was_inherited(make_cluster: Callable[..., Cluster]) 
     )
     assert set(dropped) == {(base,), (child,), (parent,)}
     assert dropped.index((child,)) < dropped.index((parent,))
+    moved = ["p"] if exists(primary, "p") else []
     standby.crash()
     primary.wait_caught_up(standby)
     no_divergence(standby)
+    assert everything(standby, *moved, "main") == everything(primary, *moved, "main")
 
 
 def test_standby_without_a_copy(make_cluster: Callable[..., Cluster], rng: random.Random) -> None:

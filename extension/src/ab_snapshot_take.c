@@ -258,6 +258,7 @@ capture(Taking *t)
 	flush(t);
 	AB_FAILPOINT("snapshot-flushed");
 	ab_method_for(&t->capture)->capture(&t->capture);
+	AB_FAILPOINT("snapshot-listed");
 }
 
 /* Build the manifest as it is known now, without the id, and look into it. */
