@@ -17,8 +17,9 @@ def archiving(archive: Path) -> dict[str, object]:
     return {"archive_mode": "on", "archive_command": f"cp %p {archive}/%f"}
 
 
-def archive_all(server: Cluster) -> None:
-    server.sql("SELECT pg_create_restore_point('end')")
+def archive_all(server: Cluster, name: str = "end") -> None:
+    """All that was written until now, and a restore point of that name behind it."""
+    server.sql("SELECT pg_create_restore_point(%s)", (name,))
     segment = server.scalar("SELECT pg_walfile_name(pg_switch_wal())")
     server.sql("CHECKPOINT")
     wait_for(

@@ -13,6 +13,8 @@ STILL: dict[str, object] = {
     "checkpoint_timeout": "1h",
     "agent_branch.sweep_interval": "0",
 }
+# Nobody needs a buffer, either.
+ROOMY: dict[str, object] = {**STILL, "shared_buffers": "64MB"}
 
 
 def make_pages(server: Cluster) -> None:

@@ -324,3 +324,14 @@ def calm_log(cluster: Cluster, since: int = 0) -> None:
         if "PANIC:" in line or "was terminated by signal" in line or "TRAP:" in line
     ]
     assert bad == [], "\n".join(bad)
+
+
+def replays_calmly(standby: Cluster) -> None:
+    """Replay never found a page that differs from the primary's image of it."""
+    bad = [
+        line
+        for line in standby.log_text().splitlines()
+        if "inconsistent page" in line or (" startup " in line and "FATAL:" in line)
+    ]
+    assert bad == [], "\n".join(bad)
+    calm_log(standby)

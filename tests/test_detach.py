@@ -25,7 +25,7 @@ from ab_checks import (
     relation_files,
     run,
 )
-from ab_cluster import Cluster, workspace
+from ab_cluster import Cluster
 from ab_faults import KILL, Faults, SmallDisk
 from ab_oracle import FORKS, LOGGED_FORKS, POOL, SETTINGS, State, differences, rows_of, usable
 from ab_storm import lost_connection, make_parent
@@ -206,15 +206,6 @@ def oid_of_stopped(server: Cluster) -> str:
 
 
 # ---- crashes and errors ------------------------------------------------------------------------
-
-
-@pytest.fixture
-def faults() -> Iterator[Faults]:
-    place = workspace("ab-faults-")
-    made = Faults(place)
-    yield made
-    made.close()
-    shutil.rmtree(place)
 
 
 @pytest.fixture

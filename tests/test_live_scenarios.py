@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ab_buffers import ROOMY
 from ab_checks import (
     BLOCK,
     Conn,
@@ -34,14 +35,6 @@ before_images = pytest.mark.skipif(
 )
 Make = Callable[..., Cluster]
 
-# Nothing is written that nobody asks for.
-STILL: dict[str, object] = {
-    **SETTINGS,
-    "shared_buffers": "64MB",
-    "checkpoint_timeout": "1h",
-    "bgwriter_lru_maxpages": "0",
-    "agent_branch.sweep_interval": "0",
-}
 
 # ---- relations of several segments --------------------------------------------------------------
 
@@ -102,7 +95,7 @@ def test_several_segments(make_cluster: Make, seed: int) -> None:
     """A table of more than a segment, in a plain parent and in a branch that is a parent: its
     second segment is overwritten, cut off and grown again, with snapshots of each length
     (scenario 16)."""
-    live = make_cluster("segments", {**STILL, "fsync": "off"})
+    live = make_cluster("segments", {**ROOMY, "fsync": "off"})
     create_database(
         live,
         "p",
@@ -218,7 +211,7 @@ def test_full_request_queue(make_cluster: Make, seed: int) -> None:
 def test_killed_after_files_were_given_back(make_cluster: Make) -> None:
     """Files of a dropped table that no snapshot needs any more are emptied at once and go at
     the next checkpoint; who is killed before it does not leave them for ever (E8)."""
-    live = make_cluster("givenback", STILL)
+    live = make_cluster("givenback", ROOMY)
     create_database(live, "p", "CREATE TABLE t (i int PRIMARY KEY, v text)", "CHECKPOINT")
     create(live, "b", "p")
     run(live, "p", "DROP TABLE t", "CHECKPOINT")  # recovery will not drop it once more
@@ -353,7 +346,7 @@ def test_older_than_the_commit_log(make_cluster: Make) -> None:
     committed rows from aborted ones that nobody has looked at before (scenario 22)."""
     live = make_cluster(
         "commitlog",
-        {**STILL, "synchronous_commit": "off", "max_prepared_transactions": "2"},
+        {**ROOMY, "synchronous_commit": "off", "max_prepared_transactions": "2"},
     )
     create_database(live, "p", "CREATE EXTENSION pageinspect", "CREATE TABLE t (i int, v text)")
     run(live, "postgres", "UPDATE pg_database SET datallowconn = true WHERE datname = 'template0'")
@@ -449,7 +442,7 @@ def test_older_than_the_multixacts(make_cluster: Make) -> None:
     multixacts are.  A branch of that snapshot, whose creation is not committed while the
     snapshot's name goes and everything is vacuumed, can still tell rows that were updated from
     those whose update was rolled back (scenario 22)."""
-    live = make_cluster("multixacts", {**STILL, "synchronous_commit": "off"})
+    live = make_cluster("multixacts", {**ROOMY, "synchronous_commit": "off"})
     create_database(
         live,
         "p",

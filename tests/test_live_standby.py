@@ -10,7 +10,17 @@ from pathlib import Path
 import psycopg
 import pytest
 from ab_archive import archive_all, archiving, copy_of, is_ours, number, positions, reach, recover
-from ab_checks import amcheck, branches, calm_log, create, delete, healthy, nothing_left, run
+from ab_checks import (
+    amcheck,
+    branches,
+    calm_log,
+    create,
+    delete,
+    healthy,
+    nothing_left,
+    replays_calmly,
+    run,
+)
 from ab_cluster import Cluster
 from ab_oracle import (
     SETTINGS,
@@ -34,16 +44,6 @@ REPLICATED: dict[str, object] = {
     "max_standby_archive_delay": "-1",
     "wal_keep_size": "1GB",
 }
-
-
-def replays_calmly(standby: Cluster) -> None:
-    bad = [
-        line
-        for line in standby.log_text().splitlines()
-        if "inconsistent page" in line or (" startup " in line and "FATAL:" in line)
-    ]
-    assert bad == [], "\n".join(bad)
-    calm_log(standby)
 
 
 def test_standby_of_a_living_parent(make_cluster: Callable[..., Cluster], seed: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from ab_archive import archive_all, archiving, recover
 from ab_checks import (
     Row,
     amcheck,
@@ -23,6 +24,7 @@ from ab_checks import (
     healthy,
     nothing_left,
     oid_of,
+    replays_calmly,
     run,
 )
 from ab_cluster import Cluster
@@ -61,17 +63,6 @@ def logged(cluster: Cluster, name: str) -> dict[str, Row]:
             " AND relpersistence = 'p' AND relnamespace = 'public'::regnamespace ORDER BY 1"
         ).fetchall()
         return {table: digest(conn, table) for (table,) in tables}
-
-
-def no_divergence(standby: Cluster) -> None:
-    """Replay never found a page that differs from the primary's image of it."""
-    bad = [
-        line
-        for line in standby.log_text().splitlines()
-        if "inconsistent page" in line or (" startup " in line and "FATAL:" in line)
-    ]
-    assert bad == [], "\n".join(bad)
-    calm_log(standby)
 
 
 @pytest.fixture
@@ -157,7 +148,7 @@ def test_standby_replays_everything(pair: tuple[Cluster, Cluster], rng: random.R
     same("after a crash of the standby")
     expected = everything(primary, "p", "main")
     primary.kill()
-    no_divergence(standby)
+    replays_calmly(standby)
     assert not any((standby.data / "agent_branch" / "relcache").iterdir())
     standby.promote()
     assert everything(standby, "p", "main") == expected
@@ -205,7 +196,7 @@ def test_standby_starts_again_before_a_deletion(make_cluster: Callable[..., Clus
     standby.wait_for(lambda: database_dirs(standby, gone) == [])
     standby.crash()
     primary.wait_caught_up(standby)
-    no_divergence(standby)
+    replays_calmly(standby)
     assert everything(standby, "p", "main") == everything(primary, "p", "main")
 
 
@@ -242,7 +233,7 @@ def test_standby_drops_what_was_inherited(
     primary.sql("CHECKPOINT")
     primary.wait_caught_up(standby)
     standby.sql("CHECKPOINT")
-    no_divergence(standby)
+    replays_calmly(standby)
     assert database_dirs(standby, parent) == database_dirs(standby, child) == []
     dropped = primary.sql(
         "SELECT substring(description FROM '^db (\\d+)')::oid"
@@ -256,7 +247,7 @@ def test_standby_drops_what_was_inherited(
     moved = ["p"] if exists(primary, "p") else []
     standby.crash()
     primary.wait_caught_up(standby)
-    no_divergence(standby)
+    replays_calmly(standby)
     assert everything(standby, *moved, "main") == everything(primary, *moved, "main")
 
 
@@ -312,7 +303,7 @@ def test_standby_reads_while_replaying(pair: tuple[Cluster, Cluster]) -> None:
                 standby.scalar("SELECT count(*) FROM t WHERE v LIKE 'turn%'", dbname=f"n{turn}")
                 == turn * 10
             )
-    no_divergence(standby)
+    replays_calmly(standby)
 
 
 def test_standby_reaches_branches(pair: tuple[Cluster, Cluster]) -> None:
@@ -350,44 +341,9 @@ def test_promotion_in_the_middle(pair: tuple[Cluster, Cluster]) -> None:
 @pytest.fixture
 def archived(make_cluster: Callable[..., Cluster], cluster_base: Path) -> tuple[Cluster, Path]:
     archive = cluster_base / "archive"
-    archive.mkdir(exist_ok=True)
-    Cluster.give(archive)
-    for old in archive.iterdir():
-        old.unlink()
-    server = make_cluster(
-        "archived",
-        {**SETTINGS, "archive_mode": "on", "archive_command": f"cp %p {archive}/%f"},
-    )
+    server = make_cluster("archived", {**SETTINGS, **archiving(archive)})
     create_database(server, "p", *TABLE)
     return server, archive
-
-
-def mark(server: Cluster, name: str) -> None:
-    """A restore point, archived."""
-    server.sql("SELECT pg_create_restore_point(%s)", (name,))
-    segment = server.scalar("SELECT pg_walfile_name(pg_switch_wal())")
-    server.sql("CHECKPOINT")
-    server.wait_for(
-        lambda: (server.scalar("SELECT last_archived_wal FROM pg_stat_archiver") or "") >= segment,
-        what=f"segment {segment} to be archived",
-    )
-
-
-def restore(server: Cluster, archive: Path, copy: Path, name: str, target: str | None) -> Cluster:
-    """A new server from a base backup, recovered to a restore point or to the end."""
-    signal = copy / "recovery.signal"
-    signal.touch()
-    Cluster.give(signal)
-    settings: dict[str, object] = {
-        "archive_mode": "off",
-        "restore_command": f"cp {archive}/%f %p",
-        "recovery_target_action": "promote",
-    }
-    if target is not None:
-        settings["recovery_target_name"] = target
-    made = Cluster.from_data(server.root.parent, name, copy, settings)
-    made.wait_for(lambda: not made.scalar("SELECT pg_is_in_recovery()"), what="promotion")
-    return made
 
 
 def test_point_in_time_recovery(archived: tuple[Cluster, Path]) -> None:
@@ -400,21 +356,23 @@ def test_point_in_time_recovery(archived: tuple[Cluster, Path]) -> None:
     create(server, "b", "p")
     run(server, "b", "UPDATE t SET v = 'b' WHERE id % 2 = 0", "DELETE FROM t WHERE id > 2900")
     expected.append(everything(server, "p"))
-    mark(server, "first")
+    archive_all(server, "first")
     run(server, "p", "DELETE FROM t WHERE id < 1000", "VACUUM t")
     create(server, "c", "b")
     create(server, "d", "p")
     run(server, "c", "TRUNCATE t")
     run(server, "b", "VACUUM FULL t")
     expected.append(everything(server, "p"))
-    mark(server, "second")
+    archive_all(server, "second")
     delete(server, "c")
     server.sql("SELECT branch.reset('b')")
     server.sql("SELECT * FROM branch.gc()")
     expected.append(everything(server, "p"))
-    mark(server, "third")
+    archive_all(server, "third")
     for target, copy, state in zip(("first", "second", "third"), copies, expected, strict=True):
-        restored = restore(server, archive, copy, f"at_{target}", target)
+        restored = recover(
+            server, archive, copy, f"at_{target}", "promote", recovery_target_name=target
+        )
         assert everything(restored, "p") == state, target
         healthy(restored)
         restored.sql("SELECT * FROM branch.gc()")
@@ -448,8 +406,10 @@ def test_backup_with_branches(archived: tuple[Cluster, Path]) -> None:
     run(server, "b", "UPDATE t SET v = 'later' WHERE id % 7 = 0")
     run(server, "p", "DROP TABLE t")
     expected = everything(server, "p", "main")
-    mark(server, "end")
-    restored = restore(server, archive, copies[0], "restored", "end")
+    archive_all(server, "end")
+    restored = recover(
+        server, archive, copies[0], "restored", "promote", recovery_target_name="end"
+    )
     assert everything(restored, "p", "main") == expected
     healthy(restored)
     restored.crash()

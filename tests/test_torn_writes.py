@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ab_buffers import ROOMY
 from ab_checks import (
     BLOCK,
     RELATION_FILE,
@@ -27,14 +28,6 @@ from ab_oracle import HELPERS, METHOD, SETTINGS, Witness, check_all, image_dir
 
 Make = Callable[..., Cluster]
 
-# Nothing is written that nobody asks for.
-STILL: dict[str, object] = {
-    **SETTINGS,
-    "shared_buffers": "64MB",
-    "checkpoint_timeout": "1h",
-    "bgwriter_lru_maxpages": "0",
-    "agent_branch.sweep_interval": "0",
-}
 SECTOR = 512
 GROUP = 128  # blocks of an .images file, of which the first describes the others
 HEAD = 64  # its first bytes: how much of the group is known to be on disk
@@ -89,7 +82,7 @@ def test_power_cut(make_cluster: Make, cluster_base: Path, seed: int, rng: rando
     """A power cut while images are appended, of which any sectors arrived, or while the pages
     whose images are on disk are overwritten, of which any sectors arrived; index files are
     gone, short or rubbish, and files half made lie about (scenarios 2 and 3)."""
-    live = make_cluster("power", STILL)
+    live = make_cluster("power", ROOMY)
     create_database(
         live,
         "p",
@@ -255,7 +248,7 @@ def test_page_that_is_written_for_a_branch(make_cluster: Make) -> None:
     checkpoint waits for the branch's files.  A promoted standby may have hint bits in it that
     are neither on disk nor in WAL; with data checksums a torn write of it would leave a server
     that nobody can connect to.  So then it is in WAL, once in each checkpoint cycle."""
-    server = make_cluster("hints", STILL, initdb_args=("--data-checksums",))
+    server = make_cluster("hints", ROOMY, initdb_args=("--data-checksums",))
     create_database(server, "p")
     # The new row does not go into that page.
     names = [f"b{n}" for n in range(80)]
