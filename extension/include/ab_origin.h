@@ -11,6 +11,7 @@
 
 #include "ab_format.h"
 #include "ab_manifest.h"
+#include "ab_originfile.h"
 #include "ab_originpack.h"
 
 #include "port/atomics.h"
@@ -63,7 +64,7 @@ extern const AbManifest *ab_branch_manifest(AbBranch *b);
 extern bool ab_branch_is_current(AbBranch *b);
 
 /* Never NULL. */
-extern AbFork *ab_fork_lookup(AbBranch *b, RelFileNode rnode, ForkNumber fork);
+static inline AbFork *ab_fork_lookup(AbBranch *b, RelFileNode rnode, ForkNumber fork);
 
 /*
  * Lower a fork's limit, durably, before returning; raising it is ignored.
@@ -75,7 +76,7 @@ extern void ab_limit_lower(AbBranch *b, RelFileNode rnode, ForkNumber fork,
 						   BlockNumber limit);
 
 /* Make sure free slots are at hand.  No-op in a critical section. */
-extern void ab_limit_reserve(AbBranch *b);
+static inline void ab_limit_reserve(AbBranch *b);
 
 /* Tombstone for all forks of a relation.  Warns instead of failing (rule 16). */
 extern void ab_limit_drop_relation(AbBranch *b, RelFileNode rnode);
@@ -119,26 +120,74 @@ extern char *ab_origin_check(Oid db);
 
 /* ---- what the lookups are made of ---- */
 
-/* The last answer.  Asked for all the time, of plain databases, too. */
-typedef struct AbBranchAnswer
+/* Forks that are found without the hash table; a power of two. */
+#define AB_RECENT_FORKS 32
+
+/* The last answer.  Asked for all the time, of plain databases, too: one cache line. */
+typedef struct pg_attribute_aligned(PG_CACHE_LINE_SIZE) AbBranchAnswer
 {
 	Oid			db;				/* invalid: there is none */
 	uint32		generation;
 	pg_atomic_uint32 *counter;	/* of that database */
 	AbBranch   *branch;
+	AbFork	  **recent;			/* some of its forks, by ab_recent_place() */
+	uint32		reserved;		/* slots for limits were, when that was held (ab_originfile.h) */
 } AbBranchAnswer;
 
 extern AbBranchAnswer ab_branch_answer;
 
 extern AbBranch *ab_branch_lookup_slow(Oid db);
+extern AbFork *ab_fork_lookup_slow(AbBranch *b, RelFileNode rnode, ForkNumber fork);
+extern void ab_limit_reserve_slow(AbBranch *b);
+
+static inline bool
+ab_branch_answer_is_for(Oid db)
+{
+	return likely(db == ab_branch_answer.db && OidIsValid(db) &&
+				  pg_atomic_read_u32(ab_branch_answer.counter) == ab_branch_answer.generation);
+}
 
 static inline AbBranch *
 ab_branch_lookup(Oid db)
 {
-	if (likely(db == ab_branch_answer.db && OidIsValid(db) &&
-			   pg_atomic_read_u32(ab_branch_answer.counter) == ab_branch_answer.generation))
-		return ab_branch_answer.branch;
-	return ab_branch_lookup_slow(db);
+	return ab_branch_answer_is_for(db) ? ab_branch_answer.branch : ab_branch_lookup_slow(db);
+}
+
+/* Nobody needs to look: true for nothing that is a branch, damaged ones apart. */
+static inline bool
+ab_database_is_known_plain(Oid db)
+{
+	return ab_branch_answer_is_for(db) && ab_branch_answer.branch == NULL;
+}
+
+static inline uint32
+ab_recent_place(Oid rel, ForkNumber fork)
+{
+	return (rel + 8 * fork) % AB_RECENT_FORKS;
+}
+
+/* Forks stay where they are as long as the branch is known. */
+static inline AbFork *
+ab_fork_lookup(AbBranch *b, RelFileNode rnode, ForkNumber fork)
+{
+	if (likely(b == ab_branch_answer.branch))
+	{
+		AbFork	   *f = ab_branch_answer.recent[ab_recent_place(rnode.relNode, fork)];
+
+		if (likely(f != NULL && f->key.rel == rnode.relNode && f->key.fork == fork &&
+				   f->key.spc == rnode.spcNode))
+			return f;
+	}
+	return ab_fork_lookup_slow(b, rnode, fork);
+}
+
+/* What was reserved is there until the answer changes, or the file that is held. */
+static inline void
+ab_limit_reserve(AbBranch *b)
+{
+	if (unlikely(b != ab_branch_answer.branch ||
+				 ab_branch_answer.reserved != ab_originfile_held_moment))
+		ab_limit_reserve_slow(b);
 }
 
 #endif							/* AB_ORIGIN_H */

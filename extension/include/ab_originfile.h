@@ -40,6 +40,9 @@ extern void ab_originfile_put_slot(Oid db, AbSnapId incarnation,
  */
 extern bool ab_originfile_hold(Oid db, AbSnapId incarnation);
 
+/* Changes with what is kept open. */
+extern uint32 ab_originfile_held_moment;
+
 /* Append a block of free slots if fewer than the reserve are left.  A full disk
  * is forgiven if lenient.  True if a block was appended. */
 extern bool ab_originfile_extend(Oid db, bool lenient);

@@ -13,7 +13,7 @@
 #include "storage/smgr.h"
 
 /* Is there an own file?  Asks the filesystem unless a positive is known. */
-extern bool ab_overlay_exists(AbBranch *b, AbFork *f, SMgrRelation reln);
+static inline bool ab_overlay_exists(AbBranch *b, AbFork *f, SMgrRelation reln);
 
 /*
  * Make the own file, sized to the limit, unless it is there.  Appears under its
@@ -42,7 +42,7 @@ extern bool ab_overlay_read(AbBranch *b, AbFork *f, SMgrRelation reln,
 							BlockNumber block, char *page);
 
 /* Blocks of the own file; 0 without one. */
-extern BlockNumber ab_overlay_nblocks(AbBranch *b, AbFork *f, SMgrRelation reln);
+static inline BlockNumber ab_overlay_nblocks(AbBranch *b, AbFork *f, SMgrRelation reln);
 
 /*
  * Cut the own file, if there is one.  Made for critical sections: allocates
@@ -52,5 +52,21 @@ extern void ab_overlay_truncate(AbBranch *b, AbFork *f, SMgrRelation reln,
 								BlockNumber old_blocks, BlockNumber nblocks);
 
 extern bool ab_page_is_zero(const char *page);
+
+/* ---- what is asked all the time ---- */
+
+extern bool ab_overlay_look_for_file(AbBranch *b, AbFork *f, SMgrRelation reln);
+
+static inline bool
+ab_overlay_exists(AbBranch *b, AbFork *f, SMgrRelation reln)
+{
+	return likely(f->own_known) ? f->own_exists : ab_overlay_look_for_file(b, f, reln);
+}
+
+static inline BlockNumber
+ab_overlay_nblocks(AbBranch *b, AbFork *f, SMgrRelation reln)
+{
+	return ab_overlay_exists(b, f, reln) ? mdnblocks(reln, f->key.fork) : 0;
+}
 
 #endif							/* AB_OVERLAY_H */

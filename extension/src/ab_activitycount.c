@@ -98,7 +98,7 @@ enter(TimestampTz since, bool request)
 	write_end();
 }
 
-static void
+static pg_attribute_hot void
 leave(void)
 {
 	TimestampTz now;
@@ -153,7 +153,7 @@ count_up_to_now(void)
  * In a parse message, which has parameters even if they are none; that of a simple query
  * is counted when it runs.
  */
-static void
+static pg_attribute_hot void
 parse_analyze(ParseState *pstate, Query *query, JumbleState *jstate)
 {
 	if (prev_parse_analyze)
@@ -165,7 +165,7 @@ parse_analyze(ParseState *pstate, Query *query, JumbleState *jstate)
 }
 
 /* In a bind message, which has planned the statement; that hides no portal. */
-static void
+static pg_attribute_hot void
 executor_start(QueryDesc *query, int eflags)
 {
 	if (prev_executor_start)
@@ -192,6 +192,17 @@ run_next(QueryDesc *query, ScanDirection direction, uint64 count, bool once)
 		standard_ExecutorRun(query, direction, count, once);
 }
 
+/*
+ * What ends with an error is told by the end of its transaction, or of the subtransaction
+ * it began in: that spares every statement the setting up of a handler.
+ */
+static void
+begin_run(bool request)
+{
+	enter(start_of_statement(), request);
+	run_level = GetCurrentTransactionNestLevel();
+}
+
 /* The query is over, or an error has ended it. */
 static void
 end_run(void)
@@ -201,16 +212,11 @@ end_run(void)
 	leave();
 }
 
-/*
- * What ends with an error is told by the end of its transaction, or of the subtransaction
- * it began in: that spares every statement the setting up of a handler.
- */
-static void
+static pg_attribute_hot void
 run_counted(QueryDesc *query, ScanDirection direction, uint64 count, bool once)
 {
-	enter(start_of_statement(),
-		  is_from_client() && query->plannedstmt->canSetTag && !query->already_executed);
-	run_level = GetCurrentTransactionNestLevel();
+	begin_run(is_from_client() && query->plannedstmt->canSetTag &&
+			  !query->already_executed);
 	run_next(query, direction, count, once);
 	if (counts_rows(query->operation))
 		rows += query->estate->es_processed;
@@ -218,7 +224,7 @@ run_counted(QueryDesc *query, ScanDirection direction, uint64 count, bool once)
 		end_run();
 }
 
-static void
+static pg_attribute_hot void
 executor_run(QueryDesc *query, ScanDirection direction, uint64 count, bool once)
 {
 	if (mine != NULL && depth == 0)
@@ -255,12 +261,32 @@ finish_counted(QueryDesc *query)
 	PG_END_TRY();
 }
 
-/* The triggers of a statement; of a SELECT it may come when its portal is dropped. */
-static void
+/* Has the statement opened a table for writing that has triggers, or other parts to run? */
+static bool
+has_more_to_do(const EState *estate)
+{
+	ListCell   *lc;
+
+	if (estate->es_auxmodifytables != NIL || estate->es_trig_target_relations != NIL)
+		return true;
+	foreach(lc, estate->es_opened_result_relations)
+	{
+		if (lfirst_node(ResultRelInfo, lc)->ri_TrigDesc != NULL)
+			return true;
+	}
+	return estate->es_tuple_routing_result_relations != NIL;
+}
+
+/*
+ * The triggers of a statement; of a SELECT it may come when its portal is dropped.  Without
+ * any there is nothing to measure.
+ */
+static pg_attribute_hot void
 executor_finish(QueryDesc *query)
 {
 	if (mine == NULL ||
-		(query->operation == CMD_SELECT && !query->plannedstmt->hasModifyingCTE))
+		(query->operation == CMD_SELECT && !query->plannedstmt->hasModifyingCTE) ||
+		!has_more_to_do(query->estate))
 		finish_next(query);
 	else
 		finish_counted(query);
@@ -285,7 +311,18 @@ writes_rows(const Node *stmt)
 		IsA(stmt, CreateTableAsStmt);
 }
 
-static void
+/*
+ * A transaction.  Not a savepoint of one: an error where the transaction has failed already
+ * is not told by its end.
+ */
+static bool
+begins_or_ends(const Node *stmt)
+{
+	return IsA(stmt, TransactionStmt) &&
+		((const TransactionStmt *) stmt)->kind <= TRANS_STMT_ROLLBACK;
+}
+
+static pg_attribute_hot void
 process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 				ProcessUtilityContext context, ParamListInfo params,
 				QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
@@ -294,6 +331,16 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	{
 		run_next_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv,
 						 dest, qc);
+		return;
+	}
+	if (depth == 0 && begins_or_ends(pstmt->utilityStmt))
+	{
+		begin_run(is_from_client() && context == PROCESS_UTILITY_TOPLEVEL &&
+				  pstmt->canSetTag);
+		run_next_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv,
+						 dest, qc);
+		if (run_level > 0)
+			end_run();
 		return;
 	}
 	enter(depth > 0 ? 0 : start_of_statement(),
@@ -340,7 +387,7 @@ begin_call(void)
 	MemoryContextRegisterResetCallback(MessageContext, &at_end);
 }
 
-static void
+static pg_attribute_hot void
 object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
 {
 	if (prev_object_access)
@@ -462,7 +509,7 @@ end_transaction(void)
 	leave();
 }
 
-static void
+static pg_attribute_hot void
 at_xact_end(XactEvent event, void *arg)
 {
 	switch (event)

@@ -55,7 +55,7 @@ gate_tag(LOCKTAG *tag, Oid db)
 	SET_LOCKTAG_RELATION(*tag, db, AB_GATE_RELID);
 }
 
-static bool
+static pg_attribute_hot bool
 enter(bool wait)
 {
 	static LocalTransactionId entered = InvalidLocalTransactionId;

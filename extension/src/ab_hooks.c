@@ -54,14 +54,14 @@ plan_writes(const PlannedStmt *plan)
 	}
 }
 
-static void
+static pg_attribute_hot void
 executor_start(QueryDesc *query, int eflags)
 {
 	if (plan_writes(query->plannedstmt) && (eflags & EXEC_FLAG_EXPLAIN_ONLY) == 0 &&
 		!IsParallelWorker())
 		ab_gate_enter();
 
-	if (prev_executor_start)
+	if (unlikely(prev_executor_start != NULL))
 		prev_executor_start(query, eflags);
 	else
 		standard_ExecutorStart(query, eflags);
@@ -118,9 +118,8 @@ object_changes(ObjectAccessType access, Oid classId, Oid objectId)
 		ab_check_drop_tablespace(objectId, get_tablespace_name(objectId));
 }
 
-/* Mostly it is asked about functions that a query is going to call. */
-static void
-object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
+static pg_noinline void
+object_access_rarely(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
 {
 	if (prev_object_access)
 		prev_object_access(access, classId, objectId, subId, arg);
@@ -128,6 +127,15 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, voi
 		object_changes(access, classId, objectId);
 	else if (writes_large_objects(objectId))
 		ab_gate_enter();
+}
+
+/* Mostly it is asked about functions that a query is going to call. */
+static pg_attribute_hot void
+object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
+{
+	if (unlikely(access != OAT_FUNCTION_EXECUTE || prev_object_access != NULL ||
+				 writes_large_objects(objectId)))
+		object_access_rarely(access, classId, objectId, subId, arg);
 }
 
 /* ---- utility statements ---- */
@@ -220,14 +228,10 @@ run_writer(const UtilityCall *c, AbUtilityKind kind)
 	run_next(c);
 }
 
-static void
-process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
-				ProcessUtilityContext context, ParamListInfo params,
-				QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+static pg_noinline void
+run_utility(const UtilityCall *call)
 {
-	UtilityCall call = {pstmt, queryString, readOnlyTree, context,
-	params, queryEnv, dest, qc};
-	Node	   *stmt = pstmt->utilityStmt;
+	Node	   *stmt = call->pstmt->utilityStmt;
 
 	if (IsA(stmt, CreatedbStmt) && ab_statement_is_branch((CreatedbStmt *) stmt))
 	{
@@ -238,11 +242,36 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	ab_agent_check_statement(stmt);
 	ab_agentready_statement(stmt);
 	if (IsA(stmt, DropdbStmt))
-		run_dropdb(&call);
+		run_dropdb(call);
 	else
-		run_writer(&call, ab_utility_kind(stmt));
+		run_writer(call, ab_utility_kind(stmt));
 	if (ab_changes_owners(stmt))
 		ab_quota_owners_changed();
+}
+
+/* BEGIN, SAVEPOINT, COMMIT and their like: nothing above has anything to do for them. */
+static inline bool
+is_plain_transaction_statement(Node *stmt)
+{
+	return IsA(stmt, TransactionStmt) &&
+		((TransactionStmt *) stmt)->kind < TRANS_STMT_PREPARE;
+}
+
+static pg_attribute_hot void
+process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
+				ProcessUtilityContext context, ParamListInfo params,
+				QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+{
+	UtilityCall call = {pstmt, queryString, readOnlyTree, context,
+	params, queryEnv, dest, qc};
+
+	if (!is_plain_transaction_statement(pstmt->utilityStmt))
+		run_utility(&call);
+	else if (unlikely(prev_utility != NULL))
+		run_next(&call);
+	else
+		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context, params,
+								queryEnv, dest, qc);
 }
 
 /* ---- installing ---- */

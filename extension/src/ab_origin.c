@@ -39,9 +39,6 @@
 /* More branches than this in one process (checkpointer): start over. */
 #define MAX_CACHED_BRANCHES 1024
 
-/* Forks that are found without the hash table; a power of two. */
-#define RECENT_FORKS 32
-
 struct AbBranch
 {
 	Oid			db;				/* hash key */
@@ -57,7 +54,7 @@ struct AbBranch
 	AbManifest *manifest;
 	MemoryContext cxt;			/* forks and slots */
 	HTAB	   *forks;
-	AbFork	  **recent;			/* some of them, by recent_place() */
+	AbFork	  **recent;			/* some of them, by ab_recent_place() */
 	AbLimitSlot *slots;			/* used ones only */
 	int			nslots;
 	int			nfree;
@@ -74,6 +71,8 @@ forget(AbBranch *b)
 	if (!b->is_branch)
 		return;
 	b->is_branch = false;
+	if (ab_branch_answer.branch == b)
+		memset(&ab_branch_answer, 0, sizeof(ab_branch_answer));
 	ab_manifest_release(b->manifest);
 	MemoryContextDelete(b->cxt);
 	cached_branches--;
@@ -150,7 +149,7 @@ start_entry(AbBranch *b, const AbOriginHeader *header)
 	ctl.hcxt = b->cxt;
 	b->forks = hash_create("agent_branch forks", 64, &ctl,
 						   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	b->recent = MemoryContextAllocZero(b->cxt, sizeof(AbFork *) * RECENT_FORKS);
+	b->recent = MemoryContextAllocZero(b->cxt, sizeof(AbFork *) * AB_RECENT_FORKS);
 	b->slots = NULL;
 	b->nslots = 0;
 	b->is_branch = true;
@@ -307,6 +306,8 @@ answer(AbBranch *b)
 	ab_branch_answer.generation = b->generation;
 	ab_branch_answer.counter = ab_generation_counter(b->db);
 	ab_branch_answer.branch = b->is_branch ? b : NULL;
+	ab_branch_answer.recent = b->is_branch ? b->recent : NULL;
+	ab_branch_answer.reserved = 0;
 	return ab_branch_answer.branch;
 }
 
@@ -430,7 +431,7 @@ ab_branch_is_current(AbBranch *b)
 }
 
 static AbFork *
-fork_lookup_slow(AbBranch *b, const AbForkKey *key)
+find_fork(AbBranch *b, const AbForkKey *key)
 {
 	bool		found;
 	AbFork	   *f = hash_search(b->forks, key, HASH_ENTER, &found);
@@ -448,41 +449,33 @@ fork_lookup_slow(AbBranch *b, const AbForkKey *key)
 	return f;
 }
 
-static inline AbFork **
-recent_place(AbBranch *b, Oid rel, ForkNumber fork)
-{
-	return &b->recent[(rel + 8 * fork) % RECENT_FORKS];
-}
-
-/* Forks stay where they are as long as the branch is known (forget()). */
 AbFork *
-ab_fork_lookup(AbBranch *b, RelFileNode rnode, ForkNumber fork)
+ab_fork_lookup_slow(AbBranch *b, RelFileNode rnode, ForkNumber fork)
 {
-	AbFork	  **place = recent_place(b, rnode.relNode, fork);
-	AbFork	   *f = *place;
 	AbForkKey	key;
+	AbFork	   *f;
 
-	if (likely(f != NULL && f->key.rel == rnode.relNode && f->key.fork == fork &&
-			   f->key.spc == rnode.spcNode))
-		return f;
 	key.spc = rnode.spcNode;
 	key.rel = rnode.relNode;
 	key.fork = fork;
-	*place = fork_lookup_slow(b, &key);
-	return *place;
+	f = find_fork(b, &key);
+	b->recent[ab_recent_place(rnode.relNode, fork)] = f;
+	return f;
 }
 
 /* ---- limits ---- */
 
 void
-ab_limit_reserve(AbBranch *b)
+ab_limit_reserve_slow(AbBranch *b)
 {
+	bool		held;
+
 	if (CritSectionCount > 0)
 		return;
 
 	/* one that has been gathered gets room now, or a truncation would be too late */
-	if (!ab_originfile_hold(b->db, b->header.incarnation) && errno != ENOENT &&
-		!InRecovery)
+	held = ab_originfile_hold(b->db, b->header.incarnation);
+	if (!held && errno != ENOENT && !InRecovery)
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not make room for the limits of branch database %u: %m", b->db)));
@@ -492,6 +485,8 @@ ab_limit_reserve(AbBranch *b)
 		if (ab_originfile_extend(b->db, b->nfree > 0))
 			b->nfree += AB_ORIGIN_BLOCK / sizeof(AbLimitSlot);
 	}
+	if (held && b->nfree >= AB_SLOT_RESERVE && b == ab_branch_answer.branch)
+		ab_branch_answer.reserved = ab_originfile_held_moment;
 }
 
 void

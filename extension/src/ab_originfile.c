@@ -35,6 +35,7 @@ static int	held_fd = -1;
 static Oid	held_db = InvalidOid;
 static AbSnapId held_incarnation;
 static bool held_is_spare;		/* unless somebody has given it its name since */
+uint32		ab_originfile_held_moment = 1;
 
 #define SLOTS_OF_NEW_FILE ((AB_ORIGIN_BLOCK - AB_ORIGIN_HEADER) / sizeof(AbLimitSlot))
 
@@ -200,6 +201,7 @@ drop_held(void)
 		close(held_fd);
 	held_fd = -1;
 	held_db = InvalidOid;
+	ab_originfile_held_moment++;
 }
 
 /* Open for writing without allocating; -1 with errno on failure. */

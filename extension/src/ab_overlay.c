@@ -284,8 +284,8 @@ ab_overlay_create(AbBranch *b, AbFork *f, SMgrRelation reln)
 		ab_overlay_make(b, f, reln, true);
 }
 
-static pg_noinline bool
-look_for_file(AbBranch *b, AbFork *f, SMgrRelation reln)
+bool
+ab_overlay_look_for_file(AbBranch *b, AbFork *f, SMgrRelation reln)
 {
 	bool		exists = false;
 
@@ -301,12 +301,6 @@ look_for_file(AbBranch *b, AbFork *f, SMgrRelation reln)
 }
 
 bool
-ab_overlay_exists(AbBranch *b, AbFork *f, SMgrRelation reln)
-{
-	return f->own_known ? f->own_exists : look_for_file(b, f, reln);
-}
-
-bool
 ab_overlay_read(AbBranch *b, AbFork *f, SMgrRelation reln, BlockNumber block,
 				char *page)
 {
@@ -314,14 +308,6 @@ ab_overlay_read(AbBranch *b, AbFork *f, SMgrRelation reln, BlockNumber block,
 		return false;
 	mdread(reln, f->key.fork, block, page);
 	return !ab_page_is_zero(page);
-}
-
-BlockNumber
-ab_overlay_nblocks(AbBranch *b, AbFork *f, SMgrRelation reln)
-{
-	if (!ab_overlay_exists(b, f, reln))
-		return 0;
-	return mdnblocks(reln, f->key.fork);
 }
 
 /*

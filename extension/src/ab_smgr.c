@@ -395,7 +395,7 @@ read_own(AbBranch *b, AbFork *f, SMgrRelation reln, BlockNumber block, char *pag
 	return false;
 }
 
-void
+pg_attribute_hot void
 ab_smgr_read(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer)
 {
 	AbBranch   *b;
@@ -509,11 +509,15 @@ ab_smgr_write(SMgrRelation reln, ForkNumber fork, BlockNumber block,
 	end_change(reln);
 }
 
-static pg_noinline BlockNumber
-inherited_nblocks(AbBranch *b, AbFork *f, SMgrRelation reln)
+static pg_noinline pg_attribute_hot BlockNumber
+nblocks_unless_plain(SMgrRelation reln, ForkNumber fork)
 {
+	AbBranch   *b;
+	AbFork	   *f = inherited_fork(reln->smgr_rnode, fork, &b);
 	BlockNumber own;
 
+	if (f == NULL)
+		return mdnblocks(reln, fork);
 	/* whoever truncates asks for the size first, outside its critical section */
 	if (f->limit > 0)
 		ab_limit_reserve(b);
@@ -521,13 +525,13 @@ inherited_nblocks(AbBranch *b, AbFork *f, SMgrRelation reln)
 	return Max(own, f->limit);
 }
 
-BlockNumber
+/* The planner asks for the size of every table and index, with every query. */
+pg_attribute_hot BlockNumber
 ab_smgr_nblocks(SMgrRelation reln, ForkNumber fork)
 {
-	AbBranch   *b;
-	AbFork	   *f = inherited_fork(reln->smgr_rnode, fork, &b);
-
-	return likely(f == NULL) ? mdnblocks(reln, fork) : inherited_nblocks(b, f, reln);
+	if (ab_database_is_known_plain(reln->smgr_rnode.node.dbNode))
+		return mdnblocks(reln, fork);
+	return nblocks_unless_plain(reln, fork);
 }
 
 void

@@ -157,7 +157,7 @@ arrive(void)
 	(void) ab_resume(MyDatabaseId);
 }
 
-static void
+static pg_attribute_hot void
 at_xact_event(XactEvent event, void *arg)
 {
 	switch (event)
