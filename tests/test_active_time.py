@@ -152,6 +152,12 @@ def returning(client: Client) -> None:
     client.run("ROLLBACK")
 
 
+def after_rows(client: Client) -> None:
+    """Triggers of a table, and of a partition that a row was led to."""
+    client.run("BEGIN", "INSERT INTO after_it VALUES (1)", "INSERT INTO parted VALUES (1)")
+    client.run("ROLLBACK")
+
+
 def deferred(client: Client) -> None:
     """At commit, by a COMMIT and without one."""
     client.run("BEGIN", "INSERT INTO at_commit VALUES (1)", "COMMIT")
@@ -224,6 +230,9 @@ CREATE TABLE slow (i int);
 CREATE TRIGGER nap BEFORE INSERT ON slow FOR EACH ROW EXECUTE FUNCTION nap_of_trigger('10');
 CREATE TABLE after_it (i int);
 CREATE TRIGGER nap AFTER INSERT ON after_it FOR EACH ROW EXECUTE FUNCTION nap_of_trigger('1');
+CREATE TABLE parted (i int) PARTITION BY LIST (i);
+CREATE TABLE part PARTITION OF parted DEFAULT;
+CREATE TRIGGER nap AFTER INSERT ON part FOR EACH ROW EXECUTE FUNCTION nap_of_trigger('1');
 CREATE TABLE at_commit (i int);
 CREATE CONSTRAINT TRIGGER nap AFTER INSERT ON at_commit DEFERRABLE INITIALLY DEFERRED
   FOR EACH ROW EXECUTE FUNCTION nap_of_trigger('1');
@@ -246,6 +255,7 @@ KINDS: list[tuple[Callable[[Client], None], int]] = [
     (copy_out, 1),
     (copy_in, 1),
     (returning, 1),
+    (after_rows, 2),
     (deferred, 2),
     (planning, 2),
     (in_parallel, 1),

@@ -112,6 +112,15 @@ def test_what_is_a_request(server: Cluster) -> None:
             with pytest.raises(psycopg.Error):
                 conn.execute(failing)
         counts(2)
+        for failing in ("COMMIT AND CHAIN", "ROLLBACK TO nowhere"):
+            with pytest.raises(psycopg.Error):
+                conn.execute(failing)
+        counts(2)
+        conn.execute("BEGIN")
+        for failing in ("SELECT 1 / (i - i) FROM t", "ROLLBACK TO nowhere", "ROLLBACK TO s"):
+            with pytest.raises(psycopg.Error):
+                conn.execute(failing)
+        counts(7, "ROLLBACK", "SELECT 1")  # and DEALLOCATE ALL, which psycopg sends after it
         with conn.transaction():
             cursor = conn.cursor("c")
             cursor.execute("SELECT generate_series(1, 10)")
