@@ -52,5 +52,19 @@ FROM "Many" GROUP BY sub, part, left(a, 6), n ORDER BY sub, part, left(a, 6), n;
 -- what was merged is no conflict any more
 \c postgres
 SELECT rows_applied, conflicts FROM branch.merge('many_b');
+
+-- the same for what takes a merge back
+SELECT max(id) AS m FROM branch.merges WHERE target_name = 'many_main' AND rows_updated > 0 \gset
+\c many_main
+UPDATE "Many" SET a = 'afterwards', n = 7 WHERE id % 2 = 0;
+\c postgres
+SELECT merge_id AS r, rows_applied, conflicts FROM branch.revert(:m) \gset
+SELECT kind, columns, count(*) AS number, count(their_row) AS theirs FROM branch.conflicts
+WHERE merge_id = :r GROUP BY kind, columns ORDER BY kind, columns;
+SELECT rows_applied > 0 AS changed, conflicts FROM branch.conflicts_resolve(:r, 'theirs');
+\c many_main
+SELECT sub, (id - 1) / 50 AS part, left(a, 10) AS a, n, count(*) AS number
+FROM "Many" GROUP BY sub, part, left(a, 10), n ORDER BY sub, part, left(a, 10), n;
+\c postgres
 SELECT branch.delete('many_b', hard => true);
 DROP DATABASE many_main;

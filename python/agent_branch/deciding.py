@@ -123,8 +123,9 @@ def _write(found: Decided, target: Target) -> list[Table]:
                 with Log("repeatable read") as other:
                     tables = setwise.load(target, shapes, texts, _decisions(other, found.number))
     except plpy.SPIError as error:
-        # A table was dropped before it was locked, a value is none of its type any more.
-        if error.sqlstate[:2] not in ("42", "22", "23"):
+        # A table was dropped before it was locked, a value is none of its type any more, a row is
+        # too large to be looked at so.
+        if error.sqlstate[:2] not in ("22", "23", "42", "54"):
             raise
         raise UnfitError from error
     setwise.check_cascades(tables, schema)

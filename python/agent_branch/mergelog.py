@@ -205,19 +205,27 @@ def _table_ids(text: str) -> frozenset[TableId]:
 _RECORD = """
 INSERT INTO branch.merge_conflicts (merge_id, n, table_name, kind, key, columns, base_row, our_row,
     their_row, constraint_name, detail, versions, resolution, resolved_at)
-SELECT {number}, {first} + l.n, l.a ->> 0, l.a ->> 1,
-    CASE jsonb_typeof(l.a -> 2)
-        WHEN 'object' THEN l.a -> 2
-        WHEN 'array' THEN (SELECT jsonb_object_agg(k.name,
-            COALESCE(NULLIF(l.a -> 5, 'null'), NULLIF(l.a -> 6, 'null'), l.a -> 4) -> k.name)
-            FROM jsonb_array_elements_text(l.a -> 2) AS k (name)) END,
-    CASE jsonb_typeof(l.a -> 3) WHEN 'array' THEN ARRAY(
-        SELECT c.name FROM jsonb_array_elements_text(l.a -> 3) WITH ORDINALITY AS c (name, n)
-        ORDER BY c.n) END,
-    NULLIF(l.a -> 4, 'null'), NULLIF(l.a -> 5, 'null'), NULLIF(l.a -> 6, 'null'),
-    l.a ->> 7, l.a ->> 8, (l.a ->> 9)::bigint, l.a ->> 10,
-    CASE WHEN l.a ->> 10 IS NOT NULL THEN clock_timestamp() END
-FROM jsonb_array_elements({lines}::jsonb) WITH ORDINALITY AS l (a, n)"""
+SELECT {number}, {first} + c.n, c.a ->> 0, c.a ->> 1,
+    CASE jsonb_typeof(c.key)
+        WHEN 'object' THEN c.key
+        WHEN 'array' THEN (
+            SELECT jsonb_object_agg(k.name, COALESCE(c.ours, c.theirs, c.base) -> k.name)
+            FROM jsonb_array_elements_text(c.key) AS k (name)) END,
+    CASE jsonb_typeof(c.columns) WHEN 'array' THEN ARRAY(
+        SELECT k.name FROM jsonb_array_elements_text(c.columns) WITH ORDINALITY AS k (name, n)
+        ORDER BY k.n) END,
+    c.base, c.ours, c.theirs, c.a ->> 7, c.a ->> 8, (c.a ->> 9)::bigint, c.a ->> 10,
+    CASE WHEN c.a ->> 10 IS NOT NULL THEN clock_timestamp() END
+FROM (
+    SELECT l.a, l.n, (l.a -> 2)::jsonb AS key, (l.a -> 3)::jsonb AS columns,
+        NULLIF((l.a -> 4)::jsonb, 'null') AS base, NULLIF((l.a -> 5)::jsonb, 'null') AS ours,
+        NULLIF((l.a -> 6)::jsonb, 'null') AS theirs
+    FROM {type}_array_elements({lines}::{type}) WITH ORDINALITY AS l (a, n)
+    OFFSET 0
+) AS c"""
+
+# Characters of lines that may be a jsonb together, which takes less time than a json does.
+_MAX_JSONB = 1 << 26
 
 # Characters of conflicts in one statement, about.
 _RECORDED = 1 << 20
@@ -231,7 +239,8 @@ def record_conflicts(number: int, clashes: Clashes, **values: object) -> None:
         for pieces in batches(clashes.pieces(), limits, len):
             text = "".join(pieces)
             lines = quote_literal("[" + text[:-1].replace("\n", ",") + "]")
-            log.run(_RECORD.format(number=number, first=first, lines=lines))
+            kind = "jsonb" if len(text) <= _MAX_JSONB else "json"
+            log.run(_RECORD.format(number=number, first=first, lines=lines, type=kind))
             first += text.count("\n")
         if values:
             log.update(number, **values)
