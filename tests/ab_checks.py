@@ -286,6 +286,11 @@ def residue(cluster: Cluster) -> list[str]:
     return sorted(found)
 
 
+def need_icu(cluster: Cluster) -> None:
+    if not cluster.scalar("SELECT count(*) FROM pg_collation WHERE collprovider = 'i'"):
+        pytest.skip("the server was built without ICU")
+
+
 def collect(cluster: Cluster) -> None:
     """All that can go, goes: a run removes files of databases that the one before has dropped."""
     for _ in range(2):

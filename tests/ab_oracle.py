@@ -182,6 +182,8 @@ HELPERS = [
     "  EXCEPTION WHEN invalid_parameter_value OR undefined_file THEN beyond := probe; END;"
     " END LOOP; RETURN known; END $$",
 ]
+# Without what a crash has left of CREATE INDEX CONCURRENTLY: the pages of an index whose build is
+# not committed may be on disk while their WAL is not, so that no standby has them; nobody reads it.
 LIST = (
     "SELECT c.oid::int8, pg_relation_filenode(c.oid)::int8, coalesce(a.amname, ''),"
     " c.relkind::text, f.fork, fork_blocks(c.oid::regclass::text, f.fork)"
@@ -189,6 +191,7 @@ LIST = (
     " CROSS JOIN unnest(%s::text[]) AS f (fork)"
     " WHERE c.relkind IN ('r', 'i', 't', 'm', 'S') AND c.relpersistence = 'p'"
     " AND NOT c.relisshared AND pg_relation_filenode(c.oid) IS NOT NULL"
+    " AND NOT EXISTS (SELECT FROM pg_index AS i WHERE i.indexrelid = c.oid AND NOT i.indisready)"
 )
 # The middle of a relation of a gigabyte is a hole, which takes long to read.
 HOLE = (10_000, 130_000)

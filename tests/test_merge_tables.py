@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from ab_checks import need_icu
 from ab_cluster import Cluster
 from ab_merge import Merged, PgSession, merge, state
 from agent_branch import bags
@@ -418,6 +419,7 @@ def test_names(server: Cluster) -> None:
 
 def test_keys(server: Cluster) -> None:
     """Rows are matched by what the index takes for the same, by the replica identity too."""
+    need_icu(server)
     setup = """
     CREATE TABLE ci (k citext PRIMARY KEY, v int);
     INSERT INTO ci VALUES ('Abc', 1), ('Def', 1);

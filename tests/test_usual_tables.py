@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ab_checks import need_icu
 from ab_cluster import Cluster
 from ab_merge import PgSession
 from agent_branch.catalog import TABLES, Table, table_from
@@ -47,6 +48,7 @@ OTHERS = {
 def test_as_the_whole_query_finds_them(cluster: Cluster) -> None:
     """What the quick query says of a table is what the slow one says, and it says it of all that
     are to be usual."""
+    need_icu(cluster)
     cluster.sql(
         "CREATE COLLATION loose (provider = icu, locale = 'und', deterministic = false)",
         dbname="main",

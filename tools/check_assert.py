@@ -122,7 +122,10 @@ def build(kind: str = "assert", flags: str = "-O1 -g") -> Path:
     say(f"building {tree.name} with assertions into {place}")
     partial = place.with_name(place.name + ".new")
     shutil.rmtree(partial, ignore_errors=True)
-    chosen = [*CONFIGURE, "--with-libxml"] if shutil.which("xml2-config") else CONFIGURE
+    chosen = CONFIGURE + ["--with-libxml"] * bool(shutil.which("xml2-config"))
+    chosen += ["--with-icu"] * (
+        subprocess.run(["pkg-config", "--exists", "icu-uc"]).returncode == 0
+    )
     subprocess.run(
         ["./configure", "-q", f"--prefix={partial}", *chosen, f"CFLAGS={flags}"],
         cwd=tree,
@@ -134,6 +137,21 @@ def build(kind: str = "assert", flags: str = "-O1 -g") -> Path:
         make(tree / part, "install")
     partial.rename(place)
     return place
+
+
+def add_pg_cron(config: Path) -> None:
+    """The installed one, which goes with any server of the major version; into a copy."""
+    program = pg_config("--pkglibdir") + "/pg_cron.so"
+    control = Path(pg_config("--sharedir")) / "extension"
+
+    def there(option: str) -> Path:
+        done = subprocess.run([config, option], check=True, capture_output=True, text=True)
+        return Path(done.stdout.strip())
+
+    if Path(program).exists() and not (there("--pkglibdir") / "pg_cron.so").exists():
+        shutil.copy(program, there("--pkglibdir"))
+        for path in control.glob("pg_cron*"):
+            shutil.copy(path, there("--sharedir") / "extension")
 
 
 def copy_sources(base: Path) -> Path:
@@ -159,6 +177,7 @@ def prepare(base: Path) -> tuple[Path, dict[str, str]]:
     shutil.copytree(server, copy, symlinks=True)
     tree = copy_sources(base)
     config = copy / "bin" / "pg_config"
+    add_pg_cron(config)
     make(tree, f"PG_CONFIG={config}", "all")
     make(tree, f"PG_CONFIG={config}", "install", f"SITE={base / 'site'}")
     say(f"testing with {server}")

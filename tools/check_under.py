@@ -38,7 +38,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import check_pieces  # noqa: E402
 import gcov_table  # noqa: E402
 from ab_cluster import pg_config, workspace  # noqa: E402
-from check_assert import SERVERLESS, STORAGE, build, copy_sources, make  # noqa: E402
+from check_assert import SERVERLESS, STORAGE, add_pg_cron, build, copy_sources, make  # noqa: E402
 
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -O1 -g"
 COUNT = "--coverage -O0 -g -U_FORTIFY_SOURCE"
@@ -141,6 +141,7 @@ def prepare(kind: str, base: Path) -> Place:
     if kind in ("asan", "valgrind"):
         shutil.copytree(with_assertions(kind), base / "server", symlinks=True)
         config = base / "server" / "bin" / "pg_config"
+        add_pg_cron(config)
     else:
         config = mirror_installed(base)
     place = Place(base, config, copy_sources(base), base / "reports")
