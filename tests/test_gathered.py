@@ -5,6 +5,7 @@ back a branch that is gone."""
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -27,7 +28,7 @@ from ab_checks import (
 )
 from ab_cluster import Cluster, wait_for
 from ab_failpoints import HOLD, Failpoints, failpoint_server
-from ab_faults import Faults
+from ab_faults import HALF, Faults
 
 TABLE = "CREATE TABLE t AS SELECT g AS id FROM generate_series(1, 100) g"
 QUIET: dict[str, object] = {
@@ -385,6 +386,55 @@ def test_full_disk_in_a_branch(make_cluster: Callable[..., Cluster], faults: Fau
     assert "PANIC" not in server.log_text()
     run(server, name, "DELETE FROM t", "VACUUM (TRUNCATE) t")
     assert (rows(server, name), rows(server, "p")) == (0, 100)
+    healthy(server)
+
+
+def test_failing_calls(make_cluster: Callable[..., Cluster], faults: Faults) -> None:
+    """The file cannot be opened: nobody can tell then what a database is that has no origin of
+    its own, and new sessions are told so; those who know go on.  Or an entry cannot be marked
+    dead: the branch that was deleted does not come back.  And a limit that was written in part
+    is as if it had not been written."""
+    server = make_cluster("calls", {**QUIET, "autovacuum": "off"})
+    create_database(server, "p", TABLE, TABLE.replace("TABLE t", "TABLE u"))
+    kept, gone, cut = many(server, 3)
+    gather(server)
+    faults.restart(server, "fast")
+    with server.connect("p") as session:
+        session.execute("SELECT count(*) FROM t")
+        faults.arm("agent_branch/origins", 1, errno.EIO, sticky=True, only="open")
+        for name in (kept, "p"):
+            with pytest.raises(psycopg.Error, match='could not open file "agent_branch/origins"'):
+                rows(server, name)
+        session.execute("INSERT INTO t VALUES (101)")
+        session.execute("DELETE FROM t WHERE id = 101")
+        with pytest.raises(psycopg.Error, match="checkpoint request failed"):
+            session.execute("CHECKPOINT")
+        assert faults.disarm()[1] > 0
+        session.execute("CHECKPOINT")
+    assert rows(server, kept) == rows(server, "p") == 100
+
+    number = oid_of(server, gone)
+    position = len(server.log_text())
+    delete(server, gone)
+    faults.arm("agent_branch/origins", 1, errno.EIO, sticky=True, only="pwrite")
+    gather(server)
+    assert faults.disarm()[1] > 0
+    assert 'could not write file "agent_branch/origins"' in server.log_text()[position:]
+    assert number in gathered(server)
+    gather(server)
+    assert number not in gathered(server)
+    nothing_left(server, "by calls that failed")
+
+    run(server, cut, "TRUNCATE u", "DELETE FROM t")
+    assert own_files(server) == [oid_of(server, cut)]
+    faults.arm(f"branches/{oid_of(server, cut)}", 1, HALF, only="pwrite")
+    position = len(server.log_text())
+    with pytest.raises(psycopg.Error):
+        run(server, cut, "VACUUM (TRUNCATE) t")
+    assert faults.disarm()[1] == 1
+    wait_for(lambda: "ready to accept" in server.log_text()[position:], what="the server")
+    assert re.search("PANIC: .*how far relation [0-9]+ is inherited", server.log_text()[position:])
+    assert (rows(server, cut), rows(server, kept), rows(server, "p")) == (0, 100, 100)
     healthy(server)
 
 
