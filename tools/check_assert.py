@@ -58,7 +58,8 @@ STORAGE = [
 SERVERLESS = {"additive", "bench_results", "check_pieces", "history", "merge_plan", "packaging"}
 SERVERLESS |= {"schema_plan", "torture", "units"}
 COPIED = ["extension", "python", "tests", "tools", "Makefile", "agent_branch.control"]
-COPIED += ["pyproject.toml", "sql", "expected", "specs", "bench"]
+COPIED += ["pyproject.toml", "sql", "expected", "specs", "bench", "monitoring", "docs", "examples"]
+COPIED += ["README.md", "CHANGELOG.md", "LICENSE", "META.json"]
 CONFIGURE = ["--enable-cassert", "--enable-debug", "--without-readline", "--without-zlib"]
 CONFIGURE += ["--with-python", "PYTHON=/usr/bin/python3"]
 
