@@ -295,6 +295,7 @@ CALL pg_temp.attempt('postgres', ARRAY[
     $$SELECT branch.cleanup(max_branches => 0)$$,
     $$CALL branch.run_job(null)$$,
     $$CALL branch.run_job('err_no')$$,
+    $$CALL branch.run_job('gc')$$,
     $$SELECT branch.schedule_jobs()$$,
     $$SELECT branch.schedule_jobs('[]')$$,
     $$SELECT branch.schedule_jobs('{"err_no": "* * * * *"}')$$,

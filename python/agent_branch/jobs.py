@@ -14,6 +14,7 @@ from agent_branch.remote import Remote
 
 WRONG_STATE = "55000"
 NAME_TAKEN = "42710"
+NO_COMMIT = "2D000"
 
 # Where the caller's search_path holds, types have their schema.
 TEXT = "pg_catalog.text"
@@ -49,6 +50,20 @@ def _steps(job: str, step: str) -> None:
     _finish(job, done, None)
 
 
+def _prevent_transaction_block() -> None:
+    try:
+        plpy.commit()
+    except plpy.SPIError as error:
+        if error.sqlstate != NO_COMMIT:
+            raise
+        raise ReportedError(
+            NO_COMMIT,
+            "branch.run_job() cannot run inside a transaction block or a function",
+            detail="It commits each batch of what it does.",
+            hint="CALL it on its own, as a statement.",
+        ) from None
+
+
 def run_job(job: str | None) -> None:
     """Run a job now, if no other session does; an error is remembered, and raised.
 
@@ -57,6 +72,7 @@ def run_job(job: str | None) -> None:
     try:
         step = joblist.find(job).step
         prevent_read_only("branch.run_job()")
+        _prevent_transaction_block()
     except ReportedError as error:
         report(error)
     assert job is not None
