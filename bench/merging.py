@@ -46,8 +46,9 @@ def resolve(size: Sizes) -> None:
     """Finding conflicts in all rows of a table, and resolving them, beside one UPDATE of all rows;
     and memory (MB).
 
-    With --full a million.  By hand, while seven processes waited for each core: found in 335 s
-    (46 s of CPU in all processes), resolved in 97 s (18 s).
+    With --full a million.  By hand, while six processes waited for each core and the UPDATE took
+    18 s: found in 161 s (45 s of CPU in all processes), resolved in 84 s (17 s), 60 MB at most in
+    one process.
     """
     number = CONFLICTS[size.name]
     with server("resolve", **CALM) as cluster:
