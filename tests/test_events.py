@@ -213,7 +213,8 @@ def keeper_asleep(cluster: Cluster) -> Iterator[None]:
     try:
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def test_order_without_keeper(make_cluster: Callable[..., Cluster]) -> None:
@@ -224,6 +225,20 @@ def test_order_without_keeper(make_cluster: Callable[..., Cluster]) -> None:
         cluster.sql("CREATE DATABASE k1 TEMPLATE main STRATEGY branch", dbname="main")
         cluster.sql("SELECT branch.delete('k1', hard => true)")
     wait_events(cluster, "k1", [("created", "k1"), ("deleted", "k1")])
+
+
+def test_expired_before_it_was_told(make_cluster: Callable[..., Cluster]) -> None:
+    """A crash takes the note of a branch whose time is over when the server is there again."""
+    cluster = make_cluster("untold", {"fsync": "off"})
+    cluster.sql("SELECT branch.create('k0')")
+    with keeper_asleep(cluster):
+        cluster.sql("CREATE DATABASE k1 TEMPLATE main STRATEGY branch", dbname="main")
+        cluster.sql("SELECT branch.set_expiration('k1', clock_timestamp() + '0.1 seconds')")
+        cluster.kill()
+    cluster.start()
+    cluster.sql("SELECT * FROM branch.gc()")
+    wait_for(lambda: ("deleted", "k1") in events(cluster, "k1"), what="the events")
+    assert [event for event, _ in events(cluster, "k1")] == ["created", "expired", "deleted"]
 
 
 def waits_or_done(cluster: Cluster, thread: threading.Thread) -> bool:

@@ -439,8 +439,9 @@ at_xact_end(XactEvent event, void *arg)
 {
 	if (event == XACT_EVENT_COMMIT && comparing > 0)
 		ab_eventnotes_compared(comparing);
-	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT)
-		comparing = 0;
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
+		event == XACT_EVENT_PREPARE)
+		comparing = 0;			/* of one that is prepared nobody knows the end */
 }
 
 /* What it has told goes with the subtransaction (numbers of later ones are higher). */

@@ -179,6 +179,11 @@ ab_sweeper_main(Datum arg)
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(ab_control_database, NULL, 0);
 	ab_sweeper_settings();
+
+	/* before anything is done with what a crash has left untold */
+	do
+		run_step(compare_events, "looking for events that nobody recorded");
+	while (more_untold);
 	do
 	{
 		expired_many = false;
@@ -198,9 +203,6 @@ ab_sweeper_main(Datum arg)
 	run_step(warn_of_age, "looking for snapshots that get too old");
 	run_step(ab_quotaload_refresh, "looking after quotas");
 	run_step(ab_keptnames_refresh, "noting new names of roles and databases");
-	do
-		run_step(compare_events, "looking for events that nobody recorded");
-	while (more_untold);
 	do
 		run_step(prune_events, "removing old events");
 	while (more_events);
