@@ -62,6 +62,7 @@ typedef enum AbRemoteEvent
 	AB_REMOTE_WAIT,				/* nothing yet: only ab_remote_poll() says that */
 	AB_REMOTE_COLUMNS,			/* a statement is about to give rows */
 	AB_REMOTE_ROW,
+	AB_REMOTE_DATA,				/* a piece of what AB_REMOTE_COPY_OUT gives */
 	AB_REMOTE_COMPLETE,			/* a statement is done: ab_remote_tag() */
 	AB_REMOTE_READY,			/* all that was sent is done (and, in autocommit, committed) */
 	AB_REMOTE_FAILED			/* ab_remote_error() has why: only ab_remote_poll() says that */
@@ -70,6 +71,7 @@ typedef enum AbRemoteEvent
 /* ab_remote_send() */
 #define AB_REMOTE_BINARY	0x01	/* values in the types' binary form */
 #define AB_REMOTE_SAVEPOINT	0x02	/* an error undoes only these statements; not in autocommit */
+#define AB_REMOTE_COPY_OUT	0x04	/* COPY TO STDOUT is taken */
 
 /*
  * Open a session in a database.  42501 without the privilege CONNECT, 55000 if it takes
@@ -129,6 +131,23 @@ extern const char *ab_remote_tag(AbRemote *session);
 
 /* Why the last request failed. */
 extern const ErrorData *ab_remote_error(AbRemote *session);
+
+/*
+ * Run a COPY TO STDOUT in one session and put its rows into a temporary table of another
+ * (its name, without schema), by the input functions of that table's columns.  A piece of
+ * them is in this process's memory.  Returns how many rows; errors end the sessions.
+ */
+extern uint64 ab_remote_copy(AbRemote *from, const char *copy, AbRemote *to, const char *table);
+
+/*
+ * Run a query of one text column in one session, and have its rows kept by another: a
+ * line each, in pieces of about a megabyte, by a statement for each piece: head, which
+ * is "INSERT INTO ... VALUES (" and more values, then the piece's number (from first),
+ * how many rows it has, and its text.  Returns how many rows, and in *next the number
+ * after the last one; errors end the sessions.
+ */
+extern uint64 ab_remote_gather(AbRemote *from, const char *query, AbRemote *to,
+							   const char *head, int64 first, int64 *next);
 
 /* Run statements to their end; their rows are thrown away. */
 extern void ab_remote_run(AbRemote *session, const char *sql);

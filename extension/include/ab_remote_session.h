@@ -53,6 +53,9 @@ struct AbRemote
 	char		tag[COMPLETION_TAG_BUFSIZE];
 };
 
+/* Send a request to the worker, which must be ready.  Its answer is still to be read. */
+extern void ab_remote_request(AbRemote *session, const StringInfo request);
+
 /* It has failed, for a reason that its worker has not given. */
 extern void ab_remote_fail(AbRemote *session, int sqlstate, const char *message,
 						   const char *detail, const char *hint);

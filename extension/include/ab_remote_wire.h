@@ -48,11 +48,17 @@ ab_remote_requests(AbRemoteTask *task)
  */
 #define AB_REMOTE_QUERY		'Q'
 #define AB_REMOTE_COMMIT	'X'
+#define AB_REMOTE_LOAD		'L' /* a temporary table, with NUL; then the two below */
+#define AB_REMOTE_LOAD_DATA 'd' /* a piece of what COPY FROM reads */
+#define AB_REMOTE_LOAD_END	'c'
 
 #define AB_REMOTE_PID		'K' /* first of all: int32 process id */
 #define AB_REMOTE_DONE		'Z' /* a request is done */
 
-/* Raw statements of a text; errors as of ab_remote_check(). */
-extern List *ab_remote_parse(const char *sql);
+/* Raw statements of a text; errors as of ab_remote_check(), unless COPY TO STDOUT is let through. */
+extern List *ab_remote_parse(const char *sql, bool copies);
+
+/* In the worker: rows sent by ab_remote_copy() into a temporary table; how many. */
+extern uint64 ab_remote_load(const char *table, shm_mq_handle *requests);
 
 #endif							/* AB_REMOTE_WIRE_H */

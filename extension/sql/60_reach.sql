@@ -60,6 +60,33 @@ AS 'MODULE_PATHNAME', 'ab_sql_remote_query_each';
 COMMENT ON FUNCTION branch._remote_query_each(integer[], text[])
 IS 'runs a query in each session, side by side; numbers of queries and their rows';
 
+CREATE FUNCTION branch._remote_copy(
+    session integer,
+    query text,
+    target integer,
+    temporary_table text
+) RETURNS bigint
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_remote_copy';
+
+COMMENT ON FUNCTION branch._remote_copy(integer, text, integer, text)
+IS 'puts the rows of a query in one session into a temporary table of another; how many';
+
+CREATE FUNCTION branch._remote_gather(
+    session integer,
+    query text,
+    target integer,
+    head text,
+    first bigint,
+    OUT lines bigint,
+    OUT next bigint
+) RETURNS record
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_remote_gather';
+
+COMMENT ON FUNCTION branch._remote_gather(integer, text, integer, text, bigint)
+IS 'has texts that a query in one session gives kept by INSERTs in another, many in a row with its number and theirs';
+
 CREATE FUNCTION branch._remote_commit(session integer) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'ab_sql_remote_commit';

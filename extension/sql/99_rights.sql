@@ -51,6 +51,8 @@ GRANT EXECUTE ON FUNCTION branch._remote_columns(integer) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_fetch(integer, integer) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_query(integer, text) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_query_each(integer[], text[]) TO public;
+GRANT EXECUTE ON FUNCTION branch._remote_copy(integer, text, integer, text) TO public;
+GRANT EXECUTE ON FUNCTION branch._remote_gather(integer, text, integer, text, bigint) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_commit(integer) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_close(integer[]) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_rows(text, text) TO public;

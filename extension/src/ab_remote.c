@@ -435,7 +435,7 @@ ab_remote_is_ready(AbRemote *session)
 int
 ab_remote_check(const char *sql)
 {
-	return list_length(ab_remote_parse(sql));
+	return list_length(ab_remote_parse(sql, false));
 }
 
 static void
@@ -453,8 +453,8 @@ wait_for_latch(long timeout)
  * A worker that waits for requests reads what comes.  If it has ended instead, its
  * answers say why: not seen here, but by whoever reads them.
  */
-static void
-send_request(AbRemote *session, const StringInfo request)
+void
+ab_remote_request(AbRemote *session, const StringInfo request)
 {
 	if (session->state != AB_SESSION_READY)
 		elog(ERROR, "session in database \"%s\" takes no request", session->database);
@@ -477,7 +477,7 @@ ab_remote_send(AbRemote *session, const char *sql, int flags)
 	appendBinaryStringInfo(&request, sql, strlen(sql) + 1);
 	session->binary = (flags & AB_REMOTE_BINARY) != 0;
 	session->survives = (flags & AB_REMOTE_SAVEPOINT) != 0;
-	send_request(session, &request);
+	ab_remote_request(session, &request);
 	pfree(request.data);
 }
 
@@ -582,7 +582,7 @@ ab_remote_commit(AbRemote *session)
 	initStringInfo(&request);
 	appendStringInfoChar(&request, AB_REMOTE_COMMIT);
 	session->survives = false;
-	send_request(session, &request);
+	ab_remote_request(session, &request);
 	session->state = AB_SESSION_COMMITTING;
 	while (ab_remote_next(session) != AB_REMOTE_READY)
 		;

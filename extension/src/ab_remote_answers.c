@@ -186,6 +186,8 @@ take_message(AbRemote *session, const void *data, Size size)
 			return AB_REMOTE_COLUMNS;
 		case 'D':
 			return take_row(session, msg);
+		case 'd':
+			return AB_REMOTE_DATA;
 		case 'C':
 			strlcpy(session->tag, pq_getmsgrawstring(msg), sizeof(session->tag));
 			return AB_REMOTE_COMPLETE;

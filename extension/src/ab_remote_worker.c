@@ -173,7 +173,7 @@ position_callback(void *arg)
 }
 
 static void
-check_statement(const Node *stmt)
+check_statement(const Node *stmt, bool copies)
 {
 	if (IsA(stmt, TransactionStmt))
 		ereport(ERROR,
@@ -182,7 +182,8 @@ check_statement(const Node *stmt)
 						CreateCommandName((Node *) stmt)),
 				 errdetail("The statements are one transaction, which is begun and ended for them."),
 				 errhint("Leave transaction control out.")));
-	if (IsA(stmt, CopyStmt) && ((const CopyStmt *) stmt)->filename == NULL)
+	if (IsA(stmt, CopyStmt) && ((const CopyStmt *) stmt)->filename == NULL &&
+		(((const CopyStmt *) stmt)->is_from || !copies))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("%s cannot be run in another database",
@@ -191,7 +192,7 @@ check_statement(const Node *stmt)
 }
 
 List *
-ab_remote_parse(const char *sql)
+ab_remote_parse(const char *sql, bool copies)
 {
 	ErrorContextCallback callback;
 	List	   *stmts;
@@ -204,7 +205,7 @@ ab_remote_parse(const char *sql)
 
 	stmts = raw_parser(sql, RAW_PARSE_DEFAULT);
 	foreach(lc, stmts)
-		check_statement(lfirst_node(RawStmt, lc)->stmt);
+		check_statement(lfirst_node(RawStmt, lc)->stmt, copies);
 	if (stmts == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -373,7 +374,7 @@ run_request(const AbRemoteTask *task, const char *sql, int flags)
 	sql = pg_any_to_server(sql, strlen(sql), task->encoding);
 	debug_query_string = sql;
 	pgstat_report_activity(STATE_RUNNING, sql);
-	stmts = ab_remote_parse(sql);
+	stmts = ab_remote_parse(sql, (flags & AB_REMOTE_COPY_OUT) != 0);
 	MemoryContextSwitchTo(old);
 	logged = report_statements(sql, stmts);
 
@@ -388,6 +389,23 @@ run_request(const AbRemoteTask *task, const char *sql, int flags)
 	error_context_stack = callback.previous;
 
 	report_duration(sql, logged);
+	debug_query_string = NULL;
+}
+
+/* Rows of another session into a temporary table (ab_remote_load.c). */
+static void
+run_load(const char *table, shm_mq_handle *requests)
+{
+	QueryCompletion qc;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	table = MemoryContextStrdup(request_context, table);
+	debug_query_string = table;
+	pgstat_report_activity(STATE_RUNNING, table);
+	SetQueryCompletion(&qc, CMDTAG_COPY, ab_remote_load(table, requests));
+	CommitTransactionCommand();
+	EndCommand(&qc, DestRemote, false);
 	debug_query_string = NULL;
 }
 
@@ -439,7 +457,10 @@ serve(const AbRemoteTask *task, shm_mq_handle *requests)
 			pq_putemptymessage(AB_REMOTE_DONE);
 			return;
 		}
-		run_request(task, request + 2, request[1]);
+		if (request[0] == AB_REMOTE_LOAD)
+			run_load(request + 1, requests);
+		else
+			run_request(task, request + 2, request[1]);
 		pq_putemptymessage(AB_REMOTE_DONE);
 	}
 }

@@ -7,9 +7,11 @@
  */
 #include "ab_compat.h"
 
+#include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
+#include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -26,6 +28,8 @@ PG_FUNCTION_INFO_V1(ab_sql_remote_columns);
 PG_FUNCTION_INFO_V1(ab_sql_remote_fetch);
 PG_FUNCTION_INFO_V1(ab_sql_remote_query);
 PG_FUNCTION_INFO_V1(ab_sql_remote_query_each);
+PG_FUNCTION_INFO_V1(ab_sql_remote_copy);
+PG_FUNCTION_INFO_V1(ab_sql_remote_gather);
 PG_FUNCTION_INFO_V1(ab_sql_remote_commit);
 PG_FUNCTION_INFO_V1(ab_sql_remote_close);
 PG_FUNCTION_INFO_V1(ab_sql_remote_rows);
@@ -308,6 +312,61 @@ ab_sql_remote_query_each(PG_FUNCTION_ARGS)
 			fetch(session, fcinfo, -1, i + 1);
 	}
 	return (Datum) 0;
+}
+
+/* Arguments number 0 and 2: two sessions that nothing is to come of any more. */
+static void
+get_two_sessions(FunctionCallInfo fcinfo, AbRemote **from, AbRemote **to)
+{
+	*from = get_session(fcinfo);
+	*to = session_of(PG_ARGISNULL(2) ? 0 : PG_GETARG_INT32(2));
+	if (*from == *to)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a session is named twice")));
+	while (!ab_remote_is_ready(*from))
+		(void) ab_remote_next(*from);
+	while (!ab_remote_is_ready(*to))
+		(void) ab_remote_next(*to);
+}
+
+/* Rows of one session into a temporary table of another. */
+Datum
+ab_sql_remote_copy(PG_FUNCTION_ARGS)
+{
+	AbRemote   *from;
+	AbRemote   *to;
+	char	   *query;
+	char	   *table;
+
+	get_two_sessions(fcinfo, &from, &to);
+	query = ab_sql_required_text(fcinfo, 1, "query");
+	table = ab_sql_required_text(fcinfo, 3, "temporary_table");
+	PG_RETURN_INT64(ab_remote_copy(from, psprintf("COPY (%s) TO STDOUT", query), to, table));
+}
+
+/* Texts of one session, kept by statements of another. */
+Datum
+ab_sql_remote_gather(PG_FUNCTION_ARGS)
+{
+	AbRemote   *from;
+	AbRemote   *to;
+	char	   *query;
+	char	   *head;
+	int64		next;
+	TupleDesc	desc;
+	Datum		values[2];
+	bool		nulls[2] = {false, false};
+
+	get_two_sessions(fcinfo, &from, &to);
+	query = ab_sql_required_text(fcinfo, 1, "query");
+	head = ab_sql_required_text(fcinfo, 3, "head");
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	values[0] = Int64GetDatum(ab_remote_gather(from, query, to, head,
+											   PG_ARGISNULL(4) ? 1 : PG_GETARG_INT64(4), &next));
+	values[1] = Int64GetDatum(next);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 
 Datum

@@ -396,6 +396,8 @@ continue_visit(Run *run, Visit *visit)
 			case AB_REMOTE_ROW:
 				take_row(run, visit);
 				break;
+			case AB_REMOTE_DATA:
+				break;			/* not asked for */
 			case AB_REMOTE_COMPLETE:
 				strlcpy(visit->tag, ab_remote_tag(visit->session), sizeof(visit->tag));
 				break;

@@ -57,6 +57,18 @@ class Blocks:
             return self
         return Blocks.of((*self.ranges, *other.ranges))
 
+    def __and__(self, other: Blocks) -> Blocks:
+        if self.ranges is None or other.ranges is None:
+            return other if self.ranges is None else self
+        few, many = sorted((self.ranges, other.ranges), key=len)
+        found: list[tuple[int, int]] = []
+        for start, end in few:
+            at = bisect_right(many, start, key=lambda bounds: bounds[1])
+            while at < len(many) and many[at][0] < end:
+                found.append((max(start, many[at][0]), min(end, many[at][1])))
+                at += 1
+        return Blocks(tuple(found))
+
     def _has(self, start: int, end: int) -> bool:
         assert self.ranges is not None
         at = bisect_right(self.ranges, start, key=lambda bounds: bounds[0])

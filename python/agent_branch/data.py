@@ -47,7 +47,7 @@ class Reading:
         self.remote = Remote(database, read_only=True, isolation="repeatable read")
         self._set = False
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """The settings, when they are needed first: sessions begin side by side."""
         if not self._set:
             self._set = True
@@ -60,13 +60,13 @@ class Reading:
         return commands
 
     def rows(self, statement: Statement) -> Iterator[Row]:
-        self._settle()
+        self.settle()
         for row in self.remote.rows(statement.inline()):
             self.progress.row()
             yield tuple(row)
 
     def execute(self, statement: Statement) -> int:
-        self._settle()
+        self.settle()
         tag = self.remote.run(statement.inline()) or ""
         count = tag.rpartition(" ")[2]
         return int(count) if count.isdigit() else 0

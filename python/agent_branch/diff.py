@@ -241,6 +241,16 @@ def key_condition(shape: TableShape, table: str, keys: str) -> str:
     return " AND ".join(conditions)
 
 
+def keys_condition(shape: TableShape, one: str, other: str) -> str:
+    """The same for two rows with the columns of the key as k0, k1..."""
+    return " AND ".join(
+        shape.columns[i].same(f"{one}.k{n}", f"{other}.k{n}")
+        if shape.columns[i].equals is None
+        else f"{one}.k{n} {shape.columns[i].equals} {other}.k{n}"
+        for n, i in enumerate(shape.key)
+    )
+
+
 def _difference(column: Column, version: int, position: int) -> str:
     return f"NOT {column.same(f't.{column.sql}', f'r.v{version}_{position}')}"
 
@@ -424,6 +434,27 @@ def _different(
         else:
             row = answer[2 : 2 + width] + answer[3 + width :]
             yield int(number), block_of(ctid), row, mask_from(answer[2 + width])
+
+
+def changes_at(
+    shape: TableShape,
+    before: Session,
+    after: Session,
+    places: tuple[Iterable[str], Iterable[str]],
+    limits: Limits,
+) -> Iterator[RowChange]:
+    """What differs of the rows at some places, before and after, each with its key looked up on
+    the other side; ``places``: texts of tid[].  Rows that are at places on both sides come once."""
+    head, tail = by_place(shape)
+    width = len(shape.columns)
+    for text in places[1]:
+        for batch in batches(after.rows(Statement(head + text + tail)), limits, size_of):
+            yield from _asked(shape, before, batch, ())
+    for text in places[0]:
+        for batch in batches(before.rows(Statement(head + text + tail)), limits, size_of):
+            for n, _, other, _ in _different(shape, after, batch, ()):
+                if other is None:
+                    yield _change(shape, batch[n], None, 0, width)
 
 
 def json_rows(shape: TableShape, rows: Iterable[Row]) -> Statement:

@@ -68,26 +68,36 @@ class Kept:
         return tuple(name for name, _ in self.columns)
 
 
-def record(log: Log, number: int, tables: Iterable[Written]) -> None:
-    """Texts of a table are lines, each with its end, one or some at a time."""
+def prepare(log: Log) -> None:
+    """Before something is written."""
     log.rows(_COMPRESSION)
-    n = 0
+
+
+def record(log: Log, number: int, tables: Iterable[Written], first: int = 1) -> None:
+    """Texts of a table are lines, each with its end, one or some at a time."""
+    prepare(log)
+    n = first
     for shape, lines in tables:
-        facts = json.dumps(
-            [
-                [(column.name, column.type_name) for column in shape.columns],
-                [shape.columns[i].name for i in shape.key],
-            ]
-        )
+        head = insertion(number, shape)
         for chunk in batches(lines, Limits(rows=1 << 62, bytes=CHUNK), len):
+            log.run(f"{head}{n}, {sum(map(_count_lines, chunk))}, {quote_literal(''.join(chunk))})")
             n += 1
-            texts = (shape.schema, shape.name, facts, "".join(chunk))
-            log.run(
-                "INSERT INTO branch.merge_changes"
-                " (merge_id, n, rows, table_schema, table_name, shape, changes)"
-                f" VALUES ({number}, {n}, {sum(map(_count_lines, chunk))},"
-                f" {', '.join(quote_literal(text) for text in texts)})"
-            )
+
+
+def insertion(number: int, shape: TableShape) -> str:
+    """An INSERT up to where the number within the merge, the number of rows and the text come."""
+    facts = json.dumps(
+        [
+            [(column.name, column.type_name) for column in shape.columns],
+            [shape.columns[i].name for i in shape.key],
+        ]
+    )
+    texts = ", ".join(map(quote_literal, (shape.schema, shape.name, facts)))
+    return (
+        "INSERT INTO branch.merge_changes"
+        " (merge_id, table_schema, table_name, shape, n, rows, changes)"
+        f" VALUES ({number}, {texts}, "
+    )
 
 
 def _count_lines(text: str) -> int:
@@ -131,7 +141,7 @@ def planned(run: MergeRun) -> Iterator[Written]:
     """What a merge would change, and the conflicts that keep it from that."""
     for one in run.tables.values():
         if one.count or one.open.count:
-            staged = (to_json(action) + "\n" for action in one.staged)
+            staged = (to_json(action) + "\n" for action in one.staged_actions())
             yield one.merge.shape, chain(one.spool.pieces(), staged, one.open.pieces())
 
 
@@ -139,9 +149,11 @@ def planned(run: MergeRun) -> Iterator[Written]:
 
 
 def written(
-    target: WritingSession, run: MergeRun, triggered: Collection[TableId]
+    target: WritingSession, run: MergeRun, triggered: Collection[TableId], *, kept: bool = False
 ) -> Iterator[Written]:
-    """The changes of a merge; those of ``triggered`` tables as triggers may have altered them."""
+    """The changes of a merge; those of ``triggered`` tables as triggers may have altered them.
+
+    ``kept``: without those that are kept already."""
     changed = {name: one for name, one in run.tables.items() if one.count}
     if triggered:
         for _ in target.rows(settings_statement()):
@@ -151,7 +163,7 @@ def written(
         if name in triggered and shape.key:
             yield shape, (to_json(action) + "\n" for action in _found(target, shape, one.actions()))
         else:
-            yield shape, one.pieces()
+            yield shape, one.pieces(with_kept=not kept)
     if triggered:
         for statement in restore_statements():
             target.execute(statement)

@@ -82,6 +82,14 @@ class Log:
         else:
             self._remote.close()
 
+    @property
+    def number(self) -> int:
+        return self._remote.number
+
+    def close(self) -> None:
+        """Without a commit."""
+        self._remote.close()
+
     def rows(self, sql: str) -> list[Row]:
         return [tuple(row) for row in self._remote.rows(sql)]
 

@@ -14,9 +14,10 @@ from itertools import chain, islice
 
 from agent_branch import bags
 from agent_branch.apply import CHECK, DEFER, Kind, Pass, plan_passes, statements
+from agent_branch.carrying import Carrier, Carrying, Keeper, Kept
 from agent_branch.claims import Claims, claims_of
 from agent_branch.conflictsets import find, may_find
-from agent_branch.diff import Pairing, RowChange, diff_rows
+from agent_branch.diff import Pairing, RowChange, can_pair, diff_rows
 from agent_branch.exchange import APART, WHY_NOT, exchange, groups, may_exchange
 from agent_branch.merge import (
     Action,
@@ -117,9 +118,9 @@ class Sets:
 
 @dataclass(slots=True)
 class TableRun:
-    """``spool``: what is written row by row; ``staged``: what is in the stage; ``open``:
-    conflicts that nobody has decided, as lines of JSON; ``contested``: were most of the last
-    changes conflicts?"""
+    """``spool``: what is written row by row; ``staged``, ``kept``: what is in the stage;
+    ``open``: conflicts that nobody has decided, as lines of JSON; ``contested``: were most of the
+    last changes conflicts?"""
 
     plan: TablePlan
     merge: TableMerge
@@ -128,13 +129,14 @@ class TableRun:
     open: Spool = field(default_factory=Spool)
     staged: Spool = field(default_factory=Spool)
     stage: Stage | None = None
+    kept: Kept | None = None
     sets: Sets | None = None
     contested: bool = False
     room: Room = field(default_factory=Room)
 
     @property
     def count(self) -> int:
-        return self.spool.count + self.staged.count
+        return self.spool.count + self.staged.count + (self.kept.count if self.kept else 0)
 
     def take(self, action: Action | None) -> None:
         if action is not None:
@@ -143,11 +145,18 @@ class TableRun:
             self.spool.add(action)
 
     def actions(self) -> Iterator[Action]:
-        return chain(self.spool, self.staged)
+        return chain(self.spool, self.staged_actions())
 
-    def pieces(self) -> Iterator[str]:
+    def staged_actions(self) -> Iterator[Action]:
+        yield from self.staged
+        if self.kept is not None:
+            for text in self.kept.pieces():
+                yield from map(from_json, text[:-1].split("\n"))
+
+    def pieces(self, *, with_kept: bool = True) -> Iterator[str]:
         """The actions as lines, many at a time."""
-        return chain(self.spool.pieces(), self.staged.pieces())
+        kept = self.kept.pieces() if self.kept is not None and with_kept else ()
+        return chain(self.spool.pieces(), self.staged.pieces(), kept)
 
     def filter(self, changes: Iterable[RowChange]) -> Iterator[RowChange]:
         """Take many at once; those that are left to be decided row by row.
@@ -189,10 +198,13 @@ class TableRun:
     def unstage(self) -> None:
         """Write the staged rows like the others."""
         self.stage = None
-        staged, self.staged = self.staged, Spool(self.room)
-        for action in staged:
+        for action in self.staged_actions():
             self.take(action)
-        staged.close()
+        self.staged.close()
+        self.staged = Spool(self.room)
+        if self.kept is not None:
+            self.kept.drop()
+            self.kept = None
 
     def is_in_order(self, schema: Sequence[TableShape], late: bool) -> bool:
         """Can staged rows be written without a look at which comes first?
@@ -229,7 +241,8 @@ class MergeRun:
     ``left_out``: keys of rows that are not touched, whatever the source did to them;
     ``stage_from``: with so many changes of a table or more they are staged (staging.py), which
     needs a target that can be written to; ``sets_from``: then conflicts are found many at once,
-    and ``take_set`` gets them, if no decision may be about them.
+    and ``take_set`` gets them, if no decision may be about them;
+    ``keeper``: for what is carried (carrying.py).
     """
 
     ours: WritingSession
@@ -242,18 +255,27 @@ class MergeRun:
     stage_from: int | None = None
     sets_from: int | None = None
     take_set: Callable[[int, str], None] | None = None
+    keeper: Keeper | None = None
     tables: dict[TableId, TableRun] = field(default_factory=dict)
     room: Room = field(default_factory=Room)
 
     def collect(
-        self, plan: TablePlan, base: Session, theirs: Session, pairing: Pairing | None = None
+        self,
+        plan: TablePlan,
+        base: Session,
+        theirs: Session,
+        pairing: Pairing | None = None,
+        carrier: Carrier | None = None,
     ) -> Iterator[tuple[TableId, Conflict]]:
         """Decide about the rows of one table; its conflicts, decided or not, but for those that
         ``take_set`` gets."""
         if plan.course == "rows":
             assert plan.theirs is not None
-            changes = diff_rows(plan.theirs, base, theirs, self.limits, pairing=pairing)
-            yield from self.collect_changes(plan, changes, as_read=True)
+            run = self._run(plan)
+            changes = self._carried(run, base, theirs, carrier)
+            if changes is None:
+                changes = diff_rows(plan.theirs, base, theirs, self.limits, pairing=pairing)
+            yield from self._decided(run, changes, as_read=True)
         elif plan.course == "counts":
             assert plan.theirs is not None
             shape, blocks = plan.theirs.shape, plan.theirs.blocks
@@ -274,7 +296,38 @@ class MergeRun:
         self, plan: TablePlan, changes: Iterable[RowChange], *, as_read: bool = False
     ) -> Iterator[tuple[TableId, Conflict]]:
         """The same for changes that are known, as those that take a merge back."""
-        run = self._run(plan)
+        yield from self._decided(self._run(plan), changes, as_read=as_read)
+
+    def _carried(
+        self, run: TableRun, base: Session, theirs: Session, carrier: Carrier | None
+    ) -> Iterator[RowChange] | None:
+        """Stage what only the source has changed, without reading it here: what is left.
+
+        None: it cannot be done so, as where some rows are left out, or there are few."""
+        plan, shape = run.plan, run.merge.shape
+        if carrier is None or self.keeper is None:
+            return None
+        if self.stage_from is None or shape.id in self.left_out:
+            return None
+        assert plan.theirs is not None
+        places = carrier.places(plan) if can_pair(plan.theirs) else None
+        if places is None:
+            return None
+        first = next(places, None)
+        if first is None:
+            return iter(())
+        if first.count < self.stage_from:
+            return None
+        if not may_stage(self.ours, shape):
+            return None
+        run.stage = Stage(self.ours, shape)
+        run.kept = self.keeper.table(shape)
+        carrying = Carrying(plan, run.stage, run.merge, carrier, run.kept, self.room)
+        return carrying.changes(chain([first], places), base, theirs, self.limits)
+
+    def _decided(
+        self, run: TableRun, changes: Iterable[RowChange], *, as_read: bool
+    ) -> Iterator[tuple[TableId, Conflict]]:
         shape = run.merge.shape
         left_out = self.left_out.get(shape.id, set())
         if left_out:
@@ -310,12 +363,12 @@ class MergeRun:
         first = list(islice(changes, many))
         changes = chain(first, changes)
         if len(first) == many:
-            if stage is not None and may_stage(self.ours, shape):
+            if stage is not None and run.stage is None and may_stage(self.ours, shape):
                 run.stage = Stage(self.ours, shape)
             if sets is not None and self.take_set is not None and run.merge.is_undecided:
                 run.sets = Sets(self.ours, self.take_set) if may_find(shape) else None
-            if run.stage is not None or run.sets is not None:
-                changes = run.filter(changes)
+        if run.stage is not None or run.sets is not None:
+            changes = run.filter(changes)
         yield from changes
 
     @property
@@ -390,7 +443,8 @@ class MergeRun:
         self, one: Pass, part: Part, kind: tuple[str, int]
     ) -> Iterator[tuple[Part, Statement]]:
         def of_kind(table: TableId) -> Iterator[Action]:
-            return (action for action in self.tables[table].staged if kind_of(action) == kind)
+            staged = self.tables[table].staged_actions()
+            return (action for action in staged if kind_of(action) == kind)
 
         return statements(Pass(one.kind, (part,)), of_kind, self.limits)
 
@@ -475,3 +529,5 @@ class MergeRun:
     def close(self) -> None:
         for run in self.tables.values():
             run.close()
+        if self.keeper is not None:
+            self.keeper.close()

@@ -43,6 +43,9 @@ ORDER BY n.nspname, c.relname, t.tgname"""
 
 _ENABLE = {"O": "ENABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA"}
 
+# For the temporary tables of staging.py and carrying.py; taken as far as it is needed.
+TEMP_BUFFERS = "32MB"
+
 # Pieces of text that are fetched at once.
 LONG_AT_ONCE = 4
 
@@ -61,6 +64,7 @@ class Target:
     """A ``WritingSession`` in the target.  Nothing of it stays unless ``commit`` returns."""
 
     def __init__(self, database: str, oid: int) -> None:
+        self.database = database
         self._remote = Remote(database, read_only=False, isolation="read committed")
         self._disabled: list[tuple[str, str, str]] = []
         # Who was killed while it committed may not be over yet.
@@ -68,9 +72,16 @@ class Target:
         self._lock_timeout = int(
             self._one("SELECT setting FROM pg_settings WHERE name = 'lock_timeout'") or 0
         )
-        self._one(f"SELECT pg_advisory_xact_lock({LOCK}, {signed})::text")
+        self._one(
+            f"SELECT pg_advisory_xact_lock({LOCK}, {signed})::text"
+            f" || set_config('temp_buffers', '{TEMP_BUFFERS}', true)"
+        )
         for _ in self.rows(settings_statement()):
             pass
+
+    @property
+    def remote(self) -> Remote:
+        return self._remote
 
     def _one(self, sql: str) -> str | None:
         return next(iter([tuple(row) for row in self._remote.rows(sql)]))[0]

@@ -16,6 +16,7 @@ import plpy
 
 from agent_branch import bags, bases, mergechanges, mergelog
 from agent_branch.blocks import ALL
+from agent_branch.carrier import PageCarrier
 from agent_branch.clashes import Clash, Clashes, of_endangered, of_refused, of_rows, of_short
 from agent_branch.compare import Extent, Extents, Side
 from agent_branch.data import Progress, Reading, pairing_of
@@ -23,9 +24,10 @@ from agent_branch.data import _extents as changed_extents
 from agent_branch.data import _name as name_of
 from agent_branch.data import _required as required
 from agent_branch.data import _target as target_of
-from agent_branch.diff import Pairing, RowChange, scan
+from agent_branch.diff import RowChange, scan
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
 from agent_branch.inside import report
+from agent_branch.keeping import Keeper
 from agent_branch.merge import Conflict, Recount
 from agent_branch.mergelog import Pair
 from agent_branch.mergeoptions import Options
@@ -43,6 +45,7 @@ from agent_branch.mergescope import (
     with_leaves,
 )
 from agent_branch.mergetarget import Target, commit_apart
+from agent_branch.pairing import PagePairing, Place
 from agent_branch.records import dataclass, field, replace
 from agent_branch.sqltext import Row
 from agent_branch.tableorder import TableId
@@ -193,7 +196,12 @@ class Attempt:
             self.options.left_out,
             stage_from=MANY if isinstance(self.ours, Target) else None,
             sets_from=MANY,
+            keeper=self._keeper(),
         )
+
+    def _keeper(self) -> Keeper | None:
+        """For what is carried; None: nothing is."""
+        return None
 
     def _take(
         self,
@@ -276,8 +284,12 @@ class Merging(Attempt):
     pair: Pair
     begins: Sequence[Begin]
     theirs: Reading
+    number: int | None = None
     plans: dict[TableId, TablePlan] = field(default_factory=dict)
     made: NewSchema | None = None
+
+    def _keeper(self) -> Keeper | None:
+        return None if self.number is None else Keeper(self.number, self.ours.remote)
 
     def collect(self, *, locking: bool) -> tuple[MergeRun, Outcome]:
         without = {*_without(self.pair.source), *_without(self.pair.target)}
@@ -363,7 +375,7 @@ class Merging(Attempt):
             self._take(run, plan.shape, self._copied(run, plan.shape), line, outcome)
             return line
         base = part.frozen.session
-        found = (c for _, c in run.collect(plan, base, self.theirs, part.pairing))
+        found = (c for _, c in run.collect(plan, base, self.theirs, part.pairing, part.carrier))
         self._take(run, plan.shape, found, line, outcome)
         return line
 
@@ -393,7 +405,8 @@ class Begun:
     base: Side
     theirs: Side
     of_theirs: Extents
-    pairing: Pairing | None = None
+    pairing: PagePairing | None = None
+    carrier: PageCarrier | None = None
     _three: ThreeWay | None = None
 
     def plans(self, ours: Side) -> Iterator[tuple[TableId, TablePlan]]:
@@ -421,9 +434,14 @@ class Begun:
 
     def pair(self, theirs: Reading, *, held: bool) -> None:
         """Once the target's tables are locked; ``held``: nobody writes the source's."""
-        self.pairing = pairing_of(
-            (self.frozen.session, theirs), (self.base.tables, self.theirs.tables), (True, held)
-        )
+        base = self.frozen.session
+        tables = self.base.tables, self.theirs.tables
+        self.pairing = pairing_of((base, theirs), tables, (True, held))
+        ours = self.merging.ours
+        if held and self._three is not None:
+            place = Place(ours.database, ours.remote, self._three.ours.tables)
+            of_target = self._three.of_target
+            self.carrier = PageCarrier(base, theirs, self.pairing, place, of_target)
 
 
 # ---- one merge ----------------------------------------------------------------
@@ -475,7 +493,9 @@ def run_merge(pair: Pair, options: Options, resolves: int | None = None) -> tupl
         progress = Progress()
         begins = open_bases(pair, begun.bases, options.tables, progress)
         theirs = frozen(pair, snapshot, progress)
-        merged = attempt(pair, lambda ours: Merging(options, ours, pair, begins, theirs))
+        merged = attempt(
+            pair, lambda ours: Merging(options, ours, pair, begins, theirs, begun.number)
+        )
         base = begins[-1].base.state.snapshot
         facts: Facts = {"base_snapshot": base, "source_snapshot": snapshot}
         if merged.target is not None:
@@ -503,7 +523,8 @@ def carry_out(
         if merged.target is None:
             if merged.run.unresolved:
                 with mergelog.Log() as log:
-                    mergechanges.record(log, number, mergechanges.planned(merged.run))
+                    written = mergechanges.planned(merged.run)
+                    mergechanges.record(log, number, written, _first(merged.run))
             merged.run.close()
             mergelog.record_conflicts(number, outcome.clashes, state="conflicts", **facts)
         else:
@@ -524,9 +545,12 @@ def _commit(target: Target, number: int, merged: Merged, facts: Facts, *, fired:
     target.finish()
     if outcome.clashes.count:
         mergelog.record_conflicts(number, outcome.clashes)
-    with mergelog.Log() as log:
-        triggered = target.triggered(merged.run.tables) if fired else set()
-        mergechanges.record(log, number, mergechanges.written(target, merged.run, triggered))
+    triggered = target.triggered(merged.run.tables) if fired else set()
+    keeper = merged.run.keeper
+    kept = isinstance(keeper, Keeper) and keeper.holds(triggered)
+    with keeper.give_up() if isinstance(keeper, Keeper) and kept else mergelog.Log() as log:
+        written = mergechanges.written(target, merged.run, triggered, kept=kept)
+        mergechanges.record(log, number, written, _first(merged.run))
         log.update(
             number,
             state="committing",
@@ -539,6 +563,11 @@ def _commit(target: Target, number: int, merged: Merged, facts: Facts, *, fired:
     merged.run.close()
     target.commit()
     mergelog.over(number)
+
+
+def _first(run: MergeRun) -> int:
+    """A number for what is kept that the transaction of a keeper has not taken, nor holds."""
+    return run.keeper.next if isinstance(run.keeper, Keeper) else 1
 
 
 def result_of(number: int | None, outcome: Outcome, *, done: bool) -> Result:

@@ -25,6 +25,8 @@ from agent_branch.tableorder import TableId
 from agent_branch.tableshape import positions
 
 FETCHED = 1000
+# Of lines with many places.
+LINES_FETCHED = 4
 
 KINDS: tuple[ChangeKind, ...] = ("modified", "removed", "added")
 
@@ -97,6 +99,16 @@ class PagePairing:
     def pairs(self, plan: TableDiff, extra: Sequence[str]) -> Iterator[Pair] | None:
         tables = self._tables(plan)
         return None if tables is None else self._pairs(plan, extra, self._pages(plan, tables))
+
+    def lines(self, plan: TableDiff) -> Iterator[tuple[str | None, str | None]] | None:
+        """Places of row versions that only one side has, before and after, some at a time: texts
+        of tid[]; those of one key need not be in one line.  None as of ``pairs``."""
+        tables = self._tables(plan)
+        if tables is None:
+            return None
+        sql = f"SELECT c.a_rows, c.b_rows FROM branch._changed_rows({_databases(1)}) AS c"
+        found = _lines(sql, _DATABASES_TYPES, self._pages(plan, tables), LINES_FETCHED)
+        return ((line["a_rows"], line["b_rows"]) for line in found)
 
     def kinds(self, plan: TableDiff) -> Iterator[ChangeKind] | None:
         tables = self._tables(plan)

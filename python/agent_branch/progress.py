@@ -26,8 +26,12 @@ class Progress:
 
     def row(self) -> None:
         """A row was read."""
-        self.rows += 1
-        if self.rows % ROWS_BETWEEN_NOTICES == 0:
+        self.rows_more(1)
+
+    def rows_more(self, number: int) -> None:
+        told = self.rows // ROWS_BETWEEN_NOTICES
+        self.rows += number
+        if self.rows // ROWS_BETWEEN_NOTICES > told:
             plpy.notice(f"{self.rows} rows read{self.where}")
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, islice
 
 from agent_branch.diff import RowChange, key_condition
@@ -86,8 +86,7 @@ class Stage:
 
     def feed(self, changes: Sequence[RowChange]) -> tuple[list[RowChange], str]:
         """(changes that are left to be decided row by row, actions of the others as lines)."""
-        if not self._made:
-            self._make()
+        self.make()
         by_what: dict[str, list[RowChange]] = {"i": [], "u": [], "d": []}
         left: list[RowChange] = []
         lines: list[str] = []
@@ -100,11 +99,17 @@ class Stage:
                 lines.append(text)
         return left, "".join(lines)
 
-    def _make(self) -> None:
+    def make(self) -> None:
+        """The temporary table, unless there is one."""
+        if self._made:
+            return
         columns = [
             "''::pg_catalog.text AS what",
             "0::pg_catalog.int8 AS mask",
             "0::pg_catalog.int8 AS n",
+            # Of carrying.py: where the row is in the source, and in the target.
+            "NULL::pg_catalog.tid AS place",
+            "NULL::pg_catalog.tid AS at",
             *(f"{self.shape.columns[i].cast('NULL')} AS k{j}" for j, i in self._key()),
             # The type below a domain: values that are not used are NULL.
             *(
@@ -199,19 +204,16 @@ class Stage:
         return " AND ".join(conditions)
 
     def _line(self, what: str, union: int) -> str:
-        """The action as revert.py writes it; of inserted rows it is made there."""
+        """Of inserted rows it is made in ``_load``."""
         if what == "i":
             return "''"
-        columns = self.shape.columns
-        key = _array(output_text(columns[i], f"t.{columns[i].sql}") for i in self.shape.key)
-        old = _array(output_text(column, f"t.{column.sql}") for column in columns)
+
+        def old(i: int) -> str:
+            return f"t.{self.shape.columns[i].sql}"
+
         if what == "d":
-            return f"pg_catalog.jsonb_build_array('delete', {key}, {old})::pg_catalog.text"
-        new = _array(output_text(columns[i], f"r.v{i}") for i in positions(union))
-        return (
-            f"pg_catalog.jsonb_build_array('set', {key}, r.mask, {old}, {union}, {new})"
-            "::pg_catalog.text"
-        )
+            return delete_line(self.shape, old)
+        return update_line(self.shape, old, "r.v{}".format, union, "r.mask")
 
     # ---- writing ----
 
@@ -249,7 +251,8 @@ class Stage:
 
     def _rows(self, what: str, mask: int) -> str:
         return (
-            f"(SELECT * FROM {self.table} AS x WHERE x.what OPERATOR(pg_catalog.=) '{what}'"
+            f"(SELECT * FROM {self.table} AS x"
+            f" WHERE x.what OPERATOR(pg_catalog.=) '{what}'"
             f" AND x.mask OPERATOR(pg_catalog.=) {mask}) AS r"
         )
 
@@ -258,8 +261,50 @@ def _what(change: RowChange) -> str:
     return {"added": "i", "modified": "u", "removed": "d"}[change.kind]
 
 
+# ---- actions as revert.py writes them, from expressions for values by position ----
+
+Values = Callable[[int], str]
+
+
+def insert_line(shape: TableShape, new: Values) -> str:
+    return f"{_json}('insert', {_key(shape, new)}, {_whole(shape, new)})::pg_catalog.text"
+
+
+def delete_line(shape: TableShape, old: Values) -> str:
+    return f"{_json}('delete', {_key(shape, old)}, {_whole(shape, old)})::pg_catalog.text"
+
+
+def update_line(
+    shape: TableShape, old: Values, new: Values, known: int, mask: str, *, sparse: bool = False
+) -> str:
+    """``known``: which columns ``new`` has values for; ``sparse``: null for those not set."""
+    texts = ((i, output_text(shape.columns[i], new(i))) for i in positions(known))
+    values = _array(is_set(mask, i, text) if sparse else text for i, text in texts)
+    return (
+        f"{_json}('set', {_key(shape, old)}, {mask}, {_whole(shape, old)}, {known}, {values})"
+        "::pg_catalog.text"
+    )
+
+
+def is_set(mask: str, column: int, value: str) -> str:
+    """A value, null if its column is not in a mask."""
+    bit = f"{mask} OPERATOR(pg_catalog.&) '{1 << column}' OPERATOR(pg_catalog.<>) '0'"
+    return f"CASE WHEN {bit} THEN {value} END"
+
+
+_json = "pg_catalog.json_build_array"
+
+
+def _key(shape: TableShape, values: Values) -> str:
+    return _array(output_text(shape.columns[i], values(i)) for i in shape.key)
+
+
+def _whole(shape: TableShape, values: Values) -> str:
+    return _array(output_text(column, values(i)) for i, column in enumerate(shape.columns))
+
+
 def _array(values: Iterable[str]) -> str:
-    return f"pg_catalog.to_jsonb(ARRAY[{', '.join(values)}]::pg_catalog.text[])"
+    return f"pg_catalog.to_json(ARRAY[{', '.join(values)}]::pg_catalog.text[])"
 
 
 def is_plain(column: Column) -> bool:

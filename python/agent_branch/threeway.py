@@ -12,7 +12,7 @@ from typing import Literal
 from agent_branch.blocks import NONE
 from agent_branch.catalog import Table
 from agent_branch.compare import Extent, Extents, Side
-from agent_branch.diff import TableState
+from agent_branch.diff import TableDiff, TableState, plan_diff
 from agent_branch.mergeplan import TablePlan, is_fast_forward, plan_table
 from agent_branch.records import dataclass, field, replace
 from agent_branch.sqltext import Session
@@ -73,6 +73,15 @@ class ThreeWay:
                 return TablePlan("nothing", plan.shape, reason="only the source has the table")
             return TablePlan("conflict", plan.shape, reason="only the source has the table")
         return plan
+
+    def of_target(self, name: TableId) -> TableDiff | None:
+        """Where the target may differ from the base; None: one of them does not have the table."""
+        extent = self.of_ours.get(name, UNKNOWN)
+        base = _state(self.base.tables.get(name), extent, before=True)
+        ours = _state(self.ours.tables.get(name), extent)
+        if base is None or ours is None:
+            return None
+        return plan_diff(base, ours, ours.shape)
 
     def plans(self) -> Iterator[tuple[TableId, TablePlan]]:
         """Of the tables with which something is to be done, by name."""
