@@ -5,7 +5,7 @@ include headers of its own layer and of lower ones; a header belongs to the file
 name.  Exactly one file knows how the library gets into the storage manager.
 
 Python: a module that imports plpy or psycopg is an executor.  Modules that do not are
-pure logic, and must not import an executor.
+pure logic, and must not import an executor.  The list in __init__.py names each module.
 """
 
 from __future__ import annotations
@@ -115,6 +115,11 @@ def check_python() -> Iterator[str]:
         if parts[-1] == "__init__":
             parts.pop()
         uses[".".join(parts)] = set(imports(path, package))
+
+    listed = set(re.findall(r"``(\w+)``", (root / "__init__.py").read_text()))
+    for module in sorted(uses):
+        if module != package and module.rpartition(".")[2] not in listed:
+            yield f"python: the list of modules in __init__.py does not name {module}"
 
     executors = {
         module

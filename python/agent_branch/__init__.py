@@ -3,23 +3,32 @@
 Modules without a database connection are pure logic, the others executors; nothing in the
 package needs more than the standard library, but executors their database module.
 
-Agents: ``names`` (names of agents' branches), ``uri`` (connection strings), ``server`` (runs
-inside the server, called by the extension's PL/Python functions).
+Who looks for what an SQL function does begins with the module that the function imports, named
+first in its group; what it uses comes after it, high to low.
 
-``hints``, ``jsontext``, ``records``: for what takes long to import, something that does not.
-
-Reaching other databases, inside the server: ``remote``, ``reach``, ``effects``.
-
-Diff and merge of rows, low to high; all of it pure, over ``sqltext.Session``:
-
-- ``sqltext``: quoting, statements with arrays as parameters, batches
-- ``tableshape``, ``catalog``, ``usualtables``: what is known of a table, and the queries that
+- agents: ``server``; ``names`` of their branches, ``uri``: connection strings
+- diffs: ``data``; ``diffstat``: how much there is to compare; ``schemadiff``, ``schemaobjects``:
+  definitions; ``compare``: all tables of two databases; ``pairing``, ``bags``, ``diff``,
+  ``blocks``: the rows that differ, by their pages; ``largeobjects``; ``bases``: states that
+  databases were in; ``progress``
+- merges: ``merging``; ``resolving``, ``deciding``, ``setwise``: conflicts decided; ``reverting``,
+  ``revert``: taken back; ``mergerun``: a merge from end to end, ``conflictsets``, ``clashes``: its
+  conflicts; below them
+  - what it is about: ``mergeoptions``, ``mergescope``, ``mergeparts``, ``mergeplan``, ``threeway``
+  - what becomes of a row: ``merge``
+  - how it is written: ``mergetarget``, ``staging``, ``apply``, ``writes``, ``tableorder``,
+    ``claims``, ``exchange``, ``spares``
+  - definitions and sequences: ``mergeschema``, ``additive``; ``mergesequences``, ``sequences``
+  - what is kept of it: ``mergelog``, ``mergechanges``, ``spool``
+- continuous sync: ``syncing``; ``syncplan``
+- use and cost: ``usage``; ``cost``
+- jobs and health: ``jobs``; ``joblist``; ``health``; ``healthcheck``
+- other databases: ``reach``; ``effects``; ``remote``: sessions in them
+- tables: ``tableshape``, ``catalog``, ``usualtables``: what is known of one, and the queries that
   find it out
-- ``blocks``, ``diff``, ``bags``: the rows that differ, in changed pages; rows without a key
-- ``merge``, ``revert``, ``sequences``: what becomes of one row, of a merge that is taken back
-- ``mergeplan``: what is done with each table
-- ``tableorder``, ``claims``, ``writes``, ``apply``: how it is written, in which order
-- ``mergerun``: a merge from end to end
+- for all: ``sqltext``: quoting, statements with arrays as parameters, batches; ``inside``:
+  statements and errors in the server; ``errors``; ``hints``, ``jsontext``, ``records``: for what
+  takes long to import, something that does not
 """
 
 __version__ = "0.1"
