@@ -78,12 +78,12 @@ def mirror_installed(base: Path) -> Path:
 
 
 def wrap(config: Path, lines: str) -> None:
-    """Whoever starts the server's program runs these lines of shell instead, in which "$real" is
-    what it was."""
+    """Whoever starts the server's program, or a copy, runs these lines of shell instead, in which
+    "$real" is what it was."""
     program = config.parent / "postgres"
     real = program.with_name("postgres.real")
     program.rename(real)
-    program.write_text(f"#!/bin/sh\nreal='{real}'\n{lines}\n")
+    program.write_text(f'#!/bin/sh\nreal="$(dirname "$0")/{real.name}"\n{lines}\n')
     program.chmod(0o755)
 
 
@@ -268,7 +268,8 @@ def check_of(kind: str, base: Path) -> check_pieces.Check:
     def found(piece: str) -> list[str]:
         return FOUND[kind](place.reports / piece.replace("/", "-"))
 
-    return check_pieces.Check(kind, place.tree, environment, [], found)
+    chosen = ["-k", "not bounded_memory"]  # a sanitizer, and memcheck, have their own
+    return check_pieces.Check(kind, place.tree, environment, chosen, found)
 
 
 def run(kind: str, place: Place, wanted: dict[str, list[str] | None]) -> list[str]:
