@@ -152,7 +152,8 @@ def copy_of_server(root: Path, files: dict[str, str]) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     for path in [root, *(p for p in root.rglob("*") if p.is_dir())]:
         path.chmod(0o755)
-    shutil.copy(Path(pg_config("--bindir")) / "postgres", bindir)
+    for program in Path(pg_config("--bindir")).glob("postgres*"):  # a check may have put it aside
+        shutil.copy(program, bindir)
     libdir.symlink_to(Path(pg_config("--pkglibdir")).resolve())
     installed = Path(pg_config("--sharedir"))
     for source in [*installed.iterdir(), *(installed / "extension").iterdir()]:
