@@ -51,6 +51,7 @@ BENCHMARKS: dict[str, Callable[[Sizes], None]] = {
     "resume": serving.resume,
     "throughput": serving.throughput,
     "unused": serving.unused,
+    "stock-twice": serving.stock_twice,
     "live-settled": serving.live_settled,
     "depth-reads": serving.depth_reads,
     "live-history": serving.live_history,

@@ -86,9 +86,10 @@ def plain_copy(stock: Cluster, name: str) -> None:
 WORK = (("select", ("-S",)), ("tpcb", ()))
 
 
-def judge(figure: str, bar: float, pairs: list[Pair]) -> Pair:
+def judge(figure: str, bar: float, lives: list[cpu_time.Life]) -> Pair:
     """Of transactions per second of CPU time."""
-    between = cpu_time.interval(pairs)
+    between = cpu_time.interval(lives)
+    pairs = cpu_time.all_turns(lives)
     report(figure, bar, True, pairs, unit="per s of CPU", interval=between)
     return between
 
@@ -101,9 +102,10 @@ def beside(
     size: Sizes, ours: Cluster, stock: Cluster, dbname: str, figure: str, bar: float, label: str
 ) -> None:
     """pgbench's transactions in a database of that name on either server; label: in the plot."""
+    found = cpu_time.lives([name for name, _ in WORK], size.scale, ours, stock, dbname)
     for name, options in WORK:
-        pairs = cpu_time.beside(name, size.scale, ours, dbname, stock, dbname, size.turns)
-        keep(f"{name}: {label}", pairs, judge(f"{name}-{figure}", bar, pairs))
+        between = judge(f"{name}-{figure}", bar, found[name])
+        keep(f"{name}: {label}", cpu_time.all_turns(found[name]), between)
         sides = (partial(tps, cluster, dbname, *options) for cluster in (ours, stock))
         record(f"{name}-{figure}", alternate(size.repeats, *sides))
 
@@ -111,13 +113,14 @@ def beside(
 def throughput(size: Sizes) -> None:
     """pgbench's transactions in a branch beside a plain copy on a stock server: both just made,
     then both with every page of the accounts written once."""
-    with pair("throughput", **CALM) as (ours, stock), ours.connect() as one:
+    with pair("throughput", **CALM) as (ours, stock):
         for cluster in (ours, stock):
             filled(cluster, "main", size.scale)
             cluster.sql("VACUUM ANALYZE", dbname="main")
-        for name, options in WORK:
-            fresh(size, name, options, ours, stock, one)
-        branch(one, "settled")
+        with ours.connect() as one:
+            for name, options in WORK:
+                fresh(size, name, options, ours, stock, one)
+            branch(one, "settled")
         plain_copy(stock, "settled")
         for cluster in (ours, stock):
             live.settle(cluster, "settled")
@@ -128,19 +131,19 @@ def fresh(
     size: Sizes, name: str, options: tuple[str, ...], ours: Cluster, stock: Cluster, session: Conn
 ) -> None:
     """Each repeat in a branch and a copy of their own, which nobody has read before."""
-    pairs, rates = [], []
+    lives, rates = [], []
     for repeat in range(size.repeats):
         dbname = f"{name}{repeat}"
         branch(session, dbname)
         plain_copy(stock, dbname)
         for cluster in (ours, stock):
             cluster.sql("CHECKPOINT")
-        turns = max(10, size.turns // size.repeats)
-        pairs += cpu_time.beside(name, size.scale, ours, dbname, stock, dbname, turns)
+        turns = max(10, size.turns // size.repeats // 2)
+        lives.append(cpu_time.beside(name, size.scale, ours, dbname, stock, dbname, turns))
         rates.append((tps(ours, dbname, *options), tps(stock, dbname, *options)))
         for cluster in (ours, stock):
             cluster.sql(f"DROP DATABASE {dbname}")
-    judge(f"{name}-branch-fresh", 0.95, pairs)
+    judge(f"{name}-branch-fresh", 0.95, lives)
     record(f"{name}-branch-fresh", rates)
 
 
@@ -150,6 +153,19 @@ def unused(size: Sizes) -> None:
         for cluster in (ours, stock):
             filled(cluster, "main", size.scale)
         beside(size, ours, stock, "main", "library-unused", 0.995, "library only")
+
+
+def stock_twice(size: Sizes) -> None:
+    """A stock server beside another one, by CPU time: their ratio is 1, and what it is found to
+    be says how far the figures beside stock servers can be trusted."""
+    with (
+        server("twice", library=False, **CALM) as one,
+        server("twice-other", library=False, **CALM) as two,
+    ):
+        for cluster in (one, two):
+            filled(cluster, "main", size.scale)
+        for name, found in cpu_time.lives(["select", "tpcb"], size.scale, one, two, "main").items():
+            judge(f"{name}-stock-twice", math.inf, found)
 
 
 def live_settled(size: Sizes) -> None:
@@ -192,10 +208,10 @@ def depth_reads(size: Sizes) -> None:
         ours.sql("CHECKPOINT")
         for depth in wanted:
             figure = f"select-depth-{depth}"
-            pairs = cpu_time.beside(
-                "select", size.scale, ours, f"d{depth}", stock, "main", size.turns
+            life = cpu_time.beside(
+                "select", size.scale, ours, f"d{depth}", stock, "main", size.turns // 2
             )
-            judge(figure, 1 / 1.1, pairs)
+            judge(figure, 1 / 1.1, [life])
             pairs = alternate(
                 size.repeats,
                 partial(tps, ours, f"d{depth}", "-S"),
