@@ -251,6 +251,8 @@ def sqlsmith(seed: int, base: Path, share: Share) -> Figures:
     cluster = Cluster.create(base, "smith", STORM_SETTINGS)
     make_parent(cluster, PARENT)
     create(cluster, "b", PARENT)
+    cluster.sql("SELECT branch.create_many(ARRAY['g1', 'g2'], 'b')")
+    cluster.sql("SELECT * FROM branch.gc()")
     done: Figures = Counter()
     for turn in share.turns(QUERIES // SOME_QUERIES):
         dbname = ("postgres", "b")[turn % 2]
@@ -277,6 +279,8 @@ def sqlsmith(seed: int, base: Path, share: Share) -> Figures:
         print(f"internal error: {message}")
     ours = [message for message in internal if "agent_branch" in message or "branch" in message]
     assert ours == [], f"internal errors of ours: {ours}"
+    damage = re.findall(r" XX00[12] \S+ (?:ERROR|FATAL|PANIC):  (.*)", cluster.log_text())
+    assert damage == [], f"damage: {damage}"
     cluster.crash()
     cluster.sql("SELECT * FROM branch.gc()")
     healthy(cluster)
