@@ -16,10 +16,10 @@ first in its group; what it uses comes after it, high to low.
   conflicts; below them
   - what it is about: ``mergeoptions``, ``mergescope``, ``mergeparts``, ``mergeplan``, ``threeway``
   - what becomes of a row: ``merge``
-  - how it is written: ``mergetarget``, ``staging``, ``apply``, ``writes``, ``tableorder``,
-    ``claims``, ``exchange``, ``spares``
+  - how it is written: ``mergetarget``, ``staging``; ``carrier``, ``carrying``: from pages, with few
+    statements; ``apply``, ``writes``, ``tableorder``, ``claims``, ``exchange``, ``spares``
   - definitions and sequences: ``mergeschema``, ``additive``; ``mergesequences``, ``sequences``
-  - what is kept of it: ``mergelog``, ``mergechanges``, ``spool``
+  - what is kept of it: ``mergelog``, ``mergechanges``, ``keeping``, ``spool``
 - continuous sync: ``syncing``; ``syncplan``
 - use and cost: ``usage``; ``cost``
 - jobs and health: ``jobs``; ``joblist``; ``health``; ``healthcheck``
