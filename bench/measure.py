@@ -35,7 +35,7 @@ Conn = psycopg.Connection[tuple[Any, ...]]
 
 
 class Sizes:
-    """How much of everything: for a look (quick), for twenty minutes, or in full."""
+    """How much of everything: for a look (quick), for half an hour, or in full."""
 
     def __init__(self, quick: bool = False, full: bool = False, seed: int = 1) -> None:
         def choose(small: int, usual: int, large: int) -> int:

@@ -12,7 +12,7 @@ and its plots, --quick does not; --results writes them of what is in bench/raw.
 With --branches N figures, page and plots are kept apart: bench/RESULTS-N-branches.md.
 
 Sizes: --quick takes less than 3 minutes on a machine that does nothing else, no option
-about twenty minutes, --full (100,000 branches, depth 1000) hours.
+about half an hour, --full (100,000 branches, depth 1000) hours.
 """
 
 from __future__ import annotations
