@@ -508,8 +508,18 @@ def test_states_are_for_reading_only(cluster: Cluster) -> None:
         cluster.sql("SELECT branch.delete('walled1', hard => true)")
         with pytest.raises(psycopg.errors.ObjectInUse, match="has branches"):
             cluster.sql("DROP DATABASE walled")
-        guest.rollback()
-    cluster.sql("DROP DATABASE walled")
+        # Whoever leaves it while that is tried is waited for, as sessions are.
+        with ThreadPoolExecutor() as pool:
+            dropped = pool.submit(cluster.sql, "DROP DATABASE walled")
+            wait_for(
+                lambda: cluster.scalar(
+                    "SELECT count(*) FROM pg_stat_activity"
+                    " WHERE query ~ '^DROP DATABASE' AND wait_event_type = 'Extension'"
+                ),
+                what="the drop to wait for the state",
+            )
+            guest.rollback()
+            dropped.result()
     assert cluster.scalar(bases, [name]) == 0
     for statement in (f"CREATE DATABASE {name}", f"SELECT branch.create('{name}', 'main')"):
         with pytest.raises(psycopg.errors.ReservedName):

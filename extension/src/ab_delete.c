@@ -30,6 +30,7 @@
 #include "utils/rel.h"
 #include "utils/resowner.h"
 #include "utils/syscache.h"
+#include "utils/timestamp.h"
 
 #include "ab_agentrole.h"
 #include "ab_base.h"
@@ -51,6 +52,10 @@
 /* Names given in an error's DETAIL. */
 #define MAX_NAMES 10
 
+/* How long one waits for a base that another is dropping, or leaves, as for sessions. */
+#define BASE_WAIT_MS	5000
+#define BASE_POLL_MS	20
+
 /* ---- children ---- */
 
 /* Could anything be a child of this database?  No file is read. */
@@ -69,7 +74,7 @@ may_have_children(Oid db)
 }
 
 static bool
-drop_base(Oid db, bool for_good)
+try_drop_base(Oid db, bool for_good)
 {
 	if (for_good && ab_request_drop_base(db))
 	{
@@ -77,6 +82,22 @@ drop_base(Oid db, bool for_good)
 		return true;
 	}
 	return ab_base_drop(db);
+}
+
+/* The sweeper, branch.gc() or another's drop may just be at it: false only if it stays in use. */
+static bool
+drop_base(Oid db, bool for_good)
+{
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), BASE_WAIT_MS);
+
+	while (!try_drop_base(db, for_good))
+	{
+		if (GetCurrentTimestamp() >= deadline)
+			return false;
+		ab_sessions_pause(BASE_POLL_MS);
+		AcceptInvalidationMessages();
+	}
+	return true;
 }
 
 List *

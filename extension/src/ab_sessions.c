@@ -157,10 +157,10 @@ may_end(const Session *s)
 		 has_privs_of_role(GetUserId(), ROLE_PG_SIGNAL_BACKEND));
 }
 
-static void
-pause_a_moment(void)
+void
+ab_sessions_pause(int ms)
 {
-	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, POLL_MS,
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, ms,
 					 PG_WAIT_EXTENSION);
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
@@ -190,7 +190,7 @@ check_rights(Oid db, const char *name)
 							   GetUserNameFromId(sessions[i].role, true)),
 					 errhint("Its members can end it, roles with pg_signal_backend unless it is a superuser's, and superusers.")));
 		pfree(sessions);
-		pause_a_moment();
+		ab_sessions_pause(POLL_MS);
 	}
 }
 
@@ -260,7 +260,7 @@ ab_sessions_end(Oid db, const char *name)
 			all_told = now;
 		if (all_told != 0 && now >= TimestampTzPlusMilliseconds(all_told, EXIT_MS))
 			return;
-		pause_a_moment();
+		ab_sessions_pause(POLL_MS);
 	}
 }
 

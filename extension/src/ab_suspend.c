@@ -36,6 +36,7 @@
 #include "ab_catalogrows.h"
 #include "ab_failpoint.h"
 #include "ab_gate.h"
+#include "ab_sessions.h"
 #include "ab_settings.h"
 #include "ab_softdelete.h"
 #include "ab_storagefiles.h"
@@ -237,15 +238,6 @@ take_back(Oid db)
 	LWLockRelease(ab_activity->lock);
 }
 
-static void
-pause_a_moment(void)
-{
-	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, POLL_MS,
-					 PG_WAIT_EXTENSION);
-	ResetLatch(MyLatch);
-	CHECK_FOR_INTERRUPTS();
-}
-
 static int
 count_clients(const Guest *guests, int n)
 {
@@ -275,7 +267,7 @@ list_guests_but_leaving(Oid db, bool wait, int *n)
 	while (wait && may_be_leaving(guests, *n) &&
 		   !TimestampDifferenceExceeds(began_at, GetCurrentTimestamp(), LEAVE_MS))
 	{
-		pause_a_moment();
+		ab_sessions_pause(POLL_MS);
 		pfree(guests);
 		guests = list_guests(db, n);
 	}
@@ -309,7 +301,7 @@ have_them_leave(Oid db, const Guest *guests, int n, const AbSuspendHow *how)
 			why = pstrdup("Its sessions did not leave.");
 		if (why != NULL)
 			return why;
-		pause_a_moment();
+		ab_sessions_pause(POLL_MS);
 		ask_all(db, left, nleft, judged_at);
 		pfree(left);
 	}
