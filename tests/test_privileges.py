@@ -231,6 +231,13 @@ SESSIONS = {
     "branch._remote_query_each": (
         "SELECT branch._remote_query_each(ARRAY[%s]::int[], ARRAY['SELECT 1'])"
     ),
+    "branch._remote_copy": (
+        "SELECT branch._remote_copy(x.s, 'SELECT 1', x.s, 't') FROM (SELECT %s) AS x (s)"
+    ),
+    "branch._remote_gather": (
+        "SELECT branch._remote_gather(x.s, 'SELECT 1', x.s, 'SELECT (', 1)"
+        " FROM (SELECT %s) AS x (s)"
+    ),
     "branch._remote_commit": "SELECT branch._remote_commit(%s)",
     "branch._remote_close": "SELECT branch._remote_close(%s)",
 }
