@@ -46,8 +46,8 @@ def resolve(size: Sizes) -> None:
     """Finding conflicts in all rows of a table, and resolving them, beside one UPDATE of all rows;
     and memory (MB).
 
-    With --full a million.  On a quiet machine: found in 50 s, resolved in 16 s, the UPDATE took 4 s;
-    70 and 117 MB.
+    With --full a million.  On a quiet machine they were found in 50 s and resolved in 16 s, with 70
+    and 117 MB; the UPDATE took 4 s.
     """
     number = CONFLICTS[size.name]
     with server("resolve", **CALM) as cluster:
