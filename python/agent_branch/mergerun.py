@@ -309,6 +309,8 @@ class MergeRun:
             return None
         if self.stage_from is None or shape.id in self.left_out:
             return None
+        if not may_stage(self.ours, shape):
+            return None
         assert plan.theirs is not None
         places = carrier.places(plan) if can_pair(plan.theirs) else None
         if places is None:
@@ -317,8 +319,6 @@ class MergeRun:
         if first is None:
             return iter(())
         if first.count < self.stage_from:
-            return None
-        if not may_stage(self.ours, shape):
             return None
         run.stage = Stage(self.ours, shape)
         run.kept = self.keeper.table(shape)
