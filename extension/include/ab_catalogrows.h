@@ -56,6 +56,9 @@ extern Oid	ab_database_owner(Oid db);
 /* A copy of a database's name, or NULL if there is no such row (any more). */
 extern char *ab_database_name(Oid db);
 
+/* Is it marked so, as by a DROP DATABASE that was interrupted?  False without a row, too. */
+extern bool ab_database_is_invalid(Oid db);
+
 typedef struct AbNewBranch
 {
 	const char *name;

@@ -106,6 +106,19 @@ ab_database_name(Oid db)
 	return name;
 }
 
+bool
+ab_database_is_invalid(Oid db)
+{
+	HeapTuple	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
+	bool		invalid;
+
+	if (!HeapTupleIsValid(tup))
+		return false;
+	invalid = ((Form_pg_database) GETSTRUCT(tup))->datconnlimit < -1;
+	ReleaseSysCache(tup);
+	return invalid;
+}
+
 AbTryLock
 ab_try_lock_database(Oid db)
 {

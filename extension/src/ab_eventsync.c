@@ -16,7 +16,6 @@
  */
 #include "ab_eventsync.h"
 
-#include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
@@ -29,7 +28,6 @@
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "ab_base.h"
@@ -339,20 +337,6 @@ hold_database(Oid db)
 	return ab_database_name(db);
 }
 
-static bool
-is_cut_off(Oid db)
-{
-	HeapTuple	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
-	bool		result;
-
-	if (!HeapTupleIsValid(tup))
-		return false;
-	result = ((Form_pg_database) GETSTRUCT(tup))->datconnlimit < -1 &&
-		!ab_origin_exists(db);
-	ReleaseSysCache(tup);
-	return result;
-}
-
 static Oid
 oid_column(HeapTuple tuple, TupleDesc desc, int column)
 {
@@ -430,7 +414,8 @@ tell_cut_off(HeapTuple tuple, TupleDesc desc)
 
 	start_note(&note, "deleted", tuple, desc);
 	if (!ab_eventnotes_has(note.db) && !ab_origin_exists(note.db) &&
-		hold_database(note.db) != NULL && is_cut_off(note.db))
+		hold_database(note.db) != NULL &&
+		ab_database_is_invalid(note.db) && !ab_origin_exists(note.db))
 		tell_gone(&note, tuple, desc);
 }
 

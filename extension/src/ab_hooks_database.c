@@ -330,19 +330,6 @@ ab_check_drop_database(Oid db, bool files_go)
 	pfree(name);
 }
 
-static bool
-is_invalid(Oid db)
-{
-	HeapTuple	tup = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
-	bool		invalid;
-
-	if (!HeapTupleIsValid(tup))
-		return false;
-	invalid = ((Form_pg_database) GETSTRUCT(tup))->datconnlimit < -1;
-	ReleaseSysCache(tup);
-	return invalid;
-}
-
 /* An interrupted DROP DATABASE may have left nothing that says whether it was a branch. */
 void
 ab_report_drop_database(Oid db)
@@ -355,7 +342,7 @@ ab_report_drop_database(Oid db)
 		ab_dir_make_empty(db, tablespace_of(db));
 		ab_report_deleted(db, name);
 	}
-	else if (name != NULL && is_invalid(db))
+	else if (name != NULL && ab_database_is_invalid(db))
 		ab_event_find_out();
 }
 
