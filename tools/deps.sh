@@ -6,12 +6,15 @@
 #   tools/deps.sh torture  with what only make torture needs
 #
 # Servers that are on the machine are neither started, stopped, restarted nor given a
-# new cluster: a new server package comes without its default cluster, and a package
-# that would upgrade an installed server is refused.
+# new cluster: a new server package comes without its default cluster, what goes with an
+# installed server is installed in that server's version, and what would upgrade it is
+# refused.
 set -euo pipefail
 
+# Made of the server's own sources: they must be of its version.
+of_the_server=(postgresql-server-dev-15 postgresql-plpython3-15)
 packages=(gcc make libc6-dev python3 python3-psycopg
-	postgresql-15 postgresql-server-dev-15 postgresql-plpython3-15 postgresql-15-cron)
+	postgresql-15 "${of_the_server[@]}" postgresql-15-cron)
 # Wanted as programs only: their services are neither started nor enabled.
 programs=(pgbouncer prometheus prometheus-postgres-exporter prometheus-sql-exporter)
 if [ "${1:-}" != demo ]; then
@@ -77,6 +80,15 @@ if [ -d /etc/systemd/system ]; then
 fi
 
 if installed postgresql-15; then
+	version=$(dpkg-query -W -f '${Version}' postgresql-15)
+	for i in "${!missing[@]}"; do
+		# An archive that has a newer one may still have that of this server.
+		if [[ " ${of_the_server[*]} " == *" ${missing[i]} "* ]] &&
+			apt-cache madison "${missing[i]}" |
+			grep -F " $version " >/dev/null; then
+			missing[i]+="=$version"
+		fi
+	done
 	plan=$("${apt[@]}" -s install "${missing[@]}")
 	if grep -q '^Inst postgresql-15 \[' <<<"$plan"; then
 		echo >&2 "deps: installing these would upgrade the server and restart its clusters;" \
