@@ -113,10 +113,10 @@ NEW = {
 }
 
 # Staging from the first row on, and without a keeper all rows come to who merges.
-CARRIED = "from agent_branch import merging; merging.MANY = 1"
+CARRIED = "from agent_branch import conduct; conduct.MANY = 1"
 BY_ROW = (
-    "from agent_branch import merging; merging.MANY = None;"
-    " merging.Merging._keeper = lambda self: None"
+    "from agent_branch import bringing, conduct; conduct.MANY = None;"
+    " bringing.Merging._keeper = lambda self: None"
 )
 
 

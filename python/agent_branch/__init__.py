@@ -12,8 +12,9 @@ first in its group; what it uses comes after it, high to low.
   ``blocks``: the rows that differ, by their pages; ``largeobjects``; ``bases``: states that
   databases were in; ``progress``
 - merges: ``merging``; ``resolving``, ``deciding``, ``setwise``: conflicts decided; ``reverting``,
-  ``revert``: taken back; ``mergerun``: a merge from end to end, ``conflictsets``, ``clashes``: its
-  conflicts; below them
+  ``revert``: taken back; ``bringing``: what a source has changed; ``conduct``: tried until the
+  target takes it; ``outcome``; ``mergerun``: rows decided and written, ``conflictsets``,
+  ``clashes``: conflicts; below them
   - what it is about: ``mergeoptions``, ``mergescope``, ``mergeparts``, ``mergeplan``, ``threeway``
   - what becomes of a row: ``merge``
   - how it is written: ``mergetarget``, ``staging``; ``carrier``, ``carrying``: from pages, with few

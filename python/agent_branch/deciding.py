@@ -17,9 +17,16 @@ from agent_branch.data import Progress, Reading
 from agent_branch.errors import ReportedError
 from agent_branch.mergelog import Log, Pair
 from agent_branch.mergeoptions import Options, table_id
-from agent_branch.mergescope import advance_all_sequences, close_bases, open_bases
+from agent_branch.mergescope import (
+    advance_all_sequences,
+    close_bases,
+    find_pair,
+    open_bases,
+    parse_name,
+)
 from agent_branch.mergetarget import Target
-from agent_branch.merging import Result, find_pair, frozen, parse_name
+from agent_branch.merging import frozen
+from agent_branch.outcome import Result
 from agent_branch.records import dataclass
 from agent_branch.reverting import check_merged, find_merged, shape_of
 from agent_branch.setwise import Table, UnfitError

@@ -8,7 +8,9 @@ import plpy
 
 from agent_branch import bases
 from agent_branch.data import Progress, Reading
-from agent_branch.errors import ReportedError
+from agent_branch.data import _required as required
+from agent_branch.data import _target as target_of
+from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
 from agent_branch.mergelog import Pair
 from agent_branch.mergeparts import Base, Part, divide
 from agent_branch.mergesequences import advance_sequences
@@ -49,6 +51,17 @@ class Begin:
 
     part: Part
     base: Frozen
+
+
+def find_pair(source: str | None, target: str | None) -> Pair:
+    named = required("source", source)
+    other = target_of(named, target)
+    pair = Pair(named, bases.database_oid(named), other, bases.database_oid(other))
+    if pair.source_id == pair.target_id:
+        raise ReportedError(
+            INVALID_PARAMETER_VALUE, f'database "{named}" cannot be merged into itself'
+        )
+    return pair
 
 
 def open_bases(
@@ -100,6 +113,12 @@ def advance_all_sequences(
         return
     for begin in begins:
         advance_sequences(begin.base.session, ours, theirs, ("branch",), begin.part.has)
+
+
+def parse_name(name: str) -> list[str]:
+    rows = plpy.execute(plpy.prepare("SELECT parse_ident($1) AS p", ["text"]), [name])
+    parts: list[str] = rows[0]["p"]
+    return parts
 
 
 def with_leaves(pair: Pair, listed: Collection[TableId]) -> frozenset[TableId]:

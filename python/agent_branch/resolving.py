@@ -13,7 +13,9 @@ from agent_branch.merge import Decisions
 from agent_branch.mergelog import Log
 from agent_branch.mergeoptions import Options, not_null, table_id
 from agent_branch.mergeoptions import options as parse_options
-from agent_branch.merging import Result, find_pair, parse_name, run_merge
+from agent_branch.mergescope import find_pair, parse_name
+from agent_branch.merging import run_merge
+from agent_branch.outcome import Result
 from agent_branch.records import dataclass, replace
 from agent_branch.reverting import run_revert
 from agent_branch.setwise import UnfitError

@@ -15,6 +15,7 @@ import plpy
 
 from agent_branch import mergechanges, mergelog
 from agent_branch.clashes import Clash, Clashes
+from agent_branch.conduct import Attempt, Facts, Merged, attempt, carry_out
 from agent_branch.data import _name as name_of
 from agent_branch.errors import INVALID_PARAMETER_VALUE, UNDEFINED_DATABASE, ReportedError
 from agent_branch.inside import report
@@ -25,19 +26,9 @@ from agent_branch.mergeoptions import Options
 from agent_branch.mergeoptions import options as parse_options
 from agent_branch.mergeplan import TablePlan, with_key
 from agent_branch.mergerun import MergeRun
+from agent_branch.mergescope import parse_name
 from agent_branch.mergetarget import Target
-from agent_branch.merging import (
-    Attempt,
-    Facts,
-    Line,
-    Merged,
-    Outcome,
-    Result,
-    attempt,
-    carry_out,
-    parse_name,
-    result_of,
-)
+from agent_branch.outcome import Line, Outcome, Result, result_of
 from agent_branch.records import dataclass
 from agent_branch.revert import inverse, inverse_counts
 from agent_branch.tableorder import TableId

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 
 import plpy
 
-from agent_branch import bases, data, mergelog, merging
+from agent_branch import bases, data, mergelog, mergescope
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
 from agent_branch.inside import prevent_read_only, report
 from agent_branch.mergelog import Pair
@@ -318,10 +318,10 @@ def sync_start(
     """
     try:
         data._required("target", target)
-        pair = merging.find_pair(source, target)
+        pair = mergescope.find_pair(source, target)
         sync = Sync(pair)
         _check(sync)
-        asked = None if tables is None else [merging.parse_name(_named(name)) for name in tables]
+        asked = None if tables is None else [mergescope.parse_name(_named(name)) for name in tables]
         chosen = choose_tables(_published(pair.source), asked, pair.source)
         text = _connection(pair.source, connection)
         with _taking_back(sync):
