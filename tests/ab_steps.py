@@ -27,12 +27,13 @@ WEIGHTS = {
     "checkpoint": (1, 1),
     "suspend": (1, 1),
 }
+ANYWHERE = ("gc", "checkpoint", "suspend")  # take no node
 
 
 def choose(
     cluster: Cluster, tree: Tree, rng: random.Random, nodes: Sequence[Node], leaves: Sequence[Node]
 ) -> tuple[str, Callable[[], object]]:
-    """A step and its name; it works on some of these nodes."""
+    """A step and its name; it works on some of these nodes, which may be none."""
     mergeable = [n for n in nodes if n.base is not None and n.parent in nodes]
     steps: dict[str, Callable[[], object]] = {
         "fork": lambda: tree.fork(rng.choice(nodes)),
@@ -50,4 +51,6 @@ def choose(
     what = rng.choices(list(WEIGHTS), [weights[enough] for weights in WEIGHTS.values()])[0]
     if (what in ("reset", "prune") and not leaves) or (what == "merge" and not mergeable):
         what = "fork"
+    if not nodes and what not in ANYWHERE:
+        what = "checkpoint"
     return what, steps[what]
