@@ -182,16 +182,15 @@ HELPERS = [
     "  EXCEPTION WHEN invalid_parameter_value OR undefined_file THEN beyond := probe; END;"
     " END LOOP; RETURN known; END $$",
 ]
-# Without what a crash has left of CREATE INDEX CONCURRENTLY: the pages of an index whose build is
-# not committed may be on disk while their WAL is not, so that no standby has them; nobody reads it.
 LIST = (
     "SELECT c.oid::int8, pg_relation_filenode(c.oid)::int8, coalesce(a.amname, ''),"
-    " c.relkind::text, f.fork, fork_blocks(c.oid::regclass::text, f.fork)"
+    " c.relkind::text, coalesce(i.indislive AND NOT i.indisready, false),"
+    " f.fork, fork_blocks(c.oid::regclass::text, f.fork)"
     " FROM pg_class c LEFT JOIN pg_am a ON a.oid = c.relam AND c.relkind = 'i'"
+    " LEFT JOIN pg_index i ON i.indexrelid = c.oid"
     " CROSS JOIN unnest(%s::text[]) AS f (fork)"
     " WHERE c.relkind IN ('r', 'i', 't', 'm', 'S') AND c.relpersistence = 'p'"
     " AND NOT c.relisshared AND pg_relation_filenode(c.oid) IS NOT NULL"
-    " AND NOT EXISTS (SELECT FROM pg_index AS i WHERE i.indexrelid = c.oid AND NOT i.indisready)"
 )
 # The middle of a relation of a gigabyte is a hole, which takes long to read.
 HOLE = (10_000, 130_000)
@@ -238,15 +237,19 @@ class State:
     relations: dict[int, tuple[int, str]] = field(default_factory=dict)  # file number, kind
     lengths: dict[tuple[int, str], int] = field(default_factory=dict)
     pages: dict[Key, bytes] = field(default_factory=dict)
+    unbuilt: set[int] = field(default_factory=set)  # indexes whose build has not committed
+    place: str = ""  # the server's directory
 
     @classmethod
     def read(cls, cluster: Cluster, dbname: str, forks: Sequence[str] = FORKS) -> State:
         self = cls()
+        self.place = str(cluster.data)
         with cluster.connect(dbname, autocommit=False) as conn:
-            for oid, node, method, relkind, fork, blocks in conn.execute(
+            for oid, node, method, relkind, unbuilt, fork, blocks in conn.execute(
                 LIST, (list(forks),)
             ).fetchall():
                 self.relations[oid] = (node, RELATION_KINDS.get(relkind, method))
+                self.unbuilt |= {oid} if unbuilt else set()
                 self.lengths[oid, fork] = blocks
             wanted = [(oid, fork, n) for (oid, fork), n in self.lengths.items() if n]
             cursor = conn.cursor(binary=True)
@@ -311,9 +314,30 @@ def differences(before: Sequence[State], now: State, forks: Sequence[str]) -> li
             continue
         kind = now.kind(key)
         candidates = [state.pages[key] for state in before if key in state.pages]
-        if not any(same_page(kind, key[2], was, page, "fsm" not in forks) for was in candidates):
+        if any(same_page(kind, key[2], was, page, "fsm" not in forks) for was in candidates):
+            continue
+        if key[0] not in now.unbuilt or not as_never_built(before, now, key):
             found.append(key)
     return found
+
+
+def as_never_built(before: Sequence[State], now: State, key: Key) -> bool:
+    """May a page be so of an index whose CREATE INDEX CONCURRENTLY a crash has cut off?
+
+    Building an index writes pages into its file before their WAL is on disk, and syncs them at
+    its end.  A crash may take that WAL, and leaves the pages in the file of an index that is in
+    the catalogs, but that nobody reads or writes as it is not ready (test_cut_off_index.py).  Any
+    other server, a standby or one over what a disk had, has zeros there, or what a branch has
+    logged when the page was read: the same, with an LSN that may be lower than that of lost WAL.
+    """
+    kind, page = now.kind(key), now.pages[key]
+    if not any(POOL.page(page)):
+        return all(state.place != now.place for state in before)
+    return any(
+        POOL.without_hints(state.pages[key], kind, key[2]) == POOL.without_hints(page, kind, key[2])
+        for state in before
+        if key in state.pages
+    )
 
 
 def _unlike(now: State, before: Sequence[State]) -> set[tuple[int, tuple[int, str]]]:

@@ -21,7 +21,7 @@ import check_pieces  # noqa: E402
 from check_assert import SERVERLESS, STORAGE  # noqa: E402
 
 # They have standbys and WAL of their own that this would only repeat, or disks too small for two.
-LEFT_OUT = {"failpoints", "live_full", "live_standby", "standby", *SERVERLESS}
+LEFT_OUT = {"cut_off_index", "failpoints", "live_full", "live_standby", "standby", *SERVERLESS}
 # What two servers on one machine cannot share (a tablespace's directory, a device that is taken
 # away), and what looks for changes in WAL up to a certain length, or wants no checkpoint to come,
 # which the images exceed.
