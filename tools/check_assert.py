@@ -31,6 +31,7 @@ from check_core import fetch_archive, server_version  # noqa: E402
 STORAGE = [
     "branch_chain",
     "crash",
+    "cut_off_index",
     "detach",
     "failpoints",
     "hazards",
@@ -60,6 +61,7 @@ SERVERLESS |= {"schema_plan", "torture", "units"}
 COPIED = ["extension", "python", "tests", "tools", "Makefile", "agent_branch.control"]
 COPIED += ["pyproject.toml", "sql", "expected", "specs", "bench", "monitoring", "docs", "examples"]
 COPIED += ["README.md", "CHANGELOG.md", "LICENSE", "META.json"]
+PACKAGED = Path("/usr/lib/postgresql/15/bin/pg_config")
 CONFIGURE = ["--enable-cassert", "--enable-debug", "--without-readline", "--without-zlib"]
 CONFIGURE += ["--with-python", "PYTHON=/usr/bin/python3"]
 
@@ -141,18 +143,25 @@ def build(kind: str = "assert", flags: str = "-O1 -g") -> Path:
 
 
 def add_pg_cron(config: Path) -> None:
-    """The installed one, which goes with any server of the major version; into a copy."""
-    program = pg_config("--pkglibdir") + "/pg_cron.so"
-    control = Path(pg_config("--sharedir")) / "extension"
+    """The installed one, which goes with any server of the major version; into a copy.  A server
+    that was built may be without: then that of the packaged server."""
 
-    def there(option: str) -> Path:
-        done = subprocess.run([config, option], check=True, capture_output=True, text=True)
-        return Path(done.stdout.strip())
+    def of(program: Path) -> tuple[Path, Path]:
+        done = subprocess.run(
+            [program, "--pkglibdir", "--sharedir"], check=True, capture_output=True, text=True
+        )
+        libraries, shared = done.stdout.splitlines()
+        return Path(libraries), Path(shared) / "extension"
 
-    if Path(program).exists() and not (there("--pkglibdir") / "pg_cron.so").exists():
-        shutil.copy(program, there("--pkglibdir"))
-        for path in control.glob("pg_cron*"):
-            shutil.copy(path, there("--sharedir") / "extension")
+    libraries, extensions = of(config)
+    for program in (Path(pg_config("--bindir")) / "pg_config", PACKAGED):
+        if not program.exists() or (libraries / "pg_cron.so").exists():
+            continue
+        library, extension = of(program)
+        if (library / "pg_cron.so").exists():
+            shutil.copy(library / "pg_cron.so", libraries)
+            for path in extension.glob("pg_cron*"):
+                shutil.copy(path, extensions)
 
 
 def copy_sources(base: Path) -> Path:
@@ -168,17 +177,33 @@ def copy_sources(base: Path) -> Path:
     return tree
 
 
+def copy_server(server: Path, base: Path) -> Path:
+    """Under ``base``, with pg_cron; returns its pg_config.  Debian's makefiles have a server whose
+    prefix says neither pgsql nor postgres keep its libraries where the packaged one has them, and
+    a copy would install there."""
+    copy = base / "server"
+    shutil.copytree(server, copy, symlinks=True)
+    config = copy / "bin" / "pg_config"
+    libraries = subprocess.run(
+        [config, "--pkglibdir"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    if not Path(libraries).is_relative_to(copy):
+        raise SystemExit(
+            f"check-assert: {server} has its libraries in {libraries}; build it with a prefix that"
+            ' ends in "postgresql"'
+        )
+    add_pg_cron(config)
+    return config
+
+
 def prepare(base: Path) -> tuple[Path, dict[str, str]]:
     """The copies: where the tests are, and what they find the server by."""
     if "--enable-cassert" in pg_config("--configure"):
         server = Path(pg_config("--bindir")).parent
     else:
         server = build()
-    copy = base / "server"
-    shutil.copytree(server, copy, symlinks=True)
+    config = copy_server(server, base)
     tree = copy_sources(base)
-    config = copy / "bin" / "pg_config"
-    add_pg_cron(config)
     make(tree, f"PG_CONFIG={config}", "all")
     make(tree, f"PG_CONFIG={config}", "install", f"SITE={base / 'site'}")
     say(f"testing with {server}")

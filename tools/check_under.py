@@ -38,7 +38,15 @@ sys.path.insert(0, str(ROOT / "tests"))
 import check_pieces  # noqa: E402
 import gcov_table  # noqa: E402
 from ab_cluster import pg_config, workspace  # noqa: E402
-from check_assert import SERVERLESS, STORAGE, add_pg_cron, build, copy_sources, make  # noqa: E402
+from check_assert import (  # noqa: E402
+    PACKAGED,
+    SERVERLESS,
+    STORAGE,
+    build,
+    copy_server,
+    copy_sources,
+    make,
+)
 
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -O1 -g"
 COUNT = "--coverage -O0 -g -U_FORTIFY_SOURCE"
@@ -117,7 +125,7 @@ def install(place: Place, flags: str) -> None:
     if not (place.base / "server" / "include").exists():
         config = Path(shutil.which(os.environ.get("PG_CONFIG", "pg_config")) or "")
         if not (Path(pg_config("--includedir-server")) / "postgres.h").exists():
-            config = Path("/usr/lib/postgresql/15/bin/pg_config")
+            config = PACKAGED
     building = [f"PG_CONFIG={config}"]
     make(place.tree, *building, f"COPT={flags}", "all")
     site = f"SITE={place.base / 'site'}"
@@ -141,9 +149,7 @@ def prepare(kind: str, base: Path) -> Place:
     if kind == "valgrind":
         need("valgrind")
     if kind in ("asan", "valgrind"):
-        shutil.copytree(with_assertions(kind), base / "server", symlinks=True)
-        config = base / "server" / "bin" / "pg_config"
-        add_pg_cron(config)
+        config = copy_server(with_assertions(kind), base)
     else:
         config = mirror_installed(base)
     place = Place(base, config, copy_sources(base), base / "reports")
