@@ -241,6 +241,56 @@ def test_expired_before_it_was_told(make_cluster: Callable[..., Cluster]) -> Non
     assert [event for event, _ in events(cluster, "k1")] == ["created", "expired", "deleted"]
 
 
+def test_changed_before_it_was_told(make_cluster: Callable[..., Cluster]) -> None:
+    """There was no room for the notes of some new branches, as after a crash, and clients come
+    before the comparison: whatever they do to one, it is told after its creation, and nothing
+    is told twice."""
+    cluster = make_cluster("first", {"agent_branch.sweep_interval": "0", "fsync": "off"})
+    cluster.sql("SELECT branch.create_many(ARRAY['k0', 'known'])")
+    with keeper_held_up(cluster), cluster.connect("main", autocommit=False) as conn:
+        for name in (*(f"noted{i}" for i in range(128)), *(f"k{i}" for i in range(1, 8))):
+            conn.execute(f"CREATE DATABASE {name} TEMPLATE main STRATEGY branch")
+        conn.commit()
+    wait_for(lambda: len(events(cluster, "noted%")) == 128, what="the events that were noted")
+    assert events(cluster, "k_") == [("created", "k0")]
+    cluster.sql("SELECT branch.delete('k1', hard => true)")
+    cluster.sql("SELECT branch.delete('k2')")
+    cluster.sql("DROP DATABASE k3", dbname="main")
+    cluster.sql("SELECT branch.rename('k4', 'k4_new')")
+    cluster.sql("SELECT branch.delete('k4_new')")
+    cluster.sql("SELECT branch.reset('k5')")
+    cluster.sql("SELECT branch.detach('k6')")
+    with cluster.connect(autocommit=False) as conn:
+        conn.execute("SELECT branch.delete('k7')")
+        conn.rollback()
+        conn.execute("SET default_transaction_isolation = 'repeatable read'")
+        conn.commit()
+        conn.execute("SELECT branch.delete('k7', hard => true)")
+        conn.execute("SELECT branch.delete('known', hard => true)")
+        conn.commit()
+    cluster.sql("DROP DATABASE k0", dbname="main")
+    expected = {
+        "k0": ["created", "deleted"],
+        "k1": ["created", "deleted"],
+        "k2": ["created", "deleted"],
+        "k3": ["created", "deleted"],
+        "k4": ["created"],
+        "k4_new": ["renamed", "deleted"],
+        "k5": ["created", "reset"],
+        "k6": ["created", "detached"],
+        "k7": ["created", "deleted"],
+        "known": ["created", "deleted"],
+    }
+
+    def told() -> dict[str, list[str]]:
+        return {name: [event for event, _ in events(cluster, name)] for name in expected}
+
+    wait_for(lambda: ("deleted", "k0") in events(cluster, "k0"), what="the keeper's events")
+    assert told() == expected
+    cluster.sql("SELECT * FROM branch.gc()")
+    assert told() == expected
+
+
 def waits_or_done(cluster: Cluster, thread: threading.Thread) -> bool:
     return not thread.is_alive() or bool(
         cluster.scalar("SELECT count(*) FROM pg_locks WHERE NOT granted")

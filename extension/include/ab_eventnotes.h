@@ -40,6 +40,7 @@ typedef struct AbNote
 	TimestampTz at;
 	Oid			db;
 	Oid			owner;
+	bool		if_untold;		/* a creation: only if the log does not have it */
 	char		event[AB_NOTE_EVENT_LEN];
 	char		branch[NAMEDATALEN];
 	char		parent[NAMEDATALEN];	/* empty: none */

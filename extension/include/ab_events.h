@@ -8,6 +8,21 @@
 
 #include "ab_eventnotes.h"
 
+/* Columns of branch.event_log. */
+enum
+{
+	AB_EVENT_COL_ID,
+	AB_EVENT_COL_AT,
+	AB_EVENT_COL_EVENT,
+	AB_EVENT_COL_BRANCH,
+	AB_EVENT_COL_BRANCH_ID,
+	AB_EVENT_COL_PARENT,
+	AB_EVENT_COL_BY,
+	AB_EVENT_COL_OWNER_ID,
+	AB_EVENT_COL_DETAIL,
+	AB_EVENT_COLS
+};
+
 /*
  * Say that something has happened to a database, in the caller's transaction:
  * nothing is left of it if that, or the subtransaction, is rolled back.  The row is
@@ -22,6 +37,14 @@
  */
 extern void ab_event(const char *event, Oid db, const char *branch,
 					 const char *parent, const char *detail_json);
+
+/*
+ * Before something is said about a branch that this transaction has locked: if it may be
+ * that nobody was told of its creation, because a crash or too many notes took that, let
+ * event "created" come first.  ab_event() does this by itself; to be called where what it
+ * is given is not the branch that has the name until now.
+ */
+extern void ab_event_make_known(Oid db, const char *name);
 
 /*
  * Something may happen to a database that cannot be told from here: when this

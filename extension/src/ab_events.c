@@ -33,6 +33,7 @@
 #include "lib/ilist.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
@@ -42,34 +43,23 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
+#include "ab_catalogrows.h"
 #include "ab_eventnotes.h"
 #include "ab_eventorder.h"
+#include "ab_eventtold.h"
 #include "ab_gate.h"
 #include "ab_request.h"
 #include "ab_settings.h"
 #include "ab_shmem.h"
+#include "ab_softdelete.h"
 
 #define EVENTS_TABLE "event_log"
 #define EVENTS_SEQUENCE "event_log_id_seq"
 
 #define DETAIL_SHORTENED "{\"shortened\": true}"
 
-/* Columns of branch.event_log. */
-enum
-{
-	COL_ID,
-	COL_AT,
-	COL_EVENT,
-	COL_BRANCH,
-	COL_BRANCH_ID,
-	COL_PARENT,
-	COL_BY,
-	COL_OWNER_ID,
-	COL_DETAIL,
-	NCOLS
-};
-
-static const Oid column_types[NCOLS] = {
+/* Of the columns of branch.event_log. */
+static const Oid column_types[AB_EVENT_COLS] = {
 	INT8OID, TIMESTAMPTZOID, TEXTOID, TEXTOID, OIDOID, TEXTOID, TEXTOID, OIDOID,
 	JSONBOID
 };
@@ -86,6 +76,7 @@ typedef struct AbEvent
 	const char *parent;			/* may be NULL */
 	const char *by;
 	bool		found;			/* somebody else's, who left a note or nothing */
+	bool		if_untold;		/* "created", for those who do not know the branch */
 	const char *detail_text;
 	Datum		detail;
 } AbEvent;
@@ -165,9 +156,9 @@ static void
 check_layout(Relation rel)
 {
 	TupleDesc	desc = RelationGetDescr(rel);
-	bool		same = desc->natts == NCOLS;
+	bool		same = desc->natts == AB_EVENT_COLS;
 
-	for (int i = 0; i < NCOLS && same; i++)
+	for (int i = 0; i < AB_EVENT_COLS && same; i++)
 		same = TupleDescAttr(desc, i)->atttypid == column_types[i];
 	if (!same)
 		ereport(ERROR,
@@ -184,19 +175,19 @@ make_row(Relation rel, const AbEvent *e, int64 id)
 {
 	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(rel),
 													&TTSOpsHeapTuple);
-	Datum		values[NCOLS];
-	bool		nulls[NCOLS] = {false};
+	Datum		values[AB_EVENT_COLS];
+	bool		nulls[AB_EVENT_COLS] = {false};
 
-	values[COL_ID] = Int64GetDatum(id);
-	values[COL_AT] = TimestampTzGetDatum(e->at);
-	values[COL_EVENT] = CStringGetTextDatum(e->event);
-	values[COL_BRANCH] = CStringGetTextDatum(e->branch);
-	values[COL_BRANCH_ID] = ObjectIdGetDatum(e->db);
-	nulls[COL_PARENT] = e->parent == NULL;
-	values[COL_PARENT] = nulls[COL_PARENT] ? (Datum) 0 : CStringGetTextDatum(e->parent);
-	values[COL_BY] = CStringGetTextDatum(e->by);
-	values[COL_OWNER_ID] = ObjectIdGetDatum(e->owner);
-	values[COL_DETAIL] = e->detail;
+	values[AB_EVENT_COL_ID] = Int64GetDatum(id);
+	values[AB_EVENT_COL_AT] = TimestampTzGetDatum(e->at);
+	values[AB_EVENT_COL_EVENT] = CStringGetTextDatum(e->event);
+	values[AB_EVENT_COL_BRANCH] = CStringGetTextDatum(e->branch);
+	values[AB_EVENT_COL_BRANCH_ID] = ObjectIdGetDatum(e->db);
+	nulls[AB_EVENT_COL_PARENT] = e->parent == NULL;
+	values[AB_EVENT_COL_PARENT] = nulls[AB_EVENT_COL_PARENT] ? (Datum) 0 : CStringGetTextDatum(e->parent);
+	values[AB_EVENT_COL_BY] = CStringGetTextDatum(e->by);
+	values[AB_EVENT_COL_OWNER_ID] = ObjectIdGetDatum(e->owner);
+	values[AB_EVENT_COL_DETAIL] = e->detail;
 	ExecStoreHeapTuple(heap_form_tuple(RelationGetDescr(rel), values, nulls),
 					   slot, true);
 	return slot;
@@ -216,6 +207,41 @@ write_rows(Relation rel, TupleTableSlot **slots, int n)
 		ExecDropSingleTupleTableSlot(slots[i]);
 }
 
+/* Creations that were told come out of the list; mostly there are none in it. */
+static void
+leave_out_told(Relation rel)
+{
+	HTAB	   *in_question = ab_eventtold_set();
+	HTAB	   *told;
+	dlist_mutable_iter it;
+	bool		any = false;
+
+	dlist_foreach_modify(it, &pending)
+	{
+		AbEvent    *e = dlist_container(AbEvent, node, it.cur);
+
+		if (!e->if_untold)
+			continue;
+		ab_eventtold_add(in_question, e->db);
+		any = true;
+	}
+	if (!any)
+		return;
+	told = ab_eventtold_read(rel, in_question);
+	dlist_foreach_modify(it, &pending)
+	{
+		AbEvent    *e = dlist_container(AbEvent, node, it.cur);
+
+		if (e->if_untold && ab_eventtold_in(told, e->db))
+		{
+			dlist_delete(it.cur);
+			npending--;
+		}
+		else if (ab_eventtold_appears(e->event))
+			ab_eventtold_add(told, e->db);
+	}
+}
+
 static void
 write_pending(void)
 {
@@ -232,6 +258,7 @@ write_pending(void)
 	ab_gate_enter();
 	rel = table_open(ab_events_table(), RowExclusiveLock);
 	check_layout(rel);
+	leave_out_told(rel);
 	sequence = ab_events_sequence();
 
 	/* the statements' own are gone, and a wide row is put into a TOAST table */
@@ -273,6 +300,7 @@ put_note(const AbEvent *e)
 	note.at = e->at;
 	note.db = e->db;
 	note.owner = e->owner;
+	note.if_untold = e->if_untold;
 	strlcpy(note.event, e->event, sizeof(note.event));
 	strlcpy(note.branch, e->branch, sizeof(note.branch));
 	if (e->parent)
@@ -286,14 +314,23 @@ put_note(const AbEvent *e)
 	return ab_eventnotes_put(&note);
 }
 
-/* Events of a database that has no table for them become notes for the keeper. */
+/*
+ * Events of a database that has no table for them become notes for the keeper.  None
+ * comes after one that is lost: a later event must not be told before it.
+ */
 static void
 put_notes(void)
 {
 	dlist_iter	it;
 
 	dlist_foreach(it, &pending)
-		notes_are_lost |= !put_note(dlist_container(AbEvent, node, it.cur));
+	{
+		if (!put_note(dlist_container(AbEvent, node, it.cur)))
+		{
+			notes_are_lost = true;
+			break;
+		}
+	}
 }
 
 static bool
@@ -495,6 +532,30 @@ remember(const AbEvent *said)
 	npending++;
 }
 
+/* By this transaction: nobody tells of it meanwhile. */
+static bool
+is_ours(Oid db)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, db, 0);
+	return LockHeldByMe(&tag, AccessExclusiveLock);
+}
+
+/* A note about it means that its creation was told, or is noted before. */
+void
+ab_event_make_known(Oid db, const char *name)
+{
+	AbNote		note;
+
+	if (ab_eventnotes_comparison_wanted() == 0 || !is_ours(db) ||
+		ab_database_is_deleted(db) || ab_eventnotes_has(db) ||
+		!ab_eventtold_creation(&note, db, name, owner_of(db)))
+		return;
+	note.if_untold = true;
+	ab_event_from_note(&note);
+}
+
 void
 ab_event(const char *event, Oid db, const char *branch, const char *parent,
 		 const char *detail_json)
@@ -503,6 +564,8 @@ ab_event(const char *event, Oid db, const char *branch, const char *parent,
 
 	if (in_control_database() && !ab_events_writable())
 		return;
+	if (!ab_eventtold_appears(event))
+		ab_event_make_known(db, branch);
 	e.at = GetCurrentTimestamp();
 	e.db = db;
 	e.owner = owner_of(db);
@@ -527,6 +590,7 @@ ab_event_from_note(const AbNote *note)
 	AbEvent		e = {0};
 
 	e.found = true;
+	e.if_untold = note->if_untold;
 	e.at = note->at;
 	e.db = note->db;
 	e.owner = note->owner;

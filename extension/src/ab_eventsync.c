@@ -35,6 +35,7 @@
 #include "ab_eventnotes.h"
 #include "ab_eventorder.h"
 #include "ab_events.h"
+#include "ab_eventtold.h"
 #include "ab_format.h"
 #include "ab_gate.h"
 #include "ab_origin.h"
@@ -53,9 +54,6 @@
 
 /* Databases that a comparison locks: the lock table is shared by everybody. */
 #define HELD_AT_ONCE 256
-
-/* Events by which a database becomes a living branch. */
-#define APPEARS "('created', 'reset', 'restored', 'recovered')"
 
 /* ---- turns ---- */
 
@@ -262,8 +260,8 @@ ab_eventsync_tend(void)
  */
 #define LAST_EVENTS \
 	"WITH told AS (" \
-	" SELECT id, branch_id AS db, event IN " APPEARS " AS appears" \
-	" FROM branch.event_log WHERE event IN " APPEARS \
+	" SELECT id, branch_id AS db, event IN " AB_EVENTS_APPEARS " AS appears" \
+	" FROM branch.event_log WHERE event IN " AB_EVENTS_APPEARS \
 	" OR event IN ('purged', 'detached')" \
 	" OR (event = 'deleted' AND (detail ->> 'hard')::boolean)" \
 	" UNION ALL" \
@@ -360,28 +358,14 @@ static void
 tell_created(HeapTuple tuple, TupleDesc desc)
 {
 	AbNote		note;
-	AbOriginHeader header;
-	char		id[AB_SNAPID_TEXT_LEN + 1];
-	char	   *name;
-	char	   *parent;
-	char	   *owner;
+	Oid			db = oid_column(tuple, desc, 1);
+	char	   *name = SPI_getvalue(tuple, desc, 2);
 
-	start_note(&note, "created", tuple, desc);
-	if (ab_hidden_name_is_reserved(note.branch) || ab_base_name_is_reserved(note.branch) ||
-		ab_eventnotes_has(note.db) || !ab_origin_exists(note.db) ||
-		(name = hold_database(note.db)) == NULL ||
-		!ab_storage_read_origin(note.db, &header))
-		return;
-	strlcpy(note.branch, name, sizeof(note.branch));
-	note.at = header.created_at;
-	owner = GetUserNameFromId(note.owner, true);
-	strlcpy(note.by, owner ? owner : "", sizeof(note.by));
-	parent = ab_database_name(header.parent_db);
-	strlcpy(note.parent, parent ? parent : "", sizeof(note.parent));
-	ab_snapid_format(header.snapshot, id);
-	snprintf(note.detail, sizeof(note.detail),
-			 "{\"snapshot\": \"%s\", \"found\": true}", id);
-	ab_event_from_note(&note);
+	if (!ab_hidden_name_is_reserved(name) && !ab_base_name_is_reserved(name) &&
+		!ab_eventnotes_has(db) && ab_origin_exists(db) &&
+		(name = hold_database(db)) != NULL &&
+		ab_eventtold_creation(&note, db, name, oid_column(tuple, desc, 3)))
+		ab_event_from_note(&note);
 }
 
 static void
@@ -510,7 +494,7 @@ prune_is_due(void)
 }
 
 #define OLD_EVENTS \
-	"FROM branch.event_log AS e WHERE e.at < $1 AND NOT (e.event IN " APPEARS \
+	"FROM branch.event_log AS e WHERE e.at < $1 AND NOT (e.event IN " AB_EVENTS_APPEARS \
 	" AND EXISTS (SELECT 1 FROM pg_database AS d WHERE d.oid = e.branch_id))"
 
 /* Looks first: who writes waits at the gate of the control database. */

@@ -129,6 +129,7 @@ ab_rename_branch(const char *name, const char *new_name, bool force)
 	if (force)
 		ab_sessions_end(db, name);
 	ab_sessions_check(db, name);
+	ab_event_make_known(db, name);
 	(void) ab_change_database(db, new_name, NULL);
 	ab_default_parent_follow(name, new_name);
 	report_renamed(db, name, new_name);

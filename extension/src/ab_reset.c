@@ -266,6 +266,7 @@ ab_reset_branch(const AbResetOptions *opt, AbReplaced *replaced)
 
 	lock_old(old, opt);
 	note_replaced(old, replaced);
+	ab_event_make_known(old, opt->name);
 	save_row(old, &nb);
 	attachments = ab_attachments_save(old);
 	nb.acl = attachments->acl;
