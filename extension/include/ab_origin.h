@@ -13,6 +13,7 @@
 #include "ab_manifest.h"
 #include "ab_originfile.h"
 #include "ab_originpack.h"
+#include "ab_originslots.h"
 
 #include "port/atomics.h"
 
@@ -115,6 +116,14 @@ extern AbOrigins *ab_origin_all(void);
 extern bool ab_origins_read(const AbOrigins *o, int i, AbOriginHeader *header);
 extern void ab_origins_free(AbOrigins *o);
 
+/*
+ * Does an origin have a file of its own that says no more than its header, which is put
+ * into *header?  And remove that file, if it still is so and says the same; what is
+ * damaged stays.  The file is in need of nobody: the branch has no directory.
+ */
+extern bool ab_origin_is_bare(Oid db, AbOriginHeader *header);
+extern bool ab_origin_unlink_bare(const AbOriginHeader *header);
+
 /* Violations of the file's own rules, as palloc'd text, or NULL. */
 extern char *ab_origin_check(Oid db);
 
@@ -131,7 +140,7 @@ typedef struct pg_attribute_aligned(PG_CACHE_LINE_SIZE) AbBranchAnswer
 	pg_atomic_uint32 *counter;	/* of that database */
 	AbBranch   *branch;
 	AbFork	  **recent;			/* some of its forks, by ab_recent_place() */
-	uint32		reserved;		/* slots for limits were, when that was held (ab_originfile.h) */
+	uint32		reserved;		/* slots for limits were, when that was held (ab_originslots.h) */
 } AbBranchAnswer;
 
 extern AbBranchAnswer ab_branch_answer;
@@ -186,7 +195,7 @@ static inline void
 ab_limit_reserve(AbBranch *b)
 {
 	if (unlikely(b != ab_branch_answer.branch ||
-				 ab_branch_answer.reserved != ab_originfile_held_moment))
+				 ab_branch_answer.reserved != ab_originslots_held_moment))
 		ab_limit_reserve_slow(b);
 }
 

@@ -108,7 +108,7 @@ unlink_files(const AbOriginHeader *batch, int n)
 {
 	for (int i = 0; i < n; i++)
 	{
-		(void) ab_originfile_unlink_bare(&batch[i]);
+		(void) ab_origin_unlink_bare(&batch[i]);
 		AB_FAILPOINT_NO_ERROR("gather-unlinked");
 	}
 	fsync_fname(AB_BRANCH_DIR, true);
@@ -145,12 +145,12 @@ collect(const AbOrigins *o, int *next, AbOriginHeader batch[BATCH])
 		int			i = (*next)++;
 		LOCKTAG		tag;
 
-		if (o->gathered[i] != NULL || !ab_originfile_is_bare(o->dbs[i], &batch[n]))
+		if (o->gathered[i] != NULL || !ab_origin_is_bare(o->dbs[i], &batch[n]))
 			continue;
 		set_tag(&tag, o->dbs[i]);
 		if (LockAcquire(&tag, AccessShareLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
 			pg_atomic_fetch_add_u32(&ab_shared->ungathered, 1);
-		else if (ab_originfile_is_bare(o->dbs[i], &batch[n]))
+		else if (ab_origin_is_bare(o->dbs[i], &batch[n]))
 			n++;
 		else
 			(void) LockRelease(&tag, AccessShareLock, false);
@@ -309,7 +309,7 @@ ab_gather_redo(const xl_ab_gather *rec)
 
 		memcpy(&header, data + i * sizeof(header), sizeof(header));
 		restore_missing(&header);
-		if (ab_originfile_is_bare(header.db, &batch[n]) &&
+		if (ab_origin_is_bare(header.db, &batch[n]) &&
 			AbSnapIdEquals(batch[n].incarnation, header.incarnation))
 			n++;
 	}

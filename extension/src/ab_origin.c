@@ -1,7 +1,7 @@
 /*
  * ab_origin.c
  *	  Which databases are branches, as each process sees it: a cache over the
- *	  origin files (format: ab_format.h; writing them: ab_originfile.c).
+ *	  origin files (format: ab_format.h; writing them: ab_originslots.c).
  *
  * Any process, the startup process and auxiliary processes included.  What is
  * cached about a database is valid while its generation stands still (I9).  The
@@ -474,7 +474,7 @@ ab_limit_reserve_slow(AbBranch *b)
 		return;
 
 	/* one that has been gathered gets room now, or a truncation would be too late */
-	held = ab_originfile_hold(b->db, b->header.incarnation);
+	held = ab_originslots_hold(b->db, b->header.incarnation);
 	if (!held && errno != ENOENT && !InRecovery)
 		ereport(ERROR,
 				(errcode_for_file_access(),
@@ -482,11 +482,11 @@ ab_limit_reserve_slow(AbBranch *b)
 	if (b->nfree < AB_SLOT_RESERVE)
 	{
 		/* a full disk matters only when nothing is left */
-		if (ab_originfile_extend(b->db, b->nfree > 0))
+		if (ab_originslots_extend(b->db, b->nfree > 0))
 			b->nfree += AB_ORIGIN_BLOCK / sizeof(AbLimitSlot);
 	}
 	if (held && b->nfree >= AB_SLOT_RESERVE && b == ab_branch_answer.branch)
-		ab_branch_answer.reserved = ab_originfile_held_moment;
+		ab_branch_answer.reserved = ab_originslots_held_moment;
 }
 
 void
@@ -503,7 +503,7 @@ ab_limit_lower(AbBranch *b, RelFileNode rnode, ForkNumber fork,
 	slot.rel = rnode.relNode;
 	slot.fork = fork;
 	slot.limit = limit;
-	ab_originfile_put_slot(b->db, b->header.incarnation, &slot, ERROR);
+	ab_originslots_put(b->db, b->header.incarnation, &slot, ERROR);
 	f->limit = limit;
 }
 
@@ -526,5 +526,5 @@ ab_limit_drop_relation(AbBranch *b, RelFileNode rnode)
 	slot.spc = rnode.spcNode;
 	slot.rel = rnode.relNode;
 	slot.fork = AB_ALL_FORKS;
-	ab_originfile_put_slot(b->db, b->header.incarnation, &slot, WARNING);
+	ab_originslots_put(b->db, b->header.incarnation, &slot, WARNING);
 }

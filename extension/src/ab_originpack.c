@@ -3,7 +3,7 @@
  *	  The file of gathered origins (format: ab_format.h): looking one up, reading all,
  *	  writing the file anew, and marking entries dead in place.
  *
- * Any process.  Writers hold gather_lock (ab_gather.c, ab_originfile.c); readers need
+ * Any process.  Writers hold gather_lock (ab_gather.c, ab_originlife.c); readers need
  * none: under its name the file is always whole, and all that ever changes in it is the
  * word that says that an entry is dead.  A crash leaves the file as it was before or
  * after, and perhaps a tmp.* file, which server start removes; the word is on disk

@@ -4,7 +4,7 @@
  *	  storage without a row, snapshots without branches.
  *
  * Started by the keeper, connected to the control database, ends by itself.  Its
- * locks are those of ab_gc.c, all of them conditional, and none of its waits is for
+ * locks are those of ab_gc*.c, all of them conditional, and none of its waits is for
  * something that waits for the keeper.  A crash leaves the rest to the next sweep.
  */
 #include "ab_sweeper.h"
