@@ -14,7 +14,7 @@ One pair of servers tells less than its many turns make believe: runs of this wi
 have differed by 1 to 2 % where the turns of every one of them said 0.3 to 0.9 %.  Addresses and
 pages of memory, and what falls together in the processor's caches with them, are drawn by lot
 when servers and sessions start; more turns do not make up for that.  So both servers are started
-again a few times, each in its turn first, and read their tables into memory before anything
+again many times, each in its turn first, and read their tables into memory before anything
 counts.  A figure is the median of the ratios of all turns of all these lives; its range is the
 middle 95 % of the medians of as many lives and turns drawn at random, again and again (bootstrap
 in two stages).  stock-twice, in the same table, is a stock server beside another one: its ratio
@@ -145,12 +145,14 @@ def lives(
     for cluster in (one, two):
         cluster.sql("CREATE EXTENSION IF NOT EXISTS pg_prewarm SCHEMA public", dbname=dbname)
     for life in range(size.lives):
-        for cluster in (one, two) if life % 2 else (two, one):
+        order = (one, two) if life % 2 else (two, one)
+        for cluster in order:
             cluster.stop()
             cluster.start()
-        with one.connect(dbname) as first, two.connect(dbname) as second:
-            read_all(first)
-            read_all(second)
+        with order[0].connect(dbname) as earlier, order[1].connect(dbname) as later:
+            read_all(earlier)
+            read_all(later)
+            first, second = (earlier, later) if life % 2 else (later, earlier)
             for kind in kinds:
                 number = size.turns // size.lives
                 found[kind].append(turns(kind, source, scale, first, second, number))

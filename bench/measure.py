@@ -53,7 +53,7 @@ class Sizes:
         self.seconds = choose(1, 2, 10)  # of one pgbench run; there are self.rounds of them
         self.rounds = choose(3, 7, 9)
         self.turns = choose(100, 1200, 4000)  # of either side, where CPU time is measured
-        self.lives = choose(2, 12, 20)  # of the servers, over which these turns are spread
+        self.lives = choose(2, 48, 96)  # of the servers, over which these turns are spread
         self.depth = choose(20, 100, 1000)  # of point reads
         self.chain = choose(20, 500, 500)  # of creations
         self.relations = choose(1000, 10_000, 10_000)
