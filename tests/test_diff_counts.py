@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import re
+import threading
 from collections import Counter
 
 import psycopg
 import pytest
-from ab_cluster import Cluster
+from ab_cluster import Cluster, wait_for
 
 COUNTS = (
     "SELECT rows_added, rows_modified, rows_deleted FROM branch.diff_summary(%s, %s)"
@@ -167,6 +169,102 @@ def test_many_in_little_memory(cluster: Cluster) -> None:
         assert found == [10000 + 5000, 10000, 0], memory
         found = counted(cluster, "many", "many1", "m", work_mem=memory, hash_mem_multiplier="1")
         assert found == [0, 10000, 10000 + 5000], memory
+
+
+SHARED = re.compile(r"looked at (\d+) of (\d+) blocks for another process")
+
+
+def scattered(cluster: Cluster, name: str) -> None:
+    """A database and a branch ``name``1 of it, with changes in all of a thousand pages."""
+    cluster.sql(f"CREATE DATABASE {name}")
+    cluster.sql(
+        "CREATE TABLE w (k text PRIMARY KEY, v int, j jsonb, pad text);"
+        "ALTER TABLE w ALTER pad SET STORAGE PLAIN;"
+        "INSERT INTO w SELECT 'key ' || g, 0, '{\"a\": 1.0}', repeat('x', 900)"
+        " FROM generate_series(1, 8000) AS g",
+        dbname=name,
+    )
+    cluster.sql(f"CREATE DATABASE {name}1 TEMPLATE {name} STRATEGY branch")
+    cluster.sql(
+        "UPDATE w SET v = 1 WHERE right(k, 1) = '1';"
+        "UPDATE w SET v = 0 WHERE right(k, 1) = '2';"
+        "UPDATE w SET j = '{\"a\": 1.00}' WHERE right(k, 1) = '3';"
+        "DELETE FROM w WHERE right(k, 2) = '44'",
+        dbname=f"{name}1",
+    )
+    cluster.sql("DELETE FROM w WHERE right(k, 2) = '55'", dbname=name)
+
+
+def shares(cluster: Cluster, since: int) -> list[tuple[int, int]]:
+    """How many blocks another process took, of how many, in each share."""
+    found = SHARED.findall(cluster.log_text()[since:])
+    return [(int(taken), int(blocks)) for taken, blocks in found]
+
+
+def test_by_two_processes(cluster: Cluster) -> None:
+    """Of many pages a session in another database looks at some, once for each part of the keys."""
+    scattered(cluster, "two")
+    cluster.sql("ALTER DATABASE two SET log_min_messages = debug1")
+    cluster.sql("ALTER DATABASE two1 SET log_min_messages = debug1")
+    for source, target, wanted in (("two1", "two", [80, 800, 80]), ("two", "two1", [80, 800, 80])):
+        for memory, parts in (("64MB", 1), ("64kB", 2)):
+            before = len(cluster.log_text())
+            found = counted(cluster, source, target, "w", work_mem=memory, hash_mem_multiplier="1")
+            assert found == wanted
+            said = shares(cluster, before)
+            assert len(said) == 1 if parts == 1 else len(said) >= parts, (memory, said)
+            assert all(0 <= taken <= blocks and blocks > 1000 for taken, blocks in said)
+    assert listed(cluster, "two1", "two", "w") == [80, 800, 80]
+    # A key out of line cannot be told of, whoever comes to it: rows are read after all.
+    cluster.sql(
+        "UPDATE w SET k = (SELECT string_agg(md5(n::text), '') FROM generate_series(1, 70) AS n)"
+        " WHERE k = 'key 7777'",
+        dbname="two1",
+    )
+    assert counted(cluster, "two1", "two", "w") == [81, 800, 81]
+
+
+def test_alone(cluster: Cluster) -> None:
+    """While somebody waits to drop one of the databases no other process takes a share."""
+    scattered(cluster, "alone")
+    for name in ("alone", "alone1"):
+        cluster.sql(f"ALTER DATABASE {name} SET log_min_messages = debug1")
+    file = cluster.scalar("SELECT pg_relation_filenode('w')", dbname="alone")
+    query = (
+        "SELECT added, removed FROM branch._changed_counts("
+        "(SELECT oid FROM pg_database WHERE datname = 'alone'), 0, %(file)s::oid,"
+        " (SELECT oid FROM pg_database WHERE datname = 'alone1'), 0, %(file)s::oid,"
+        " '{0}', '{4000}', %(one)s, %(other)s, '{-1,4,-1,-1}', 'iiii', 'kppp', 0, '')"
+        " WHERE added IS NOT NULL"
+    )
+    before = len(cluster.log_text())
+    with cluster.connect(autocommit=False) as conn, cluster.connect() as dropper:
+        one, other = (
+            conn.execute(
+                "SELECT branch._remote_open(%s, true, 'repeatable read')", [name]
+            ).fetchall()[0][0]
+            for name in ("alone", "alone1")
+        )
+        for session in (one, other):
+            conn.execute("SELECT branch._remote_run(%s, 'SELECT 1')", [session])
+        given = {"file": file, "one": one, "other": other}
+        assert conn.execute(query, given).fetchall() == [(80, 80)]
+        assert len(shares(cluster, before)) == 1
+        # a lock that the drop waits for, and a share of the blocks does not
+        conn.execute("COMMENT ON DATABASE alone1 IS 'held'")
+        before = len(cluster.log_text())
+        dropping = threading.Thread(target=lambda: dropper.execute("DROP DATABASE alone1"))
+        dropping.start()
+        try:
+            wait_for(
+                lambda: cluster.scalar("SELECT count(*) FROM pg_locks WHERE NOT granted") == 1,
+                what="the drop waits",
+            )
+            assert conn.execute(query, given).fetchall() == [(80, 80)]
+            assert shares(cluster, before) == []
+        finally:
+            conn.rollback()
+            dropping.join()
 
 
 def test_as_sessions_see(cluster: Cluster) -> None:

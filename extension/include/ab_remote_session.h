@@ -1,7 +1,7 @@
 /*
  * ab_remote_session.h
  *	  A session in another database as its caller's process keeps it.  Used by
- *	  ab_remote.c and ab_remote_answers.c only.
+ *	  ab_remote*.c and ab_rowshare.c only.
  */
 #ifndef AB_REMOTE_SESSION_H
 #define AB_REMOTE_SESSION_H

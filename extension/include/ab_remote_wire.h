@@ -1,7 +1,7 @@
 /*
  * ab_remote_wire.h
  *	  What a session in another database and its worker share: a dynamic segment with
- *	  the task and two queues.  Used by ab_remote.c and ab_remote_worker.c only.
+ *	  the task and two queues.  Used by ab_remote*.c and ab_rowshare.c only.
  */
 #ifndef AB_REMOTE_WIRE_H
 #define AB_REMOTE_WIRE_H
@@ -9,6 +9,7 @@
 #include "ab_remote.h"
 
 #include "nodes/pg_list.h"
+#include "port/atomics.h"
 #include "storage/shm_mq.h"
 
 /* Written by the caller before the worker starts, never changed. */
@@ -21,6 +22,9 @@ typedef struct AbRemoteTask
 	bool		closed;			/* the database takes no connections but this one */
 	bool		leave_no_cache; /* the relation cache file is to go with the worker */
 	AbRemoteOptions options;
+
+	/* but this: counted up by both while they share blocks (ab_rowshare.c) */
+	pg_atomic_uint32 blocks_taken;
 } AbRemoteTask;
 
 /* The segment: the task, the answers' queue, the requests' queue. */
@@ -51,6 +55,7 @@ ab_remote_requests(AbRemoteTask *task)
 #define AB_REMOTE_LOAD		'L' /* a temporary table, with NUL; then the two below */
 #define AB_REMOTE_LOAD_DATA 'd' /* a piece of what COPY FROM reads */
 #define AB_REMOTE_LOAD_END	'c'
+#define AB_REMOTE_ROWS		'R' /* blocks of which some are to be looked at (ab_rowshare.c) */
 
 #define AB_REMOTE_PID		'K' /* first of all: int32 process id */
 #define AB_REMOTE_DONE		'Z' /* a request is done */
@@ -60,5 +65,9 @@ extern List *ab_remote_parse(const char *sql, bool copies);
 
 /* In the worker: rows sent by ab_remote_copy() into a temporary table; how many. */
 extern uint64 ab_remote_load(const char *table, shm_mq_handle *requests);
+
+/* In the worker: look at a share of the blocks that a request is about; it is what follows
+ * the letter. */
+extern void ab_rowshare_serve(AbRemoteTask *task, const char *request, Size size);
 
 #endif							/* AB_REMOTE_WIRE_H */

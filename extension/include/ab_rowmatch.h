@@ -22,6 +22,15 @@ typedef struct AbWaitingRow
 	char		status;
 } AbWaitingRow;
 
+/* Keys of which the last bits of the upper halves of their codes are these. */
+typedef struct AbRowPart
+{
+	int			nbits;
+	uint32		bits;
+} AbRowPart;
+
+extern bool ab_rowpart_has(AbRowPart part, uint64 code);
+
 /* Two rows of one key of which it is not known whether they are the same. */
 typedef struct AbRowPair
 {
@@ -36,7 +45,7 @@ typedef struct AbRowPair
  *
  *	match = ab_rowmatch_begin(bytes);
  *	while (ab_rowmatch_next(match))
- *		look at all rows; of those that ab_rowmatch_wanted() says
+ *		look at all rows; of those of ab_rowmatch_part(), which may shrink meanwhile,
  *			find() the other one and meet() it, or add() this one;
  *		end_part() says what was found.
  */
@@ -52,7 +61,7 @@ typedef struct AbRowsFound
 
 extern AbRowMatch *ab_rowmatch_begin(Size bytes);
 extern bool ab_rowmatch_next(AbRowMatch *match);
-extern bool ab_rowmatch_wanted(const AbRowMatch *match, uint64 code);
+extern AbRowPart ab_rowmatch_part(const AbRowMatch *match);
 
 /* NULL: none waits with this code. */
 extern AbWaitingRow *ab_rowmatch_find(AbRowMatch *match, uint64 code);

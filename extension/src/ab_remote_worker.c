@@ -409,6 +409,21 @@ run_load(const char *table, shm_mq_handle *requests)
 	debug_query_string = NULL;
 }
 
+/* A share of the caller's own work (ab_rowshare.c). */
+static void
+run_share(AbRemoteTask *task, const char *request, Size size)
+{
+	MemoryContext old;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	pgstat_report_activity(STATE_RUNNING, "comparing pages");
+	old = MemoryContextSwitchTo(request_context);
+	ab_rowshare_serve(task, request, size);
+	MemoryContextSwitchTo(old);
+	CommitTransactionCommand();
+}
+
 /* ---- requests ---- */
 
 static void
@@ -433,7 +448,7 @@ commit(void)
 
 /* Until the commit, or until the caller lets go: what is open is rolled back at exit. */
 static void
-serve(const AbRemoteTask *task, shm_mq_handle *requests)
+serve(AbRemoteTask *task, shm_mq_handle *requests)
 {
 	if (!task->options.autocommit)
 		begin();
@@ -459,6 +474,8 @@ serve(const AbRemoteTask *task, shm_mq_handle *requests)
 		}
 		if (request[0] == AB_REMOTE_LOAD)
 			run_load(request + 1, requests);
+		else if (request[0] == AB_REMOTE_ROWS)
+			run_share(task, request + 1, size - 1);
 		else
 			run_request(task, request + 2, request[1]);
 		pq_putemptymessage(AB_REMOTE_DONE);

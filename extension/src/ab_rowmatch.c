@@ -24,13 +24,6 @@
 
 #define BITS 32
 
-/* Keys of which the last bits of the upper halves of their codes are these. */
-typedef struct Part
-{
-	int			nbits;
-	uint32		bits;
-} Part;
-
 struct AbRowMatch
 {
 	waiting_hash *rows;
@@ -44,8 +37,8 @@ struct AbRowMatch
 	 * that is set: halving at that bit puts them into the other half.  BITS: none is.
 	 */
 	uint64		differ[BITS + 1];
-	Part		part;			/* looked at */
-	Part		todo[BITS];		/* halves that are still to come: one for each bit at most */
+	AbRowPart	part;			/* looked at */
+	AbRowPart	todo[BITS];		/* halves that are still to come: one for each bit at most */
 	int			ntodo;
 };
 
@@ -59,7 +52,7 @@ ab_rowmatch_begin(Size bytes)
 	match->rows = waiting_create(CurrentMemoryContext, 1024, NULL);
 	match->max_unknown = 64;
 	match->unknown = palloc_array(AbRowPair, match->max_unknown);
-	match->todo[match->ntodo++] = (Part) {0, 0};
+	match->todo[match->ntodo++] = (AbRowPart) {0, 0};
 	return match;
 }
 
@@ -82,18 +75,24 @@ number_of(uint64 code)
 }
 
 bool
-ab_rowmatch_wanted(const AbRowMatch *match, uint64 code)
+ab_rowpart_has(AbRowPart part, uint64 code)
 {
-	uint32		mask = (UINT32_C(1) << match->part.nbits) - 1;
+	uint32		mask = (UINT32_C(1) << part.nbits) - 1;
 
-	return (number_of(code) & mask) == match->part.bits;
+	return (number_of(code) & mask) == part.bits;
+}
+
+AbRowPart
+ab_rowmatch_part(const AbRowMatch *match)
+{
+	return match->part;
 }
 
 /* The half that stays is the one without the bit. */
 static void
 halve(AbRowMatch *match)
 {
-	Part		other = match->part;
+	AbRowPart	other = match->part;
 	uint32		kept = 0;
 	waiting_iterator it;
 	AbWaitingRow *row;
@@ -111,10 +110,10 @@ halve(AbRowMatch *match)
 	/* it goes backwards, so an element can be deleted under way */
 	waiting_start_iterate(match->rows, &it);
 	while ((row = waiting_iterate(match->rows, &it)) != NULL)
-		if (!ab_rowmatch_wanted(match, row->code))
+		if (!ab_rowpart_has(match->part, row->code))
 			waiting_delete_item(match->rows, row);
 	for (uint32 i = 0; i < match->nunknown; i++)
-		if (ab_rowmatch_wanted(match, match->unknown[i].code))
+		if (ab_rowpart_has(match->part, match->unknown[i].code))
 			match->unknown[kept++] = match->unknown[i];
 	match->nunknown = kept;
 }
@@ -140,7 +139,7 @@ ab_rowmatch_add(AbRowMatch *match, const AbWaitingRow *row)
 	bool		found;
 
 	make_room(match);
-	if (!ab_rowmatch_wanted(match, row->code))
+	if (!ab_rowpart_has(match->part, row->code))
 		return;
 	added = waiting_insert(match->rows, row->code, &found);
 	Assert(!found);
@@ -153,7 +152,7 @@ static void
 add_unknown(AbRowMatch *match, const AbRowPair *pair)
 {
 	make_room(match);
-	if (!ab_rowmatch_wanted(match, pair->code))
+	if (!ab_rowpart_has(match->part, pair->code))
 		return;
 	if (match->nunknown == match->max_unknown)
 	{

@@ -290,6 +290,6 @@ ab_sql_changed_rows(PG_FUNCTION_ARGS)
 		put_rows_of(rsinfo, pages, lines, strategy, &ranges.range[i]);
 	end_line(rsinfo, lines);
 	for (int i = 0; i < 2; i++)
-		ab_rowpages_close(&pages[i]);
+		ab_rowpages_release(&pages[i]);
 	return (Datum) 0;
 }

@@ -11,22 +11,17 @@
  */
 #include "ab_compat.h"
 
-#include "access/heapam.h"
-#include "access/htup_details.h"
-#include "access/xact.h"
 #include "commands/dbcommands.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
-#include "storage/bufmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/snapmgr.h"
 #include "utils/tuplestore.h"
 
-#include "ab_pagerows.h"
 #include "ab_remote.h"
 #include "ab_rowmatch.h"
-#include "ab_rowvalues.h"
+#include "ab_rowreader.h"
+#include "ab_rowshare.h"
 #include "ab_settings.h"
 #include "ab_sql.h"
 #include "ab_sql_rowpages.h"
@@ -38,15 +33,10 @@ PG_FUNCTION_INFO_V1(ab_sql_changed_counts);
 
 typedef struct Counting
 {
-	AbRowPages	pages[2];
-	SnapshotData snapshot[2];
-	AbBlockRanges ranges;
-	BufferAccessStrategy strategy;	/* of all pages; NULL: they are few */
-	AbRowLayout layout;
+	AbRowReader reader;
+	AbRowShare *share;
 	AbRowMatch *match;
-	BlockNumber block;			/* that is looked at */
-	Buffer		pinned[2];		/* of it; InvalidBuffer: it is behind the end */
-	MemoryContext context;		/* of one page's rows */
+	MemoryContext context;		/* of some pages' rows */
 	int64		read;			/* rows, those of before included */
 	char	   *where;
 	uint64		left[2];
@@ -55,27 +45,7 @@ typedef struct Counting
 
 /* ---- snapshots ---- */
 
-/* "xmin:xmax:xid,xid...", with epochs; an id that is no top-level one is looked up. */
-static void
-parse_snapshot(const char *text, SnapshotData *snapshot)
-{
-	char	   *at = unconstify(char *, text);
-
-	MemSet(snapshot, 0, sizeof(*snapshot));
-	snapshot->snapshot_type = SNAPSHOT_MVCC;
-	snapshot->suboverflowed = true;
-	snapshot->copied = true;
-	snapshot->xip = palloc_array(TransactionId, strlen(text) / 2 + 1);
-	snapshot->xmin = (TransactionId) strtou64(at, &at, 10);
-	snapshot->xmax = (TransactionId) strtou64(at + 1, &at, 10);
-	while (*at != '\0' && at[1] != '\0')
-		snapshot->xip[snapshot->xcnt++] = (TransactionId) strtou64(at + 1, &at, 10);
-}
-
-/*
- * What a session sees.  False: it does not see the same to its end, has changes of its
- * own, or sees more than this process could tell.
- */
+/* What a session sees.  False: it does not see the same to its end, or has changes of its own. */
 static bool
 take_snapshot(AbRemote *session, SnapshotData *snapshot)
 {
@@ -91,8 +61,8 @@ take_snapshot(AbRemote *session, SnapshotData *snapshot)
 
 					if (strcmp(values[1], "t") == 0)
 					{
-						parse_snapshot(values[0], snapshot);
-						found = TransactionIdPrecedesOrEquals(TransactionXmin, snapshot->xmin);
+						ab_rowreader_parse_snapshot(values[0], snapshot);
+						found = true;
 					}
 				}
 				break;
@@ -104,10 +74,10 @@ take_snapshot(AbRemote *session, SnapshotData *snapshot)
 	}
 }
 
+/* False: it is not known what they see, or this process could not see it. */
 static bool
-take_snapshots(Counting *c, FunctionCallInfo fcinfo, int first)
+take_snapshots(Counting *c, AbRemote **session, FunctionCallInfo fcinfo, int first)
 {
-	AbRemote   *session[2];
 	bool		found = true;
 
 	for (int i = 0; i < 2; i++)
@@ -115,11 +85,11 @@ take_snapshots(Counting *c, FunctionCallInfo fcinfo, int first)
 		session[i] = ab_remote_find(PG_GETARG_INT32(first + i));
 		if (session[i] == NULL ||
 			get_database_oid(ab_remote_database(session[i]), true) !=
-			c->pages[i].rnode.dbNode)
+			c->reader.pages[i].rnode.dbNode)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("there is no such session in database %u",
-							c->pages[i].rnode.dbNode)));
+							c->reader.pages[i].rnode.dbNode)));
 	}
 	for (int i = 0; i < 2; i++)
 	{
@@ -133,76 +103,11 @@ take_snapshots(Counting *c, FunctionCallInfo fcinfo, int first)
 					   " AND pg_catalog.current_setting('old_snapshot_threshold') = '-1'", 0);
 	}
 	for (int i = 0; i < 2; i++)
-		found &= take_snapshot(session[i], &c->snapshot[i]);
-	return found;
+		found &= take_snapshot(session[i], &c->reader.snapshot[i]);
+	return found && ab_rowreader_can_see(&c->reader);
 }
 
 /* ---- rows ---- */
-
-/* The rows of the pinned page that the side's snapshot sees; returns how many. */
-static int
-keep_visible(Counting *c, int side, OffsetNumber *places, int n)
-{
-	Buffer		buffer = c->pinned[side];
-	int			kept = 0;
-	Page		page;
-
-	if (n == 0)
-		return 0;
-	LockBuffer(buffer, BUFFER_LOCK_SHARE);
-	page = BufferGetPage(buffer);
-	for (int i = 0; i < n; i++)
-	{
-		HeapTupleData row;
-		ItemId		id = PageGetItemId(page, places[i]);
-
-		row.t_data = (HeapTupleHeader) PageGetItem(page, id);
-		row.t_len = ItemIdGetLength(id);
-		row.t_tableOid = c->pages[side].rnode.relNode;
-		ItemPointerSet(&row.t_self, c->block, places[i]);
-		if (HeapTupleSatisfiesVisibility(&row, &c->snapshot[side], buffer))
-			places[kept++] = places[i];
-	}
-	LockBuffer(buffer, BUFFER_LOCK_UNLOCK);
-	return kept;
-}
-
-/*
- * Of a row that is seen, in a pinned page: it stays where it is.  False: there is no row
- * that lies in the page as it should.
- */
-static bool
-values_at(const Counting *c, Buffer buffer, OffsetNumber offset, AbRowValues *values)
-{
-	Page		page = BufferGetPage(buffer);
-	ItemId		id;
-
-	if (offset > PageGetMaxOffsetNumber(page))
-		return false;
-	id = PageGetItemId(page, offset);
-	if (!ItemIdIsNormal(id) || ItemIdGetLength(id) < SizeofHeapTupleHeader ||
-		ItemIdGetOffset(id) + ItemIdGetLength(id) > BLCKSZ)
-		return false;
-	ab_row_values(&c->layout, (const HeapTupleHeaderData *) PageGetItem(page, id), values);
-	return true;
-}
-
-/*
- * The page of a row that waits, pinned; it may be one that was looked at before.  Whoever
- * moves rows in it has done so when its lock was had.
- */
-static Buffer
-pin_waiting(Counting *c, const AbWaitingRow *row)
-{
-	Buffer		buffer = ab_rowpages_pin(&c->pages[row->side], row->block, c->strategy);
-
-	if (BufferIsValid(buffer))
-	{
-		LockBuffer(buffer, BUFFER_LOCK_SHARE);
-		LockBuffer(buffer, BUFFER_LOCK_UNLOCK);
-	}
-	return buffer;
-}
 
 static void
 tell(Counting *c)
@@ -214,98 +119,89 @@ tell(Counting *c)
 
 /* False: it cannot be told from the pages. */
 static bool
-compare_with_waiting(Counting *c, const AbRowValues *values, const AbWaitingRow *waiting,
-					 AbRowVerdict *verdict)
+count_row(Counting *c, const AbWaitingRow *row)
 {
-	AbRowValues others;
-	Buffer		buffer = pin_waiting(c, waiting);
-	bool		told;
-
-	if (!BufferIsValid(buffer))
-		return false;
-	told = values_at(c, buffer, waiting->offset, &others) &&
-		ab_rows_same_key(&c->layout, values, &others);
-	if (told)
-		*verdict = ab_rows_compare(&c->layout, values, &others);
-	ReleaseBuffer(buffer);
-	return told;
-}
-
-/* False: it cannot be told from the pages. */
-static bool
-count_row(Counting *c, int side, OffsetNumber offset)
-{
-	AbRowValues values;
-	AbWaitingRow row = {0};
 	AbWaitingRow *waiting;
 	AbRowVerdict verdict = AB_ROWS_DIFFER;
 
-	if (!values_at(c, c->pinned[side], offset, &values) ||
-		!ab_row_code(&c->layout, &values, &row.code))
-		return false;
-	if (!ab_rowmatch_wanted(c->match, row.code))
+	if (!ab_rowpart_has(ab_rowmatch_part(c->match), row->code))
 		return true;
 	tell(c);
-	row.block = c->block;
-	row.offset = offset;
-	row.side = side;
-	row.print = ab_row_print(&c->layout, &values);
-	waiting = ab_rowmatch_find(c->match, row.code);
+	waiting = ab_rowmatch_find(c->match, row->code);
 	if (waiting == NULL)
 	{
-		ab_rowmatch_add(c->match, &row);
+		ab_rowmatch_add(c->match, row);
 		return true;
 	}
-	if (waiting->side == side)
+	if (waiting->side == row->side)
 		return false;			/* two keys with one code */
-	if ((!c->layout.code_is_key || row.print == waiting->print ||
-		 row.print == 0 || waiting->print == 0) &&
-		!compare_with_waiting(c, &values, waiting, &verdict))
+	if ((!c->reader.layout.code_is_key || row->print == waiting->print ||
+		 row->print == 0 || waiting->print == 0) &&
+		!ab_rowreader_compare(&c->reader, row, waiting, &verdict))
 		return false;
-	ab_rowmatch_meet(c->match, waiting, &row, verdict);
+	ab_rowmatch_meet(c->match, waiting, row, verdict);
 	return true;
 }
 
 static bool
-count_page(Counting *c, BlockNumber block)
+count_rows(Counting *c, const AbWaitingRow *rows, int n)
 {
-	AbPageRows	rows;
 	bool		told = true;
 
-	c->block = block;
-	ab_rowpages_compare(c->pages, block, c->strategy, &rows, c->pinned);
-	if (Max(rows.na, rows.nb) == MaxHeapTuplesPerPage)
-		told = false;			/* or a page that is none of a table */
-	else
-	{
-		rows.na = keep_visible(c, 0, rows.of_a, rows.na);
-		rows.nb = keep_visible(c, 1, rows.of_b, rows.nb);
-	}
-	for (int i = 0; told && i < rows.na; i++)
-		told = count_row(c, 0, rows.of_a[i]);
-	for (int i = 0; told && i < rows.nb; i++)
-		told = count_row(c, 1, rows.of_b[i]);
-	ab_rowpages_unpin(c->pinned);
+	for (int i = 0; told && i < n; i++)
+		told = count_row(c, &rows[i]);
 	return told;
+}
+
+static bool
+count_blocks(Counting *c, const BlockNumber *blocks, int n)
+{
+	AbWaitingRow rows[AB_ROWS_IN_BLOCK];
+	bool		told = true;
+
+	for (int i = 0; told && i < n; i++)
+	{
+		int			nrows;
+
+		CHECK_FOR_INTERRUPTS();
+		told = ab_rowreader_block(&c->reader, blocks[i], ab_rowmatch_part(c->match), rows,
+								  &nrows) &&
+			count_rows(c, rows, nrows);
+	}
+	return told;
+}
+
+/* What the other process has found. */
+static bool
+count_others(Counting *c, bool wait)
+{
+	const AbWaitingRow *rows;
+	int			n;
+	AbRowShared shared;
+
+	while ((shared = ab_rowshare_rows(c->share, wait, &rows, &n)) == AB_SHARED_ROWS)
+		if (!count_rows(c, rows, n))
+			return false;
+	return shared != AB_SHARED_UNTOLD;
 }
 
 static bool
 count_part(Counting *c)
 {
 	MemoryContext old = MemoryContextSwitchTo(c->context);
+	BlockNumber blocks[AB_BLOCKS_TAKEN];
 	bool		told = true;
+	int			n;
 
-	for (int i = 0; told && i < c->ranges.n; i++)
+	ab_rowshare_part(c->share, ab_rowmatch_part(c->match));
+	while (told && ab_rowshare_take(c->share, blocks, &n))
 	{
-		AbBlockRange range = c->ranges.range[i];
-
-		for (BlockNumber block = range.start; told && block < range.end; block++)
-		{
-			CHECK_FOR_INTERRUPTS();
-			told = count_page(c, block);
-		}
+		told = count_blocks(c, blocks, n) && count_others(c, false);
 		MemoryContextReset(c->context);
 	}
+	told = told && count_others(c, true);
+	if (!told)
+		ab_rowshare_stop(c->share);
 	MemoryContextSwitchTo(old);
 	return told;
 }
@@ -352,9 +248,9 @@ put_counts(ReturnSetInfo *rsinfo, const Counting *c, int64 read_before)
 
 /* False: it cannot be told from the pages. */
 static bool
-count_all(ReturnSetInfo *rsinfo, Counting *c)
+count_all(ReturnSetInfo *rsinfo, Counting *c, AbRemote **sessions)
 {
-	c->strategy = ab_rowpages_strategy(&c->ranges);
+	c->share = ab_rowshare_begin(&c->reader, sessions);
 	c->match = ab_rowmatch_begin(get_hash_memory_limit());
 	while (ab_rowmatch_next(c->match))
 	{
@@ -409,23 +305,26 @@ ab_sql_changed_counts(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Counting   *c = palloc0(sizeof(Counting));
+	AbRowReader *reader = &c->reader;
+	AbRemote   *sessions[2];
 
 	ab_require_control_database();
 	InitMaterializedSRF(fcinfo, 0);
 	for (int i = 0; i < 2; i++)
-		ab_rowpages_open(&c->pages[i], fcinfo, i * 3);
-	c->ranges = ab_rowpages_ranges(c->pages, fcinfo, 6);
-	c->layout = layout_of(fcinfo, 10);
+		ab_rowpages_open(&reader->pages[i], fcinfo, i * 3);
+	reader->ranges = ab_rowpages_ranges(reader->pages, fcinfo, 6);
+	reader->strategy = ab_rowpages_strategy(&reader->ranges);
+	reader->layout = layout_of(fcinfo, 10);
 	c->read = PG_GETARG_INT64(13);
 	c->where = text_to_cstring(PG_GETARG_TEXT_PP(14));
 	c->context = AllocSetContextCreate(CurrentMemoryContext, "rows of pages",
 									   ALLOCSET_DEFAULT_SIZES);
-	if (take_snapshots(c, fcinfo, 8) && count_all(rsinfo, c))
+	if (take_snapshots(c, sessions, fcinfo, 8) && count_all(rsinfo, c, sessions))
 		put_counts(rsinfo, c, PG_GETARG_INT64(13));
 	else
 		tuplestore_clear(rsinfo->setResult);
 	MemoryContextDelete(c->context);
 	for (int i = 0; i < 2; i++)
-		ab_rowpages_close(&c->pages[i]);
+		ab_rowpages_release(&reader->pages[i]);
 	return (Datum) 0;
 }
