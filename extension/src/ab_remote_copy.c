@@ -70,8 +70,21 @@ end_load(AbRemote *to, StringInfo piece)
 		;
 }
 
-uint64
-ab_remote_copy(AbRemote *from, const char *copy, AbRemote *to, const char *table)
+/* It would wait for rows for ever, and whoever asked it for something, too. */
+static void
+give_up(AbRemote *to)
+{
+	if (to->state == AB_SESSION_OVER)
+		return;
+	TerminateBackgroundWorker(to->handle);
+	ab_remote_fail(to, ERRCODE_CONNECTION_FAILURE,
+				   psprintf("session in database \"%s\" has not got all rows of another one",
+							to->database),
+				   NULL, NULL);
+}
+
+static uint64
+pass_rows(AbRemote *from, const char *copy, AbRemote *to)
 {
 	StringInfoData piece;
 	uint64		rows = 0;
@@ -79,7 +92,6 @@ ab_remote_copy(AbRemote *from, const char *copy, AbRemote *to, const char *table
 
 	initStringInfo(&piece);
 	appendStringInfoChar(&piece, AB_REMOTE_LOAD_DATA);
-	begin_load(to, table);
 	ab_remote_send(from, copy, AB_REMOTE_COPY_OUT);
 	while ((event = ab_remote_next(from)) != AB_REMOTE_READY)
 	{
@@ -96,6 +108,25 @@ ab_remote_copy(AbRemote *from, const char *copy, AbRemote *to, const char *table
 		push(to, &piece);
 	end_load(to, &piece);
 	pfree(piece.data);
+	return rows;
+}
+
+uint64
+ab_remote_copy(AbRemote *from, const char *copy, AbRemote *to, const char *table)
+{
+	uint64		rows;
+
+	begin_load(to, table);
+	PG_TRY();
+	{
+		rows = pass_rows(from, copy, to);
+	}
+	PG_CATCH();
+	{
+		give_up(to);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
 	return rows;
 }
 
