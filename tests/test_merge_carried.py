@@ -426,3 +426,79 @@ def test_carrying_fails(cluster: Cluster) -> None:
         ),
         what="the sessions to end",
     )
+
+
+def test_rows_that_do_not_come(cluster: Cluster) -> None:
+    """The session that was to get rows says that it did not, and nobody waits for it."""
+    with cluster.connect(autocommit=False) as conn:
+        conn.execute("SET LOCAL statement_timeout = '60s'")
+        ((one, other),) = conn.execute(
+            "SELECT branch._remote_open('main'), branch._remote_open('main')"
+        ).fetchall()
+        conn.execute("SELECT branch._remote_run(%s, 'CREATE TEMPORARY TABLE x (i int)')", [other])
+        for query, parameters, message in (
+            (
+                "SELECT branch._remote_copy(%s, 'SELECT 1 / (3000 - g)"
+                " FROM generate_series(1, 5000) AS g', %s, 'x')",
+                [one, other],
+                "division by zero",
+            ),
+            ("SELECT branch._remote_run(%s, 'SELECT 1')", [other], "has not got all rows"),
+            ("SELECT branch._remote_commit(%s)", [other], "has not got all rows"),
+        ):
+            with pytest.raises(psycopg.Error, match=message), conn.transaction():
+                conn.execute(query, parameters)
+        conn.execute("SELECT branch._remote_close(%s, %s)", [one, other])
+
+
+SETTINGS = {
+    "array_nulls": "off",
+    "bytea_output": "escape",
+    "client_encoding": "LATIN1",
+    "DateStyle": "'SQL, DMY'",
+    "extra_float_digits": "-15",
+    "IntervalStyle": "iso_8601",
+    "quote_all_identifiers": "on",
+    "search_path": '"a path", public',
+    "standard_conforming_strings": "off",
+    "TimeZone": "'Asia/Tokyo'",
+    "transform_null_equals": "on",
+    "xmloption": "document",
+}
+
+
+@pytest.mark.parametrize("how", [CARRIED, BY_ROW], ids=["carried", "by row"])
+@pytest.mark.parametrize("side", ["target", "source"])
+def test_settings(cluster: Cluster, how: str, side: str) -> None:
+    """Values stay the same whatever a database's settings make of them and of statements."""
+    name = f"set_{side}_{how is CARRIED}".lower()
+    cluster.sql(f"CREATE DATABASE {name}")
+    cluster.psql(
+        "CREATE TABLE t (id int PRIMARY KEY, d date, t timestamptz, i interval, f float8, b bytea,"
+        " a text[], x xml, w text);"
+        "INSERT INTO t SELECT g, '2020-03-04', '2020-03-04 10:00+00', '1 day 02:03', g / 3.0,"
+        " '\\x00ff5c', ARRAY['a', NULL, 'NULL'], '<a/>', NULL FROM generate_series(1, 300) AS g",
+        name,
+    )
+    cluster.sql(f"SELECT branch.create('{name}_b', '{name}')")
+    cluster.psql(
+        "UPDATE t SET d = d + 1, t = t + '1h', i = i * 2, f = f / 7, b = b || '\\x27',"
+        " a = ARRAY[NULL, 'null', '{}'], x = 'a<b/>', w = E'\\\\.\\n\u00fc\"''' WHERE id < 150;"
+        "INSERT INTO t SELECT g, '2021-12-13', '2020-03-04 10:00+05', '-1 mon', 1e-300 * g,"
+        " '\\x', ARRAY[NULL, NULL], '<c/>', '\\x' FROM generate_series(500, 600) AS g;"
+        "DELETE FROM t WHERE id BETWEEN 291 AND 300",
+        f"{name}_b",
+    )
+    rows = "SELECT (t.*)::text FROM t ORDER BY id"
+    before, after = (cluster.sql(rows, dbname=one) for one in (name, f"{name}_b"))
+    odd = name if side == "target" else f"{name}_b"
+    what = "merge_id, rows_applied, conflicts"
+    call = f"SELECT {what} FROM branch.merge('{name}_b', '{name}')"
+    for wanted in (after, before):
+        for setting, value in SETTINGS.items():
+            cluster.sql(f'ALTER DATABASE {odd} SET "{setting}" = {value}')
+        ((merge, *said),) = run(cluster, how, call)
+        cluster.sql(f"ALTER DATABASE {odd} RESET ALL")
+        assert said == [149 + 101 + 10, 0]
+        assert cluster.sql(rows, dbname=name) == wanted
+        call = f"SELECT {what} FROM branch.revert({merge})"

@@ -215,12 +215,14 @@ class WritingSession(Session, Protocol):
 # jit: guesses about arrays and catalogs make it pay never.  row_security: a policy that would
 # hide rows raises 42501; hidden rows would look deleted.
 SETTINGS: dict[str, str] = {
+    "array_nulls": "on",
     "bytea_output": "hex",
     "DateStyle": "ISO, YMD",
     "extra_float_digits": "1",
     "IntervalStyle": "postgres",
     "jit": "off",
     "lc_monetary": "C",
+    "quote_all_identifiers": "off",
     "row_security": "off",
     "search_path": "pg_catalog, pg_temp",
     "TimeZone": "UTC",
@@ -233,6 +235,7 @@ ONLY_FOR_READING = (
     "DateStyle",
     "extra_float_digits",
     "IntervalStyle",
+    "quote_all_identifiers",
     "search_path",
     "TimeZone",
 )
