@@ -311,16 +311,26 @@ SAME_VERSIONS: dict[str, tuple[list[str], list[str]]] = {
 OTHER_MEANING = {
     "again": ["ALTER TABLE {t} DROP COLUMN v", "ALTER TABLE {t} ADD COLUMN v int DEFAULT 5"],
     "relabelled": ["ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'"],
+    "turned": [
+        "ALTER TYPE turn RENAME VALUE 'left' TO 'middle'",
+        "ALTER TYPE turn RENAME VALUE 'right' TO 'left'",
+        "ALTER TYPE turn RENAME VALUE 'middle' TO 'right'",
+    ],
 }
+# Of the type of a further column.
+ENUMS = {"relabelled": "mood", "turned": "turn[]"}
 
 
 def test_versions_that_are_the_same(cluster: Cluster) -> None:
     """Rows are told apart by their versions in the pages; only the others are read."""
     cluster.sql("CREATE DATABASE versions")
     cluster.sql("CREATE TYPE mood AS ENUM ('sad', 'glad')", dbname="versions")
+    cluster.sql("CREATE TYPE turn AS ENUM ('left', 'right')", dbname="versions")
+    defaults = {"mood": "'sad'", "turn[]": "'{left}'"}
     names = [*SAME_VERSIONS, *OTHER_MEANING]
     for name in names:
-        more = ", m mood DEFAULT 'sad'" if name == "relabelled" else ""
+        kind = ENUMS.get(name)
+        more = f", m {kind} DEFAULT {defaults[kind]}" if kind else ""
         cluster.sql(
             f"CREATE TABLE {name} (id int PRIMARY KEY, v int DEFAULT 0, w text,"
             f" n numeric DEFAULT 1.0{more}) WITH (fillfactor = 80);"
@@ -352,6 +362,7 @@ def test_versions_that_are_the_same(cluster: Cluster) -> None:
             assert bool(wanted) == (name not in ("frozen", "back", "locked")), name
         assert summary["public.again"][3] == 'column "v" was made again'
         assert summary["public.relabelled"][3] == 'the type of column "m" is another'
+        assert summary["public.turned"][3] == 'column "m" or a label of its type was made again'
     for name, least, most in (("frozen", 0, 0), ("frozen_and_changed", 1, 2), ("two_sided", 5, 12)):
         assert least <= travelled(cluster, "versions", "versions1", name) <= most, name
 

@@ -405,3 +405,54 @@ def test_reads_what_changed(cluster: Cluster) -> None:
     assert cluster.sql("SELECT sum(v) FROM t", dbname="main") == [(1,)]
     pages = cluster.scalar("SELECT pg_relation_size('t') / 8192", dbname="main")
     assert pages > 1900
+
+
+def test_no_page_has_changed(cluster: Cluster) -> None:
+    """Rows whose pages are the same as before, and which are other rows all the same: names of
+    columns that have changed places, a column made again, labels of an enum that were exchanged.
+    """
+    cluster.psql(
+        "CREATE TYPE turn AS ENUM ('left', 'right');"
+        "CREATE TABLE places (id int PRIMARY KEY, a int, b int);"
+        "CREATE TABLE again (id int PRIMARY KEY, a int, b int);"
+        "CREATE TABLE turns (id int PRIMARY KEY, a turn);"
+        "INSERT INTO places SELECT g, g, -g FROM generate_series(1, 200) AS g;"
+        "INSERT INTO again SELECT g, g, -g FROM generate_series(1, 200) AS g;"
+        "INSERT INTO turns SELECT g, 'left' FROM generate_series(1, 200) AS g;"
+        "VACUUM FREEZE",
+        "main",
+    )
+    tables = ("places", "again", "turns")
+    cluster.sql("SELECT branch.create('b')")
+    cluster.psql(
+        "ALTER TABLE places RENAME a TO c; ALTER TABLE places RENAME b TO a;"
+        "ALTER TABLE places RENAME c TO b;"
+        "ALTER TABLE again DROP COLUMN a; ALTER TABLE again ADD COLUMN a int DEFAULT 99;"
+        "ALTER TYPE turn RENAME VALUE 'left' TO 'x';"
+        "ALTER TYPE turn RENAME VALUE 'right' TO 'left';"
+        "ALTER TYPE turn RENAME VALUE 'x' TO 'right'",
+        "b",
+    )
+
+    def rows(dbname: str) -> list[list[tuple[str]]]:
+        return [
+            cluster.sql(f"SELECT to_jsonb(t.*)::text FROM {table} AS t ORDER BY 1", dbname=dbname)
+            for table in tables
+        ]
+
+    before = rows("main")
+    ((merge, done, conflicts),) = cluster.sql(
+        "SELECT merge_id, rows_applied, conflicts FROM branch.merge('b')"
+    )
+    assert (done, conflicts) == (200 + 199 + 200, 0)
+    assert rows("main") == rows("b") != before
+    assert cluster.sql("SELECT rows_added FROM branch.diff_summary('b') WHERE data_change") == []
+    cluster.sql("SELECT branch.revert(%s)", [merge])
+    assert rows("main") == before
+    # A label that is only new is no change of rows that do not have it.
+    cluster.sql("ALTER TYPE turn ADD VALUE 'back'", dbname="b")
+    cluster.sql("SELECT branch.create('c', 'b')")
+    cluster.sql("ALTER TYPE turn ADD VALUE 'ahead'", dbname="c")
+    assert cluster.sql("SELECT message, conflicts FROM branch.merge('c', 'b')") == [
+        ("nothing to merge", 0)
+    ]

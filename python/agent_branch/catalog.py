@@ -95,7 +95,11 @@ comparable AS (
     FROM leaves AS l GROUP BY l.root
 ),
 definitions AS MATERIALIZED (
-    SELECT p.root, pg_catalog.md5(pg_catalog.string_agg(
+    SELECT p.root, pg_catalog.string_agg((
+        SELECT pg_catalog.array_agg(e.enumlabel ORDER BY e.oid)::pg_catalog.text
+        FROM pg_catalog.pg_enum AS e WHERE e.enumtypid = y.oid
+    ), ' ' ORDER BY p.part::pg_catalog.regtype::pg_catalog.text COLLATE "C") AS labels,
+    pg_catalog.md5(pg_catalog.string_agg(
         pg_catalog.format_type(p.part, NULL) || ' ' || CASE y.typtype
         WHEN 'e' THEN (
             SELECT pg_catalog.array_agg(e.enumlabel ORDER BY e.enumlabel)::pg_catalog.text
@@ -156,7 +160,8 @@ SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
     'exact', {EXACT},
     'bytes', {what_bytes_say("c.operator")},
     'stored', a.attnum::pg_catalog.text
-        || CASE WHEN a.atthasmissing THEN ' ' || a.attmissingval::pg_catalog.text ELSE '' END,
+        || CASE WHEN a.atthasmissing THEN ' ' || a.attmissingval::pg_catalog.text ELSE '' END
+        || COALESCE(' ' || f.labels, ''),
     'not_null', a.attnotnull,
     'generated', a.attgenerated <> '',
     'identity', a.attidentity) ORDER BY a.attnum)

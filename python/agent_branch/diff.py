@@ -119,10 +119,11 @@ def _other_values(before: TableShape, after: TableShape) -> str:
     theirs = {column.name: column for column in before.columns}
     for column in after.columns:
         other = theirs.get(column.name, column)
-        if column.stored != other.stored:
-            return f'column "{column.name}" was made again'
         if (column.type_name, column.definition) != (other.type_name, other.definition):
             return f'the type of column "{column.name}" is another'
+        if column.stored != other.stored:
+            what = " or a label of its type" if column.definition else ""
+            return f'column "{column.name}"{what} was made again'
     return ""
 
 

@@ -8,7 +8,14 @@ from typing import Literal
 from agent_branch.diff import TableDiff, TableState, plan_diff
 from agent_branch.records import dataclass, replace
 from agent_branch.sqltext import TEXT
-from agent_branch.tableshape import TableShape, Unique, common_key, restricted, same_rows
+from agent_branch.tableshape import (
+    TableShape,
+    Unique,
+    common_key,
+    restricted,
+    same_places,
+    same_rows,
+)
 
 # nothing: the source has nothing to bring into it; rows: matched by key; counts: rows without a
 # key; create: only the source has it; conflict: the three are not the same kind of table.
@@ -98,7 +105,11 @@ def _readable(shape: TableShape, *sides: TableShape) -> TableShape:
 
 
 def untouched(base: TableState, version: TableState) -> bool:
-    """Is a version surely the same as its base, without reading it?"""
+    """Is a version surely the same as its base, without reading it?
+
+    Not if its columns are found elsewhere in the same rows: names that changed places, or one that
+    was dropped and made again.
+    """
     return (
         version.changed is not None
         and not version.changed
@@ -106,6 +117,7 @@ def untouched(base: TableState, version: TableState) -> bool:
         and version.lineage == base.lineage
         and version.pages == base.pages
         and same_rows(version.shape, base.shape)
+        and same_places(version.shape, base.shape)
     )
 
 

@@ -33,7 +33,8 @@ class Column:
     ``exact``: two values are the same if and only if their texts are.
 
     ``stored``: where and how it is found in a row, the same on two sides if equal bytes mean
-    equal values: its number, and what rows have that are older than it.
+    equal values: its number, what rows have that are older than it, and the labels of enums in
+    the order of the numbers that stand for them.
 
     ``number``: in pg_attribute.  ``bytes``: what the bytes of two values say: 'p' they are the
     same if and only if their bytes are, 'b' if their bytes are, 'u' nothing.
@@ -239,6 +240,17 @@ def same_rows(one: TableShape, other: TableShape) -> bool:
     return {c.name: (c.type_name, c.generated) for c in one.columns} == {
         c.name: (c.type_name, c.generated) for c in other.columns
     }
+
+
+def same_places(one: TableShape, other: TableShape) -> bool:
+    """Do equal bytes mean equal values in two tables with the same columns, as far as these are
+    of the same types?"""
+    columns = {c.name: c for c in other.columns}
+    return all(
+        c.stored == columns[c.name].stored
+        for c in one.columns
+        if c.definition == columns[c.name].definition
+    )
 
 
 def common_key(shapes: Sequence[TableShape]) -> tuple[str, ...]:
