@@ -6,6 +6,7 @@ what the merges say, the conflicts and what taking back makes of it must be the 
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,10 @@ from pathlib import Path
 import psycopg
 import pytest
 from ab_cluster import Cluster, wait_for
+from agent_branch.keptlines import changed, deleted, from_line, inserted
+from agent_branch.merge import Delete, Insert, Update
+from agent_branch.sqltext import quote_literal
+from agent_branch.tableshape import Column, TableShape
 
 # Of tables with rows 1 to 600 each; edited are those of either side, and some by both.
 TABLES = """
@@ -268,6 +273,43 @@ def test_nothing_of_the_target(cluster: Cluster) -> None:
     ((taken_back,),) = cluster.sql("SELECT rows_applied FROM branch.revert(%s)", [merge])
     assert taken_back == rows
     assert everything(cluster, "main") == before
+
+
+def test_lines_of_copy(cluster: Cluster) -> None:
+    """What COPY writes of any text and of null is read as it was."""
+    values = (
+        None,
+        "",
+        "N",
+        "\\N",
+        "\\",
+        "\\\\n",
+        "a\tb",
+        "\n",
+        "\r\n",
+        "\b\f\v",
+        "\x01\x7f",
+        "é\u2028",
+    )
+    columns = [Column(name, "text") for name in "abc"]
+    shape = TableShape("public", "t", tuple(columns), (1, 0))
+    with cluster.connect() as session:
+        for one, other in itertools.product(values, repeat=2):
+            row = (one or "", "\t", other)
+            old = ["NULL" if value is None else quote_literal(value) for value in row]
+            new = quote_literal("new\n")
+            known = {
+                inserted(shape, old.__getitem__): Insert(("\t", row[0]), row),
+                deleted(shape, old.__getitem__): Delete(("\t", row[0]), row),
+                changed(shape, old.__getitem__, "4", 5, [new, "", "NULL"].__getitem__): Update(
+                    ("\t", row[0]), 4, row, (*row[:2], None)
+                ),
+            }
+            for what, action in known.items():
+                with session.cursor().copy(f"COPY (SELECT {what}) TO STDOUT") as copy:
+                    text = b"".join(bytes(piece) for piece in copy).decode()
+                assert text.count("\n") == 1
+                assert from_line(text[:-1]) == action
 
 
 def test_beside_a_writer(cluster: Cluster) -> None:

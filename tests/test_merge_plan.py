@@ -12,6 +12,7 @@ from agent_branch.apply import plan_passes, statements
 from agent_branch.blocks import ALL, NONE, Blocks, block_of
 from agent_branch.claims import Claims, claims_of
 from agent_branch.diff import TableState, mask_from, plan_diff
+from agent_branch.keptlines import from_line
 from agent_branch.merge import (
     Action,
     Decisions,
@@ -718,9 +719,12 @@ def test_kept_actions(seed: int) -> None:
     def check(action: Action) -> None:
         text = to_json(action)
         assert "\n" not in text
-        assert from_json(text) == action
+        assert from_line(text) == from_json(text) == action
 
     check()
     for bad in ("[]", '["insert"]', '["insert", 1, []]', '["delete", [], [1]]', "1"):
         with pytest.raises(ValueError, match="not a"):
-            from_json(bad)
+            from_line(bad)
+    for bad in ("", "i", "i\t0\t0", "x\t0\t0\t0", "u\ta\t1\t1\t1", "d\t0\t0\tone\t1"):
+        with pytest.raises(ValueError, match="not an action"):
+            from_line(bad)

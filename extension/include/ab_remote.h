@@ -103,6 +103,12 @@ extern bool ab_remote_is_ready(AbRemote *session);
 extern void ab_remote_send(AbRemote *session, const char *sql, int flags);
 
 /*
+ * Same, of one statement with a parameter: $1 is a text, in this database's encoding.
+ */
+extern void ab_remote_send_with(AbRemote *session, const char *sql, const char *parameter,
+								Size len);
+
+/*
  * Raise at once what any session would say of the text: 42601, 0A000, 22023 if there is
  * no statement in it.  Returns their number.
  */
@@ -140,13 +146,13 @@ extern const ErrorData *ab_remote_error(AbRemote *session);
 extern uint64 ab_remote_copy(AbRemote *from, const char *copy, AbRemote *to, const char *table);
 
 /*
- * Run a query of one text column in one session, and have its rows kept by another: a
- * line each, in pieces of about a megabyte, by a statement for each piece: head, which
- * is "INSERT INTO ... VALUES (" and more values, then the piece's number (from first),
- * how many rows it has, and its text.  Returns how many rows, and in *next the number
- * after the last one; errors end the sessions.
+ * Run a COPY TO STDOUT in one session, and have its lines kept by another, in pieces of
+ * about a megabyte, by a statement for each piece: head, which is "INSERT INTO ... VALUES
+ * (" and more values, then the piece's number (from first), how many rows it has, and its
+ * text.  Returns how many rows, and in *next the number after the last one; errors end the
+ * sessions, that of the last piece when more is asked of them.
  */
-extern uint64 ab_remote_gather(AbRemote *from, const char *query, AbRemote *to,
+extern uint64 ab_remote_gather(AbRemote *from, const char *copy, AbRemote *to,
 							   const char *head, int64 first, int64 *next);
 
 /* Run statements to their end; their rows are thrown away. */

@@ -30,7 +30,7 @@ typedef struct AbRemoteTask
 /* The segment: the task, the answers' queue, the requests' queue. */
 #define AB_REMOTE_TASK_SIZE		MAXALIGN(sizeof(AbRemoteTask))
 #define AB_REMOTE_ANSWERS_SIZE	65536
-#define AB_REMOTE_REQUESTS_SIZE 16384
+#define AB_REMOTE_REQUESTS_SIZE 65536
 #define AB_REMOTE_SEGMENT_SIZE \
 	(AB_REMOTE_TASK_SIZE + AB_REMOTE_ANSWERS_SIZE + AB_REMOTE_REQUESTS_SIZE)
 
@@ -48,9 +48,11 @@ ab_remote_requests(AbRemoteTask *task)
 
 /*
  * Requests: a letter; 'Q' is followed by a byte of flags and the statements with their
- * NUL.  Answers: messages of the wire protocol, and the letters below.
+ * NUL, 'P' by a statement and its parameter, each with its NUL.  Answers: messages of the
+ * wire protocol, and the letters below.
  */
 #define AB_REMOTE_QUERY		'Q'
+#define AB_REMOTE_QUERY_WITH 'P'
 #define AB_REMOTE_COMMIT	'X'
 #define AB_REMOTE_LOAD		'L' /* a temporary table, with NUL; then the two below */
 #define AB_REMOTE_LOAD_DATA 'd' /* a piece of what COPY FROM reads */

@@ -85,7 +85,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'ab_sql_remote_gather';
 
 COMMENT ON FUNCTION branch._remote_gather(integer, text, integer, text, bigint)
-IS 'has texts that a query in one session gives kept by INSERTs in another, many in a row with its number and theirs';
+IS 'has rows of a query in one session, as lines of COPY, kept by INSERTs in another, many by each';
 
 CREATE FUNCTION branch._remote_commit(session integer) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE

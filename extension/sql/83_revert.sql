@@ -23,7 +23,8 @@ COMMENT ON COLUMN branch.merge_changes.table_schema IS 'schema of the table of t
 COMMENT ON COLUMN branch.merge_changes.table_name IS 'the table';
 COMMENT ON COLUMN branch.merge_changes.shape IS 'its columns with their types, and those of its key';
 COMMENT ON COLUMN branch.merge_changes.rows IS 'how many rows this is about';
-COMMENT ON COLUMN branch.merge_changes.changes IS 'what was done to them, a JSON array in each line';
+COMMENT ON COLUMN branch.merge_changes.changes
+IS 'what was done to them, in each line a JSON array, or values as COPY writes them';
 COMMENT ON COLUMN branch.merge_changes.system_id IS 'system identifier of the cluster that has it';
 
 CREATE TRIGGER restored_row BEFORE INSERT ON branch.merge_changes

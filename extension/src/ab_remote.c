@@ -481,6 +481,21 @@ ab_remote_send(AbRemote *session, const char *sql, int flags)
 	pfree(request.data);
 }
 
+void
+ab_remote_send_with(AbRemote *session, const char *sql, const char *parameter, Size len)
+{
+	StringInfoData request;
+
+	initStringInfo(&request);
+	appendStringInfoChar(&request, AB_REMOTE_QUERY_WITH);
+	appendBinaryStringInfo(&request, sql, strlen(sql) + 1);
+	appendBinaryStringInfo(&request, parameter, len);
+	appendStringInfoChar(&request, '\0');
+	session->binary = session->survives = false;
+	ab_remote_request(session, &request);
+	pfree(request.data);
+}
+
 /* ---- waiting ---- */
 
 /*

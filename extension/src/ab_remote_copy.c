@@ -5,14 +5,13 @@
  *
  * Runs in the backend that has opened both.  What COPY TO STDOUT gives is passed on as it
  * is, some rows at a time, and looked at by the input functions of the second session
- * (ab_remote_load.c); texts that are only kept are put together and inserted.  No locks,
+ * (ab_remote_load.c); lines that are only kept are put together and inserted.  No locks,
  * nothing on disk: a crash leaves nothing.
  */
 #include "ab_remote_session.h"
 #include "ab_remote_wire.h"
 
 #include "miscadmin.h"
-#include "utils/builtins.h"
 
 /* Rows are gathered up to this, so that the other side is woken less often. */
 #define PIECE_SIZE	32768
@@ -132,33 +131,21 @@ ab_remote_copy(AbRemote *from, const char *copy, AbRemote *to, const char *table
 
 /* ---- lines ---- */
 
-static void
-wait_until_done(AbRemote *session)
-{
-	while (!ab_remote_is_ready(session))
-		(void) ab_remote_next(session);
-}
-
 /* The statement is left to run while the next piece is put together. */
 static void
 keep(AbRemote *to, const char *head, int64 n, uint64 rows, StringInfo lines)
 {
-	char	   *quoted = quote_literal_cstr(lines->data);
-	StringInfoData sql;
+	char	   *sql = psprintf("%s" INT64_FORMAT ", " UINT64_FORMAT ", $1)", head, n, rows);
 
-	wait_until_done(to);
-	initStringInfo(&sql);
-	appendStringInfo(&sql, "%s" INT64_FORMAT ", " UINT64_FORMAT ", ", head, n, rows);
-	appendStringInfoString(&sql, quoted);
-	appendStringInfoChar(&sql, ')');
-	ab_remote_send(to, sql.data, 0);
-	pfree(sql.data);
-	pfree(quoted);
+	while (!ab_remote_is_ready(to))
+		(void) ab_remote_next(to);
+	ab_remote_send_with(to, sql, lines->data, lines->len);
+	pfree(sql);
 	resetStringInfo(lines);
 }
 
 uint64
-ab_remote_gather(AbRemote *from, const char *query, AbRemote *to, const char *head,
+ab_remote_gather(AbRemote *from, const char *copy, AbRemote *to, const char *head,
 				 int64 first, int64 *next)
 {
 	StringInfoData lines;
@@ -168,29 +155,24 @@ ab_remote_gather(AbRemote *from, const char *query, AbRemote *to, const char *he
 
 	*next = first;
 	initStringInfo(&lines);
-	ab_remote_send(from, query, 0);
+	ab_remote_send(from, copy, AB_REMOTE_COPY_OUT);
 	while ((event = ab_remote_next(from)) != AB_REMOTE_READY)
 	{
-		const int  *lengths;
-		char	  **values;
+		StringInfo	row = &from->message;
+		int			len = row->len - row->cursor;
 
-		if (event != AB_REMOTE_ROW)
+		if (event != AB_REMOTE_DATA)
 			continue;
-		values = ab_remote_values(from, &lengths);
-		if (values[0] == NULL)
-			continue;
-		if (lines.len > 0 && lines.len + lengths[0] > KEPT_SIZE)
+		if (lines.len > 0 && lines.len + len > KEPT_SIZE)
 		{
 			keep(to, head, (*next)++, rows - before, &lines);
 			before = rows;
 		}
-		appendBinaryStringInfo(&lines, values[0], lengths[0]);
-		appendStringInfoChar(&lines, '\n');
+		appendBinaryStringInfo(&lines, row->data + row->cursor, len);
 		rows++;
 	}
 	if (rows > before)
 		keep(to, head, (*next)++, rows - before, &lines);
-	wait_until_done(to);
 	pfree(lines.data);
 	return rows;
 }

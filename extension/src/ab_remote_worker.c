@@ -17,10 +17,12 @@
 #include "access/printtup.h"
 #include "access/xact.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_type.h"
 #include "libpq/pqformat.h"
 #include "libpq/pqmq.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "nodes/params.h"
 #include "parser/analyze.h"
 #include "parser/parser.h"
 #include "pgstat.h"
@@ -32,6 +34,7 @@
 #include "tcop/pquery.h"
 #include "tcop/tcopprot.h"
 #include "tcop/utility.h"
+#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/portal.h"
@@ -259,7 +262,8 @@ report_duration(const char *sql, bool logged)
  * the transaction, which VACUUM and its like end.
  */
 static void
-run_portal(RawStmt *stmt, const char *sql, List *plans, int16 format, QueryCompletion *qc)
+run_portal(RawStmt *stmt, const char *sql, List *plans, ParamListInfo params, int16 format,
+		   QueryCompletion *qc)
 {
 	Portal		portal = CreatePortal("", true, true);
 	DestReceiver *receiver;
@@ -267,7 +271,7 @@ run_portal(RawStmt *stmt, const char *sql, List *plans, int16 format, QueryCompl
 
 	portal->visible = false;
 	PortalDefineQuery(portal, NULL, sql, CreateCommandTag(stmt->stmt), plans, NULL);
-	PortalStart(portal, NULL, 0, InvalidSnapshot);
+	PortalStart(portal, params, 0, InvalidSnapshot);
 	PortalSetResultFormat(portal, 1, &format);
 	old = MemoryContextSwitchTo(request_context);
 	receiver = CreateDestReceiver(DestRemote);
@@ -279,8 +283,10 @@ run_portal(RawStmt *stmt, const char *sql, List *plans, int16 format, QueryCompl
 }
 
 static void
-run_statement(RawStmt *stmt, const char *sql, int16 format, QueryCompletion *qc)
+run_statement(RawStmt *stmt, const char *sql, ParamListInfo params, int16 format,
+			  QueryCompletion *qc)
 {
+	Oid			types[1] = {TEXTOID};
 	bool		needs_snapshot = analyze_requires_snapshot(stmt);
 	MemoryContext old;
 	List	   *plans;
@@ -294,13 +300,13 @@ run_statement(RawStmt *stmt, const char *sql, int16 format, QueryCompletion *qc)
 	if (needs_snapshot)
 		PushActiveSnapshot(GetTransactionSnapshot());
 	old = MemoryContextSwitchTo(request_context);
-	plans = pg_analyze_and_rewrite_fixedparams(stmt, sql, NULL, 0, NULL);
-	plans = pg_plan_queries(plans, sql, CURSOR_OPT_PARALLEL_OK, NULL);
+	plans = pg_analyze_and_rewrite_fixedparams(stmt, sql, types, params ? 1 : 0, NULL);
+	plans = pg_plan_queries(plans, sql, CURSOR_OPT_PARALLEL_OK, params);
 	if (needs_snapshot)
 		PopActiveSnapshot();
 	MemoryContextSwitchTo(old);
 
-	run_portal(stmt, sql, plans, format, qc);
+	run_portal(stmt, sql, plans, params, format, qc);
 	disable_timeout(STATEMENT_TIMEOUT, false);
 }
 
@@ -309,7 +315,8 @@ run_statement(RawStmt *stmt, const char *sql, int16 format, QueryCompletion *qc)
  * that nothing is said to be done that is not committed.
  */
 static void
-run_statements(const char *sql, List *stmts, int flags, bool autocommit)
+run_statements(const char *sql, List *stmts, ParamListInfo params, int flags,
+			   bool autocommit)
 {
 	int16		format = (flags & AB_REMOTE_BINARY) ? 1 : 0;
 	bool		implicit_block = autocommit && list_length(stmts) > 1;
@@ -321,7 +328,7 @@ run_statements(const char *sql, List *stmts, int flags, bool autocommit)
 
 		if (implicit_block)
 			BeginImplicitTransactionBlock();
-		run_statement(lfirst_node(RawStmt, lc), sql, format, &qc);
+		run_statement(lfirst_node(RawStmt, lc), sql, params, format, &qc);
 		if (lnext(stmts, lc) != NULL)
 			CommandCounterIncrement();
 		else if ((flags & AB_REMOTE_SAVEPOINT) == 0)
@@ -344,7 +351,7 @@ run_in_subtransaction(const char *sql, List *stmts, int flags)
 	BeginInternalSubTransaction(NULL);
 	PG_TRY();
 	{
-		run_statements(sql, stmts, flags, false);
+		run_statements(sql, stmts, NULL, flags, false);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -360,12 +367,30 @@ run_in_subtransaction(const char *sql, List *stmts, int flags)
 	CommitTransactionCommand();
 }
 
+/* $1, a text; it lives as long as the request. */
+static ParamListInfo
+params_of(const char *text)
+{
+	ParamListInfo params;
+
+	if (text == NULL)
+		return NULL;
+	params = makeParamList(1);
+	params->params[0].value = CStringGetTextDatum(text);
+	params->params[0].isnull = false;
+	params->params[0].pflags = 0;	/* it may be long: no constant of plans */
+	params->params[0].ptype = TEXTOID;
+	return params;
+}
+
+/* parameter NULL: there is none. */
 static void
-run_request(const AbRemoteTask *task, const char *sql, int flags)
+run_request(const AbRemoteTask *task, const char *sql, const char *parameter, int flags)
 {
 	ErrorContextCallback callback;
 	MemoryContext old;
 	List	   *stmts;
+	ParamListInfo params;
 	bool		logged;
 
 	SetCurrentStatementStartTimestamp();
@@ -375,6 +400,9 @@ run_request(const AbRemoteTask *task, const char *sql, int flags)
 	debug_query_string = sql;
 	pgstat_report_activity(STATE_RUNNING, sql);
 	stmts = ab_remote_parse(sql, (flags & AB_REMOTE_COPY_OUT) != 0);
+	if (parameter != NULL)
+		parameter = pg_any_to_server(parameter, strlen(parameter), task->encoding);
+	params = params_of(parameter);
 	MemoryContextSwitchTo(old);
 	logged = report_statements(sql, stmts);
 
@@ -385,7 +413,7 @@ run_request(const AbRemoteTask *task, const char *sql, int flags)
 	if (flags & AB_REMOTE_SAVEPOINT)
 		run_in_subtransaction(sql, stmts, flags);
 	else
-		run_statements(sql, stmts, flags, task->options.autocommit);
+		run_statements(sql, stmts, params, flags, task->options.autocommit);
 	error_context_stack = callback.previous;
 
 	report_duration(sql, logged);
@@ -476,8 +504,10 @@ serve(AbRemoteTask *task, shm_mq_handle *requests)
 			run_load(request + 1, requests);
 		else if (request[0] == AB_REMOTE_ROWS)
 			run_share(task, request + 1, size - 1);
+		else if (request[0] == AB_REMOTE_QUERY_WITH)
+			run_request(task, request + 1, request + 1 + strlen(request + 1) + 1, 0);
 		else
-			run_request(task, request + 2, request[1]);
+			run_request(task, request + 2, NULL, request[1]);
 		pq_putemptymessage(AB_REMOTE_DONE);
 	}
 }

@@ -345,7 +345,7 @@ ab_sql_remote_copy(PG_FUNCTION_ARGS)
 	PG_RETURN_INT64(ab_remote_copy(from, psprintf("COPY (%s) TO STDOUT", query), to, table));
 }
 
-/* Texts of one session, kept by statements of another. */
+/* Rows of one session as lines, kept by statements of another. */
 Datum
 ab_sql_remote_gather(PG_FUNCTION_ARGS)
 {
@@ -363,7 +363,8 @@ ab_sql_remote_gather(PG_FUNCTION_ARGS)
 	head = ab_sql_required_text(fcinfo, 3, "head");
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	values[0] = Int64GetDatum(ab_remote_gather(from, query, to, head,
+	values[0] = Int64GetDatum(ab_remote_gather(from, psprintf("COPY (%s) TO STDOUT", query),
+											   to, head,
 											   PG_ARGISNULL(4) ? 1 : PG_GETARG_INT64(4), &next));
 	values[1] = Int64GetDatum(next);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));

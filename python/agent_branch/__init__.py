@@ -20,7 +20,7 @@ first in its group; what it uses comes after it, high to low.
   - how it is written: ``mergetarget``, ``staging``; ``carrier``, ``carrying``: from pages, with few
     statements; ``apply``, ``writes``, ``tableorder``, ``claims``, ``exchange``, ``spares``
   - definitions and sequences: ``mergeschema``, ``additive``; ``mergesequences``, ``sequences``
-  - what is kept of it: ``mergelog``, ``mergechanges``, ``keeping``, ``spool``
+  - what is kept of it: ``mergelog``, ``mergechanges``, ``keptlines``, ``keeping``, ``spool``
 - continuous sync: ``syncing``; ``syncplan``
 - use and cost: ``usage``; ``cost``
 - jobs and health: ``jobs``; ``joblist``; ``health``; ``healthcheck``

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from agent_branch import keptlines
 from agent_branch.diff import RowChange, changes_at, key_condition, keys_condition
 from agent_branch.hints import Protocol
 from agent_branch.merge import TableMerge
@@ -22,7 +23,7 @@ from agent_branch.mergeplan import TablePlan
 from agent_branch.records import dataclass
 from agent_branch.spool import Lines, Room
 from agent_branch.sqltext import Limits, Row, Session, Statement, quote_literal
-from agent_branch.staging import Stage, delete_line, insert_line, is_set, update_line
+from agent_branch.staging import Stage, is_set
 from agent_branch.tableshape import TableShape, positions
 
 # Characters of places in one statement: some ten thousand rows.
@@ -63,13 +64,13 @@ class Carrier(Protocol):
 
 
 class Kept(Protocol):
-    """Actions of one table that are kept where they are to stay, as lines of JSON."""
+    """Actions of one table that are kept where they are to stay, as lines (keptlines.py)."""
 
     @property
     def count(self) -> int: ...
 
     def keep(self, query: str) -> None:
-        """The lines that a query in the target gives; once."""
+        """Lines of the rows that a query in the target gives."""
 
     def pieces(self) -> Iterator[str]:
         """The lines, each with its end, many at a time."""
@@ -273,22 +274,30 @@ class Carrying:
             self.merge.count_staged(what, number)
         if not self.stage.counts:
             return
-        lines = {
-            "i": insert_line(shape, "s.v{}".format),
-            "d": delete_line(shape, old),
-            "u": update_line(shape, old, "s.v{}".format, shape.updatable, "s.mask", sparse=True),
+        new = "s.v{}".format
+        queries = {
+            "i": keptlines.inserted(shape, new),
+            "d": keptlines.deleted(shape, old),
+            "u": self._changed(old, new),
         }
-        each = " ".join(
-            f"WHEN '{what}' THEN {lines[what]}"
-            for what in sorted({what for what, _ in self.stage.counts})
-        )
         self._execute(_ONLY_LOOK_UP)
-        self.kept.keep(
-            f"SELECT CASE s.what {each} END FROM {self.stage.table} AS s"
-            f" LEFT JOIN {shape.only} AS t ON t.ctid OPERATOR(pg_catalog.=) s.at"
-            " WHERE s.what OPERATOR(pg_catalog.<>) '='"
-        )
+        for what in sorted({what for what, _ in self.stage.counts}):
+            self.kept.keep(
+                f"SELECT {queries[what]} FROM {self.stage.table} AS s"
+                f" LEFT JOIN {shape.only} AS t ON t.ctid OPERATOR(pg_catalog.=) s.at"
+                f" WHERE s.what OPERATOR(pg_catalog.=) '{what}'"
+            )
         self._execute(_AS_EVER)
+
+    def _changed(self, old: keptlines.Values, new: keptlines.Values) -> str:
+        masks, known = self.stage.masks, 0
+        for mask in masks:
+            known |= mask
+
+        def value(i: int) -> str:
+            return new(i) if len(masks) == 1 else is_set("s.mask", i, new(i))
+
+        return keptlines.changed(self.stage.shape, old, "s.mask", known, value)
 
 
 def together(texts: Iterable[str], most: int) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """What merges changed, row by row (branch.merge_changes): kept so that they can be taken back.
 
 Written in the transaction that has the row of the merge name the target's transaction: so it is
-there if the target has the merge.  A row of the table has many changes as lines of JSON
-(revert.py) of one table; memory holds one of them.
+there if the target has the merge.  A row of the table has many changes of one table, as
+lines (keptlines.py); memory holds one of them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from itertools import chain
 
 from agent_branch.diff import mask_from, match
 from agent_branch.hints import Protocol
+from agent_branch.keptlines import from_line
 from agent_branch.merge import Action, Delete, Insert, Recount, Update
 from agent_branch.mergerun import MergeRun
 from agent_branch.records import dataclass
-from agent_branch.revert import from_json, to_json
+from agent_branch.revert import to_json
 from agent_branch.sqltext import (
     Limits,
     Row,
@@ -124,7 +125,7 @@ def changes(log: Log, number: int, table: TableId) -> Iterator[Action]:
     where = f"c.table_schema = {quote_literal(schema)} AND c.table_name = {quote_literal(name)}"
     for _, text in texts(log, number, where):
         # Only what to_json has put between them parts lines.
-        yield from (from_json(line) for line in text.split("\n") if line)
+        yield from (from_line(line) for line in text.split("\n") if line)
 
 
 def texts(log: Log, number: int, where: str = "true") -> Iterator[tuple[TableId, str]]:

@@ -19,6 +19,7 @@ from agent_branch.claims import Claims, claims_of
 from agent_branch.conflictsets import find, may_find
 from agent_branch.diff import Pairing, RowChange, can_pair, diff_rows
 from agent_branch.exchange import APART, WHY_NOT, exchange, groups, may_exchange
+from agent_branch.keptlines import from_line
 from agent_branch.merge import (
     Action,
     Conflict,
@@ -151,7 +152,7 @@ class TableRun:
         yield from self.staged
         if self.kept is not None:
             for text in self.kept.pieces():
-                yield from map(from_json, text[:-1].split("\n"))
+                yield from map(from_line, text[:-1].split("\n"))
 
     def pieces(self, *, with_kept: bool = True) -> Iterator[str]:
         """The actions as lines, many at a time."""

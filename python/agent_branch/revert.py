@@ -74,7 +74,7 @@ def from_json(text: str) -> Action:
         case ["insert", key, row]:
             return Insert(_row(key), _row(row))
         case ["set", key, int(columns), before, int(known), values]:
-            return _set(_row(key), columns, _row(before), known, _row(values))
+            return updated(_row(key), columns, _row(before), known, _row(values))
         case ["delete", key, before]:
             return Delete(_row(key), _row(before))
         case ["update", key, int(columns), before, after]:
@@ -84,8 +84,8 @@ def from_json(text: str) -> Action:
     raise ValueError(f"not an action: {text!r}")
 
 
-def _set(key: Row, columns: int, before: Row, known: int, values: Row) -> Update:
-    """An update of which staging.py has written the values of some columns only."""
+def updated(key: Row, columns: int, before: Row, known: int, values: Row) -> Update:
+    """An update of which only the values of the ``known`` columns are written down."""
     after = list(before)
     for i, value in zip(positions(known), values, strict=True):
         if columns >> i & 1:

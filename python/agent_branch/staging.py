@@ -266,20 +266,13 @@ def _what(change: RowChange) -> str:
 Values = Callable[[int], str]
 
 
-def insert_line(shape: TableShape, new: Values) -> str:
-    return f"{_json}('insert', {_key(shape, new)}, {_whole(shape, new)})::pg_catalog.text"
-
-
 def delete_line(shape: TableShape, old: Values) -> str:
     return f"{_json}('delete', {_key(shape, old)}, {_whole(shape, old)})::pg_catalog.text"
 
 
-def update_line(
-    shape: TableShape, old: Values, new: Values, known: int, mask: str, *, sparse: bool = False
-) -> str:
-    """``known``: which columns ``new`` has values for; ``sparse``: null for those not set."""
-    texts = ((i, output_text(shape.columns[i], new(i))) for i in positions(known))
-    values = _array(is_set(mask, i, text) if sparse else text for i, text in texts)
+def update_line(shape: TableShape, old: Values, new: Values, known: int, mask: str) -> str:
+    """``known``: which columns ``new`` has values for."""
+    values = _array(output_text(shape.columns[i], new(i)) for i in positions(known))
     return (
         f"{_json}('set', {_key(shape, old)}, {mask}, {_whole(shape, old)}, {known}, {values})"
         "::pg_catalog.text"
