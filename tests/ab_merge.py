@@ -14,7 +14,8 @@ from agent_branch.clashes import Clashes, of_rows
 from agent_branch.diff import TableState
 from agent_branch.merge import Conflict, Strategy
 from agent_branch.mergeplan import plan_table
-from agent_branch.mergerun import Endangered, MergeRun, Written
+from agent_branch.mergerun import MergeRun
+from agent_branch.mergewrite import Endangered, Written
 from agent_branch.sqltext import (
     Limits,
     Refusal,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from agent_branch.merge import Insert
-from agent_branch.mergerun import Spool
 from agent_branch.spool import Lines, Room
+from agent_branch.tablerun import Spool
 
 WRITTEN = ["a", "b\r\x85 ", "", "\udc80 ü" * 5, *(f"line {n}" * 20 for n in range(2000))]
 

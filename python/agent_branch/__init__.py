@@ -13,12 +13,13 @@ first in its group; what it uses comes after it, high to low.
   databases were in; ``progress``
 - merges: ``merging``; ``resolving``, ``deciding``, ``setwise``: conflicts decided; ``reverting``,
   ``revert``: taken back; ``bringing``: what a source has changed; ``conduct``: tried until the
-  target takes it; ``outcome``; ``mergerun``: rows decided and written, ``conflictsets``,
+  target takes it; ``outcome``; ``mergerun``, ``tablerun``: rows decided, ``conflictsets``,
   ``clashes``: conflicts; below them
   - what it is about: ``mergeoptions``, ``mergescope``, ``mergeparts``, ``mergeplan``, ``threeway``
   - what becomes of a row: ``merge``
-  - how it is written: ``mergetarget``, ``staging``; ``carrier``, ``carrying``: from pages, with few
-    statements; ``apply``, ``writes``, ``tableorder``, ``claims``, ``exchange``, ``spares``
+  - how it is written: ``mergewrite``, ``mergetarget``; ``staging``: with few statements;
+    ``carrier``, ``carrying``: from pages; ``apply``, ``writes``, ``tableorder``, ``claims``,
+    ``exchange``, ``spares``
   - definitions and sequences: ``mergeschema``, ``additive``; ``mergesequences``, ``sequences``
   - what is kept of it: ``mergelog``, ``mergechanges``, ``keptlines``, ``keeping``, ``spool``
 - continuous sync: ``syncing``; ``syncplan``

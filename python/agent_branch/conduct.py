@@ -20,8 +20,9 @@ from agent_branch.keeping import Keeper
 from agent_branch.merge import Conflict
 from agent_branch.mergelog import Pair
 from agent_branch.mergeoptions import Options
-from agent_branch.mergerun import Endangered, MergeRun, Refused
+from agent_branch.mergerun import MergeRun
 from agent_branch.mergetarget import Target
+from agent_branch.mergewrite import Endangered, Refused
 from agent_branch.outcome import Line, Outcome, Result, result_of
 from agent_branch.records import dataclass, replace
 from agent_branch.sqltext import Row

@@ -1,0 +1,224 @@
+"""Writes what a merge has collected into the target: the passes of apply.py.
+
+What a constraint refuses is found by halving a statement's rows, tried again after the others, or
+exchanged with what it is in the way of (exchange.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+
+from agent_branch.apply import CHECK, DEFER, Kind, Pass, plan_passes, statements
+from agent_branch.exchange import APART, WHY_NOT, exchange, groups, may_exchange
+from agent_branch.merge import Action, Update
+from agent_branch.records import dataclass, field, replace
+from agent_branch.sqltext import Limits, Refusal, Row, Statement, WritingSession, qualified
+from agent_branch.staging import kind_of
+from agent_branch.tableorder import TableId, order_tables
+from agent_branch.tablerun import TableRun
+from agent_branch.tableshape import TableShape
+from agent_branch.writes import GuardPart, Part, halves, key_in
+
+# So many refused updates of a table are tried again when the others are done: what another row
+# has given up by then, in an index of which nobody can tell beforehand.
+MAX_AGAIN = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A statement was run: rows it was for, rows that it changed."""
+
+    table: TableId
+    kind: Kind
+    planned: int
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class Endangered:
+    """Deleting the row with ``key`` would also change or delete ``row`` (jsonb) of ``child``."""
+
+    table: TableId
+    key: Row
+    constraint: str
+    child: TableId
+    row: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A constraint refused the change of the row with ``key``, which was not made.
+
+    ``key`` None: it is not known which row; ``table`` None: nor of which table.
+    """
+
+    table: TableId | None
+    key: Row | None
+    why: Refusal
+
+
+Step = Written | Endangered | Refused
+
+# Constraints that can be deferred: (schema, name).
+DEFERRABLE = Statement(
+    "SELECT DISTINCT n.nspname, c.conname FROM pg_catalog.pg_constraint AS c"
+    " JOIN pg_catalog.pg_namespace AS n ON n.oid = c.connamespace"
+    " WHERE c.condeferrable ORDER BY n.nspname, c.conname"
+)
+
+
+@dataclass(slots=True)
+class Writing:
+    """Of all tables of a merge; ``schema``: all tables of the target."""
+
+    ours: WritingSession
+    schema: Sequence[TableShape]
+    tables: Mapping[TableId, TableRun]
+    limits: Limits = field(default_factory=Limits)
+
+    def write(self) -> Iterator[Step]:
+        """Report each step.
+
+        What constraints refuse is reported, and the rest written; then, as after an error of
+        the server's, the caller's transaction is to be rolled back.
+        """
+        active = [run for run in self.tables.values() if run.count]
+        self._put_in_order(active)
+        self.ours.execute(DEFER)
+        passes = plan_passes(
+            [run.merge.shape for run in active],
+            self.schema,
+            {run.merge.shape.id: run.claims for run in active},
+        )
+        for one in passes:
+            refused: list[tuple[Part, Statement, Refusal]] = []
+            for part in one.parts:
+                yield from self._write_staged(one, part, refused)
+            for part, statement in statements(one, self._actions, self.limits):
+                if isinstance(part, GuardPart):
+                    yield from self._endangered(part, self.ours.rows(statement))
+                else:
+                    yield from self._written(part, one.kind, statement, refused)
+            while one.kind == "update" and 0 < len(refused) <= MAX_AGAIN:
+                again, refused = refused, []
+                for part, statement, _ in again:
+                    yield from self._written(part, one.kind, statement, refused)
+                if len(refused) == len(again):
+                    break
+            if one.kind == "vacate":
+                refused = []  # what it was to make way for is refused then, or changes places
+            if one.kind == "update":
+                refused = yield from self._exchanged(refused)
+            for part, statement, why in refused:
+                yield Refused(part.shape.id, key_in(part, statement), why)
+        yield from self._checked()
+
+    def _put_in_order(self, active: Sequence[TableRun]) -> None:
+        groups = order_tables([run.merge.shape for run in active])
+        late = {name for group in groups for name, mask in group.late.items() if mask}
+        late |= {table.id for group in groups if group.at_once for table in group.tables}
+        for run in active:
+            if not run.is_in_order(self.schema, run.merge.shape.id in late):
+                run.unstage()
+
+    def _write_staged(
+        self, one: Pass, part: Part, refused: list[tuple[Part, Statement, Refusal]]
+    ) -> Iterator[Step]:
+        """All rows of a kind at once; what is refused so, in batches."""
+        run = self.tables[part.shape.id]
+        if run.stage is None:
+            return
+        for kind, statement in run.stage.statements(part):
+            done = self.ours.attempt(statement)
+            if not isinstance(done, Refusal):
+                yield Written(part.shape.id, one.kind, statement.rows, done)
+                continue
+            for _, batch in self._batched(one, part, kind):
+                yield from self._written(part, one.kind, batch, refused)
+
+    def _batched(
+        self, one: Pass, part: Part, kind: tuple[str, int]
+    ) -> Iterator[tuple[Part, Statement]]:
+        def of_kind(table: TableId) -> Iterator[Action]:
+            staged = self.tables[table].staged_actions()
+            return (action for action in staged if kind_of(action) == kind)
+
+        return statements(Pass(one.kind, (part,)), of_kind, self.limits)
+
+    def _written(
+        self,
+        part: Part,
+        kind: Kind,
+        statement: Statement,
+        refused: list[tuple[Part, Statement, Refusal]],
+    ) -> Iterator[Step]:
+        """A batch in which something is refused is halved until it is known what."""
+        done = self.ours.attempt(statement)
+        if not isinstance(done, Refusal):
+            yield Written(part.shape.id, kind, statement.rows, done)
+            return
+        smaller = halves(part, statement)
+        for half in smaller:
+            yield from self._written(part, kind, half, refused)
+        if not smaller:
+            refused.append((part, statement, done))
+
+    def _exchanged(
+        self, refused: list[tuple[Part, Statement, Refusal]]
+    ) -> Generator[Step, None, list[tuple[Part, Statement, Refusal]]]:
+        """Rows in each other's way change places, if they can; the others are still refused."""
+        keys: dict[TableId, set[Row]] = {}
+        for part, statement, why in refused:
+            key = key_in(part, statement)
+            if key is not None and why.sqlstate in APART:
+                keys.setdefault(part.shape.id, set()).add(key)
+        cannot: set[tuple[TableId, Row]] = set()
+        done: set[tuple[TableId, Row]] = set()
+        for table, some in keys.items():
+            run = self.tables[table]
+            updates = [a for a in run.spool if isinstance(a, Update) and a.key in some]
+            for group in groups(run.claims, updates):
+                found = {(table, update.key) for update in group}
+                if self._exchange(run.merge.shape, group):
+                    done |= found
+                    yield Written(table, "update", len(group), len(group))
+                else:
+                    cannot |= found
+        left = []
+        for part, statement, why in refused:
+            place = (part.shape.id, key_in(part, statement) or ())
+            if place in cannot:
+                why = replace(why, detail=f"{why.detail} {WHY_NOT}".lstrip())
+            if place not in done:
+                left.append((part, statement, why))
+        return left
+
+    def _exchange(self, shape: TableShape, updates: Sequence[Update]) -> bool:
+        if list(self.ours.rows(may_exchange(shape))) != [("t",)]:
+            return False
+        whole = next(one for one in self.schema if one.id == shape.id)
+        return self.ours.attempt(exchange(shape, whole, updates)) == len(updates)
+
+    def _checked(self) -> Iterator[Step]:
+        """The server stops at the first constraint that does not hold; each is asked for."""
+        if not isinstance(self.ours.attempt(CHECK), Refusal):
+            return
+        for schema, name in list(self.ours.rows(DEFERRABLE)):
+            assert schema is not None
+            assert name is not None
+            said = self.ours.attempt(
+                Statement(f"SET CONSTRAINTS {qualified(schema, name)} IMMEDIATE")
+            )
+            if isinstance(said, Refusal):
+                table = (said.schema, said.table)
+                yield Refused(table if said.table else None, None, said)
+
+    def _endangered(self, part: GuardPart, answers: Iterator[Row]) -> Iterator[Endangered]:
+        width = len(part.shape.key)
+        for answer in answers:
+            row = answer[width]
+            assert row is not None
+            yield Endangered(part.shape.id, answer[:width], part.key.name, part.child.id, row)
+
+    def _actions(self, table: TableId) -> Iterable[Action]:
+        return self.tables[table].spool
