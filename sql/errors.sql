@@ -229,6 +229,7 @@ CALL pg_temp.attempt('postgres', ARRAY[
     $$SELECT branch.side_effects('err_gone')$$,
     $$SELECT branch.events_after(null)$$,
     $$SELECT branch.events_after(0, null)$$,
+    $$SELECT branch.events_after(0, -1)$$,
     $$SELECT branch._restored_row()$$
 ]);
 CALL pg_temp.attempt('err_nobody', ARRAY[
@@ -257,7 +258,9 @@ CALL pg_temp.attempt('postgres', ARRAY[
     $$SELECT create_agent_branch(repeat('7', 64), 'err_main')$$,
     $$SELECT create_agent_branch('7', 'err_no')$$,
     $$SELECT create_agent_branch('7', 'err_main', 'secret')$$,
+    $$SELECT create_agent_branches(null)$$,
     $$SELECT create_agent_branches(ARRAY['7', null])$$,
+    $$SELECT create_agent_branches(ARRAY[ARRAY['7'], ARRAY['8']])$$,
     $$SELECT create_agent_branches(ARRAY['7', '8'], 'err_main', ARRAY['one'])$$,
     $$SELECT delete_agent_branch(null)$$,
     $$SELECT delete_agent_branch('no such agent')$$,
@@ -278,6 +281,8 @@ CALL pg_temp.attempt('postgres', ARRAY[
     $$SELECT branch.suspend('err_no')$$,
     $$SELECT branch.suspend('err_plain')$$,
     $$SELECT branch.suspend('err_gone')$$,
+    $$SELECT branch.suspend_idle(0)$$,
+    $$SELECT branch.suspend_idle(-1)$$,
     $$SELECT branch.resume(null)$$,
     $$SELECT branch.resume('err_no')$$,
     $$SELECT branch.resume('err_plain')$$,
@@ -342,6 +347,7 @@ CALL pg_temp.attempt('postgres', ARRAY[
     $$SELECT branch.merge('err_b', strategy => 'err')$$,
     $$SELECT branch.merge('err_b', strategy => null)$$,
     $$SELECT branch.merge('err_b', schema => null)$$,
+    $$SELECT branch.merge('err_b', tables => ARRAY[ARRAY['a'], ARRAY['b']])$$,
     $$SELECT branch.conflicts_resolve(0, 'ours')$$,
     $$SELECT branch.conflicts_resolve(0, null)$$,
     $$SELECT branch.conflicts_resolve(null, 'ours')$$,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import psycopg
 import pytest
 from ab_checks import create, create_database, delete, healthy, nothing_left, oid_of, run
@@ -76,6 +78,85 @@ def test_refused(cluster: Cluster, p: int, case: str) -> None:
         cluster.sql(statement.format(p=p, n=NOBODY))
     assert error.value.sqlstate == code, str(error.value)
     assert message.format(n=NOBODY) in str(error.value)
+
+
+# Types of arguments -> values that no function is made for.
+STRANGE = {
+    "text": ("NULL", "''", "repeat('x', 64)", "repeat('é', 4000)", "'no_such'", "'p'"),
+    "name": ("NULL", "''", "'no_such'"),
+    "integer": ("NULL", "-1", "0", "2147483647"),
+    "bigint": ("NULL", "-1", "0", "9223372036854775807"),
+    "numeric": ("NULL", "-1", "'NaN'", "'Infinity'", "1e300"),
+    "interval": ("NULL", "'-1 hour'", "'0'", "'178000000 years'", "'1 month -40 days'"),
+    "timestamp with time zone": ("NULL", "'infinity'", "'-infinity'", "'4714-11-24 BC'"),
+    "jsonb": ("NULL", "'[]'", "'1'", "'null'", """'{"a": {"b": 1}}'"""),
+    "text[]": ("NULL", "'{}'", "'{NULL}'", "'{{a,b},{c,d}}'", "'{no_such}'", "'{a,a}'"),
+    "boolean": ("NULL",),
+}
+
+# What the other arguments are given, by their names, else by their types.
+USUAL = {"target": "'main'", "parent": "'main'", "new_name": "'nn'", "job": "'usage'"}
+USUAL |= {"p_parent_branch": "'main'", "p_target_branch": "'main'", "side": "'ours'"}
+USUAL_OF_TYPE = {
+    "text": "'b1'",
+    "text[]": "'{b1}'",
+    "interval": "'1 hour'",
+    "timestamp with time zone": "now() + '1 day'",
+    "jsonb": "'{}'",
+    "boolean": "false",
+    "name": "'postgres'",
+}
+
+# Those of README, and the server's own for what the server finds out.
+KNOWN = set("22023 3D000 42P04 55006 42501 55P03 55000 42602 42622 42939 53400".split())
+KNOWN |= set("42704 42710 42809 42P01 42601 22008 0A000".split())
+
+FUNCTIONS = """
+    SELECT p.prokind = 'p', n.nspname || '.' || p.proname, p.proargnames, p.pronargdefaults,
+        (SELECT array_agg(format_type(t, NULL) ORDER BY o)
+         FROM unnest(p.proargtypes::oid[]) WITH ORDINALITY AS u (t, o))
+    FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+    JOIN pg_depend AS d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
+    JOIN pg_extension AS e ON e.oid = d.refobjid AND e.extname = 'agent_branch'
+    WHERE NOT starts_with(p.proname, '_') AND p.pronargs > 0 ORDER BY 2
+"""
+
+
+def strange_calls(cluster: Cluster) -> Iterator[str]:
+    """Each public function with each strange value in the place of each argument."""
+    for procedure, name, names, defaults, types in cluster.sql(FUNCTIONS):
+        arguments = list(zip(names, types, strict=False))
+        needed = arguments[: len(arguments) - defaults]
+        for argument, kind in arguments:
+            others = [
+                f"{n} => {USUAL.get(n) or USUAL_OF_TYPE.get(t, '1')}"
+                for n, t in needed
+                if n != argument
+            ]
+            for value in STRANGE[kind]:
+                call = f"{name}({', '.join([*others, f'{argument} => {value}'])})"
+                yield f"CALL {call}" if procedure else f"SELECT * FROM {call}"
+
+
+def test_strange_arguments(cluster: Cluster, p: int) -> None:
+    """Whatever a function is called with, it works, or an SQLSTATE that it may have and a
+    message say what is wrong; nothing breaks."""
+    cluster.sql("SELECT branch.create_many(ARRAY['b1', 'b2'])")
+    cluster.sql("SELECT create_agent_branch('1')")
+    wrong: list[tuple[str, str | None, str | None]] = []
+    calls = 0
+    with cluster.connect(autocommit=False) as conn:
+        for calls, call in enumerate(strange_calls(cluster), 1):
+            conn.autocommit = call.startswith("CALL")
+            try:
+                conn.execute(call)
+            except psycopg.Error as error:
+                if error.sqlstate not in KNOWN or not error.diag.message_primary:
+                    wrong.append((call, error.sqlstate, error.diag.message_primary))
+            conn.rollback()
+    assert wrong == []
+    assert calls > 500
+    healthy(cluster)
 
 
 def hinted(error: psycopg.Error, message: str, hint: str) -> None:

@@ -23,6 +23,25 @@
 PG_FUNCTION_INFO_V1(ab_sql_events_after);
 PG_FUNCTION_INFO_V1(ab_sql_event);
 
+static void
+check_arguments(FunctionCallInfo fcinfo)
+{
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"id\" must not be null"),
+				 errhint("Pass the id of the last event that you have got, or 0.")));
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"max_rows\" must not be null"),
+				 errhint("Leave it out for at most 1000 events.")));
+	if (PG_GETARG_INT32(1) < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"max_rows\" must not be negative")));
+}
+
 /*
  * The view is read with the caller's rights.  Its snapshot has to be newer than the
  * answer to what is settled.
@@ -39,10 +58,7 @@ ab_sql_events_after(PG_FUNCTION_ARGS)
 
 	ab_require_control_database();
 	InitMaterializedSRF(fcinfo, 0);
-	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("arguments of branch.events_after must not be null")));
+	check_arguments(fcinfo);
 	if (IsolationUsesXactSnapshot())
 		ereport(ERROR,
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),

@@ -265,6 +265,11 @@ ab_sql_suspend_idle(PG_FUNCTION_ARGS)
 	int			n;
 
 	ab_require_control_database();
+	if (most <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"max_branches\" must be positive"),
+				 errhint("Leave it out, or pass NULL, to suspend all that are due.")));
 	ab_prevent_read_only("suspending branches");
 	known = read_known();
 	branches = ab_origin_list(&n);

@@ -115,7 +115,12 @@ def advance_all_sequences(
         advance_sequences(begin.base.session, ours, theirs, ("branch",), begin.part.has)
 
 
-def parse_name(name: str) -> list[str]:
+def parse_name(name: str | list[str]) -> list[str]:
+    """Schema and table, or the table alone; a list: of an array with more dimensions."""
+    if isinstance(name, list):
+        raise ReportedError(
+            INVALID_PARAMETER_VALUE, 'argument "tables" must be a one-dimensional array'
+        )
     rows = plpy.execute(plpy.prepare("SELECT parse_ident($1) AS p", ["text"]), [name])
     parts: list[str] = rows[0]["p"]
     return parts

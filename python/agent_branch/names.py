@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from agent_branch.errors import INVALID_PARAMETER_VALUE, NAME_TOO_LONG, ReportedError
 
 PREFIX = "agent_"
@@ -36,3 +38,16 @@ def branch_name(agent_id: str | None) -> str:
             hint=f"Use ids of at most {MAX_NAME_BYTES - len(PREFIX)} bytes.",
         )
     return name
+
+
+def list_of_ids(agent_ids: Sequence[str | None] | None) -> list[str | None]:
+    """Raises ``ReportedError`` 22023: null, or an array of more than one dimension, whose
+    elements PL/Python makes lists.
+    """
+    if agent_ids is None:
+        raise ReportedError(INVALID_PARAMETER_VALUE, 'argument "p_agent_ids" must not be null')
+    if any(isinstance(agent_id, list) for agent_id in agent_ids):
+        raise ReportedError(
+            INVALID_PARAMETER_VALUE, 'argument "p_agent_ids" must be a one-dimensional array'
+        )
+    return list(agent_ids)

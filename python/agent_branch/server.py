@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from agent_branch.errors import UNDEFINED_DATABASE, ReportedError
 from agent_branch.inside import query, report
-from agent_branch.names import branch_name
+from agent_branch.names import branch_name, list_of_ids
 from agent_branch.uri import Endpoint, connection_string
 
 
@@ -74,11 +74,11 @@ def create_agent_branches(
     SCRAM-SHA-256 verifier; None: unchanged, a new role has none).  More than 1,000 new
     branches give a NOTICE for each 1,000.
 
-    Errors: 22023 empty id, bad passwords; 42622 name too long; 42P04 the branch is somebody
+    Errors: 22023 no list, empty id, bad passwords; 42622 name too long; 42P04 the branch is somebody
     else's; 42710 the role is; 3D000 unknown parent; 42501 rights; and those of branch.create.
     """
     try:
-        ids = list(agent_ids or [])
+        ids = list_of_ids(agent_ids)
         names = [branch_name(agent_id) for agent_id in ids]
         if not names:
             return []
