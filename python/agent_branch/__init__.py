@@ -20,9 +20,10 @@ first in its group; what it uses comes after it, high to low.
   - how it is written: ``mergewrite``, ``mergetarget``; ``staging``: with few statements;
     ``carrier``, ``carrying``: from pages; ``apply``, ``writes``, ``tableorder``, ``claims``,
     ``exchange``, ``spares``
-  - definitions and sequences: ``mergeschema``, ``additive``; ``mergesequences``, ``sequences``
+  - definitions and sequences: ``mergeschema``, ``additive``, ``schematext``; ``mergesequences``,
+    ``sequences``
   - what is kept of it: ``mergelog``, ``mergechanges``, ``keptlines``, ``keeping``, ``spool``
-- continuous sync: ``syncing``; ``syncplan``
+- continuous sync: ``syncing``; ``syncstate``, ``syncplan``
 - use and cost: ``usage``; ``cost``
 - jobs and health: ``jobs``; ``joblist``; ``health``; ``healthcheck``
 - other databases: ``reach``; ``effects``; ``remote``: sessions in them

@@ -14,7 +14,17 @@ from collections.abc import Iterable, Mapping
 
 from agent_branch.records import dataclass, field
 from agent_branch.schemadiff import ObjectId, SchemaObject
-from agent_branch.sqltext import Statement, quote_literal
+from agent_branch.schematext import (
+    RefusedError,
+    comment,
+    grants,
+    labels,
+    owned_by,
+    owner_statement,
+    table_and_part,
+    without_owner,
+)
+from agent_branch.sqltext import Statement
 
 # Rows: table, column, as OBJECTS writes them, then schema, table, column; columns in their order.
 COLUMN_ORDER = Statement(
@@ -26,8 +36,6 @@ COLUMN_ORDER = Statement(
     " WHERE a.attnum > 0 AND NOT a.attisdropped AND c.oid >= 16384"
     " ORDER BY c.oid, a.attnum"
 )
-
-_OWNER = "\nOWNER TO "
 
 # Made before rows are written, in this order; all others afterwards.
 _BEFORE = ("schema", "extension", "type", "sequence", "function", "procedure", "aggregate")
@@ -44,41 +52,12 @@ _AFTER = (
     "comment",
 )
 
-_ROUTINES = {"function": "FUNCTION", "procedure": "PROCEDURE", "aggregate": "AGGREGATE"}
-_OWNED = {
-    "schema": "SCHEMA",
-    "type": "TYPE",
-    "sequence": "SEQUENCE",
-    "table": "TABLE",
-    "view": "VIEW",
-    "materialized view": "MATERIALIZED VIEW",
-    **_ROUTINES,
-}
-
-_GRANTED = {"table": "TABLE", "sequence": "SEQUENCE", "schema": "SCHEMA", "type": "TYPE"}
-_PRIVILEGES = {
-    "r": "SELECT",
-    "a": "INSERT",
-    "w": "UPDATE",
-    "d": "DELETE",
-    "D": "TRUNCATE",
-    "x": "REFERENCES",
-    "t": "TRIGGER",
-    "U": "USAGE",
-    "C": "CREATE",
-    "X": "EXECUTE",
-}
-
 # A default that is the same value whenever it is asked for.
 _CONSTANT = re.compile(
     r" DEFAULT (?:\(?-?[0-9.]+\)?|true|false|NULL|'(?:[^']|'')*')(?:::[a-z_ .\"0-9(),\[\]]+)?$"
 )
 _KEPT = re.compile(r"(?: STORAGE (PLAIN|EXTERNAL|MAIN|EXTENDED))?(?: COMPRESSION (pglz|lz4))?$")
 _IDENTITY = re.compile(r" GENERATED (?:ALWAYS|BY DEFAULT) AS IDENTITY")
-_ENUM = re.compile(r"CREATE TYPE (.*) AS ENUM \((.*)\)", re.DOTALL)
-_LABEL = re.compile(r"'(?:[^']|'')*'")
-_IN_TABLE = re.compile(r'((?:"(?:[^"]|"")*"|[^".]+)\.(?:"(?:[^"]|"")*"|[^".]+))\.(.+)', re.DOTALL)
-_ACL = re.compile(r"((?:\"(?:[^\"]|\"\")*\"|[^=\"])*)=([a-zA-Z*]*)/(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +103,6 @@ def _known(objects: Iterable[SchemaObject]) -> dict[ObjectId, SchemaObject]:
     return {one.id: one for one in objects}
 
 
-class _RefusedError(Exception):
-    """Why an object is not carried over."""
-
-
 @dataclass(slots=True)
 class _Planner:
     base: Mapping[ObjectId, SchemaObject]
@@ -159,7 +134,7 @@ class _Planner:
 
     def _changed(self, one: SchemaObject, was: SchemaObject, here: SchemaObject | None) -> None:
         """More labels of an enum are an addition, if the target has it as it was."""
-        old, new = _labels(was), _labels(one)
+        old, new = labels(was), labels(one)
         if here != was or not old or not new or [x for x in new if x in old] != old:
             self._refuse(one.id, "the source has changed it")
             return
@@ -187,14 +162,14 @@ class _Planner:
                 early = kind == "constraint" and self._is_key(one, tables)
                 self._try(one, self.found.before if early else self.found.after, False)
         for one in wanted.get("sequence", []):
-            owner = _owned_by(one.definition)
+            owner = owned_by(one.definition)
             if owner and not self._is_identity(owner):
                 self.found.after.append(f"ALTER SEQUENCE {one.name} OWNED BY {owner}")
 
     def _try(self, one: SchemaObject, into: list[str], is_table: bool) -> None:
         try:
             statements = self._table(one) if is_table else self._statements(one)
-        except _RefusedError as why:
+        except RefusedError as why:
             self._refuse(one.id, str(why))
             return
         into.extend(statements)
@@ -215,46 +190,46 @@ class _Planner:
         return found is not None and _IDENTITY.search(found.definition) is not None
 
     def _statements(self, one: SchemaObject) -> list[str]:
-        text, owner = _without_owner(one.definition)
-        own = [] if owner is None else [_owner_statement(one, owner)]
+        text, owner = without_owner(one.definition)
+        own = [] if owner is None else [owner_statement(one, owner)]
         match one.kind:
             case "sequence":
                 text, _, column = text.partition("\nOWNED BY ")
                 return [] if column and self._is_identity(column) else [text, *own]
             case "constraint":
-                table, name = _parts(one.name)
+                table, name = table_and_part(one.name)
                 return [f"ALTER TABLE {table} ADD CONSTRAINT {name} {text}"]
             case "index":
                 if "\n" in text:
-                    raise _RefusedError("it is not valid, or what the table is clustered by")
+                    raise RefusedError("it is not valid, or what the table is clustered by")
                 return [text]
             case "rule" | "trigger":
                 if re.search(r"\n(DISABLED|ENABLE REPLICA|ENABLE ALWAYS)$", text):
-                    raise _RefusedError("it does not fire as others do")
+                    raise RefusedError("it does not fire as others do")
                 return [text]
             case "grants":
-                return _grants(one)
+                return grants(one)
             case "comment":
-                return [_comment(one)]
+                return [comment(one)]
             case "aggregate":
-                raise _RefusedError("an aggregate is not carried over")
+                raise RefusedError("an aggregate is not carried over")
             case _:
                 return [text, *own]
 
     def _table(self, one: SchemaObject) -> list[str]:
-        text, owner = _without_owner(one.definition)
+        text, owner = without_owner(one.definition)
         head, *more = text.split("\n")
         start, _, rest = head.partition(f"TABLE {one.name}")
         if start not in ("CREATE ", "CREATE UNLOGGED ") or rest.startswith(
             (" OF ", " INHERITS ", " PARTITION ")
         ):
-            raise _RefusedError(
+            raise RefusedError(
                 "partitions, foreign tables and tables that inherit are not carried over"
             )
         if one.name not in self.order:
-            raise _RefusedError("a table without columns is not carried over")
+            raise RefusedError("a table without columns is not carried over")
         if any(line.startswith("REPLICA IDENTITY USING") for line in more):
-            raise _RefusedError("its replica identity is an index")
+            raise RefusedError("its replica identity is an index")
         columns = [self.theirs["column", f"{one.name}.{name}"] for name in self.order[one.name]]
         parts = [f"{_column_name(column)} {self._type(column)}" for column in columns]
         made = [f"{start}TABLE {one.name} ({', '.join(parts)}){rest}"]
@@ -262,7 +237,7 @@ class _Planner:
             made += self._kept(column)
         made += [f"ALTER TABLE {one.name} {line}" for line in more]
         if owner is not None:
-            made.append(_owner_statement(one, owner))
+            made.append(owner_statement(one, owner))
         return made
 
     def _column(self, one: SchemaObject) -> None:
@@ -289,7 +264,7 @@ class _Planner:
         if identity is None:
             return text
         for other in self.theirs.values():
-            if other.kind == "sequence" and _owned_by(other.definition) == one.name:
+            if other.kind == "sequence" and owned_by(other.definition) == one.name:
                 options = other.definition.partition("\n")[0].partition(" INCREMENT ")[2]
                 sequence = f" (SEQUENCE NAME {other.name} INCREMENT {options})"
                 return text[: identity.end()] + sequence + text[identity.end() :]
@@ -313,72 +288,3 @@ def _keys_first(one: SchemaObject) -> tuple[bool, str]:
 
 def _column_name(one: SchemaObject) -> str:
     return one.name.removeprefix(f"{one.table}.")
-
-
-def _labels(one: SchemaObject) -> list[str]:
-    found = _ENUM.fullmatch(_without_owner(one.definition)[0]) if one.kind == "type" else None
-    return _LABEL.findall(found.group(2)) if found else []
-
-
-def _without_owner(definition: str) -> tuple[str, str | None]:
-    text, mark, owner = definition.rpartition(_OWNER)
-    return (text, owner) if mark else (definition, None)
-
-
-def _owned_by(definition: str) -> str:
-    return _without_owner(definition)[0].partition("\nOWNED BY ")[2]
-
-
-def _owner_statement(one: SchemaObject, owner: str) -> str:
-    return f"ALTER {_OWNED[one.kind]} {one.name} OWNER TO {owner}"
-
-
-def _parts(name: str) -> tuple[str, str]:
-    """A name that is part of a table's, and the table's."""
-    found = _IN_TABLE.fullmatch(name)
-    if found is None:
-        raise _RefusedError("its name is not understood")
-    return found.group(1), found.group(2)
-
-
-def _grants(one: SchemaObject) -> list[str]:
-    """From the text of an ACL: what is granted to others than the owner."""
-    kind, _, name = one.name.partition(" ")
-    made = []
-    if kind == "column":
-        raise _RefusedError("grants on columns are not carried over")
-    on = f"FUNCTION {name}" if kind == "function" else f"{_GRANTED[kind]} {name}"
-    if kind == "function":
-        made.append(f"REVOKE ALL ON {on} FROM PUBLIC")
-    for item in one.definition.split("\n"):
-        found = _ACL.fullmatch(item)
-        if found is None:
-            raise _RefusedError("its grants are not understood")
-        grantee, privileges, grantor = found.groups()
-        if grantee == grantor:
-            continue
-        for letter, option in re.findall(r"([a-zA-Z])(\*?)", privileges):
-            to = grantee or "PUBLIC"
-            more = " WITH GRANT OPTION" if option else ""
-            made.append(f"GRANT {_PRIVILEGES[letter]} ON {on} TO {to}{more}")
-    return made
-
-
-def _comment(one: SchemaObject) -> str:
-    kind, _, name = one.name.partition(" ")
-    for words in ("materialized view", "table column", "table constraint"):
-        if one.name.startswith(f"{words} "):
-            kind, name = words, one.name.removeprefix(f"{words} ")
-    match kind:
-        case "table" | "view" | "materialized view" | "index" | "sequence" | "type" | "schema":
-            on = f"{kind.upper()} {name}"
-        case "function" | "procedure":
-            on = f"{kind.upper()} {name}"
-        case "table column":
-            on = f"COLUMN {name}"
-        case "table constraint":
-            constraint, _, table = name.rpartition(" on ")
-            on = f"CONSTRAINT {constraint} ON {table}"
-        case _:
-            raise _RefusedError("a comment on it is not carried over")
-    return f"COMMENT ON {on} IS {quote_literal(one.definition)}"
