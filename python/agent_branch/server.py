@@ -74,8 +74,9 @@ def create_agent_branches(
     SCRAM-SHA-256 verifier; None: unchanged, a new role has none).  More than 1,000 new
     branches give a NOTICE for each 1,000.
 
-    Errors: 22023 no list, empty id, bad passwords; 42622 name too long; 42P04 the branch is somebody
-    else's; 42710 the role is; 3D000 unknown parent; 42501 rights; and those of branch.create.
+    Errors: 22023 no list, empty id, bad passwords; 42622 name too long; 42P04 the branch is
+    somebody else's; 42710 the role is; 3D000 unknown parent; 42501 rights; and those of
+    branch.create.
     """
     try:
         ids = list_of_ids(agent_ids)
