@@ -68,3 +68,57 @@ FROM "Many" GROUP BY sub, part, left(a, 10), n ORDER BY sub, part, left(a, 10), 
 \c postgres
 SELECT branch.delete('many_b', hard => true);
 DROP DATABASE many_main;
+
+-- decided by a strategy: by hundreds, both changed; theirs another column, too; one of the two deleted; both inserted; theirs only
+CREATE DATABASE many_main2;
+\c many_main2
+SET client_min_messages = warning;
+CREATE DOMAIN sure AS text NOT NULL;
+CREATE TABLE "Many" (id int PRIMARY KEY, sub sure, a text, n numeric, twice int GENERATED ALWAYS AS (id * 2) STORED);
+INSERT INTO "Many" (id, sub, a, n) SELECT x.i, 'k' AS sub, 'a' AS a, 1 AS n FROM generate_series(1, 500) AS x (i);
+CREATE TABLE other AS TABLE "Many";
+ALTER TABLE other ADD PRIMARY KEY (id);
+\c postgres
+SELECT name FROM branch.create('many_t', 'many_main2');
+SELECT name FROM branch.create('many_o', 'many_main2');
+\c many_t
+UPDATE "Many" SET a = E'theirs "\\' WHERE id <= 200;
+UPDATE "Many" SET n = 2.50 WHERE id BETWEEN 101 AND 200;
+DELETE FROM "Many" WHERE id BETWEEN 201 AND 300;
+UPDATE "Many" SET a = NULL, sub = 'theirs' WHERE id BETWEEN 301 AND 400;
+UPDATE "Many" SET a = 'theirs' WHERE id BETWEEN 401 AND 500;
+INSERT INTO "Many" (id, sub, a) SELECT x.n, 'new' AS sub, 'theirs' AS a FROM generate_series(501, 600) AS x (n);
+UPDATE other SET a = 'theirs';
+\c many_main2
+UPDATE "Many" SET a = 'ours' WHERE id <= 300;
+DELETE FROM "Many" WHERE id BETWEEN 301 AND 400;
+INSERT INTO "Many" (id, sub, a) SELECT x.n, 'new' AS sub, 'ours' AS a FROM generate_series(501, 600) AS x (n);
+UPDATE other SET a = 'ours';
+\c postgres
+SELECT merge_id AS m, rows_applied, conflicts, message FROM branch.merge('many_t', strategy => 'theirs', strategies => '{"other": "ours"}') \gset
+SELECT :'rows_applied' AS rows_applied, :'conflicts' AS conflicts, :'message' AS message;
+SELECT rows_inserted, rows_updated, rows_deleted FROM branch.merges WHERE id = :m;
+SELECT table_name, kind, columns, resolution, count(*) AS number
+FROM branch.conflict_rows(:m) GROUP BY table_name, kind, columns, resolution ORDER BY table_name, kind, columns;
+\c many_main2
+SELECT (id - 1) / 100 AS part, sub, a, n, sum(twice) = 2 * sum(id) AS twice, count(*) AS number
+FROM "Many" GROUP BY part, sub, a, n ORDER BY part, sub, a, n;
+SELECT a, count(*) AS number FROM other GROUP BY a;
+
+-- taken back; brought to the branch by sync, where now the target is to win; and the other way
+\c postgres
+SELECT rows_applied, conflicts FROM branch.revert(:m, strategy => 'ours');
+\c many_main2
+SELECT (id - 1) / 100 AS part, sub, a, n, count(*) AS number FROM "Many" GROUP BY part, sub, a, n ORDER BY part, sub, a, n;
+\c many_o
+UPDATE "Many" SET a = 'o', n = 9 WHERE id <= 200;
+DELETE FROM "Many" WHERE id BETWEEN 201 AND 300;
+INSERT INTO "Many" (id, sub, a) SELECT x.n, 'new' AS sub, 'o' AS a FROM generate_series(501, 600) AS x (n);
+\c postgres
+SELECT rows_applied, conflicts, message FROM branch.sync('many_o', strategy => 'ours');
+\c many_o
+SELECT (id - 1) / 100 AS part, sub, a, n, count(*) AS number FROM "Many" GROUP BY part, sub, a, n ORDER BY part, sub, a, n;
+\c postgres
+SELECT branch.delete('many_t', hard => true);
+SELECT branch.delete('many_o', hard => true);
+DROP DATABASE many_main2;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import psycopg
@@ -12,7 +12,7 @@ from agent_branch.blocks import Blocks
 from agent_branch.catalog import TABLES, Table, table_from
 from agent_branch.clashes import Clashes, of_rows
 from agent_branch.diff import TableState
-from agent_branch.merge import Conflict, Strategy
+from agent_branch.merge import Conflict, Decisions, Strategy
 from agent_branch.mergeplan import plan_table
 from agent_branch.mergerun import MergeRun
 from agent_branch.mergewrite import Endangered, Written
@@ -100,22 +100,23 @@ class Merged:
         self.conflicts: list[tuple[TableId, Conflict]] = []
         self.written: list[Written] = []
         self.endangered: list[Endangered] = []
-        # Conflicts that were found many at once: how many, and their lines.
-        self.sets: list[tuple[int, str]] = []
+        # Conflicts that were found many at once: how many, how many are open, and their lines.
+        self.sets: list[tuple[int, int, str]] = []
 
     @property
     def rows(self) -> int:
         return self.run.rows
 
     def noted(self, session: PgSession) -> tuple[list[str], list[str]]:
-        """What is written down of open conflicts: for the merge, and for people."""
+        """What is written down of conflicts: for the merge, if they are open, and for people."""
         list(session.rows(settings_statement()))
         clashes = Clashes()
         for name, conflict in self.conflicts:
             shape = self.run.tables[name].merge.shape
-            for clash in of_rows(session, shape, [conflict], lambda _: None, ".".join):
+            merge = self.run.tables[name].merge
+            for clash in of_rows(session, shape, [conflict], merge.side_of, ".".join):
                 clashes.add(clash)
-        for count, lines in self.sets:
+        for count, _, lines in self.sets:
             clashes.add_lines(count, lines)
         shown = [json.loads(line) for piece in clashes.pieces() for line in piece.splitlines()]
         assert len(shown) == clashes.count
@@ -145,17 +146,25 @@ def merge(
     limits: Limits | None = None,
     stage_from: int | None = None,
     sets_from: int | None = None,
+    decisions: Mapping[TableId, Decisions] | None = None,
 ) -> Merged:
     """Merge all tables, in transactions that are open in the three sessions.
 
     ``changed``: changed blocks of ours and of theirs; None: tables are read whole;
-    ``stage_from``, ``sets_from``: as in ``MergeRun``.
+    ``stage_from``, ``sets_from``, ``decisions``: as in ``MergeRun``.
     """
     for session in (base, ours, theirs):
         list(session.rows(settings_statement()))
     versions = [session.tables() for session in (base, ours, theirs)]
     schema = [table.shape for table in versions[1].values()]
-    run = MergeRun(ours, schema, strategy, limits=limits or Limits(), stage_from=stage_from)
+    run = MergeRun(
+        ours,
+        schema,
+        strategy,
+        decisions=decisions or {},
+        limits=limits or Limits(),
+        stage_from=stage_from,
+    )
     merged = Merged(run)
     run.sets_from, run.take_set = sets_from, lambda *found: merged.sets.append(found)
     blocks: Sequence[dict[TableId, Blocks] | None] = (

@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from ab_cluster import Cluster
@@ -246,6 +246,18 @@ def conflicts_of(cluster: Cluster, number: int, tables: list[Table]) -> dict[str
     return found
 
 
+def called(
+    cluster: Cluster, rng: random.Random, query: str, values: list[object]
+) -> list[tuple[Any, ...]]:
+    """Rows of a merge; half of them do with the few rows here as others with many."""
+    with cluster.connect() as conn:
+        if rng.random() < 0.5:
+            conn.execute(
+                "DO LANGUAGE plpython3u $$ from agent_branch import conduct; conduct.MANY = 1 $$"
+            )
+        return conn.execute(query, values).fetchall()
+
+
 def back_and_forth(cluster: Cluster, number: int, tables: list[Table], target: str) -> None:
     """A merge that is taken back leaves what was there before; that taken back what it made."""
     after = rows_of(cluster, target, tables)
@@ -253,8 +265,11 @@ def back_and_forth(cluster: Cluster, number: int, tables: list[Table], target: s
         ("taken back", {t.name: getattr(t, target) for t in tables}),
         ("brought in again", after),
     ):
-        ((number, applied, conflicts),) = cluster.sql(
-            "SELECT merge_id, rows_applied, conflicts FROM branch.revert(%s)", [number]
+        ((number, applied, conflicts),) = called(
+            cluster,
+            tables[0].rng,
+            "SELECT merge_id, rows_applied, conflicts FROM branch.revert(%s)",
+            [number],
         )
         assert conflicts == 0, what
         found = rows_of(cluster, target, tables)
@@ -297,9 +312,10 @@ def step(
         ours, theirs = getattr(t, target), getattr(t, source)
         results[t.name], expected[t.name] = merged(t, t.base, ours, theirs, sides[t.name])
     in_all = sum(map(len, expected.values()))
+    rng = tables[0].rng
     if manual and in_all:
-        ((number, _, applied, conflicts, _),) = cluster.sql(
-            "SELECT * FROM branch.merge(%s, %s)", [source, target]
+        ((number, _, applied, conflicts, _),) = called(
+            cluster, rng, "SELECT * FROM branch.merge(%s, %s)", [source, target]
         )
         assert (applied, conflicts) == (0, in_all), what
         assert conflicts_of(cluster, number, tables) == expected, what
@@ -307,7 +323,9 @@ def step(
         ((number, conflicts),) = resolved(cluster, number, sides)
     else:
         chosen = json.dumps({f"m.{name}": side for name, side in sides.items()})
-        ((number, conflicts),) = cluster.sql(
+        ((number, conflicts),) = called(
+            cluster,
+            rng,
             "SELECT merge_id, conflicts"
             " FROM branch.merge(%s, %s, strategies => %s::jsonb, tables => %s)",
             [source, target, chosen, None if others is None else names_of(tables)],

@@ -240,8 +240,11 @@ def test_decisions(seed: int) -> None:
 
         for side in ("ours", "theirs"):
             decisions = Decisions()
-            getattr(decisions, side).update(
-                digest((key,), full(key, base), full(key, ours), full(key, theirs)) for key in keys
+            getattr(decisions, side).extend(
+                sorted(
+                    digest((key,), full(key, base), full(key, ours), full(key, theirs))
+                    for key in keys
+                )
             )
             decided, _, counts = run(base, ours, theirs, "manual", decisions)
             assert equal(decided, reference(base, ours, theirs, side)[0])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import psycopg
 import pytest
 from ab_cluster import Cluster
 from ab_merge import Merged, PgSession, merge
-from agent_branch.merge import Strategy
+from agent_branch.merge import Decisions, Strategy, digest
+from agent_branch.revert import to_json
 from agent_branch.sqltext import Limits
+from agent_branch.tableorder import TableId
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
@@ -199,9 +202,15 @@ class Trio:
         limits: Limits | None = None,
         stage_from: int | None = None,
         sets_from: int | None = None,
+        decisions: Mapping[TableId, Decisions] | None = None,
     ) -> Merged:
         return merge(
-            *self.sessions, side, limits=limits, stage_from=stage_from, sets_from=sets_from
+            *self.sessions,
+            side,
+            limits=limits,
+            stage_from=stage_from,
+            sets_from=sets_from,
+            decisions=decisions,
         )
 
     def load(self, states: tuple[State, State, State]) -> None:
@@ -265,10 +274,10 @@ def test_model(trio: Trio, seed: int) -> None:
 
     Every state that the target's constraints allow is reached, whatever order and whatever
     moments without a value that takes: circles of foreign keys, swapped unique values.  Rows that
-    only the source has changed are written one by one, or all at once.
+    only the source has changed, and conflicts, are decided and written one by one, or all at once.
     """
 
-    @example(272632, "theirs", False, 1, None)  # the lowest rank is 6; 5 comes in
+    @example(272632, "theirs", False, 1, None, None)  # the lowest rank is 6; 5 comes in
     @hypothesis_seed(seed)
     @settings(
         max_examples=150,
@@ -282,9 +291,15 @@ def test_model(trio: Trio, seed: int) -> None:
         st.booleans(),
         st.sampled_from([1, 2, 1000]),
         st.sampled_from([None, 1, 2]),
+        st.sampled_from([None, 1, 2]),
     )
     def check(
-        number: int, side: Strategy, inline: bool, batch: int, stage_from: int | None
+        number: int,
+        side: Strategy,
+        inline: bool,
+        batch: int,
+        stage_from: int | None,
+        sets_from: int | None,
     ) -> None:
         states = history(random.Random(number))
         expected, conflicts = reference(*states, side)
@@ -294,12 +309,12 @@ def test_model(trio: Trio, seed: int) -> None:
         try:
             if broken(expected):
                 with pytest.raises(psycopg.errors.IntegrityError) as refused:
-                    trio.merge(side, Limits(rows=batch), stage_from)
+                    trio.merge(side, Limits(rows=batch), stage_from, sets_from)
                 assert refused.value.diag.constraint_name
                 return
-            merged = trio.merge(side, Limits(rows=batch), stage_from)
+            merged = trio.merge(side, Limits(rows=batch), stage_from, sets_from)
             assert trio.read(1) == expected
-            assert len(merged.conflicts) == conflicts
+            assert len(merged.conflicts) + sum(found for found, _, _ in merged.sets) == conflicts
             assert not merged.endangered
             assert all(step.planned == step.done for step in merged.written)
             if not conflicts:
@@ -332,10 +347,71 @@ def test_conflicts_found_at_once(trio: Trio, seed: int) -> None:
             one = trio.merge()
             other = trio.merge(stage_from=stage_from, sets_from=1)
             assert one.run.unresolved == other.run.unresolved == conflicts
-            assert sum(count for count, _ in other.sets) == conflicts
+            assert sum(count for count, _, _ in other.sets) == conflicts
             assert not other.conflicts
             assert one.rows == other.rows
             assert one.noted(trio.ours) == other.noted(trio.ours)
+        finally:
+            trio.undo()
+
+    check()
+
+
+def _decided(rng: random.Random, merged: Merged) -> dict[TableId, Decisions]:
+    """Somebody's decisions about some of the conflicts of a merge."""
+    made: dict[TableId, Decisions] = {}
+    for name, c in merged.conflicts:
+        side = rng.choice((None, "ours", "theirs"))
+        if side is not None:
+            seen = digest(c.key, c.base, c.ours, c.theirs)
+            getattr(made.setdefault(name, Decisions()), side).append(seen)
+    return {
+        name: Decisions(*(array("q", sorted(found)) for found in (one.ours, one.theirs)))
+        for name, one in made.items()
+    }
+
+
+def test_conflicts_decided_at_once(trio: Trio, seed: int) -> None:
+    """A strategy, and decisions of somebody, are followed in the statement that finds conflicts:
+    rows, what is written down, and what is kept are those of a merge row by row."""
+
+    @hypothesis_seed(seed)
+    @settings(
+        max_examples=120, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(st.integers(0, 2**32), st.sampled_from(["manual", "ours", "theirs"]), st.booleans())
+    def check(number: int, side: Strategy, inline: bool) -> None:
+        rng = random.Random(number)
+        states = history(rng)
+        merged_state, conflicts = reference(*states, "ours")
+        assume(conflicts and not broken(merged_state))
+        trio.load(states)
+        for session in trio.sessions:
+            session.inline = inline
+        try:
+            decisions = (
+                _decided(rng, trio.merge()) if side == "manual" or rng.random() < 0.5 else {}
+            )
+            found: list[object] = []
+            for stage_from, sets_from in ((None, None), (1, 1)):
+                trio.ours.sql("SAVEPOINT s")
+                try:
+                    one = trio.merge(
+                        side, stage_from=stage_from, sets_from=sets_from, decisions=decisions
+                    )
+                except psycopg.errors.IntegrityError:
+                    found.append(None)
+                else:
+                    assert sum(n for n, _, _ in one.sets) == (conflicts if sets_from else 0)
+                    assert not (sets_from and one.conflicts)
+                    assert sum(n for _, n, _ in one.sets) == one.run.unresolved * bool(sets_from)
+                    actions = [
+                        sorted(map(to_json, run.actions())) for run in one.run.tables.values()
+                    ]
+                    state, noted = trio.read(1), one.noted(trio.ours)
+                    found.append((one.run.unresolved, one.rows, actions, noted, state))
+                trio.ours.sql("ROLLBACK TO s")
+            assert found[0] == found[1]
         finally:
             trio.undo()
 

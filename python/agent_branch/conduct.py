@@ -73,7 +73,7 @@ class Attempt:
         outcome: Outcome,
     ) -> None:
         """Conflicts of one table, while it is collected."""
-        run.take_set = outcome.add_open
+        run.take_set = outcome.add_found
         for clash in of_rows(
             self.ours, shape, found, lambda c: run.tables[shape.id].merge.side_of(c), name_of
         ):

@@ -14,7 +14,7 @@ from itertools import chain, islice
 from agent_branch import bags
 from agent_branch.carrying import Carrier, Carrying, Keeper
 from agent_branch.claims import claims_of
-from agent_branch.conflictsets import may_find
+from agent_branch.conflictsets import finder
 from agent_branch.diff import Pairing, RowChange, can_pair, diff_rows
 from agent_branch.merge import Conflict, Decisions, Recount, Strategy, TableMerge, versions_of
 from agent_branch.mergeplan import TablePlan
@@ -37,7 +37,7 @@ class MergeRun:
     ``left_out``: keys of rows that are not touched, whatever the source did to them;
     ``stage_from``: with so many changes of a table or more they are staged (staging.py), which
     needs a target that can be written to; ``sets_from``: then conflicts are found many at once,
-    and ``take_set`` gets them, if no decision may be about them;
+    and ``take_set`` gets them, unless they are decided and nothing can be staged;
     ``keeper``: for what is carried (carrying.py).
     """
 
@@ -50,7 +50,7 @@ class MergeRun:
     limits: Limits = field(default_factory=Limits)
     stage_from: int | None = None
     sets_from: int | None = None
-    take_set: Callable[[int, str], None] | None = None
+    take_set: Callable[[int, int, str], None] | None = None
     keeper: Keeper | None = None
     tables: dict[TableId, TableRun] = field(default_factory=dict)
     room: Room = field(default_factory=Room)
@@ -161,8 +161,10 @@ class MergeRun:
         if len(first) == many:
             if stage is not None and run.stage is None and may_stage(self.ours, shape):
                 run.stage = Stage(self.ours, shape)
-            if sets is not None and self.take_set is not None and run.merge.is_undecided:
-                run.sets = Sets(self.ours, self.take_set) if may_find(shape) else None
+            if sets is not None and self.take_set is not None:
+                made = run.merge
+                found = finder(self.ours, shape, made.strategy, made.decisions, run.stage)
+                run.sets = None if found is None else Sets(found, self.take_set)
         if run.stage is not None or run.sets is not None:
             changes = run.filter(changes)
         yield from changes

@@ -55,10 +55,10 @@ class Outcome:
         elif clash.kind in ("constraint", "cascade") and clash.resolution == "ours":
             self.left_out.append(clash)
 
-    def add_open(self, count: int, lines: str) -> None:
-        """Conflicts that nobody has decided, as lines of ``Clashes``."""
+    def add_found(self, count: int, undecided: int, lines: str) -> None:
+        """Conflicts between rows, as lines of ``Clashes``."""
         self.clashes.add_lines(count, lines)
-        self.open += count
+        self.open += undecided
 
     def total(self, name: str) -> int:
         return sum(getattr(line, name) for line in self.lines)

@@ -69,14 +69,15 @@ def _set_each(log: Log, number: int, side: str, tables: Sequence[str] | None) ->
 def _decisions(number: int) -> dict[TableId, Decisions]:
     found: dict[str, Decisions] = {}
     with Log() as log:
-        for table, side, versions in log.rows(
+        for table, side, versions in log.stream(
             "SELECT c.table_name, COALESCE(c.resolution, m.resolution), c.versions"
             " FROM branch.merge_conflicts AS c JOIN branch.merge_log AS m ON m.id = c.merge_id"
             f" WHERE m.id = {number} AND COALESCE(c.resolution, m.resolution) IS NOT NULL"
-            " AND c.versions IS NOT NULL AND c.table_name IS NOT NULL"
+            " AND c.versions IS NOT NULL AND c.table_name IS NOT NULL ORDER BY c.versions",
+            deciding.PIECE,
         ):
             one = found.setdefault(table or "", Decisions())
-            (one.ours if side == "ours" else one.theirs).add(int(versions or 0))
+            (one.ours if side == "ours" else one.theirs).append(int(versions or 0))
     return {table_id(parse_name(name), name): one for name, one in found.items()}
 
 

@@ -10,7 +10,7 @@ from itertools import chain
 
 from agent_branch.carrying import Kept
 from agent_branch.claims import Claims
-from agent_branch.conflictsets import find
+from agent_branch.conflictsets import Finder
 from agent_branch.diff import RowChange
 from agent_branch.keptlines import from_line
 from agent_branch.merge import Action, TableMerge
@@ -18,8 +18,7 @@ from agent_branch.mergeplan import TablePlan
 from agent_branch.records import dataclass, field
 from agent_branch.revert import from_json, to_json
 from agent_branch.spool import Lines, Room
-from agent_branch.sqltext import Session
-from agent_branch.staging import Stage, lists
+from agent_branch.staging import Kind, Stage, lists
 from agent_branch.tableshape import CASCADING, TableShape
 
 
@@ -38,10 +37,11 @@ class Spool(Lines):
 
 @dataclass(frozen=True, slots=True)
 class Sets:
-    """Conflicts are found many at once: ``take`` gets their number and lines (conflictsets.py)."""
+    """Conflicts are found many at once (conflictsets.py): ``take`` gets how many, how many of them
+    are open, and the lines of all."""
 
-    session: Session
-    take: Callable[[int, str], None]
+    finder: Finder
+    take: Callable[[int, int, str], None]
 
 
 @dataclass(slots=True)
@@ -103,10 +103,7 @@ class TableRun:
             return changes
         before = Counter(self.stage.counts)
         left, lines = self.stage.feed(changes)
-        for (what, _), number in (self.stage.counts - before).items():
-            self.merge.count_staged(what, number)
-            self.staged.count += number
-        self.staged.add_text(lines)
+        self._count_staged(self.stage.counts - before, lines)
         self.contested = self.sets is not None and 2 * len(left) > len(changes)
         return left
 
@@ -114,14 +111,23 @@ class TableRun:
         """Find conflicts; what is left."""
         if self.sets is None or not changes:
             return changes
-        left, found = find(self.sets.session, self.merge.shape, changes)
+        left, found = self.sets.finder.find(changes)
         for one in found:
-            self.merge.count_open(one.count)
+            self.merge.count_found(one.count, one.open)
             self.open.add_text(one.kept)
-            self.open.count += one.count
-            self.sets.take(one.count, one.shown)
+            self.open.count += one.open
+            if self.stage is not None:
+                self.stage.counts.update(one.kinds)
+                self._count_staged(one.kinds, one.actions)
+            self.sets.take(one.count, one.open, one.shown)
         self.contested = 2 * len(left) < len(changes)
         return left
+
+    def _count_staged(self, kinds: Counter[Kind], lines: str) -> None:
+        for (what, _), number in kinds.items():
+            self.merge.count_staged(what, number)
+            self.staged.count += number
+        self.staged.add_text(lines)
 
     def unstage(self) -> None:
         """Write the staged rows like the others."""
