@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 from ab_cluster import Cluster, wait_for
+from agent_branch.blocks import Blocks
 
 SUMMARY = (
     "SELECT rows_added, rows_modified, rows_deleted, pages_read, note"
@@ -373,8 +374,8 @@ def travelled(cluster: Cluster, one: str, other: str, table: str) -> int:
     lines = cluster.sql(
         "SELECT a_rows::tid[], b_rows::tid[] FROM branch._changed_rows("
         "(SELECT oid FROM pg_database WHERE datname = %s), 0, %s::oid,"
-        " (SELECT oid FROM pg_database WHERE datname = %s), 0, %s::oid, '{0}', '{1000}')",
-        [one, file, other, file],
+        " (SELECT oid FROM pg_database WHERE datname = %s), 0, %s::oid, %s)",
+        [one, file, other, file, Blocks.of([(0, 1000)]).packed()],
     )
     return sum(len(places or []) for line in lines for places in line)
 

@@ -10,6 +10,7 @@ from collections import Counter
 import psycopg
 import pytest
 from ab_cluster import Cluster, wait_for
+from agent_branch.blocks import Blocks
 
 COUNTS = (
     "SELECT rows_added, rows_modified, rows_deleted FROM branch.diff_summary(%s, %s)"
@@ -234,7 +235,7 @@ def test_alone(cluster: Cluster) -> None:
         "SELECT added, removed FROM branch._changed_counts("
         "(SELECT oid FROM pg_database WHERE datname = 'alone'), 0, %(file)s::oid,"
         " (SELECT oid FROM pg_database WHERE datname = 'alone1'), 0, %(file)s::oid,"
-        " '{0}', '{4000}', %(one)s, %(other)s, '{-1,4,-1,-1}', 'iiii', 'kppp', 0, '')"
+        " %(blocks)s, %(one)s, %(other)s, '{-1,4,-1,-1}', 'iiii', 'kppp', 0, '')"
         " WHERE added IS NOT NULL"
     )
     before = len(cluster.log_text())
@@ -247,7 +248,8 @@ def test_alone(cluster: Cluster) -> None:
         )
         for session in (one, other):
             conn.execute("SELECT branch._remote_run(%s, 'SELECT 1')", [session])
-        given = {"file": file, "one": one, "other": other}
+        blocks = Blocks.of([(0, 4000)]).packed()
+        given = {"file": file, "blocks": blocks, "one": one, "other": other}
         assert conn.execute(query, given).fetchall() == [(80, 80)]
         assert len(shares(cluster, before)) == 1
         # a lock that the drop waits for, and a share of the blocks does not
@@ -368,11 +370,13 @@ def test_arguments(cluster: Cluster) -> None:
     query = (
         "SELECT * FROM branch._changed_counts("
         "(SELECT oid FROM pg_database WHERE datname = 'args'), 0, %(file)s::oid,"
-        " (SELECT oid FROM pg_database WHERE datname = 'args1'), 0, %(file)s::oid, '{0}', '{1}',"
+        " (SELECT oid FROM pg_database WHERE datname = 'args1'), 0, %(file)s::oid, %(blocks)s,"
         " %(one)s, %(other)s, %(lengths)s::int2[], %(align)s, %(kinds)s, 0, '')"
     )
-    layout: dict[str, object] = {"lengths": [4], "align": "i", "kinds": "k"}
+    blocks = Blocks.of([(0, 1)]).packed()
+    layout: dict[str, object] = {"blocks": blocks, "lengths": [4], "align": "i", "kinds": "k"}
     wrong: list[dict[str, object]] = [
+        {"blocks": b"123"},
         {"lengths": [0]},
         {"lengths": [4, 4]},
         {"lengths": [-3]},

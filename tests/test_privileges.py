@@ -185,10 +185,10 @@ CASES: dict[str, Case] = {
         f"SELECT * FROM branch._changed_blocks({VAULT}, '{{}}', '{{}}', {BRANCH}, '{{}}', '{{}}')"
     ),
     "branch._changed_rows": owners(
-        f"SELECT * FROM branch._changed_rows({VAULT}, 0, 1, {BRANCH}, 0, 1, '{{}}', '{{}}')"
+        f"SELECT * FROM branch._changed_rows({VAULT}, 0, 1, {BRANCH}, 0, 1, '')"
     ),
     "branch._changed_counts": owners(
-        f"SELECT * FROM branch._changed_counts({VAULT}, 0, 1, {BRANCH}, 0, 1, '{{}}', '{{}}',"
+        f"SELECT * FROM branch._changed_counts({VAULT}, 0, 1, {BRANCH}, 0, 1, '',"
         " branch._remote_open('vault'), branch._remote_open('vault_branch'),"
         " '{8}', 'd', 'k', 0, '')"
     ),

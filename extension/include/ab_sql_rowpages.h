@@ -20,10 +20,13 @@
  */
 extern void ab_rowpages_open(AbRowPages *pages, FunctionCallInfo fcinfo, int first);
 
-/* Arguments number first and first + 1: where ranges of blocks begin and end, cut to the
- * longer one of two tables.  In the order given. */
+/*
+ * An argument with ranges of blocks, each its first one and the one behind its last, of
+ * 4 bytes in this machine's order: cut to the longer one of two tables.  In the order
+ * given.  Errors: 22023.
+ */
 extern AbBlockRanges ab_rowpages_ranges(const AbRowPages *pages, FunctionCallInfo fcinfo,
-										int first);
+										int arg);
 
 /* A database whose files the caller may look at, and its default tablespace.  42501. */
 extern Oid	ab_visible_database(Oid db);

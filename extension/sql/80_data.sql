@@ -10,14 +10,13 @@ CREATE FUNCTION branch._changed_blocks(
     OUT n integer,
     OUT a_blocks bigint,
     OUT b_blocks bigint,
-    OUT starts bigint[],
-    OUT ends bigint[]
+    OUT blocks bytea
 ) RETURNS SETOF record
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'ab_sql_changed_blocks';
 
 COMMENT ON FUNCTION branch._changed_blocks(oid, oid[], oid[], oid, oid[], oid[])
-IS 'sizes of tables, given by their files, in two databases, and blocks in which they may differ; null: not known';
+IS 'sizes of tables, given by their files, in two databases, and ranges of blocks in which they may differ; null: not known';
 
 CREATE FUNCTION branch._changed_rows(
     a oid,
@@ -26,15 +25,14 @@ CREATE FUNCTION branch._changed_rows(
     b oid,
     b_space oid,
     b_file oid,
-    starts bigint[],
-    ends bigint[],
+    blocks bytea,
     OUT a_rows text,
     OUT b_rows text
 ) RETURNS SETOF record
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE ROWS 10
 AS 'MODULE_PATHNAME', 'ab_sql_changed_rows';
 
-COMMENT ON FUNCTION branch._changed_rows(oid, oid, oid, oid, oid, oid, bigint[], bigint[])
+COMMENT ON FUNCTION branch._changed_rows(oid, oid, oid, oid, oid, oid, bytea)
 IS 'places of row versions, in some blocks of tables with one origin, that only one has; texts of tid[], in parts';
 
 CREATE FUNCTION branch._changed_counts(
@@ -44,8 +42,7 @@ CREATE FUNCTION branch._changed_counts(
     b oid,
     b_space oid,
     b_file oid,
-    starts bigint[],
-    ends bigint[],
+    blocks bytea,
     a_session integer,
     b_session integer,
     lengths smallint[],
@@ -64,7 +61,7 @@ LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE ROWS 10
 AS 'MODULE_PATHNAME', 'ab_sql_changed_counts';
 
 COMMENT ON FUNCTION branch._changed_counts(
-    oid, oid, oid, oid, oid, oid, bigint[], bigint[], integer, integer, smallint[], text, text, bigint, text
+    oid, oid, oid, oid, oid, oid, bytea, integer, integer, smallint[], text, text, bigint, text
 ) IS 'numbers of rows, in some blocks of tables with one origin, that differ; and places of those yet to be compared';
 
 CREATE FUNCTION branch.diff_summary(

@@ -117,38 +117,39 @@ merge_ranges(AbBlockRanges *ranges)
 	ranges->n = n + 1;
 }
 
+/* Ranges as ab_rowpages_ranges() takes them. */
 static Datum
-bounds(const AbBlockRanges *ranges, bool ends)
+packed(const AbBlockRanges *ranges)
 {
-	Datum	   *values = palloc(sizeof(Datum) * Max(ranges->n, 1));
+	Size		size = sizeof(AbBlockRange) * ranges->n;
+	bytea	   *bytes = palloc(VARHDRSZ + size);
 
-	for (int i = 0; i < ranges->n; i++)
-		values[i] = Int64GetDatum(ends ? ranges->range[i].end : ranges->range[i].start);
-	return PointerGetDatum(construct_array(values, ranges->n, INT8OID, sizeof(int64),
-										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	SET_VARSIZE(bytes, VARHDRSZ + size);
+	if (size > 0)
+		memcpy(VARDATA(bytes), ranges->range, size);
+	return PointerGetDatum(bytes);
 }
 
 static void
-put_changes(AbKinship *k, const Side *a, const Side *b, int i, Datum *values, bool *nulls)
+put_changes(AbKinship *k, const Side *a, const Side *b, int i, Datum *value, bool *null)
 {
 	AbBlockRanges ranges = {NULL, 0, 0};
 
-	nulls[0] = nulls[1] = true;
+	*null = true;
 	if (k == NULL || !OidIsValid(file_of(a, i)) || file_of(a, i) != file_of(b, i) ||
 		space_of(a, i) != space_of(b, i) ||
 		!ab_kinship_changes(k, space_of(a, i), file_of(a, i), &ranges))
 		return;
 	merge_ranges(&ranges);
-	values[0] = bounds(&ranges, false);
-	values[1] = bounds(&ranges, true);
-	nulls[0] = nulls[1] = false;
+	*value = packed(&ranges);
+	*null = false;
 }
 
 static void
 put_table(ReturnSetInfo *rsinfo, AbKinship *k, const Side *a, const Side *b, int i)
 {
-	Datum		values[5] = {0};
-	bool		nulls[5] = {false};
+	Datum		values[4] = {0};
+	bool		nulls[4] = {false};
 
 	CHECK_FOR_INTERRUPTS();
 	values[0] = Int32GetDatum(i + 1);
@@ -159,9 +160,8 @@ put_table(ReturnSetInfo *rsinfo, AbKinship *k, const Side *a, const Side *b, int
 }
 
 /*
- * (number from 1, size in a, size in b, first blocks, blocks behind the last ones) of
- * each table; the last two, ascending and with gaps between ranges, are NULL if it cannot
- * be told.
+ * (number from 1, size in a, size in b, ranges of blocks) of each table; the last,
+ * ascending and with gaps between ranges, is NULL if it cannot be told.
  */
 Datum
 ab_sql_changed_blocks(PG_FUNCTION_ARGS)

@@ -314,13 +314,13 @@ ab_sql_changed_counts(PG_FUNCTION_ARGS)
 		ab_rowpages_open(&reader->pages[i], fcinfo, i * 3);
 	reader->ranges = ab_rowpages_ranges(reader->pages, fcinfo, 6);
 	reader->strategy = ab_rowpages_strategy(&reader->ranges);
-	reader->layout = layout_of(fcinfo, 10);
-	c->read = PG_GETARG_INT64(13);
-	c->where = text_to_cstring(PG_GETARG_TEXT_PP(14));
+	reader->layout = layout_of(fcinfo, 9);
+	c->read = PG_GETARG_INT64(12);
+	c->where = text_to_cstring(PG_GETARG_TEXT_PP(13));
 	c->context = AllocSetContextCreate(CurrentMemoryContext, "rows of pages",
 									   ALLOCSET_DEFAULT_SIZES);
-	if (take_snapshots(c, sessions, fcinfo, 8) && count_all(rsinfo, c, sessions))
-		put_counts(rsinfo, c, PG_GETARG_INT64(13));
+	if (take_snapshots(c, sessions, fcinfo, 7) && count_all(rsinfo, c, sessions))
+		put_counts(rsinfo, c, PG_GETARG_INT64(12));
 	else
 		tuplestore_clear(rsinfo->setResult);
 	MemoryContextDelete(c->context);

@@ -9,11 +9,8 @@
 #include "ab_sql_rowpages.h"
 
 #include "catalog/pg_database.h"
-#include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
 #include "storage/smgr.h"
-#include "utils/array.h"
-#include "utils/builtins.h"
 #include "utils/syscache.h"
 
 #include "ab_sql.h"
@@ -68,39 +65,26 @@ ab_rowpages_open(AbRowPages *pages, FunctionCallInfo fcinfo, int first)
 										pages->rnode.relNode);
 }
 
-static Datum *
-numbers_of(ArrayType *array, int *n)
-{
-	Datum	   *numbers;
-
-	if (ARR_NDIM(array) > 1 || array_contains_nulls(array))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("arrays must be one-dimensional and without nulls")));
-	deconstruct_array(array, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE,
-					  &numbers, NULL, n);
-	return numbers;
-}
-
 AbBlockRanges
-ab_rowpages_ranges(const AbRowPages *pages, FunctionCallInfo fcinfo, int first)
+ab_rowpages_ranges(const AbRowPages *pages, FunctionCallInfo fcinfo, int arg)
 {
+	bytea	   *given = PG_GETARG_BYTEA_PP(arg);
 	AbBlockRanges ranges = {NULL, 0, 0};
-	int64		most = Max(pages[0].nblocks, pages[1].nblocks);
-	int			nends;
-	Datum	   *starts = numbers_of(PG_GETARG_ARRAYTYPE_P(first), &ranges.n);
-	Datum	   *ends = numbers_of(PG_GETARG_ARRAYTYPE_P(first + 1), &nends);
+	BlockNumber most = Max(pages[0].nblocks, pages[1].nblocks);
 
-	if (ranges.n != nends)
+	if (VARSIZE_ANY_EXHDR(given) % sizeof(AbBlockRange) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("arrays differ in length")));
+				 errmsg("%d bytes are no ranges of blocks",
+						(int) VARSIZE_ANY_EXHDR(given))));
+	ranges.n = VARSIZE_ANY_EXHDR(given) / sizeof(AbBlockRange);
 	ranges.max = Max(ranges.n, 1);
 	ranges.range = palloc_array(AbBlockRange, ranges.max);
+	memcpy(ranges.range, VARDATA_ANY(given), VARSIZE_ANY_EXHDR(given));
 	for (int i = 0; i < ranges.n; i++)
 	{
-		ranges.range[i].start = Max(0, Min(DatumGetInt64(starts[i]), most));
-		ranges.range[i].end = Max(0, Min(DatumGetInt64(ends[i]), most));
+		ranges.range[i].start = Min(ranges.range[i].start, most);
+		ranges.range[i].end = Min(ranges.range[i].end, most);
 	}
 	return ranges;
 }

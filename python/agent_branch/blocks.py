@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from sys import byteorder
 
-from agent_branch.hints import Iterable
+from agent_branch.hints import Iterable, Sequence
 from agent_branch.records import dataclass
 
 # Bytes of a page: BLCKSZ of every build of the server that this runs on is the default one.
@@ -13,12 +14,13 @@ BLOCK_BYTES = 8192
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Blocks as ranges (first, one past the last), ascending, with gaps between them.
+    """Blocks in ranges, ascending, with gaps between them.
 
-    ``ranges`` None: all blocks, however many there are.
+    ``bounds``: of each range its first block, then the one past its last; None: all blocks,
+    however many there are.
     """
 
-    ranges: tuple[tuple[int, int], ...] | None
+    bounds: Sequence[int] | None
 
     @classmethod
     def of(cls, ranges: Iterable[tuple[int, int]]) -> Blocks:
@@ -26,36 +28,56 @@ class Blocks:
 
         Raises ``ValueError`` for a negative block.
         """
-        merged: list[tuple[int, int]] = []
+        bounds: list[int] = []
         for start, end in sorted(ranges):
             if start < 0:
                 raise ValueError(f"block {start}")
             if start >= end:
                 continue
-            if merged and start <= merged[-1][1]:
-                merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+            if bounds and start <= bounds[-1]:
+                bounds[-1] = max(bounds[-1], end)
             else:
-                merged.append((start, end))
-        return cls(tuple(merged))
+                bounds += (start, end)
+        return cls(tuple(bounds))
+
+    @classmethod
+    def unpacked(cls, packed: bytes) -> Blocks:
+        """From bounds of 4 bytes each, in this machine's order; there may be many."""
+        return cls(memoryview(packed).cast("I"))
+
+    def packed(self) -> bytes:
+        """The bounds as ``unpacked`` takes them; they must not be all blocks."""
+        assert self.bounds is not None
+        if isinstance(self.bounds, memoryview):
+            return self.bounds.tobytes()
+        return b"".join(bound.to_bytes(4, byteorder) for bound in self.bounds)
+
+    @property
+    def ranges(self) -> Sequence[tuple[int, int]] | None:
+        """(first block, one past the last) of each range; None: all blocks."""
+        if self.bounds is None:
+            return None
+        return tuple(zip(self.bounds[::2], self.bounds[1::2], strict=True))
 
     @property
     def whole(self) -> bool:
-        return self.ranges is None
+        return self.bounds is None
 
     def __bool__(self) -> bool:
-        return self.ranges is None or len(self.ranges) > 0
+        return self.bounds is None or len(self.bounds) > 0
 
     def __or__(self, other: Blocks) -> Blocks:
-        if self.ranges is None or other.ranges is None:
+        one, two = self.bounds, other.bounds
+        if one is None or two is None:
             return ALL
         # Mostly so, and there may be many.
-        if other.ranges is self.ranges or not other.ranges:
+        if two is one or not two:
             return self
-        if not self.ranges:
+        if not one:
             return other
-        if len(other.ranges) == 1 and self._has(*other.ranges[0]):
+        if len(two) == 2 and self._has(two[0], two[1]):
             return self
-        return Blocks.of((*self.ranges, *other.ranges))
+        return Blocks.of((*(self.ranges or ()), *(other.ranges or ())))
 
     def __and__(self, other: Blocks) -> Blocks:
         if self.ranges is None or other.ranges is None:
@@ -67,27 +89,24 @@ class Blocks:
             while at < len(many) and many[at][0] < end:
                 found.append((max(start, many[at][0]), min(end, many[at][1])))
                 at += 1
-        return Blocks(tuple(found))
+        return Blocks.of(found)
 
     def _has(self, start: int, end: int) -> bool:
-        assert self.ranges is not None
-        at = bisect_right(self.ranges, start, key=lambda bounds: bounds[0])
-        return at > 0 and end <= self.ranges[at - 1][1]
+        assert self.bounds is not None
+        at = bisect_right(self.bounds, start)
+        return at % 2 == 1 and end <= self.bounds[at]
 
     def __contains__(self, block: object) -> bool:
-        if self.ranges is None:
-            return True
         assert isinstance(block, int)
-        at = bisect_right(self.ranges, block, key=lambda bounds: bounds[0])
-        return at > 0 and block < self.ranges[at - 1][1]
+        return self.bounds is None or bisect_right(self.bounds, block) % 2 == 1
 
     def count(self, total: int) -> int:
         """How many there are in a table of ``total`` blocks."""
-        if self.ranges is None:
+        if self.bounds is None:
             return total
-        if not self.ranges or self.ranges[-1][1] <= total:
-            return sum(end - start for start, end in self.ranges)
-        return sum(max(0, min(end, total) - start) for start, end in self.ranges)
+        at = bisect_right(self.bounds, total)
+        cut = total if at % 2 == 1 else 0
+        return cut + sum(self.bounds[1:at:2]) - sum(self.bounds[0:at:2])
 
 
 ALL = Blocks(None)

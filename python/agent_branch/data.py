@@ -217,8 +217,7 @@ def _extent(row: Mapping[str, Any]) -> compare.Extent:
     from agent_branch import compare
     from agent_branch.blocks import Blocks
 
-    starts, ends = row["starts"], row["ends"]
-    changed = None if starts is None else Blocks(tuple(zip(starts, ends, strict=True)))
+    changed = None if row["blocks"] is None else Blocks.unpacked(row["blocks"])
     return compare.Extent(row["a_blocks"] or 0, row["b_blocks"] or 0, changed)
 
 

@@ -169,7 +169,8 @@ def scan(
     """
     listed = () if bare else (f"t.{column.sql}" for column in shape.columns)
     columns = ", ".join([*listed, *extra])
-    if blocks.ranges is None:
+    ranges = blocks.ranges
+    if ranges is None:
         return Statement(f"SELECT {columns} FROM {shape.only} AS t")
     # OFFSET 0 keeps the subquery apart, so that the bounds are constants to its plan.
     return Statement(
@@ -178,8 +179,8 @@ def scan(
         " WHERE t.ctid OPERATOR(pg_catalog.>=) b.low::pg_catalog.tid"
         " AND t.ctid OPERATOR(pg_catalog.<) b.high::pg_catalog.tid OFFSET 0) AS t",
         (
-            [f"({start},0)" for start, _ in blocks.ranges],
-            [f"({end},0)" for _, end in blocks.ranges],
+            [f"({start},0)" for start, _ in ranges],
+            [f"({end},0)" for _, end in ranges],
         ),
         0,
     )

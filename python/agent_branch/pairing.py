@@ -32,15 +32,15 @@ KINDS: tuple[ChangeKind, ...] = ("modified", "removed", "added")
 
 
 def _databases(first: int) -> str:
-    """Arguments for two tables and their blocks, from eight parameters."""
+    """Arguments for two tables and their blocks, from seven parameters."""
     one, other = (
         f"(SELECT d.oid FROM pg_database AS d WHERE d.datname = ${n}), ${n + 1}, ${n + 2}"
         for n in (first, first + 3)
     )
-    return f"{one}, {other}, ${first + 6}::int8[], ${first + 7}::int8[]"
+    return f"{one}, {other}, ${first + 6}"
 
 
-_DATABASES_TYPES = ["name", "oid", "oid", "name", "oid", "oid", "text", "text"]
+_DATABASES_TYPES = ["name", "oid", "oid", "name", "oid", "oid", "bytea"]
 
 # Sessions, and the parts of a query that reads rows by their places.
 _READ_TYPES = ["int4", "int4", "text", "text"]
@@ -62,7 +62,7 @@ _CHANGED = f"SELECT c.a_rows, c.b_rows FROM branch._changed_rows({_databases(5)}
 
 # The line with the numbers comes first, so that the others can be read one by one.
 _COUNTED = f"""
-SELECT c.* FROM branch._changed_counts({_databases(1)}, $9, $10, $11, $12, $13, $14, $15) AS c
+SELECT c.* FROM branch._changed_counts({_databases(1)}, $8, $9, $10, $11, $12, $13, $14) AS c
 ORDER BY c.rows_read"""
 _COUNTED_TYPES = [*_DATABASES_TYPES, "int4", "int4", "int2[]", "text", "text", "int8", "text"]
 
@@ -159,14 +159,10 @@ class PagePairing:
         return before, after
 
     def _pages(self, plan: TableDiff, tables: tuple[Table, Table]) -> list[object]:
-        ranges = plan.blocks.ranges
-        assert ranges is not None
         values: list[object] = []
         for place, table in zip((self.before, self.after), tables, strict=True):
             values += [place.database, table.tablespace, table.file]
-        # Texts: there may be many, and each number of a list is made a text of its own.
-        starts, ends = zip(*ranges, strict=True) if ranges else ((), ())
-        return [*values, f"{{{','.join(map(str, starts))}}}", f"{{{','.join(map(str, ends))}}}"]
+        return [*values, plan.blocks.packed()]
 
     @property
     def _sessions(self) -> list[object]:
