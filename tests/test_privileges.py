@@ -228,9 +228,10 @@ SESSIONS = {
     "branch._remote_columns": "SELECT branch._remote_columns(%s)",
     "branch._remote_fetch": "SELECT branch._remote_fetch(%s, 1)",
     "branch._remote_query": "SELECT branch._remote_query(%s, 'SELECT 1')",
-    "branch._remote_query_each": (
-        "SELECT branch._remote_query_each(ARRAY[%s]::int[], ARRAY['SELECT 1'])"
+    "branch._remote_send_each": (
+        "SELECT branch._remote_send_each(ARRAY[%s]::int[], ARRAY['SELECT 1'])"
     ),
+    "branch._remote_rows_each": "SELECT branch._remote_rows_each(ARRAY[%s]::int[])",
     "branch._remote_copy": (
         "SELECT branch._remote_copy(x.s, 'SELECT 1', x.s, 't') FROM (SELECT %s) AS x (s)"
     ),

@@ -48,12 +48,12 @@ REFUSED = {
         '"max_rows" must not be negative',
     ),
     "each": (
-        "SELECT branch._remote_query_each('{{1,2}}', '{{SELECT 1}}')",
+        "SELECT branch._remote_send_each('{{1,2}}', '{{SELECT 1}}')",
         "22023",
         "differ in length",
     ),
     "nulls": (
-        "SELECT branch._remote_query_each('{{null}}', '{{SELECT 1}}')",
+        "SELECT branch._remote_send_each('{{null}}', '{{SELECT 1}}')",
         "22023",
         "without nulls",
     ),
@@ -195,10 +195,10 @@ def test_serializable(cluster: Cluster, p: int) -> None:
     """A session in another database is as isolated as it was opened."""
     with cluster.connect(autocommit=False) as conn:
         found = conn.execute(
-            "SELECT branch._remote_query_each(ARRAY[branch._remote_open('p',"
-            " isolation => 'serializable')], '{SHOW transaction_isolation}')"
+            "SELECT branch._remote_query(branch._remote_open('p',"
+            " isolation => 'serializable'), 'SHOW transaction_isolation')"
         ).fetchall()
-        assert found == [(("1", "{serializable}"),)]
+        assert found == [(["serializable"],)]
 
 
 def test_group_of_agents_roles(cluster: Cluster, p: int) -> None:

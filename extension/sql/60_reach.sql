@@ -48,17 +48,23 @@ AS 'MODULE_PATHNAME', 'ab_sql_remote_query';
 COMMENT ON FUNCTION branch._remote_query(integer, text)
 IS 'runs a query in a session; its rows, all of them';
 
-CREATE FUNCTION branch._remote_query_each(
+CREATE FUNCTION branch._remote_send_each(sessions integer[], queries text[]) RETURNS void
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_remote_send_each';
+
+COMMENT ON FUNCTION branch._remote_send_each(integer[], text[])
+IS 'has a query run in each session, side by side, and does not wait for them';
+
+CREATE FUNCTION branch._remote_rows_each(
     sessions integer[],
-    queries text[],
     OUT n integer,
     OUT r text[]
 ) RETURNS SETOF record
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE ROWS 100
-AS 'MODULE_PATHNAME', 'ab_sql_remote_query_each';
+AS 'MODULE_PATHNAME', 'ab_sql_remote_rows_each';
 
-COMMENT ON FUNCTION branch._remote_query_each(integer[], text[])
-IS 'runs a query in each session, side by side; numbers of queries and their rows';
+COMMENT ON FUNCTION branch._remote_rows_each(integer[])
+IS 'what the queries sent last to some sessions give: numbers of sessions in the list, and rows';
 
 CREATE FUNCTION branch._remote_copy(
     session integer,

@@ -16,7 +16,7 @@ LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'ab_sql_changed_blocks';
 
 COMMENT ON FUNCTION branch._changed_blocks(oid, oid[], oid[], oid, oid[], oid[])
-IS 'sizes of tables, given by their files, in two databases, and ranges of blocks in which they may differ; null: not known';
+IS 'sizes of tables, given by their files, in two databases, and ranges of blocks that may differ; null: not known';
 
 CREATE FUNCTION branch._changed_rows(
     a oid,

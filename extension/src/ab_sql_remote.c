@@ -27,7 +27,8 @@ PG_FUNCTION_INFO_V1(ab_sql_remote_run);
 PG_FUNCTION_INFO_V1(ab_sql_remote_columns);
 PG_FUNCTION_INFO_V1(ab_sql_remote_fetch);
 PG_FUNCTION_INFO_V1(ab_sql_remote_query);
-PG_FUNCTION_INFO_V1(ab_sql_remote_query_each);
+PG_FUNCTION_INFO_V1(ab_sql_remote_send_each);
+PG_FUNCTION_INFO_V1(ab_sql_remote_rows_each);
 PG_FUNCTION_INFO_V1(ab_sql_remote_copy);
 PG_FUNCTION_INFO_V1(ab_sql_remote_gather);
 PG_FUNCTION_INFO_V1(ab_sql_remote_commit);
@@ -285,9 +286,9 @@ elements_of(ArrayType *array, Oid type, int len, bool byval, int *n)
 	return elements;
 }
 
-/* Run one in each session, side by side; the sessions' rows one after the other. */
+/* Have one run in each session, side by side; what comes of it is fetched later. */
 Datum
-ab_sql_remote_query_each(PG_FUNCTION_ARGS)
+ab_sql_remote_send_each(PG_FUNCTION_ARGS)
 {
 	int			n;
 	int			nqueries;
@@ -295,7 +296,6 @@ ab_sql_remote_query_each(PG_FUNCTION_ARGS)
 	Datum	   *queries;
 
 	ab_require_control_database();
-	InitMaterializedSRF(fcinfo, 0);
 	numbers = elements_of(PG_GETARG_ARRAYTYPE_P(0), INT4OID, sizeof(int32), true, &n);
 	queries = elements_of(PG_GETARG_ARRAYTYPE_P(1), TEXTOID, -1, false, &nqueries);
 	if (n != nqueries)
@@ -304,11 +304,24 @@ ab_sql_remote_query_each(PG_FUNCTION_ARGS)
 				 errmsg("arrays differ in length")));
 	for (int i = 0; i < n; i++)
 		send(session_of(DatumGetInt32(numbers[i])), TextDatumGetCString(queries[i]), 0);
+	PG_RETURN_VOID();
+}
+
+/* What was sent last to each session gives; the sessions' rows one after the other. */
+Datum
+ab_sql_remote_rows_each(PG_FUNCTION_ARGS)
+{
+	int			n;
+	Datum	   *numbers;
+
+	ab_require_control_database();
+	InitMaterializedSRF(fcinfo, 0);
+	numbers = elements_of(PG_GETARG_ARRAYTYPE_P(0), INT4OID, sizeof(int32), true, &n);
 	for (int i = 0; i < n; i++)
 	{
 		AbRemote   *session = session_of(DatumGetInt32(numbers[i]));
 
-		if (run_until_rows(session))
+		if (!ab_remote_is_ready(session) && run_until_rows(session))
 			fetch(session, fcinfo, -1, i + 1);
 	}
 	return (Datum) 0;

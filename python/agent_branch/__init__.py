@@ -7,10 +7,10 @@ Who looks for what an SQL function does begins with the module that the function
 first in its group; what it uses comes after it, high to low.
 
 - agents: ``server``; ``names`` of their branches, ``uri``: connection strings
-- diffs: ``data``; ``diffstat``: how much there is to compare; ``schemadiff``, ``schemaobjects``:
-  definitions; ``compare``: all tables of two databases; ``pairing``, ``bags``, ``diff``,
-  ``blocks``: the rows that differ, by their pages; ``largeobjects``; ``bases``: states that
-  databases were in; ``progress``
+- diffs: ``data``; ``opening``: of the databases; ``diffstat``: how much there is to compare;
+  ``schemadiff``, ``schemaobjects``: definitions; ``compare``: all tables of two databases;
+  ``pairing``, ``bags``, ``diff``, ``blocks``: the rows that differ, by their pages;
+  ``largeobjects``; ``bases``: states that databases were in; ``progress``
 - merges: ``merging``; ``resolving``, ``deciding``, ``setwise``: conflicts decided; ``reverting``,
   ``revert``: taken back; ``bringing``: what a source has changed; ``conduct``: tried until the
   target takes it; ``outcome``; ``mergerun``, ``tablerun``: rows decided, ``conflictsets``,
@@ -27,8 +27,8 @@ first in its group; what it uses comes after it, high to low.
 - use and cost: ``usage``; ``cost``
 - jobs and health: ``jobs``; ``joblist``; ``health``; ``healthcheck``
 - other databases: ``reach``; ``effects``; ``remote``: sessions in them
-- tables: ``tableshape``, ``catalog``, ``usualtables``: what is known of one, and the queries that
-  find it out
+- tables: ``tableshape``, ``catalog``, ``usualtables``, ``tablenames``: what is known of one, and
+  the queries that find it out
 - for all: ``sqltext``: quoting, statements with arrays as parameters, batches; ``inside``:
   statements and errors in the server; ``errors``; ``hints``, ``jsontext``, ``records``: for what
   takes long to import, something that does not

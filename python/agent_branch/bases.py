@@ -5,7 +5,7 @@ with.  The last is a snapshot; ``merge_base`` finds it, and ``open_base`` gives 
 database in which it is read like any other, until the transaction ends:
 
     found = bases.merge_base(source, target)
-    base = data.Reading(bases.open_base(found))
+    base = opening.Reading(bases.open_base(found))
     before = threeway.read_side(base, set())     # its tables
 
 Nobody can write it, and it is shared by all who need it.  Its files are those of the snapshot,

@@ -18,9 +18,6 @@ from agent_branch.carrier import PageCarrier
 from agent_branch.clashes import Clash, Clashes
 from agent_branch.compare import Extent, Extents, Side
 from agent_branch.conduct import Attempt
-from agent_branch.data import Reading, pairing_of
-from agent_branch.data import _extents as changed_extents
-from agent_branch.data import _name as name_of
 from agent_branch.diff import RowChange, scan
 from agent_branch.keeping import Keeper
 from agent_branch.merge import Conflict, Recount
@@ -32,8 +29,10 @@ from agent_branch.mergerun import MergeRun
 from agent_branch.mergeschema import NewSchema, added_in
 from agent_branch.mergescope import Begin, Frozen
 from agent_branch.mergetarget import Target, commit_apart
+from agent_branch.opening import Reading, changed_extents, pairing_of
 from agent_branch.outcome import Line, Outcome
 from agent_branch.pairing import PagePairing, Place
+from agent_branch.progress import name_of
 from agent_branch.records import dataclass, field, replace
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import TableShape

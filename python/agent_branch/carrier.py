@@ -10,9 +10,9 @@ import plpy
 
 from agent_branch.blocks import Blocks
 from agent_branch.carrying import Places
-from agent_branch.data import Reading
 from agent_branch.diff import TableDiff
 from agent_branch.mergeplan import TablePlan
+from agent_branch.opening import Reading
 from agent_branch.pairing import PagePairing, Place
 from agent_branch.records import dataclass
 from agent_branch.tableorder import TableId

@@ -9,6 +9,7 @@ from agent_branch.hints import Any
 from agent_branch.jsontext import parsed
 from agent_branch.records import dataclass
 from agent_branch.sqltext import Row, Statement
+from agent_branch.tablenames import FROM_TABLES
 from agent_branch.tableshape import Column, ForeignKey, TableShape, Unique
 
 _STANDARD = frozenset(
@@ -249,15 +250,6 @@ CROSS JOIN LATERAL (
 JOIN pg_catalog.pg_class AS r ON r.oid = y.oid AND r.relkind = 'r'
 JOIN pg_catalog.pg_namespace AS n ON n.oid = r.relnamespace
 WHERE k.contype = 'f' AND k.conrelid = t.oid"""
-
-FROM_TABLES = """
-    FROM pg_catalog.pg_class AS c
-    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-    WHERE c.relkind = 'r' AND c.relpersistence <> 't'
-        AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%'"""
-
-# The names of these tables.
-NAMES = f"SELECT n.nspname, c.relname{FROM_TABLES}"
 
 
 def tables_statement(which: str = "") -> Statement:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from agent_branch import bags
 from agent_branch.blocks import ALL, Blocks
-from agent_branch.catalog import NAMES, Table, table_from
+from agent_branch.catalog import Table, table_from
 from agent_branch.diff import (
     SHOWN,
     ChangeKind,
@@ -28,7 +28,6 @@ from agent_branch.largeobjects import (
     CATALOGS,
     CONTENTS,
     METADATA,
-    READABLE,
     UNREADABLE,
     catalogs,
     changed_objects,
@@ -104,18 +103,16 @@ class Side:
 # Runs in each of some sessions, side by side, commands and then a query: the query's rows.
 Ask = Callable[[Sequence[Sequence[str]], Sequence[Statement]], Sequence[Sequence[Row]]]
 
-# What is held: the names of the tables, and of the catalogs of large objects.
-HELD = Statement(f"{NAMES} UNION ALL {READABLE} ORDER BY 1, 2")
 
-
-def sides(sessions: Sequence[Session], ask: Ask) -> list[Side]:
+def sides(sessions: Sequence[Session], ask: Ask, names: Sequence[Sequence[Row]]) -> list[Side]:
     """The tables of each session's database, held so that their files stay what they are.
 
-    The sessions are under ``sqltext.SETTINGS``.  Raises ``ReportedError`` 40001 if a table was
+    The sessions are under ``sqltext.SETTINGS``.  ``names``: of what is there, as each answered
+    ``tablenames.HELD``.  Raises ``ReportedError`` 40001 if a table was
     rewritten since its session's transaction began: then its rows are not seen as they were.
     """
     nothing = [()] * len(sessions)
-    locks = [_locks(rows) for rows in ask(nothing, [HELD] * len(sessions))]
+    locks = [_locks(rows) for rows in names]
     usual = [usual_tables(rows) for rows in ask(locks, [USUAL] * len(sessions))]
     tables = [{table.shape.id: table for table in found} for found, _ in usual]
     if any(others is not None for _, others in usual):

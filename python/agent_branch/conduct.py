@@ -14,7 +14,6 @@ import plpy
 
 from agent_branch import mergechanges, mergelog
 from agent_branch.clashes import Clash, of_endangered, of_refused, of_rows, of_short
-from agent_branch.data import _name as name_of
 from agent_branch.errors import ReportedError
 from agent_branch.keeping import Keeper
 from agent_branch.merge import Conflict
@@ -24,6 +23,7 @@ from agent_branch.mergerun import MergeRun
 from agent_branch.mergetarget import Target
 from agent_branch.mergewrite import Endangered, Refused
 from agent_branch.outcome import Line, Outcome, Result, result_of
+from agent_branch.progress import name_of
 from agent_branch.records import dataclass, replace
 from agent_branch.sqltext import Row
 from agent_branch.tableorder import TableId

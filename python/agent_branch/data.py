@@ -1,10 +1,9 @@
 """Diffs of branches, inside the server: what the PL/Python functions of the extension call.
 
-Both databases are read in sessions of the role that calls, each in one read-only transaction
-that sees one moment.  Sessions end with the transaction here, also when a result is not read to
-its end; closing them earlier is left to the normal end of a function, since nothing may be run
-while the server throws an unfinished result away.  Every session imports this anew, so what only
-one function needs is imported there; and what compares, when both sessions have begun to connect.
+Sessions in the databases end with the transaction here, also when a result is not read to its
+end; closing them earlier is left to the normal end of a function, since nothing may be run while
+the server throws an unfinished result away.  Every session imports this anew, so what only one
+function needs is imported there.
 """
 
 from __future__ import annotations
@@ -14,211 +13,15 @@ from itertools import chain, islice
 import plpy
 
 from agent_branch import bases
-from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
-from agent_branch.hints import TYPE_CHECKING, Any, Iterable, Iterator, Mapping, Sequence
+from agent_branch.errors import ReportedError
+from agent_branch.hints import TYPE_CHECKING, Iterable, Iterator
 from agent_branch.inside import report
-from agent_branch.progress import Progress as Progress
-from agent_branch.progress import name_of
-from agent_branch.records import dataclass
-from agent_branch.remote import Remote, close_each, each
-from agent_branch.sqltext import Row, Statement, Value, settings_commands, settings_statement
+from agent_branch.opening import Opened, Reading, databases, open_both, required, target_of
+from agent_branch.progress import Progress, name_of
+from agent_branch.sqltext import Value
 
 if TYPE_CHECKING:
     from agent_branch import compare
-    from agent_branch.catalog import Table
-    from agent_branch.pairing import PagePairing
-    from agent_branch.tableorder import TableId
-
-NO_PARENT = "55000"
-
-# As argument at: the nearest state that both databases have in common.
-AT_BASE = "base"
-
-
-_name = name_of
-
-
-class Reading:
-    """A ``Session`` in another database, for queries."""
-
-    def __init__(self, database: str, progress: Progress | None = None) -> None:
-        self.progress = progress or Progress()
-        self.database = database
-        self.remote = Remote(database, read_only=True, isolation="repeatable read")
-        self._set = False
-
-    def settle(self) -> None:
-        """The settings, when they are needed first: sessions begin side by side."""
-        if not self._set:
-            self._set = True
-            self.remote.run(settings_statement().inline())
-
-    def unsettled(self) -> list[str]:
-        """Commands to be run before the next statement."""
-        commands = [] if self._set else [settings_commands()]
-        self._set = True
-        return commands
-
-    def rows(self, statement: Statement) -> Iterator[Row]:
-        self.settle()
-        for row in self.remote.rows(statement.inline()):
-            self.progress.row()
-            yield tuple(row)
-
-    def execute(self, statement: Statement) -> int:
-        self.settle()
-        tag = self.remote.run(statement.inline()) or ""
-        count = tag.rpartition(" ")[2]
-        return int(count) if count.isdigit() else 0
-
-    def close(self) -> None:
-        self.remote.close()
-
-
-def _required(name: str, value: str | None) -> str:
-    if value is None:
-        raise ReportedError(INVALID_PARAMETER_VALUE, f'argument "{name}" must not be null')
-    return value
-
-
-def _target(source: str, target: str | None) -> str:
-    """The target that was named, else the source's parent: not that of a deleted branch which
-    had the name."""
-    if target is not None:
-        return target
-    rows = plpy.execute(
-        plpy.prepare(
-            "SELECT COALESCE(branch._deleted_name(p.oid), p.datname) AS name"
-            " FROM branch._origin($1) AS o JOIN pg_database AS p ON p.oid = o.parent_id",
-            ["oid"],
-        ),
-        [bases.database_oid(source)],
-    )
-    parent: str | None = rows[0]["name"] if len(rows) else None
-    if parent is None:
-        raise ReportedError(
-            NO_PARENT,
-            f'database "{source}" has no parent to compare it with',
-            detail="It is not a branch, or its parent is no more.",
-            hint="Name the target, too.",
-        )
-    return parent
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """Two databases being compared; the target first."""
-
-    sessions: tuple[Reading, Reading]
-    whole: compare.Comparison
-
-    def close(self) -> None:
-        close_each([session.remote for session in self.sessions])
-
-
-def _ask(sessions: Sequence[Reading]) -> compare.Ask:
-    """Questions to all sessions at once, under the settings."""
-
-    def ask(commands: Sequence[Sequence[str]], queries: Sequence[Statement]) -> list[list[Row]]:
-        texts = [
-            "; ".join([*session.unsettled(), *before, query.inline()])
-            for session, before, query in zip(sessions, commands, queries, strict=True)
-        ]
-        answers = each([session.remote for session in sessions], texts)
-        return [[tuple(row) for row in rows] for rows in answers]
-
-    return ask
-
-
-def pairing_of(
-    sessions: tuple[Reading, Reading],
-    tables: tuple[Mapping[TableId, Table], Mapping[TableId, Table]],
-    held: tuple[bool, bool] = (True, True),
-) -> PagePairing:
-    """``held``: do the sessions hold the tables, or does nobody write there?"""
-    from agent_branch.pairing import PagePairing, Place
-
-    before, after = (
-        Place(session.database, session.remote, found, holds)
-        for session, found, holds in zip(sessions, tables, held, strict=True)
-    )
-    return PagePairing(before, after, sessions[1].progress)
-
-
-def _databases(source: str | None, target: str | None, at: str | None) -> tuple[str, str]:
-    """Names of the databases to be compared; the target first."""
-    named = _required("source", source)
-    other = _target(named, target)
-    if at is not None:
-        other = bases.open_base(_state(named, other, at))
-    return other, named
-
-
-def _open(source: str | None, target: str | None, at: str | None = None) -> Opened:
-    other, named = _databases(source, target, at)
-    # Their transactions see what they see from here on; what is changed is asked afterwards.
-    progress = Progress()
-    sessions = Reading(other, progress), Reading(named, progress)
-    from agent_branch import compare
-
-    before, after = compare.sides(sessions, _ask(sessions))
-    return Opened(
-        sessions,
-        compare.Comparison(
-            before,
-            after,
-            _extents(other, named, before, after),
-            pairing=pairing_of(sessions, (before.tables, after.tables)),
-            turn_to=progress.turn_to,
-        ),
-    )
-
-
-def _state(source: str, target: str, at: str) -> bases.State:
-    """The state of the target that ``at`` means, or the one that both have in common."""
-    if at != AT_BASE:
-        return bases.state_at(target, at)
-    found = bases.merge_base(source, target)
-    if found is None:
-        raise ReportedError(
-            NO_PARENT,
-            f'databases "{source}" and "{target}" have no state in common',
-            detail="Neither is a branch of the other, and they descend from no common one.",
-        )
-    return found
-
-
-def _extents(
-    target: str, source: str, before: compare.Side, after: compare.Side
-) -> compare.Extents:
-    names = sorted({*before.files, *after.files})
-    sides = ((before, target), (after, source))
-    values: list[object] = []
-    for side, database in sides:
-        tables = [side.files.get(name) for name in names]
-        values += [
-            database,
-            [table.tablespace if table else 0 for table in tables],
-            [table.file if table else 0 for table in tables],
-        ]
-    rows = plpy.execute(
-        plpy.prepare(
-            "SELECT c.* FROM branch._changed_blocks("
-            "(SELECT d.oid FROM pg_database AS d WHERE d.datname = $1), $2, $3,"
-            " (SELECT d.oid FROM pg_database AS d WHERE d.datname = $4), $5, $6) AS c",
-            ["name", "oid[]", "oid[]", "name", "oid[]", "oid[]"],
-        ),
-        values,
-    )
-    return {names[row["n"] - 1]: _extent(row) for row in rows}
-
-
-def _extent(row: Mapping[str, Any]) -> compare.Extent:
-    from agent_branch import compare
-    from agent_branch.blocks import Blocks
-
-    changed = None if row["blocks"] is None else Blocks.unpacked(row["blocks"])
-    return compare.Extent(row["a_blocks"] or 0, row["b_blocks"] or 0, changed)
 
 
 def schema_diff(
@@ -232,7 +35,7 @@ def schema_diff(
     from agent_branch.schemaobjects import OBJECTS
 
     try:
-        other, named = _databases(source, target, at)
+        other, named = databases(source, target, at)
         progress = Progress()
         sessions = Reading(other, progress), Reading(named, progress)
         before, after = (
@@ -254,8 +57,8 @@ def merge_base(
 ) -> list[tuple[str, str | None, str | None, str, str]]:
     """(snapshot's id, its name, database it is of, position, time); none: nothing in common."""
     try:
-        named = _required("source", source)
-        found = bases.merge_base(named, _target(named, target))
+        named = required("source", source)
+        found = bases.merge_base(named, target_of(named, target))
     except ReportedError as error:
         report(error)
     if found is None:
@@ -278,12 +81,12 @@ def diff_summary(source: str | None, target: str | None, at: str | None = None) 
     those of reaching a database.
     """
     try:
-        opened = _open(source, target, at)
+        opened = open_both(source, target, at)
         from agent_branch import compare
 
         lines = [
             (
-                _name(found.table),
+                name_of(found.table),
                 found.data_change,
                 found.schema_change,
                 found.added,
@@ -314,7 +117,7 @@ def diff_stat(
     Errors: as ``diff_summary``.
     """
     try:
-        opened = _open(source, target, at)
+        opened = open_both(source, target, at)
         from agent_branch import compare, diffstat
 
         found = list(diffstat.stats(opened.whole))
@@ -326,7 +129,7 @@ def diff_stat(
     opened.close()
     return [
         (
-            _name(stat.table) if stat.table else None,
+            name_of(stat.table) if stat.table else None,
             stat.pages_changed,
             stat.pages_read,
             stat.pages,
@@ -346,9 +149,9 @@ def diff(
     Errors: as ``diff_summary``; 42P01 unknown table, 42702 in several schemas, 22023 not a name.
     """
     try:
-        name = _required("table_name", table_name)
+        name = required("table_name", table_name)
         parts = plpy.execute(plpy.prepare("SELECT parse_ident($1) AS p", ["text"]), [name])
-        opened = _open(source, target, at)
+        opened = open_both(source, target, at)
         from agent_branch import compare
 
         table = compare.find_table(opened.whole.before, opened.whole.after, parts[0]["p"])

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 import plpy
 
 from agent_branch import mergechanges, mergelog, setwise
-from agent_branch.data import Progress, Reading
 from agent_branch.errors import ReportedError
 from agent_branch.mergelog import Log, Pair
 from agent_branch.mergeoptions import Options, table_id
@@ -26,7 +25,9 @@ from agent_branch.mergescope import (
 )
 from agent_branch.mergetarget import Target
 from agent_branch.merging import frozen
+from agent_branch.opening import Reading
 from agent_branch.outcome import Result
+from agent_branch.progress import Progress
 from agent_branch.records import dataclass
 from agent_branch.reverting import check_merged, find_merged, shape_of
 from agent_branch.setwise import Table, UnfitError

@@ -43,15 +43,6 @@ CATALOGS = Statement(
 )
 
 
-# Names of those that the role may read.
-READABLE = (
-    "SELECT 'pg_catalog', c.relname FROM pg_catalog.pg_class AS c"
-    " WHERE c.oid IN ('pg_catalog.pg_largeobject'::pg_catalog.regclass,"
-    " 'pg_catalog.pg_largeobject_metadata'::pg_catalog.regclass)"
-    " AND pg_catalog.has_table_privilege(c.oid, 'SELECT')"
-)
-
-
 def catalogs(rows: Iterable[Row]) -> dict[TableId, tuple[Table, bool]]:
     """The two catalogs, and whether the role may read them, from rows of ``CATALOGS``."""
     found: dict[TableId, tuple[Table, bool]] = {}

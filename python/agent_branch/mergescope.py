@@ -7,13 +7,12 @@ from collections.abc import Collection, Iterable, Sequence
 import plpy
 
 from agent_branch import bases
-from agent_branch.data import Progress, Reading
-from agent_branch.data import _required as required
-from agent_branch.data import _target as target_of
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
 from agent_branch.mergelog import Pair
 from agent_branch.mergeparts import Base, Part, divide
 from agent_branch.mergesequences import advance_sequences
+from agent_branch.opening import Reading, required, target_of
+from agent_branch.progress import Progress
 from agent_branch.records import dataclass
 from agent_branch.sqltext import Session, Statement, qualified, unnest
 from agent_branch.tableorder import TableId

@@ -15,9 +15,6 @@ import plpy
 from agent_branch import bases, mergelog
 from agent_branch.bringing import Merging
 from agent_branch.conduct import Facts, Merged, attempt, carry_out
-from agent_branch.data import Progress, Reading
-from agent_branch.data import _required as required
-from agent_branch.data import _target as target_of
 from agent_branch.errors import ReportedError
 from agent_branch.inside import report
 from agent_branch.mergelog import Pair
@@ -31,7 +28,9 @@ from agent_branch.mergescope import (
     parse_name,
     with_leaves,
 )
+from agent_branch.opening import Reading, required, target_of
 from agent_branch.outcome import Outcome, Result, result_of
+from agent_branch.progress import Progress
 from agent_branch.records import replace
 
 NO_RIGHT = "42501"

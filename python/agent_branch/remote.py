@@ -104,16 +104,30 @@ def close_each(sessions: Sequence[Remote]) -> None:
         session.forget()
 
 
-def each(sessions: Sequence[Remote], queries: Sequence[str]) -> list[list[Row]]:
-    """Run one in each session, side by side: all rows of each."""
+def send_each(sessions: Sequence[Remote], queries: Sequence[str]) -> None:
+    """Have one run in each session, side by side; ``rows_each`` waits for them."""
+    plpy.execute(
+        plpy.prepare("SELECT branch._remote_send_each($1, $2)", ["int4[]", "text[]"]),
+        [[session.number for session in sessions], list(queries)],
+    )
+
+
+def rows_each(sessions: Sequence[Remote]) -> list[list[Row]]:
+    """All rows of what was sent to each session."""
     found: list[list[Row]] = [[] for _ in sessions]
     lines = plpy.execute(
-        plpy.prepare("SELECT * FROM branch._remote_query_each($1, $2)", ["int4[]", "text[]"]),
-        [[session.number for session in sessions], list(queries)],
+        plpy.prepare("SELECT * FROM branch._remote_rows_each($1)", ["int4[]"]),
+        [[session.number for session in sessions]],
     )
     for line in lines:
         found[line["n"] - 1].append(line["r"])
     return found
+
+
+def each(sessions: Sequence[Remote], queries: Sequence[str]) -> list[list[Row]]:
+    """Run one in each session, side by side: all rows of each."""
+    send_each(sessions, queries)
+    return rows_each(sessions)
 
 
 def _value(sql: str, types: Sequence[str], values: Sequence[object]) -> Any:

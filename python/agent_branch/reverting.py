@@ -16,7 +16,6 @@ import plpy
 from agent_branch import mergechanges, mergelog
 from agent_branch.clashes import Clash, Clashes
 from agent_branch.conduct import Attempt, Facts, Merged, attempt, carry_out
-from agent_branch.data import _name as name_of
 from agent_branch.errors import INVALID_PARAMETER_VALUE, UNDEFINED_DATABASE, ReportedError
 from agent_branch.inside import report
 from agent_branch.merge import Conflict, Recount
@@ -29,6 +28,7 @@ from agent_branch.mergerun import MergeRun
 from agent_branch.mergescope import parse_name
 from agent_branch.mergetarget import Target
 from agent_branch.outcome import Line, Outcome, Result, result_of
+from agent_branch.progress import name_of
 from agent_branch.records import dataclass
 from agent_branch.revert import inverse, inverse_counts
 from agent_branch.tableorder import TableId

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 
 import plpy
 
-from agent_branch import bases, data, mergelog, mergescope
+from agent_branch import bases, mergelog, mergescope, opening
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
 from agent_branch.inside import prevent_read_only, report
 from agent_branch.mergelog import Pair
@@ -201,7 +201,7 @@ def sync_start(
     and CREATE SUBSCRIPTION (08006: the connection).
     """
     try:
-        data._required("target", target)
+        opening.required("target", target)
         pair = mergescope.find_pair(source, target)
         sync = Sync(pair)
         _check(sync)
@@ -227,7 +227,7 @@ def sync_stop(source: str | None, target: str | None) -> None:
     Errors: 3D000, 42501 no superuser, 42704 there is none.
     """
     try:
-        named = data._required("target", target)
+        named = opening.required("target", target)
         _check_caller("branch.sync_stop()")
         found = syncs_into(source, bases.database_oid(named))
         if not found:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from agent_branch.catalog import (
     EXACT,
-    FROM_TABLES,
     Table,
     table_from,
     table_of,
@@ -19,6 +18,7 @@ from agent_branch.catalog import (
 from agent_branch.hints import Any, Iterable
 from agent_branch.jsontext import parsed
 from agent_branch.sqltext import Row, Session, Statement
+from agent_branch.tablenames import FROM_TABLES
 
 # Types with an equality of their own, OPERATOR(pg_catalog.=).
 TYPES = (
