@@ -11,7 +11,7 @@ from ab_cluster import Cluster
 from agent_branch.blocks import Blocks
 from agent_branch.catalog import TABLES, Table, table_from
 from agent_branch.clashes import Clashes, of_rows
-from agent_branch.diff import TableState
+from agent_branch.diffplan import TableState
 from agent_branch.merge import Conflict, Decisions, Strategy
 from agent_branch.mergeplan import plan_table
 from agent_branch.mergerun import MergeRun

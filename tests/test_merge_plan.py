@@ -11,7 +11,7 @@ from agent_branch import bags
 from agent_branch.apply import plan_passes, statements
 from agent_branch.blocks import ALL, NONE, Blocks, block_of
 from agent_branch.claims import Claims, claims_of
-from agent_branch.diff import TableState, mask_from, plan_diff
+from agent_branch.diffplan import TableState, plan_diff
 from agent_branch.keptlines import from_line
 from agent_branch.merge import (
     Action,
@@ -27,6 +27,7 @@ from agent_branch.merge import (
 )
 from agent_branch.mergeplan import is_fast_forward, plan_table, untouched
 from agent_branch.revert import from_json, inverse, to_json
+from agent_branch.rowqueries import mask_from
 from agent_branch.sequences import SequenceState, advanced
 from agent_branch.sqltext import (
     Limits,

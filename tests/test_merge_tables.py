@@ -13,11 +13,13 @@ from ab_cluster import Cluster
 from ab_merge import Merged, PgSession, merge, state
 from agent_branch import bags
 from agent_branch.blocks import ALL, Blocks
-from agent_branch.diff import RowChange, diff_rows, json_rows, plan_diff, scan
+from agent_branch.diff import RowChange, diff_rows
+from agent_branch.diffplan import plan_diff
 from agent_branch.merge import Recount
 from agent_branch.mergeplan import TablePlan
 from agent_branch.mergerun import MergeRun
 from agent_branch.revert import inverse, inverse_counts
+from agent_branch.rowqueries import json_rows, scan
 from agent_branch.sequences import READ_SEQUENCES, SequenceState, advanced, read_state, set_state
 from agent_branch.sqltext import Limits, Statement
 from agent_branch.tableorder import TableId

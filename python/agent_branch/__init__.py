@@ -8,9 +8,10 @@ first in its group; what it uses comes after it, high to low.
 
 - agents: ``server``; ``names`` of their branches, ``uri``: connection strings
 - diffs: ``data``; ``opening``: of the databases; ``diffstat``: how much there is to compare;
-  ``schemadiff``, ``schemaobjects``: definitions; ``compare``: all tables of two databases;
-  ``pairing``, ``bags``, ``diff``, ``blocks``: the rows that differ, by their pages;
-  ``largeobjects``; ``bases``: states that databases were in; ``progress``
+  ``schemadiff``, ``schemaobjects``: definitions; ``compare``, ``sides``: all tables of two
+  databases; ``pairing``, ``bags``, ``diff``, ``diffplan``, ``rowqueries``, ``blocks``: the rows
+  that differ, by their pages; ``largeobjects``; ``bases``: states that databases were in;
+  ``progress``
 - merges: ``merging``; ``resolving``, ``deciding``, ``setwise``: conflicts decided; ``reverting``,
   ``revert``: taken back; ``bringing``: what a source has changed; ``conduct``: tried until the
   target takes it; ``outcome``; ``mergerun``, ``tablerun``: rows decided, ``conflictsets``,

@@ -8,8 +8,9 @@ of each, however many there are.
 from __future__ import annotations
 
 from agent_branch.blocks import Blocks
-from agent_branch.diff import SHOWN, RowChange, scan
+from agent_branch.diff import RowChange
 from agent_branch.hints import TYPE_CHECKING, Iterator
+from agent_branch.rowqueries import SHOWN, scan
 from agent_branch.sqltext import Row, Session, Statement, parse_array
 from agent_branch.tableshape import TableShape
 

@@ -10,7 +10,7 @@ database in which it is read like any other, until the transaction ends:
 
 Nobody can write it, and it is shared by all who need it.  Its files are those of the snapshot,
 so compare.Comparison of it with either descendant reads only the pages that one has changed;
-single rows of it are found by key with ``diff.match``, pages of it with ``diff.scan``.
+single rows of it are found by key with ``rowqueries.match``, pages of it with ``rowqueries.scan``.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from agent_branch import bags
 from agent_branch.blocks import ALL
 from agent_branch.carrier import PageCarrier
 from agent_branch.clashes import Clash, Clashes
-from agent_branch.compare import Extent, Extents, Side
+from agent_branch.compare import Extent, Extents
 from agent_branch.conduct import Attempt
-from agent_branch.diff import RowChange, scan
+from agent_branch.diff import RowChange
 from agent_branch.keeping import Keeper
 from agent_branch.merge import Conflict, Recount
 from agent_branch.mergelog import Pair
@@ -34,6 +34,8 @@ from agent_branch.outcome import Line, Outcome
 from agent_branch.pairing import PagePairing, Place
 from agent_branch.progress import name_of
 from agent_branch.records import dataclass, field, replace
+from agent_branch.rowqueries import scan
+from agent_branch.sides import Side
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import TableShape
 from agent_branch.threeway import ThreeWay, limited, read_side, schema_of

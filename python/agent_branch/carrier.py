@@ -10,7 +10,7 @@ import plpy
 
 from agent_branch.blocks import Blocks
 from agent_branch.carrying import Places
-from agent_branch.diff import TableDiff
+from agent_branch.diffplan import TableDiff
 from agent_branch.mergeplan import TablePlan
 from agent_branch.opening import Reading
 from agent_branch.pairing import PagePairing, Place

@@ -16,11 +16,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from agent_branch import keptlines
-from agent_branch.diff import RowChange, changes_at, key_condition, keys_condition
+from agent_branch.diff import RowChange, changes_at
 from agent_branch.hints import Protocol
 from agent_branch.merge import TableMerge
 from agent_branch.mergeplan import TablePlan
 from agent_branch.records import dataclass
+from agent_branch.rowqueries import key_condition, keys_condition
 from agent_branch.spool import Lines, Room
 from agent_branch.sqltext import Limits, Row, Session, Statement, quote_literal
 from agent_branch.staging import Stage, is_set

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from agent_branch.diff import json_rows
 from agent_branch.merge import Action, Conflict, Delete, Insert, Recount, Side, Update, digest
 from agent_branch.mergewrite import Endangered, Refused
 from agent_branch.records import dataclass
+from agent_branch.rowqueries import json_rows
 from agent_branch.spool import Lines, Room
 from agent_branch.sqltext import Limits, Row, Session, Value, batches
 from agent_branch.tableorder import TableId

@@ -8,50 +8,31 @@ from __future__ import annotations
 
 from agent_branch import bags
 from agent_branch.blocks import ALL, Blocks
-from agent_branch.catalog import Table, table_from
-from agent_branch.diff import (
-    SHOWN,
-    ChangeKind,
-    Pairing,
-    RowChange,
-    TableDiff,
-    TableState,
-    can_pair,
-    diff_rows,
-    paired,
-    plan_diff,
-    scan,
-)
+from agent_branch.catalog import Table
+from agent_branch.diff import ChangeKind, Pairing, RowChange, can_pair, diff_rows, paired
+from agent_branch.diffplan import TableDiff, TableState, plan_diff
 from agent_branch.errors import ReportedError
 from agent_branch.hints import Callable, Iterable, Iterator, Mapping, Sequence
 from agent_branch.largeobjects import (
-    CATALOGS,
     CONTENTS,
     METADATA,
     UNREADABLE,
-    catalogs,
     changed_objects,
 )
 from agent_branch.records import dataclass, field
+from agent_branch.rowqueries import SHOWN, scan
+from agent_branch.sides import Side
 from agent_branch.sqltext import (
-    NOTHING,
     Limits,
-    Row,
     Session,
     Statement,
     Value,
-    batches,
-    qualified,
 )
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import same_definition
-from agent_branch.usualtables import USUAL, usual_tables
 
 AMBIGUOUS = "42702"
-REWRITTEN = "40001"
 UNDEFINED_TABLE = "42P01"
-
-LOCKED_AT_ONCE = Limits(rows=500)
 
 Shown = tuple[ChangeKind, Value, Value]
 
@@ -80,74 +61,6 @@ class Summary:
                 self.removed += copies
             case "modified":
                 self.modified += 1
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """A session that sees one moment of its database, and the tables there.
-
-    ``objects``: the catalogs that large objects are in; ``closed``: those that cannot be read.
-    """
-
-    session: Session
-    tables: Mapping[TableId, Table]
-    objects: Mapping[TableId, Table] = field(default_factory=dict)
-    closed: frozenset[TableId] = frozenset()
-
-    @property
-    def files(self) -> Mapping[TableId, Table]:
-        """All that has a file."""
-        return {**self.tables, **self.objects}
-
-
-# Runs in each of some sessions, side by side, commands and then a query: the query's rows.
-Ask = Callable[[Sequence[Sequence[str]], Sequence[Statement]], Sequence[Sequence[Row]]]
-
-
-def sides(sessions: Sequence[Session], ask: Ask, names: Sequence[Sequence[Row]]) -> list[Side]:
-    """The tables of each session's database, held so that their files stay what they are.
-
-    The sessions are under ``sqltext.SETTINGS``.  ``names``: of what is there, as each answered
-    ``tablenames.HELD``.  Raises ``ReportedError`` 40001 if a table was
-    rewritten since its session's transaction began: then its rows are not seen as they were.
-    """
-    nothing = [()] * len(sessions)
-    locks = [_locks(rows) for rows in names]
-    usual = [usual_tables(rows) for rows in ask(locks, [USUAL] * len(sessions))]
-    tables = [{table.shape.id: table for table in found} for found, _ in usual]
-    if any(others is not None for _, others in usual):
-        asked = ask(nothing, [others or NOTHING for _, others in usual])
-        for known, rows in zip(tables, asked, strict=True):
-            known.update((table.shape.id, table) for table in map(table_from, rows))
-    objects = [catalogs(rows) for rows in ask(nothing, [CATALOGS] * len(sessions))]
-    found = [
-        Side(
-            session,
-            known,
-            {name: table for name, (table, _) in listed.items()},
-            frozenset(name for name, (_, readable) in listed.items() if not readable),
-        )
-        for session, known, listed in zip(sessions, tables, objects, strict=True)
-    ]
-    for one in found:
-        for table in one.files.values():
-            if table.file != table.file_now:
-                raise ReportedError(
-                    REWRITTEN,
-                    f'table "{table.shape.name}" was rewritten just now',
-                    detail="Its rows cannot be seen any more as they were"
-                    " when the comparison began.",
-                    hint="Compare again.",
-                )
-    return found
-
-
-def _locks(names: Sequence[Row]) -> list[str]:
-    listed = (f"ONLY {qualified(*name)}" for name in names)  # type: ignore[arg-type]
-    return [
-        f"LOCK TABLE {', '.join(some)} IN ACCESS SHARE MODE"
-        for some in batches(listed, LOCKED_AT_ONCE, len)
-    ]
 
 
 @dataclass(frozen=True, slots=True)

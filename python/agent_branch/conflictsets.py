@@ -14,9 +14,10 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from agent_branch.diff import ChangeKind, RowChange, key_condition
+from agent_branch.diff import ChangeKind, RowChange
 from agent_branch.merge import Decisions, Strategy
 from agent_branch.records import dataclass, field
+from agent_branch.rowqueries import key_condition
 from agent_branch.sqltext import Session, Statement, WritingSession, parse_array, quote_literal
 from agent_branch.staging import MAX_COLUMNS, Kind, Stage, is_plain, output_text
 from agent_branch.tableshape import Column, TableShape, positions
@@ -345,7 +346,7 @@ def _differences(shape: TableShape, wanted: int, others: str) -> str:
 
 
 def _row(columns: Sequence[Column], values: Sequence[str]) -> str:
-    """A row as the text of an object, in one line; as jsonb it is that of diff.json_rows."""
+    """A row as the text of an object, in one line; as jsonb it is that of rowqueries.json_rows."""
     # A json has the line breaks that it was given.
     made = "row_to_json" if all(map(is_plain, columns)) else "to_jsonb"
     fields = (f"{value} AS {column.sql}" for value, column in zip(values, columns, strict=True))

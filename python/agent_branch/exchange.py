@@ -9,9 +9,9 @@ nothing are checked when the statement is over, and find the row that is there t
 from __future__ import annotations
 
 from agent_branch.claims import Claims
-from agent_branch.diff import key_condition
 from agent_branch.hints import Iterable, Iterator, Sequence
 from agent_branch.merge import Update
+from agent_branch.rowqueries import key_condition
 from agent_branch.sqltext import Row, Statement, columns_of, quote_literal, unnest
 from agent_branch.tableshape import TableShape, positions
 

@@ -8,7 +8,8 @@ unless they have granted it; without it only added and removed objects are found
 from __future__ import annotations
 
 from agent_branch.catalog import Table
-from agent_branch.diff import ChangeKind, TableDiff, diff_rows
+from agent_branch.diff import ChangeKind, diff_rows
+from agent_branch.diffplan import TableDiff
 from agent_branch.hints import Iterable, Iterator
 from agent_branch.sqltext import Limits, Row, Session, Statement
 from agent_branch.tableorder import TableId

@@ -31,8 +31,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from typing import Literal
 
-from agent_branch.diff import RowChange, mask_from, match, text_mask
+from agent_branch.diff import RowChange, text_mask
 from agent_branch.records import dataclass, field
+from agent_branch.rowqueries import mask_from, match
 from agent_branch.sqltext import Limits, Row, Session, batches, size_of
 from agent_branch.tableshape import TableShape
 

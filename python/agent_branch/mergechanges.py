@@ -11,13 +11,13 @@ import json
 from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 
-from agent_branch.diff import mask_from, match
 from agent_branch.hints import Protocol
 from agent_branch.keptlines import from_line
 from agent_branch.merge import Action, Delete, Insert, Recount, Update
 from agent_branch.mergerun import MergeRun
 from agent_branch.records import dataclass
 from agent_branch.revert import to_json
+from agent_branch.rowqueries import mask_from, match
 from agent_branch.sqltext import (
     Limits,
     Row,

@@ -9,10 +9,10 @@ from collections.abc import Collection, Iterator, Sequence
 
 from agent_branch.additive import COLUMN_ORDER, Additions, additions
 from agent_branch.blocks import ALL
-from agent_branch.diff import scan
 from agent_branch.hints import Protocol
 from agent_branch.mergeplan import TablePlan
 from agent_branch.records import dataclass, replace
+from agent_branch.rowqueries import scan
 from agent_branch.schemadiff import SchemaObject, object_from
 from agent_branch.schemaobjects import OBJECTS
 from agent_branch.sqltext import (

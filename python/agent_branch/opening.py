@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from agent_branch import compare
     from agent_branch.catalog import Table
     from agent_branch.pairing import PagePairing
+    from agent_branch.sides import Ask, Side
     from agent_branch.tableorder import TableId
 
 NO_PARENT = "55000"
@@ -124,8 +125,9 @@ def open_both(source: str | None, target: str | None, at: str | None = None) -> 
     sessions = Reading(other, progress), Reading(named, progress)
     _send(sessions, [(), ()], [HELD, HELD])
     from agent_branch import compare
+    from agent_branch.sides import sides
 
-    before, after = compare.sides(sessions, _ask(sessions), _rows(sessions))
+    before, after = sides(sessions, _ask(sessions), _rows(sessions))
     return Opened(
         sessions,
         compare.Comparison(
@@ -156,7 +158,7 @@ def _rows(sessions: Sequence[Reading]) -> list[list[Row]]:
     return [[tuple(row) for row in rows] for rows in answers]
 
 
-def _ask(sessions: Sequence[Reading]) -> compare.Ask:
+def _ask(sessions: Sequence[Reading]) -> Ask:
     """Questions to all sessions at once."""
 
     def ask(commands: Sequence[Sequence[str]], queries: Sequence[Statement]) -> list[list[Row]]:
@@ -183,9 +185,7 @@ def _state(source: str, target: str, at: str) -> bases.State:
     return found
 
 
-def changed_extents(
-    target: str, source: str, before: compare.Side, after: compare.Side
-) -> compare.Extents:
+def changed_extents(target: str, source: str, before: Side, after: Side) -> compare.Extents:
     names = sorted({*before.files, *after.files})
     sides = ((before, target), (after, source))
     values: list[object] = []

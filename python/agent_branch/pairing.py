@@ -15,11 +15,13 @@ from __future__ import annotations
 import plpy
 
 from agent_branch.catalog import Table
-from agent_branch.diff import ChangeKind, Counts, Pair, TableDiff, by_place
+from agent_branch.diff import ChangeKind, Counts, Pair
+from agent_branch.diffplan import TableDiff
 from agent_branch.hints import Any, Iterator, Mapping, Sequence
 from agent_branch.progress import Progress
 from agent_branch.records import dataclass
 from agent_branch.remote import Remote, each
+from agent_branch.rowqueries import by_place
 from agent_branch.sqltext import Row
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import positions

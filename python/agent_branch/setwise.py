@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from agent_branch.apply import CHECK, DEFER
-from agent_branch.diff import key_condition
 from agent_branch.records import dataclass
+from agent_branch.rowqueries import key_condition
 from agent_branch.sqltext import Refusal, Row, Statement, WritingSession, quote_literal
 from agent_branch.tableorder import TableId, order_tables, pointed_to
 from agent_branch.tableshape import CASCADING, TableShape, positions

@@ -15,10 +15,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, islice
 
-from agent_branch.diff import RowChange, key_condition
+from agent_branch.diff import RowChange
 from agent_branch.merge import Action, Delete, Insert, Update
 from agent_branch.records import dataclass, field
 from agent_branch.revert import to_json
+from agent_branch.rowqueries import key_condition
 from agent_branch.sqltext import (
     Statement,
     WritingSession,

@@ -11,10 +11,11 @@ from typing import Literal
 
 from agent_branch.blocks import NONE
 from agent_branch.catalog import Table
-from agent_branch.compare import Extent, Extents, Side
-from agent_branch.diff import TableDiff, TableState, plan_diff
+from agent_branch.compare import Extent, Extents
+from agent_branch.diffplan import TableDiff, TableState, plan_diff
 from agent_branch.mergeplan import TablePlan, is_fast_forward, plan_table
 from agent_branch.records import dataclass, field, replace
+from agent_branch.sides import Side
 from agent_branch.sqltext import Session
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import TableShape

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from agent_branch.claims import Claims
-from agent_branch.diff import key_condition
 from agent_branch.hints import Protocol
 from agent_branch.merge import Action, Delete, Insert, Recount, Update
 from agent_branch.records import dataclass
+from agent_branch.rowqueries import key_condition
 from agent_branch.spares import Brought, spare
 from agent_branch.sqltext import Row, Statement, columns_of, unnest
 from agent_branch.tableshape import Column, ForeignKey, TableShape, positions
