@@ -181,6 +181,7 @@ def of_short(table: TableId, kind: str, number: int, shown: Shown) -> Clash:
     return Clash(
         shown(table),
         "suppressed",
-        detail=f"{number} rows were not changed ({kind}): a trigger or a rule kept them.",
+        detail=f"{number} row{'s were' if number != 1 else ' was'} not changed ({kind}):"
+        f" a trigger or a rule kept {'them' if number != 1 else 'it'}.",
         versions=digest((kind, str(number)), None, None, None),
     )

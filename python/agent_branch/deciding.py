@@ -26,7 +26,7 @@ from agent_branch.mergescope import (
 from agent_branch.mergetarget import Target
 from agent_branch.merging import frozen
 from agent_branch.opening import Reading
-from agent_branch.outcome import Result
+from agent_branch.outcome import Result, changed_in, counted
 from agent_branch.progress import Progress
 from agent_branch.records import dataclass
 from agent_branch.reverting import check_merged, find_merged, shape_of
@@ -182,7 +182,7 @@ def resolve(number: int, names: tuple[str, str], options: Options, reverts: int 
             raise
     rows = sum(setwise.total(tables).values())
     changed = sum(1 for t in tables if t.counts.inserted or t.counts.updated or t.counts.deleted)
-    said = f"{rows} rows changed in {changed} tables, {found.conflicts} conflicts decided"
+    said = f"{changed_in(rows, changed)}, {counted(found.conflicts, 'conflict')} decided"
     return Result(begun.number, False, rows, found.conflicts, said)
 
 

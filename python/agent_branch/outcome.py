@@ -74,16 +74,28 @@ class Outcome:
         return "; ".join(said) or None
 
 
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def conflicts_are(number: int) -> str:
+    return f"{counted(number, 'conflict')} {'is' if number == 1 else 'are'}"
+
+
+def changed_in(rows: int, tables: int) -> str:
+    return f"{counted(rows, 'row')} changed in {counted(tables, 'table')}"
+
+
 def result_of(number: int | None, outcome: Outcome, *, done: bool) -> Result:
     rows = outcome.rows if done else 0
     if outcome.open:
-        said = f"{outcome.open} conflicts are open; nothing was changed"
+        said = f"{conflicts_are(outcome.open)} open; nothing was changed"
     elif not outcome.rows and not outcome.clashes.count and not outcome.made:
         said = "nothing to merge"
     else:
-        said = f"{rows} rows changed in {sum(1 for line in outcome.lines if line.rows)} tables"
+        said = changed_in(rows, sum(1 for line in outcome.lines if line.rows))
         if outcome.clashes.count:
-            said += f", {outcome.clashes.count} conflicts decided"
+            said += f", {counted(outcome.clashes.count, 'conflict')} decided"
         if outcome.made:
-            said += f", {len(outcome.made)} definitions added"
+            said += f", {counted(len(outcome.made), 'definition')} added"
     return Result(number, outcome.fast_forward, rows, outcome.clashes.count, said)

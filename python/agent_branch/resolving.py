@@ -15,7 +15,7 @@ from agent_branch.mergeoptions import Options, not_null, table_id
 from agent_branch.mergeoptions import options as parse_options
 from agent_branch.mergescope import find_pair, parse_name
 from agent_branch.merging import run_merge
-from agent_branch.outcome import Result
+from agent_branch.outcome import Result, counted
 from agent_branch.records import dataclass, replace
 from agent_branch.reverting import run_revert
 from agent_branch.setwise import UnfitError
@@ -145,7 +145,10 @@ def conflicts_resolve(number: int | None, side: str | None, tables: Sequence[str
         names = None if tables is None else [_shown(name) for name in tables]
         done, left = _set(number, side, names)
         if left:
-            return Result(number, False, 0, left, f"{done} conflicts decided, {left} are open")
+            said = (
+                f"{counted(done, 'conflict')} decided, {left} {'is' if left == 1 else 'are'} open"
+            )
+            return Result(number, False, 0, left, said)
         try:
             return deciding.resolve(
                 number, (found.source, found.target), found.options, found.reverts
