@@ -150,3 +150,32 @@ def test_beside_one_that_is_refused(cluster: Cluster, b: str) -> None:
     assert cluster.sql(ROWS.format("moods"), dbname="p") == cluster.sql(
         ROWS.format("moods"), dbname=b
     )
+
+
+def test_deleted_row_gives_its_value(cluster: Cluster, b: str) -> None:
+    """Of a table that others point to, rows are deleted last; but before another takes a value
+    of theirs that nothing can stand in for."""
+    cluster.sql("INSERT INTO points VALUES (2, NULL, 'happy')", dbname="p")
+    cluster.sql("SELECT branch.reset('b')")
+    cluster.sql(
+        # Something points to the deleted row until it is deleted, too.
+        "DELETE FROM points WHERE id = 2; DELETE FROM moods WHERE id = 2;"
+        "INSERT INTO moods (id, v) VALUES (7, 'happy')",
+        dbname=b,
+    )
+    assert merged(cluster) == [(3, 0)]
+    query = "SELECT id, v FROM moods ORDER BY id"
+    assert cluster.sql(query, dbname="p") == [(0, "sad"), (1, "ok"), (7, "happy")]
+    number = cluster.scalar("SELECT max(id) FROM branch.merges WHERE rows_deleted > 0")
+    assert cluster.sql("SELECT rows_applied, conflicts FROM branch.revert(%s)", [number]) == [
+        (3, 0)
+    ]
+    assert cluster.sql(query, dbname="p") == [(0, "sad"), (1, "ok"), (2, "happy")]
+
+
+def test_deleted_row_that_is_pointed_to(cluster: Cluster, b: str) -> None:
+    """If only the target has a row that points there, nothing is deleted, and it says so."""
+    cluster.sql("INSERT INTO points VALUES (3, 2, NULL)", dbname="p")
+    cluster.sql("DELETE FROM moods WHERE id = 2; INSERT INTO moods VALUES (8, 'happy')", dbname=b)
+    assert merged(cluster) == [(0, 2)]
+    assert cluster.sql("SELECT id FROM moods ORDER BY id", dbname="p") == [(0,), (1,), (2,)]

@@ -5,6 +5,8 @@ pass, so they can be kept on disk:
 
     vacate          rows that must give up a unique value before another takes it (claims.py)
     delete          of tables that no foreign key points to
+    early           deletion of rows in others' way that cannot give up their place so; where
+                    foreign keys let it happen, and do nothing more
     insert, update  tables in order (tableorder.py), those that others point to first; columns
                     that must be written late get NULL
     fill, update    the late columns of inserted rows, then updates that set such columns
@@ -42,7 +44,7 @@ from agent_branch.writes import (
     VacatePart,
 )
 
-Kind = Literal["vacate", "delete", "insert", "update", "fill", "empty", "guard"]
+Kind = Literal["vacate", "delete", "early", "insert", "update", "fill", "empty", "guard"]
 
 DEFER = Statement("SET CONSTRAINTS ALL DEFERRED")
 CHECK = Statement("SET CONSTRAINTS ALL IMMEDIATE")
@@ -69,12 +71,21 @@ def plan_passes(
     """
     groups = order_tables(tables)
     referenced = pointed_to(schema)
-    passes = [
-        Pass("vacate", (VacatePart(table, tuple(needed)),))
+    needed = {
+        table.id: tuple(one for one in (claims or {}).get(table.id, ()) if one.needed)
         for table in tables
-        if (needed := [one for one in (claims or {}).get(table.id, ()) if one.needed])
+    }
+    passes = [
+        Pass("vacate", (VacatePart(table, needed[table.id]),))
+        for table in tables
+        if needed[table.id]
     ]
     passes += [Pass("delete", (_delete(table),)) for table in tables if table.id not in referenced]
+    passes += [
+        Pass("early", (DeletePart(table, needed[table.id]),))
+        for table in tables
+        if table.id in referenced and needed[table.id] and not _cascades(table, schema)
+    ]
     for group in groups:
         passes += _writes(group)
     for group in groups:
@@ -90,6 +101,12 @@ def plan_passes(
         passes += _guards(group, last, schema)
         passes += _split("delete", [_delete(table) for table in last], group.at_once)
     return passes
+
+
+def _cascades(table: TableShape, schema: Sequence[TableShape]) -> bool:
+    """Does a deletion do something to rows that point there?"""
+    keys = (key for child in schema for key in child.foreign_keys if key.target == table.id)
+    return any(key.on_delete in CASCADING for key in keys)
 
 
 def _split(kind: Kind, parts: Sequence[Part], at_once: bool) -> list[Pass]:

@@ -102,6 +102,11 @@ class Claims:
         mask = action.columns if isinstance(action, Update) else self.shape.compared
         return vacating(self.shape, self.unique, mask, self.referenced)
 
+    def is_stuck(self, action: Action) -> bool:
+        """Is a row to be deleted late, whose place another takes, none that can give it up?"""
+        old = self._old(action) if isinstance(action, Delete) else None
+        return old is not None and self._contested(old) and self.vacate(action) is None
+
     def places(self, action: Action) -> set[Row | None]:
         """What an action gives up and takes; None: something that cannot be told."""
         found = (self._old(action), self._new(action))

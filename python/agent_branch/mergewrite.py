@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
 from agent_branch.apply import CHECK, DEFER, Kind, Pass, plan_passes, statements
+from agent_branch.claims import MAX_VALUES
 from agent_branch.exchange import APART, WHY_NOT, exchange, groups, may_exchange
-from agent_branch.merge import Action, Update
+from agent_branch.merge import Action, Delete, Update
 from agent_branch.records import dataclass, field, replace
 from agent_branch.sqltext import Limits, Refusal, Row, Statement, WritingSession, qualified
 from agent_branch.staging import kind_of
@@ -69,12 +70,14 @@ DEFERRABLE = Statement(
 
 @dataclass(slots=True)
 class Writing:
-    """Of all tables of a merge; ``schema``: all tables of the target."""
+    """Of all tables of a merge; ``schema``: all tables of the target; ``gone``: what was deleted
+    before its turn."""
 
     ours: WritingSession
     schema: Sequence[TableShape]
     tables: Mapping[TableId, TableRun]
     limits: Limits = field(default_factory=Limits)
+    gone: dict[TableId, set[Row]] = field(default_factory=dict)
 
     def write(self) -> Iterator[Step]:
         """Report each step.
@@ -97,6 +100,8 @@ class Writing:
             for part, statement in statements(one, self._actions, self.limits):
                 if isinstance(part, GuardPart):
                     yield from self._endangered(part, self.ours.rows(statement))
+                elif one.kind == "early":
+                    yield from self._early(part, statement)
                 else:
                     yield from self._written(part, one.kind, statement, refused)
             while one.kind == "update" and 0 < len(refused) <= MAX_AGAIN:
@@ -112,6 +117,16 @@ class Writing:
             for part, statement, why in refused:
                 yield Refused(part.shape.id, key_in(part, statement), why)
         yield from self._checked()
+
+    def _early(self, part: Part, statement: Statement) -> Iterator[Step]:
+        """Delete rows before others are written; those that something points to go later."""
+        gone = self.gone.setdefault(part.shape.id, set())
+        if len(gone) >= MAX_VALUES:
+            return
+        refused: list[tuple[Part, Statement, Refusal]] = []
+        yield from self._written(part, "delete", statement, refused)
+        left = {key_in(part, row) for _, row, _ in refused}
+        gone.update(key for key in zip(*statement.parameters, strict=True) if key not in left)
 
     def _put_in_order(self, active: Sequence[TableRun]) -> None:
         groups = order_tables([run.merge.shape for run in active])
@@ -221,4 +236,7 @@ class Writing:
             yield Endangered(part.shape.id, answer[:width], part.key.name, part.child.id, row)
 
     def _actions(self, table: TableId) -> Iterable[Action]:
-        return self.tables[table].spool
+        spool, gone = self.tables[table].spool, self.gone.get(table)
+        if not gone:
+            return spool
+        return (a for a in spool if not (isinstance(a, Delete) and a.key in gone))

@@ -200,10 +200,17 @@ class VacatePart:
 
 @dataclass(frozen=True, slots=True)
 class DeletePart:
+    """``stuck``: only rows that are in the way of others and cannot give up their place."""
+
     shape: TableShape
+    stuck: tuple[Claims, ...] = ()
 
     def take(self, action: Action) -> tuple[int, Row] | None:
-        return (0, action.key) if isinstance(action, Delete) else None
+        if not isinstance(action, Delete):
+            return None
+        if self.stuck and not any(claim.is_stuck(action) for claim in self.stuck):
+            return None
+        return 0, action.key
 
     def statement(self, number: int, rows: Sequence[Row]) -> Statement:
         keys, names = _keys(self.shape)
