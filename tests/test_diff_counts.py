@@ -6,6 +6,7 @@ import random
 import re
 import threading
 from collections import Counter
+from contextlib import suppress
 
 import psycopg
 import pytest
@@ -403,4 +404,64 @@ def test_arguments(cluster: Cluster) -> None:
         )
         with pytest.raises(psycopg.errors.InvalidParameterValue, match="no such session"):
             conn.execute(query, {"file": file, "one": one, "other": other, **layout})
+        conn.rollback()
+
+
+LAYOUTS: list[tuple[list[int], str, str]] = [
+    ([-1, 4], "ii", "pk"),
+    ([-1, 4], "cc", "pk"),
+    ([4, -1, -1, 4], "iccc", "pppk"),
+    ([32767] * 3, "ccc", "kpp"),
+    ([4, -2, -2, -2], "iccc", "kppp"),
+]
+
+
+def test_other_layouts(cluster: Cluster, rng: random.Random) -> None:
+    """Who says of a table that its rows are others than they are learns nothing and breaks
+    nothing: lengths of values that reach far, or stand for places in somebody's memory."""
+    cluster.sql("CREATE ROLE guesser LOGIN")
+    cluster.sql("CREATE DATABASE guessed OWNER guesser")
+    cluster.psql(
+        "CREATE TABLE l (id int, t text, b bytea, n int);"
+        # As the head of a value of variable length: long ones, compressed ones, pointers.
+        "INSERT INTO l SELECT v, v, int4send(v), g FROM unnest('{1073741820, 1073741822, 1,"
+        " 257, 513, 769, 2147483646, -4, -2, 4, 8, -2147483648}'::int[])"
+        " WITH ORDINALITY AS u (v, g)",
+        "guessed",
+    )
+    cluster.sql("SELECT branch.create('guessed1', 'guessed', owner => 'guesser')")
+    cluster.sql("UPDATE l SET n = -n", dbname="guessed1")
+    file = cluster.scalar("SELECT pg_relation_filenode('l')", dbname="guessed")
+    query = (
+        "SELECT * FROM branch._changed_counts("
+        "(SELECT oid FROM pg_database WHERE datname = 'guessed'), 0, %(file)s::oid,"
+        " (SELECT oid FROM pg_database WHERE datname = 'guessed1'), 0, %(file)s::oid,"
+        " %(blocks)s, %(one)s, %(other)s, %(lengths)s::int2[], %(align)s, %(kinds)s, 0, '')"
+    )
+    blocks = Blocks.of([(0, 1)]).packed()
+    guesses = list(LAYOUTS)
+    for _ in range(300):
+        lengths = rng.choices((-2, -1, 1, 2, 4, 8, 100, 20000), k=rng.randint(1, 8))
+        some = rng.choices("kpbu-", k=len(lengths))
+        some[rng.randrange(len(some))] = "k"
+        guesses.append((lengths, "".join(rng.choices("csid", k=len(lengths))), "".join(some)))
+    true = ([4, -1, -1, 4], "iiii", "kppp")
+    with psycopg.connect(**cluster.conninfo("postgres", "guesser")) as conn:
+        one, other = (
+            conn.execute(
+                "SELECT branch._remote_open(%s, true, 'repeatable read')", [name]
+            ).fetchall()[0][0]
+            for name in ("guessed", "guessed1")
+        )
+        for session in (one, other):
+            conn.execute("SELECT branch._remote_run(%s, 'SELECT 1')", [session])
+        told = 0
+        for lengths, align, kinds in (*guesses, true):
+            given = {"file": file, "one": one, "other": other, "blocks": blocks}
+            with suppress(psycopg.InternalError), conn.transaction():
+                found = conn.execute(
+                    query, {**given, "lengths": lengths, "align": align, "kinds": kinds}
+                ).fetchall()
+                told = len(found)
+        assert told, "what is true is answered"
         conn.rollback()

@@ -44,8 +44,11 @@ typedef enum AbRowVerdict
 /* Find out natts and code_is_key of what has n columns. */
 extern void ab_row_layout_finish(AbRowLayout *layout, int n);
 
-/* The values stay where they are in the row. */
-extern void ab_row_values(const AbRowLayout *layout, const HeapTupleHeaderData *row,
+/*
+ * The values of a row of so many bytes; they stay where they are.  False: the row is not
+ * laid out so.
+ */
+extern bool ab_row_values(const AbRowLayout *layout, const HeapTupleHeaderData *row, Size size,
 						  AbRowValues *values);
 
 /* A number for the key, well mixed.  False: it has no value that can be looked at here. */

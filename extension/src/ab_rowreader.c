@@ -78,7 +78,7 @@ keep_visible(const AbRowReader *reader, int side, BlockNumber block, Buffer buff
 
 /*
  * Of a row that is seen, in a pinned page: it stays where it is.  False: there is no row
- * that lies in the page as it should.
+ * that lies in the page as it should, and has such columns.
  */
 static bool
 values_at(const AbRowReader *reader, Buffer buffer, OffsetNumber offset, AbRowValues *values)
@@ -92,8 +92,8 @@ values_at(const AbRowReader *reader, Buffer buffer, OffsetNumber offset, AbRowVa
 	if (!ItemIdIsNormal(id) || ItemIdGetLength(id) < SizeofHeapTupleHeader ||
 		ItemIdGetOffset(id) + ItemIdGetLength(id) > BLCKSZ)
 		return false;
-	ab_row_values(&reader->layout, (const HeapTupleHeaderData *) PageGetItem(page, id), values);
-	return true;
+	return ab_row_values(&reader->layout, (const HeapTupleHeaderData *) PageGetItem(page, id),
+						 ItemIdGetLength(id), values);
 }
 
 /* False: it cannot be told. */

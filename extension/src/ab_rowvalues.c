@@ -5,6 +5,9 @@
  * Pure functions on rows as they lie in pages; any process.  Whether bytes tell if two
  * values are the same is the caller's to know, column by column.  A value out of line is
  * never fetched: its table is another database's.
+ *
+ * How columns lie in a row is what a caller says, who may be mistaken or may lie: no value
+ * is looked at that does not lie in the row as a whole.
  */
 #include "ab_rowvalues.h"
 
@@ -45,27 +48,81 @@ ab_row_layout_finish(AbRowLayout *layout, int n)
 		layout->code_is_key = false;
 }
 
-void
-ab_row_values(const AbRowLayout *layout, const HeapTupleHeaderData *row, AbRowValues *values)
+/* How long a value of variable length is; 0: it has not that much room, or is none in a page. */
+static Size
+varlena_size(const char *value, Size room)
+{
+	Size		size;
+
+	if (VARATT_IS_1B_E(value))
+	{
+		if (room < VARHDRSZ_EXTERNAL || VARTAG_EXTERNAL(value) != VARTAG_ONDISK)
+			return 0;
+		size = VARSIZE_EXTERNAL(value);
+	}
+	else if (VARATT_IS_1B(value))
+		size = VARSIZE_1B(value);
+	else
+	{
+		if (room < VARHDRSZ)
+			return 0;
+		size = VARSIZE_4B(value);
+		if (size < (VARATT_IS_4B_C(value) ? VARHDRSZ_COMPRESSED : VARHDRSZ))
+			return 0;
+	}
+	return size <= room ? size : 0;
+}
+
+/* The same for any value. */
+static inline Size
+size_of(const char *value, int16 len, Size room)
+{
+	const char *end;
+
+	if (len > 0)
+		return (Size) len <= room ? (Size) len : 0;
+	if (len == -1)
+		return varlena_size(value, room);
+	end = memchr(value, '\0', room);
+	return end ? end - value + 1 : 0;
+}
+
+bool
+ab_row_values(const AbRowLayout *layout, const HeapTupleHeaderData *row, Size size,
+			  AbRowValues *values)
 {
 	const char *data = (const char *) row + row->t_hoff;
 	const bits8 *bits = (row->t_infomask & HEAP_HASNULL) ? row->t_bits : NULL;
+	int			natts = HeapTupleHeaderGetNatts(row);
 	Size		off = 0;
 
-	values->natts = Min(HeapTupleHeaderGetNatts(row), layout->natts);
+	if (row->t_hoff > size ||
+		row->t_hoff < SizeofHeapTupleHeader + (bits ? BITMAPLEN(natts) : 0))
+		return false;
+	size -= row->t_hoff;
+	values->natts = Min(natts, layout->natts);
 	for (int i = 0; i < values->natts; i++)
 	{
 		int16		len = layout->len[i];
+		Size		taken;
 
 		if (bits != NULL && att_isnull(i, bits))
 		{
 			values->value[i] = NULL;
 			continue;
 		}
+		if (off >= size)
+			return false;
 		off = att_align_pointer(off, layout->align[i], len, data + off);
+		if (off >= size)
+			return false;
+		taken = size_of(data + off, len, size - off);
+		if (taken == 0)
+			return false;
 		values->value[i] = data + off;
-		off = att_addlength_pointer(off, len, data + off);
+		off += taken;
 	}
+	return true;
 }
 
 /* ---- bytes of one value ---- */
