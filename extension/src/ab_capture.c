@@ -39,7 +39,7 @@ typedef enum Need
 {
 	NEED_NOTHING,
 	NEED_IMAGE,
-	NEED_UNKNOWN				/* errno */
+	NEED_UNKNOWN				/* errno; 0: something is damaged */
 } Need;
 
 static AbForkKey
@@ -61,6 +61,7 @@ need_of(Oid db, AbSnapId live, AbForkKey key, BlockNumber block, XLogRecPtr *new
 	bool		sees;
 
 	*newest = 0;
+	errno = 0;
 	if (!ab_epoch_sees(live, key, block, &sees))
 		return NEED_UNKNOWN;
 	if (!sees)
@@ -207,6 +208,7 @@ ab_capture_block(RelFileNode rnode, ForkNumber fork, BlockNumber block)
 	AbSnapId	live;
 	XLogRecPtr	newest;
 	Need		need;
+	int			error;
 
 	if (likely(!ab_epoch_live(db, &live)))
 		return;
@@ -214,10 +216,14 @@ ab_capture_block(RelFileNode rnode, ForkNumber fork, BlockNumber block)
 	if (need == NEED_NOTHING)
 		return;
 
+	error = errno;				/* waiting for a lock has an errno of its own */
 	LWLockAcquire(ab_capture_lock(db), LW_EXCLUSIVE);
 	nbatch = 0;
 	if (need == NEED_IMAGE)
+	{
 		need = need_of(db, live, key, block, &newest);
+		error = errno;
+	}
 	if (need == NEED_IMAGE)
 	{
 		add_to_batch(key, block);
@@ -225,10 +231,13 @@ ab_capture_block(RelFileNode rnode, ForkNumber fork, BlockNumber block)
 		sort_batch();
 		if (!read_batch(db, live, &asked, false) ||
 			!ab_images_put(db, live, nbatch, batch, false, log_images))
+		{
 			need = NEED_UNKNOWN;
+			error = errno;
+		}
 	}
 	if (need == NEED_UNKNOWN)
-		ab_epoch_poison(db, live, newest, errno);
+		ab_epoch_poison(db, live, newest, error);
 	LWLockRelease(ab_capture_lock(db));
 }
 
@@ -242,6 +251,7 @@ ab_capture_tail(RelFileNode rnode, ForkNumber fork, BlockNumber from)
 
 	if (likely(!ab_epoch_live(db, &live)))
 		return;
+	errno = 0;
 	if (!ab_epoch_nblocks(live, key, &nblocks))
 	{
 		ab_epoch_poison(db, live, 0, errno);
@@ -344,6 +354,11 @@ ab_capture_window(AbSnapId id, RelFileNode rnode, ForkNumber fork, BlockNumber b
 	LWLockRelease(ab_capture_lock(db));
 	ab_guard_leave(db);
 	errno = error;
+	if (!ok && error == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("could not save block %u of relation %u for a snapshot: the image stored before is damaged",
+						block, rnode.relNode)));
 	if (!ok)
 		ereport(ERROR,
 				(errcode_for_file_access(),

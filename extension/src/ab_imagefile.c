@@ -294,7 +294,7 @@ open_named(const FileName *name, bool create)
 	{
 		f->generation = generation;
 		f->used = ++use_counter;
-		errno = ENOENT;
+		errno = f->fd < 0 ? ENOENT : 0;
 		return f->fd;
 	}
 
@@ -317,7 +317,9 @@ open_named(const FileName *name, bool create)
 	f->fd = fd;
 	f->generation = generation;
 	f->used = ++use_counter;
-	errno = ENOENT;
+
+	/* what is made of the file says why it fails; not what became of making room here */
+	errno = fd < 0 ? ENOENT : 0;
 	return fd;
 }
 
