@@ -18,7 +18,4 @@ extern void ab_sessions_end(Oid db, const char *name);
 /* Raise 55006 if there are sessions or prepared transactions; waits 5 s for their end. */
 extern void ab_sessions_check(Oid db, const char *name);
 
-/* Wait a moment, unless the latch is set, for others to go. */
-extern void ab_sessions_pause(int ms);
-
 #endif							/* AB_SESSIONS_H */

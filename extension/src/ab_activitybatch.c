@@ -10,13 +10,13 @@
 
 #include "access/transam.h"
 #include "miscadmin.h"
-#include "pgstat.h"
 #include "storage/latch.h"
 #include "storage/procarray.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "ab_activityfile.h"
+#include "ab_pause.h"
 
 /* ---- making it ---- */
 
@@ -222,12 +222,7 @@ ab_activity_write_now(void)
 		return;
 	while (!is_done(number) &&
 		   !TimestampDifferenceExceeds(began_at, GetCurrentTimestamp(), WRITE_NOW_MS))
-	{
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, POLL_MS,
-						 PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
-	}
+		ab_pause(POLL_MS);
 }
 
 /* ---- reading ---- */

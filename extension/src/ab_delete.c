@@ -40,6 +40,7 @@
 #include "ab_failpoint.h"
 #include "ab_file.h"
 #include "ab_origin.h"
+#include "ab_pause.h"
 #include "ab_quota.h"
 #include "ab_registry.h"
 #include "ab_request.h"
@@ -94,7 +95,7 @@ drop_base(Oid db, bool for_good)
 	{
 		if (GetCurrentTimestamp() >= deadline)
 			return false;
-		ab_sessions_pause(BASE_POLL_MS);
+		ab_pause(BASE_POLL_MS);
 		AcceptInvalidationMessages();
 	}
 	return true;

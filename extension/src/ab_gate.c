@@ -29,7 +29,6 @@
 #include "catalog/pg_database_d.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
-#include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "storage/lwlock.h"
@@ -38,8 +37,8 @@
 #include "storage/sinvaladt.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
-#include "utils/wait_event.h"
 
+#include "ab_pause.h"
 #include "ab_shmem.h"
 
 #define FIRST_SLICE_MS		200 /* how long writers queue behind us at first */
@@ -88,15 +87,6 @@ bool
 ab_gate_try_enter(void)
 {
 	return enter(false);
-}
-
-static void
-pause_ms(long ms)
-{
-	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, ms,
-					 PG_WAIT_EXTENSION);
-	ResetLatch(MyLatch);
-	CHECK_FOR_INTERRUPTS();
 }
 
 /* ---- who writes ---- */
@@ -279,7 +269,7 @@ lock_before(Oid db, const char *dbname, const LOCKTAG *tag, LOCKMODE mode,
 		CHECK_FOR_INTERRUPTS();
 		if (GetCurrentTimestamp() >= deadline)
 			ab_gate_give_up(db, dbname);
-		pause_ms(PAUSE_MS);
+		ab_pause(PAUSE_MS);
 		slice = Min(slice * 2, LONGEST_SLICE_MS);
 	}
 }
@@ -369,7 +359,7 @@ ab_gate_drain(Oid db, const char *dbname, TimestampTz deadline)
 			}
 			if (GetCurrentTimestamp() >= deadline)
 				ab_gate_give_up(db, dbname);
-			pause_ms(POLL_MS);
+			ab_pause(POLL_MS);
 		}
 		refuse_prepared(db, dbname);
 
@@ -379,7 +369,7 @@ ab_gate_drain(Oid db, const char *dbname, TimestampTz deadline)
 		 * our polling is invisible to the deadlock detector: let it through.
 		 */
 		LockRelease(&tag, ExclusiveLock, false);
-		pause_ms(PAUSE_MS);
+		ab_pause(PAUSE_MS);
 		lock_before(db, dbname, &tag, ExclusiveLock, deadline);
 	}
 }
@@ -401,7 +391,7 @@ ab_gate_close(Oid db, const char *dbname, TimestampTz deadline)
 	{
 		if (GetCurrentTimestamp() >= deadline)
 			ab_gate_give_up(db, dbname);
-		pause_ms(POLL_MS);
+		ab_pause(POLL_MS);
 	}
 
 	SET_LOCKTAG_DATABASE_FROZEN_IDS(tag, db);

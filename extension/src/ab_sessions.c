@@ -17,8 +17,6 @@
 #include "access/twophase.h"
 #include "catalog/pg_authid.h"
 #include "miscadmin.h"
-#include "pgstat.h"
-#include "storage/latch.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "storage/procarray.h"
@@ -26,8 +24,8 @@
 #include "utils/array.h"
 #include "utils/fmgrprotos.h"
 #include "utils/timestamp.h"
-#include "utils/wait_event.h"
 
+#include "ab_pause.h"
 #include "ab_settings.h"
 
 #define POLL_MS		20
@@ -157,15 +155,6 @@ may_end(const Session *s)
 		 has_privs_of_role(GetUserId(), ROLE_PG_SIGNAL_BACKEND));
 }
 
-void
-ab_sessions_pause(int ms)
-{
-	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, ms,
-					 PG_WAIT_EXTENSION);
-	ResetLatch(MyLatch);
-	CHECK_FOR_INTERRUPTS();
-}
-
 /* Once is enough: no others come.  A session may just be leaving. */
 static void
 check_rights(Oid db, const char *name)
@@ -190,7 +179,7 @@ check_rights(Oid db, const char *name)
 							   GetUserNameFromId(sessions[i].role, true)),
 					 errhint("Its members can end it, roles with pg_signal_backend unless it is a superuser's, and superusers.")));
 		pfree(sessions);
-		ab_sessions_pause(POLL_MS);
+		ab_pause(POLL_MS);
 	}
 }
 
@@ -260,7 +249,7 @@ ab_sessions_end(Oid db, const char *name)
 			all_told = now;
 		if (all_told != 0 && now >= TimestampTzPlusMilliseconds(all_told, EXIT_MS))
 			return;
-		ab_sessions_pause(POLL_MS);
+		ab_pause(POLL_MS);
 	}
 }
 

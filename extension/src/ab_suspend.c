@@ -36,7 +36,7 @@
 #include "ab_catalogrows.h"
 #include "ab_failpoint.h"
 #include "ab_gate.h"
-#include "ab_sessions.h"
+#include "ab_pause.h"
 #include "ab_settings.h"
 #include "ab_softdelete.h"
 #include "ab_storagefiles.h"
@@ -267,7 +267,7 @@ list_guests_but_leaving(Oid db, bool wait, int *n)
 	while (wait && may_be_leaving(guests, *n) &&
 		   !TimestampDifferenceExceeds(began_at, GetCurrentTimestamp(), LEAVE_MS))
 	{
-		ab_sessions_pause(POLL_MS);
+		ab_pause(POLL_MS);
 		pfree(guests);
 		guests = list_guests(db, n);
 	}
@@ -301,7 +301,7 @@ have_them_leave(Oid db, const Guest *guests, int n, const AbSuspendHow *how)
 			why = pstrdup("Its sessions did not leave.");
 		if (why != NULL)
 			return why;
-		ab_sessions_pause(POLL_MS);
+		ab_pause(POLL_MS);
 		ask_all(db, left, nleft, judged_at);
 		pfree(left);
 	}
