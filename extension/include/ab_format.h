@@ -145,6 +145,10 @@ typedef struct AbRun
  * by AB_ORIGIN_BLOCK bytes of empty slots at a time, and always before the
  * slots are needed, so that writing one cannot meet a full disk (rule 20).
  * A slot never crosses a 512-byte sector and carries its own checksum.
+ *
+ * At AB_ORIGIN_LENGTH_AT of the first 512 bytes: how long the file is at least.  It is put
+ * there after the first slot in each further block is durable; zeros stand for one block.
+ * Older versions neither wrote nor looked at it.
  * ------------------------------------------------------------------------
  */
 #define AB_ORIGIN_MAGIC		0x41424F52	/* "ABOR" */
@@ -167,6 +171,14 @@ typedef struct AbOriginHeader
 	TimestampTz created_at;
 } AbOriginHeader;
 
+#define AB_ORIGIN_LENGTH_AT	256
+
+typedef struct AbOriginLength
+{
+	uint32		length;
+	pg_crc32c	crc;			/* of this struct, this field taken as 0 */
+} AbOriginLength;
+
 /* spc = rel = 0: free.  fork = AB_ALL_FORKS: the relation was dropped here. */
 #define AB_ALL_FORKS		(-1)
 
@@ -181,7 +193,9 @@ typedef struct AbLimitSlot
 } AbLimitSlot;
 
 StaticAssertDecl(sizeof(AbLimitSlot) == 32, "slots must not cross a sector");
-StaticAssertDecl(sizeof(AbOriginHeader) <= AB_ORIGIN_HEADER, "origin header");
+StaticAssertDecl(sizeof(AbOriginHeader) <= AB_ORIGIN_LENGTH_AT, "origin header");
+StaticAssertDecl(AB_ORIGIN_LENGTH_AT + sizeof(AbOriginLength) <= AB_ORIGIN_HEADER,
+				 "origin header");
 
 /* ------------------------------------------------------------------------
  * Gathered origins: the headers of many origin files that have no slots in use.

@@ -21,8 +21,12 @@ typedef struct AbOriginImage
 extern bool ab_originfile_load(Oid db, AbOriginImage *image);
 extern void ab_originfile_free(AbOriginImage *image);
 
-/* For who writes origins: a sound slot in use; NULL or a palloc'd reason; a new file. */
+/*
+ * For who writes origins: a sound slot in use; a length that can be read; NULL or a palloc'd
+ * reason; a new file.
+ */
 extern bool ab_originfile_slot_is_used(const AbLimitSlot *s);
+extern bool ab_originfile_length_is_sound(const AbOriginLength *l);
 extern char *ab_originfile_check_header(Oid db, const char *file, size_t len);
 extern void ab_originfile_fill_block(char block[AB_ORIGIN_BLOCK], const AbOriginHeader *header);
 

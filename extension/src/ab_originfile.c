@@ -69,9 +69,29 @@ ab_originfile_check_header(Oid db, const char *file, size_t len)
 	return NULL;
 }
 
+bool
+ab_originfile_length_is_sound(const AbOriginLength *l)
+{
+	return (l->length == 0 && l->crc == 0) ||
+		l->crc == ab_crc_without(l, sizeof(*l), offsetof(AbOriginLength, crc));
+}
+
+/* Slots that were cut off say nothing of themselves. */
+static char *
+check_length(const char *file, size_t len)
+{
+	const AbOriginLength *l = (const AbOriginLength *) (file + AB_ORIGIN_LENGTH_AT);
+
+	if (!ab_originfile_length_is_sound(l))
+		return pstrdup("its length fails its checksum");
+	if (len < l->length)
+		return psprintf("only %zu of %u bytes are left", len, l->length);
+	return NULL;
+}
+
 /*
  * The same of all that is in the file.  Replay that has not come to where files are consistent
- * will write the limits that it finds in part.
+ * will write the limits that it finds in part, and those that a base backup came too early for.
  */
 static char *
 check_file(Oid db, const char *file, size_t len)
@@ -79,6 +99,8 @@ check_file(Oid db, const char *file, size_t len)
 	char	   *reason = ab_originfile_check_header(db, file, len);
 	int			damaged;
 
+	if (reason == NULL && !ab_recovery_files_are_mixed())
+		reason = check_length(file, len);
 	if (reason != NULL || ab_recovery_files_are_ahead())
 		return reason;
 	damaged = find_damaged_slot((const AbLimitSlot *) (file + AB_ORIGIN_HEADER),

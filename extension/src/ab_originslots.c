@@ -19,6 +19,7 @@
 #include "ab_file.h"
 #include "ab_originfile.h"
 #include "ab_originpack.h"
+#include "ab_recovery.h"
 #include "ab_shmem.h"
 
 /* The descriptor this process keeps for writing slots. */
@@ -202,15 +203,69 @@ find_slot(int fd, const AbLimitSlot *wanted)
 	return first_free;
 }
 
-/* Where the next slot goes when none is free: only _extend is to get there. */
+/*
+ * Where the next slot goes when none is free, which _extend has not seen to: the first of a
+ * block of free ones, if the disk has room for it.  The file may have ended in a slot.
+ */
 static off_t
 end_of_slots(int fd)
 {
+	static const char zeros[AB_ORIGIN_BLOCK] = {0};
 	struct stat st;
+	off_t		at;
 
 	if (fstat(fd, &st) < 0)
 		return -1;
-	return st.st_size;
+	at = TYPEALIGN(sizeof(AbLimitSlot), st.st_size);
+	(void) pg_pwrite(fd, zeros, AB_ORIGIN_BLOCK - at % AB_ORIGIN_BLOCK, at);
+	return at;
+}
+
+/* How long the file has to be; 0 if that cannot be read. */
+static uint32
+noted_length(void)
+{
+	AbOriginLength l;
+
+	if (pg_pread(held_fd, &l, sizeof(l), AB_ORIGIN_LENGTH_AT) != sizeof(l) ||
+		!ab_originfile_length_is_sound(&l))
+		return 0;
+	return Max(l.length, AB_ORIGIN_BLOCK);
+}
+
+/* A slot is durable: from now on the file without it is one that was cut. */
+static bool
+note_length(off_t slot_end)
+{
+	AbOriginLength l = {0};
+	struct stat st;
+
+	if (slot_end <= noted_length())
+		return true;
+	if (fstat(held_fd, &st) < 0)
+		return false;
+	l.length = st.st_size;
+	l.crc = ab_crc_without(&l, sizeof(l), offsetof(AbOriginLength, crc));
+	errno = ENOSPC;				/* unless the call has another reason */
+	return pg_pwrite(held_fd, &l, sizeof(l), AB_ORIGIN_LENGTH_AT) == sizeof(l) &&
+		pg_fdatasync(held_fd) == 0;
+}
+
+/*
+ * A base backup may have taken the size of the file before it grew, and its first block
+ * after that: the slots that are missing will be replayed.
+ */
+static bool
+fill_up(void)
+{
+	struct stat st;
+	uint32		length;
+
+	if (!ab_recovery_files_are_mixed())
+		return true;
+	length = noted_length();
+	return fstat(held_fd, &st) == 0 &&
+		(st.st_size >= length || ftruncate(held_fd, length) == 0);
 }
 
 /* Of one that is written in part nothing remains: it would be taken for a damaged one. */
@@ -247,16 +302,15 @@ ab_originslots_put(Oid db, AbSnapId incarnation, AbLimitSlot *slot, int elevel)
 	LWLockAcquire(lock, LW_EXCLUSIVE);
 	if (held_is_gone())
 		hold_locked(db, incarnation);
-	if (held_fd >= 0)
+	if (held_fd >= 0 && fill_up())
 	{
 		at = find_slot(held_fd, slot);
 		if (at < 0)
 			at = end_of_slots(held_fd);
-		ok = at >= 0 && write_slot(held_fd, slot, at) && sync_held();
-		save_errno = errno;
+		ok = at >= 0 && write_slot(held_fd, slot, at) && sync_held() &&
+			note_length(at + sizeof(*slot));
 	}
-	else
-		save_errno = errno;
+	save_errno = errno;
 	if (ok)
 		ab_generation_bump(db);
 	LWLockRelease(lock);
