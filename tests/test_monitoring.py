@@ -319,7 +319,7 @@ def test_scrape(server: Cluster, prometheus: str) -> None:
     states = 'agent_branch_branches{job="agent_branch"}'
 
     def scraped() -> bool:
-        return len(ask(prometheus, "query", query=states)["result"]) == 3
+        return len(ask(prometheus, "query", query=states)["result"]) == 4
 
     wait_for(scraped, 60, "a scrape")
     branches = ask(prometheus, "query", query=states)["result"]
@@ -327,6 +327,7 @@ def test_scrape(server: Cluster, prometheus: str) -> None:
         "ready": "1",
         "suspended": "1",
         "deleted": "1",
+        "invalid": "0",
     }
     cleanup = 'agent_branch_job_failed{job="agent_branch",job_name="cleanup"}'
     failed = ask(prometheus, "query", query=cleanup)

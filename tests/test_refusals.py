@@ -183,6 +183,24 @@ def test_invalid_parent(cluster: Cluster) -> None:
     cluster.sql("DROP DATABASE half")
 
 
+def test_invalid_branch(cluster: Cluster, p: int) -> None:
+    """A DROP DATABASE of it was interrupted: nobody can connect, so it is not ready.  It can be
+    deleted."""
+    create(cluster, "stuck", "p")
+    cluster.sql("UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'stuck'")
+    state = "SELECT current_state FROM branch.branches WHERE name = 'stuck'"
+    assert cluster.scalar(state) == "invalid"
+    counted = (
+        "SELECT value::int FROM branch.metrics WHERE name = 'agent_branch_branches'"
+        " AND labels ->> 'state' = 'invalid'"
+    )
+    assert cluster.scalar(counted) == 1
+    assert cluster.sql("SELECT 1 FROM branch.verify('stuck') WHERE problem ~ 'marked invalid'")
+    cluster.sql("SELECT branch.delete('stuck', hard => true)")
+    assert cluster.sql(state) == []
+    assert cluster.scalar(counted) == 0
+
+
 def test_in_a_materialized_view(cluster: Cluster, p: int) -> None:
     """Whoever refreshes it would reach the other database as somebody else."""
     with pytest.raises(psycopg.errors.InsufficientPrivilege, match="security-restricted"):

@@ -99,7 +99,8 @@ SELECT
     d.oid,
     d.datname AS name, -- noqa: RF04
     d.datdba,
-    false AS is_deleted
+    false AS is_deleted,
+    d.datconnlimit < -1 AS is_invalid
 FROM pg_catalog.pg_database AS d
 WHERE
     d.datname NOT LIKE 'agent\_branch\_deleted\_%'
@@ -109,7 +110,8 @@ SELECT
     d.oid,
     coalesce(branch._deleted_name(d.oid), d.datname) AS name, -- noqa: RF04
     d.datdba,
-    branch._deleted_name(d.oid) IS NOT null AS is_deleted
+    branch._deleted_name(d.oid) IS NOT null AS is_deleted,
+    d.datconnlimit < -1 AS is_invalid
 FROM pg_catalog.pg_database AS d
 WHERE d.datname LIKE 'agent\_branch\_deleted\_%';
 
@@ -118,6 +120,7 @@ COMMENT ON COLUMN branch._databases.oid IS 'OID';
 COMMENT ON COLUMN branch._databases.name IS 'name, of a deleted branch the one it had';
 COMMENT ON COLUMN branch._databases.datdba IS 'OID of the owner';
 COMMENT ON COLUMN branch._databases.is_deleted IS 'whether it is a deleted branch that can be recovered';
+COMMENT ON COLUMN branch._databases.is_invalid IS 'whether a DROP DATABASE of it was interrupted';
 
 CREATE VIEW branch.branches WITH (security_barrier) AS
 SELECT -- noqa: ST06
@@ -129,6 +132,7 @@ SELECT -- noqa: ST06
     o.parent_timestamp,
     o.depth,
     CASE
+        WHEN d.is_invalid THEN 'invalid'
         WHEN d.is_deleted THEN 'deleted'
         WHEN a.suspended_at IS NOT null THEN 'suspended'
         ELSE 'ready'
@@ -169,7 +173,8 @@ IS 'position in the WAL of the snapshot it hangs on: it has the changes up to th
 COMMENT ON COLUMN branch.branches.parent_timestamp IS 'when that snapshot was taken';
 COMMENT ON COLUMN branch.branches.depth IS '1: branch of a plain database, 2: branch of a branch, and so on';
 COMMENT ON COLUMN branch.branches.current_state
-IS 'ready: it can be connected to; suspended: connecting wakes it; deleted: branch.recover() brings it back';
+IS 'ready: it can be connected to; suspended: connecting wakes it; deleted: branch.recover() brings it back;
+invalid: its DROP DATABASE was interrupted, and it can only be deleted';
 COMMENT ON COLUMN branch.branches.is_default IS 'whether it is branched when no parent is named';
 COMMENT ON COLUMN branch.branches.protected
 IS 'whether it is protected from being deleted, reset and restored';

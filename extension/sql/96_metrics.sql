@@ -18,9 +18,10 @@ act AS MATERIALIZED (SELECT v.* FROM branch._activity() AS v),
 
 states AS (
     SELECT
-        count(*) FILTER (WHERE NOT d.is_deleted AND v.suspended_at IS null) AS ready,
-        count(*) FILTER (WHERE NOT d.is_deleted AND v.suspended_at IS NOT null) AS suspended,
-        count(*) FILTER (WHERE d.is_deleted) AS deleted,
+        count(*) FILTER (WHERE NOT (d.is_invalid OR d.is_deleted) AND v.suspended_at IS null) AS ready,
+        count(*) FILTER (WHERE NOT (d.is_invalid OR d.is_deleted) AND v.suspended_at IS NOT null) AS suspended,
+        count(*) FILTER (WHERE d.is_deleted AND NOT d.is_invalid) AS deleted,
+        count(*) FILTER (WHERE d.is_invalid) AS invalid,
         coalesce(sum(v.sessions), 0) AS sessions
     FROM branch._databases AS d
     CROSS JOIN LATERAL branch._origin(d.oid) AS o
@@ -65,7 +66,7 @@ FROM states AS s
 CROSS JOIN
     LATERAL (
         VALUES
-        ('ready', s.ready), ('suspended', s.suspended), ('deleted', s.deleted)
+        ('ready', s.ready), ('suspended', s.suspended), ('deleted', s.deleted), ('invalid', s.invalid)
     ) AS x (state, branches)
 UNION ALL
 SELECT
