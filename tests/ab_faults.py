@@ -249,6 +249,19 @@ type name params \
 	return strike_fd(fd, #name) ? -1 : real args; \
 }
 
+/* Reads count only for who asks for them by name. */
+#define PREAD(name, offset) \
+ssize_t name(int fd, void *b, size_t n, offset o) \
+{ \
+	REAL(name); \
+	if (plan == NULL || strncmp(plan->only, "pread", 5) != 0) \
+		return real(fd, b, n, o); \
+	return strike_fd(fd, #name) ? -1 : real(fd, b, n, o); \
+}
+
+PREAD(pread, off_t)
+PREAD(pread64, off64_t)
+
 #define ON_PATH(type, name, params, args) \
 type name params \
 { \
@@ -376,7 +389,8 @@ class Faults:
         """From now on count calls on paths with this text; the ``at``-th fails (0: none) with
         this errno, or is its process's last (``KILL``), or writes a part (``HALF``).
 
-        ``sticky``: and all after it.  ``only``: count calls whose names begin with that.
+        ``sticky``: and all after it.  ``only``: count calls whose names begin with that; reads
+        ("pread") are counted only so.
         """
         self.memory[:] = PLAN.pack(0, at, sticky, error, 0, 0, b"", needle.encode(), only.encode())
 

@@ -310,7 +310,7 @@ def test_damage(make_cluster: Callable[..., Cluster], how: str) -> None:
     assert rows(server, "p") == 100
     readable = [other for other in names[:5] if other != name]
     assert {rows(server, other) for other in readable} == {100}
-    if how == "entry":
+    if "entry" in how:
         with pytest.raises(psycopg.Error, match="is damaged"):
             rows(server, name)
     elif how == "header":
@@ -390,8 +390,9 @@ def test_full_disk_in_a_branch(make_cluster: Callable[..., Cluster], faults: Fau
 
 
 def test_failing_calls(make_cluster: Callable[..., Cluster], faults: Faults) -> None:
-    """The file cannot be opened: nobody can tell then what a database is that has no origin of
-    its own, and new sessions are told so; those who know go on.  Or an entry cannot be marked
+    """The file cannot be opened, or not be read: a branch that may be in it says so, and nothing
+    is taken for a plain database that is none; of which it was known goes on, in new
+    sessions, too, and checkpoints do.  Or an entry cannot be marked
     dead: the branch that was deleted does not come back.  And a limit that was written in part
     is as if it had not been written."""
     server = make_cluster("calls", {**QUIET, "autovacuum": "off"})
@@ -399,18 +400,14 @@ def test_failing_calls(make_cluster: Callable[..., Cluster], faults: Faults) -> 
     kept, gone, cut = many(server, 3)
     gather(server)
     faults.restart(server, "fast")
-    with server.connect("p") as session:
-        session.execute("SELECT count(*) FROM t")
-        faults.arm("agent_branch/origins", 1, errno.EIO, sticky=True, only="open")
-        for name in (kept, "p"):
-            with pytest.raises(psycopg.Error, match='could not open file "agent_branch/origins"'):
-                rows(server, name)
-        session.execute("INSERT INTO t VALUES (101)")
-        session.execute("DELETE FROM t WHERE id = 101")
-        with pytest.raises(psycopg.Error, match="checkpoint request failed"):
-            session.execute("CHECKPOINT")
-        assert faults.disarm()[1] > 0
-        session.execute("CHECKPOINT")
+    assert rows(server, "p") == 100
+    for call in ("open", "pread"):
+        faults.arm("agent_branch/origins", 1, errno.EIO, sticky=True, only=call)
+        with pytest.raises(psycopg.Error, match=r'could not [a-z]+ file "agent_branch/origins"'):
+            rows(server, kept)
+        assert rows(server, "p") == 100
+        run(server, "p", "INSERT INTO t VALUES (101)", "DELETE FROM t WHERE id = 101", "CHECKPOINT")
+        assert faults.disarm()[1] > 0, call
     assert rows(server, kept) == rows(server, "p") == 100
 
     number = oid_of(server, gone)
@@ -424,6 +421,7 @@ def test_failing_calls(make_cluster: Callable[..., Cluster], faults: Faults) -> 
     gather(server)
     assert number not in gathered(server)
     nothing_left(server, "by calls that failed")
+    assert server.scalar("SELECT sum(branches)::int FROM branch.snapshots") == 2
 
     run(server, cut, "TRUNCATE u", "DELETE FROM t")
     assert own_files(server) == [oid_of(server, cut)]
@@ -436,6 +434,31 @@ def test_failing_calls(make_cluster: Callable[..., Cluster], faults: Faults) -> 
     assert re.search("PANIC: .*how far relation [0-9]+ is inherited", server.log_text()[position:])
     assert (rows(server, cut), rows(server, kept), rows(server, "p")) == (0, 100, 100)
     healthy(server)
+
+
+def test_detach_that_marks_nothing(make_cluster: Callable[..., Cluster], faults: Faults) -> None:
+    """The entry of a branch cannot be marked dead while it is detached: it stays a branch, with
+    what it has cut off cut off, until somebody detaches it again."""
+    server = make_cluster("marks", {**QUIET, "autovacuum": "off"})
+    create_database(server, "p", TABLE, TABLE.replace("TABLE t", "TABLE u"))
+    (name,) = many(server, 1)
+    gather(server)
+    faults.restart(server, "fast")
+    run(server, name, "DELETE FROM t", "VACUUM (TRUNCATE) t", "INSERT INTO u VALUES (101)")
+    assert own_files(server) == [oid_of(server, name)]
+    faults.arm("agent_branch/origins", 1, errno.EIO, sticky=True, only="pwrite")
+    server.sql("SELECT branch.detach(%s)", (name,))
+    assert faults.disarm()[1] > 0
+    count = "SELECT count(*) FROM u"
+    for how in ("fast", "immediate"):
+        assert (rows(server, name), server.scalar(count, dbname=name)) == (0, 101)
+        assert own_files(server) == [oid_of(server, name)]
+        server.restart(how)
+    assert branches(server) == {name: "p"}
+    server.sql("SELECT branch.detach(%s)", (name,))
+    assert (rows(server, name), server.scalar(count, dbname=name)) == (0, 101)
+    assert branches(server) == {}
+    nothing_left(server, "after a detach")
 
 
 PLACES = [

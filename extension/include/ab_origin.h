@@ -90,7 +90,7 @@ extern void ab_limit_drop_relation(AbBranch *b, RelFileNode rnode);
  */
 extern void ab_origin_create(const AbOriginHeader *header, bool durably);
 
-/* Remove it durably and bump; false if there was none.  Never raises (WARNING). */
+/* Remove it durably and bump; false if there was none, or there still is (WARNING). */
 extern bool ab_origin_remove(Oid db);
 
 /* Read and check only the header; false if there is none. */

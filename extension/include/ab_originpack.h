@@ -1,7 +1,7 @@
 /*
  * ab_originpack.h
  *	  The file in which the origins of branches that nobody has been in are gathered
- *	  (format: ab_format.h; invariants: G1 to G6 of extension/README).
+ *	  (format: ab_format.h; invariants: G1 to G7 of extension/README).
  */
 #ifndef AB_ORIGINPACK_H
 #define AB_ORIGINPACK_H
@@ -31,7 +31,10 @@ extern void ab_originpack_free(AbPack *pack);
 extern Oid	ab_originpack_living(const AbPack *pack, int i);
 extern bool ab_originpack_is_sound(const AbPack *pack, int i);
 
-/* Look for one.  Raises if the file cannot be opened. */
+/*
+ * Look for one.  Raises if the file cannot be opened, unless somebody has found before, and
+ * nothing was gathered since, that this one is not there.
+ */
 extern AbPackAnswer ab_originpack_find(Oid db, AbOriginHeader *header);
 
 /* Does any branch live in it?  Raises nothing. */
@@ -50,10 +53,14 @@ extern bool ab_origin_exists(Oid db);
  */
 extern void ab_originpack_write(const AbOriginHeader *headers, int n);
 
+/* That of db has been put into the file, and its own file is still there. */
+extern void ab_originpack_note_new(Oid db);
+
 /*
- * Let an entry be none, durably; false if there was none.  WARNING if it fails, PANIC if it
- * may have failed.  The caller holds gather_lock.
+ * Let an entry be none, durably; *there: there was one.  False (WARNING) if it may live: then
+ * its branch does, and a file of its own has to stay (G3).  PANIC if it may have failed
+ * to reach the disk.  The caller holds gather_lock.
  */
-extern bool ab_originpack_kill(Oid db);
+extern bool ab_originpack_kill(Oid db, bool *there);
 
 #endif							/* AB_ORIGINPACK_H */

@@ -196,6 +196,11 @@ typedef struct AbShared
 										 * or files kept for snapshots go */
 	pg_atomic_uint32 poison_generation; /* bumped when a snapshot is poisoned */
 	pg_atomic_uint32 generation[AB_GENERATIONS];
+
+	/* databases of which an origin was gathered, by number as above; and in each place one
+	 * that has none there, with that count as it was before that was found out: see G7 */
+	pg_atomic_uint32 gathered[AB_GENERATIONS];
+	pg_atomic_uint64 not_gathered[AB_GENERATIONS];
 	pg_atomic_uint32 catalog_changes[AB_GENERATIONS];	/* by database as the
 														 * generations */
 	pg_atomic_uint64 holes_filled[AB_HOLE_COUNTERS];	/* ab_holes.c */
@@ -263,10 +268,16 @@ extern AbShared *ab_shared;		/* NULL: library not preloaded */
 
 extern void ab_shmem_install_hooks(void);
 
+static inline uint32
+ab_generation_place(Oid db)
+{
+	return (db * 2654435761u) >> 20;
+}
+
 static inline pg_atomic_uint32 *
 ab_generation_counter(Oid db)
 {
-	return &ab_shared->generation[(db * 2654435761u) >> 20];
+	return &ab_shared->generation[ab_generation_place(db)];
 }
 
 static inline LWLock *

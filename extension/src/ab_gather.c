@@ -97,6 +97,8 @@ add_to_file(const AbOriginHeader *batch, int nbatch)
 	}
 	all = merge(&pack, batch, nbatch, &n);
 	ab_originpack_write(all, n);
+	for (int i = 0; i < nbatch; i++)
+		ab_originpack_note_new(batch[i].db);
 	AB_FAILPOINT_NO_ERROR("gather-written");
 	pfree(all);
 	ab_originpack_free(&pack);

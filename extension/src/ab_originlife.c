@@ -68,18 +68,27 @@ ab_origin_remove(Oid db)
 	bool		unlinked;
 
 	ab_originslots_let_go(db);
-	remove_beside(db, AB_LOST_SUFFIX);
 	snprintf(path, sizeof(path), AB_BRANCH_DIR "/%u", db);
 
-	/* G3: both under the lock, the file last */
+	/*
+	 * G3: both under the lock, the file last.  As long as the entry may live so do the limits
+	 * that are in the file: without these the branch would see again what it has cut off.
+	 * A WARNING is enough: storage without a row is swept again, and what was detached is the
+	 * same as a branch that has all its pages.
+	 */
 	LWLockAcquire(ab_shared->gather_lock, LW_EXCLUSIVE);
-	existed = ab_originpack_kill(db);
+	if (!ab_originpack_kill(db, &existed))
+	{
+		LWLockRelease(ab_shared->gather_lock);
+		return false;
+	}
 	AB_FAILPOINT_NO_ERROR("origin-dead");
+	remove_beside(db, AB_LOST_SUFFIX);
 	remove_beside(db, AB_SPARE_SUFFIX);
 	unlinked = unlink(path) == 0;
 	if (!unlinked && errno != ENOENT)
 	{
-		existed = true;
+		existed = false;
 		ereport(WARNING,
 				(errcode_for_file_access(),
 				 errmsg("could not remove file \"%s\": %m", path)));

@@ -23,6 +23,7 @@
 
 #include "ab_failpoint.h"
 #include "ab_file.h"
+#include "ab_shmem.h"
 
 #define CHUNK 128				/* entries read at once */
 
@@ -98,10 +99,18 @@ open_pack(int flags)
 	return fd;
 }
 
+/* Whole; false with errno, 0 if the file is shorter. */
+static bool
+read_at(int fd, off_t at, void *data, size_t len)
+{
+	errno = 0;
+	return pg_pread(fd, data, len, at) == (ssize_t) len;
+}
+
 static bool
 read_entry(int fd, int i, AbPackEntry *e)
 {
-	return pg_pread(fd, e, sizeof(*e), place_of(i)) == sizeof(*e);
+	return read_at(fd, place_of(i), e, sizeof(*e));
 }
 
 static AbPackAnswer
@@ -123,7 +132,7 @@ find_quickly(int fd, off_t length, Oid db, int *at, AbPackEntry *e)
 	int			high;
 
 	*at = -1;
-	if (pg_pread(fd, &h, sizeof(h), 0) != sizeof(h) || !header_is_sound(&h, length))
+	if (!read_at(fd, 0, &h, sizeof(h)) || !header_is_sound(&h, length))
 		return false;
 	high = h.n;
 
@@ -151,20 +160,24 @@ find_quickly(int fd, off_t length, Oid db, int *at, AbPackEntry *e)
 	return true;
 }
 
-/* In the list of keys; -1 if it is not there, or that is damaged, too. */
+#define KEYS_ARE_DAMAGED (-2)
+
+/* In the list of keys; -1 if it is not there.  errno: that could not be read. */
 static int
 find_key(int fd, int n, Oid db)
 {
 	Size		size = n * sizeof(Oid) + sizeof(pg_crc32c);
 	char	   *tail = palloc_extended(size, MCXT_ALLOC_HUGE);
 	const Oid  *keys = (const Oid *) tail;
-	int			at = -1;
+	int			at = KEYS_ARE_DAMAGED;
 	pg_crc32c	crc;
 
-	if (pg_pread(fd, tail, size, place_of(n)) == (ssize_t) size)
+	if (read_at(fd, place_of(n), tail, size))
 	{
 		memcpy(&crc, tail + n * sizeof(Oid), sizeof(crc));
-		for (int i = 0; crc == crc_of_keys(keys, n) && i < n && at < 0; i++)
+		if (crc == crc_of_keys(keys, n))
+			at = -1;
+		for (int i = 0; at == -1 && i < n; i++)
 			if (keys[i] == db)
 				at = i;
 	}
@@ -172,51 +185,138 @@ find_key(int fd, int n, Oid db)
 	return at;
 }
 
-/* Of a damaged file: all that can be read is looked at. */
-static AbPackAnswer
-find_anyway(int fd, off_t length, Oid db, int *at, AbPackEntry *e)
+/*
+ * Of a damaged file: all that can be read is looked at.  If even the list of keys is damaged,
+ * what cannot be read between two entries may be of any database that belongs there.
+ */
+static bool
+find_anyway(int fd, off_t length, Oid db, int *at, AbPackEntry *e, AbPackAnswer *answer)
 {
 	int			n = entries_in(length);
+	Oid			below = InvalidOid;
+	bool		damage = false; /* since that entry */
+	bool		may_be = false;
 
 	for (int i = 0; i < n; i++)
-		if (read_entry(fd, i, e) && entry_is_sound(e) && e->origin.db == db)
+	{
+		bool		there = read_entry(fd, i, e);
+
+		if (!there && errno != 0)
+			return false;
+		if (!there || !entry_is_sound(e))
+		{
+			damage |= !there || e->dead != AB_PACK_DEAD;
+			continue;
+		}
+		if (e->origin.db == db)
 		{
 			*at = i;
-			return answer_of(e);
+			*answer = answer_of(e);
+			return true;
 		}
+		may_be |= damage && OidIsValid(below) && below < db && db < e->origin.db;
+		below = e->origin.db;
+		damage = false;
+	}
 	*at = find_key(fd, n, db);
-	if (*at < 0 || (read_entry(fd, *at, e) && e->dead == AB_PACK_DEAD))
-		return AB_PACK_NONE;
-	return AB_PACK_DAMAGED;
+	if (*at == KEYS_ARE_DAMAGED && errno != 0)
+		return false;
+	if (*at >= 0)
+		may_be = !(read_entry(fd, *at, e) && e->dead == AB_PACK_DEAD);
+	else if (*at == -1)
+		may_be = false;
+	*answer = may_be ? AB_PACK_DAMAGED : AB_PACK_NONE;
+	return true;
 }
 
-static AbPackAnswer
-find_in(int fd, Oid db, int *at, AbPackEntry *e)
+/*
+ * *at: where it is, negative: that cannot be told, or it is not there.  *sure: no damage was
+ * met on the way.  False, with errno, if the file could not be read.
+ */
+static bool
+find_in(int fd, Oid db, int *at, AbPackEntry *e, bool *sure, AbPackAnswer *answer)
 {
 	struct stat st;
 
-	*at = -1;
 	if (fstat(fd, &st) < 0)
-		return AB_PACK_NONE;
-	if (!find_quickly(fd, st.st_size, db, at, e))
-		return find_anyway(fd, st.st_size, db, at, e);
-	return *at < 0 ? AB_PACK_NONE : answer_of(e);
+		return false;
+	*sure = find_quickly(fd, st.st_size, db, at, e);
+	if (!*sure)
+		return errno == 0 && find_anyway(fd, st.st_size, db, at, e, answer);
+	*answer = *at < 0 ? AB_PACK_NONE : answer_of(e);
+	return true;
+}
+
+/* ---- those that are not in it (G7) ---- */
+
+static uint64
+note_of(Oid db, uint32 count)
+{
+	return (uint64) db << 32 | count;
+}
+
+static uint32
+count_of(Oid db)
+{
+	return ab_shared == NULL ? 0 :
+		pg_atomic_read_u32(&ab_shared->gathered[ab_generation_place(db)]);
+}
+
+static bool
+is_known_not_gathered(Oid db)
+{
+	return ab_shared != NULL &&
+		pg_atomic_read_u64(&ab_shared->not_gathered[ab_generation_place(db)]) ==
+		note_of(db, count_of(db));
+}
+
+static void
+note_not_gathered(Oid db, uint32 count)
+{
+	if (ab_shared != NULL)
+		pg_atomic_write_u64(&ab_shared->not_gathered[ab_generation_place(db)],
+							note_of(db, count));
+}
+
+void
+ab_originpack_note_new(Oid db)
+{
+	pg_atomic_fetch_add_u32(&ab_shared->gathered[ab_generation_place(db)], 1);
 }
 
 AbPackAnswer
 ab_originpack_find(Oid db, AbOriginHeader *header)
 {
-	int			fd = open_pack(O_RDONLY);
 	AbPackEntry e;
-	AbPackAnswer answer;
+	AbPackAnswer answer = AB_PACK_NONE;
+	bool		sure = true;
+	uint32		count;
+	int			fd;
 	int			at;
 
-	if (fd < 0)
+	/* whoever calls has seen that it has no file: that came before */
+	pg_read_barrier();
+	if (is_known_not_gathered(db))
 		return AB_PACK_NONE;
-	answer = find_in(fd, db, &at, &e);
-	close(fd);
+	count = count_of(db);
+	pg_memory_barrier();
+	fd = open_pack(O_RDONLY);
+	if (fd >= 0)
+	{
+		bool		read = find_in(fd, db, &at, &e, &sure, &answer);
+		int			save_errno = errno;
+
+		close(fd);
+		errno = save_errno;
+		if (!read)
+			ereport(ERROR,
+					(errcode_for_file_access(),
+					 errmsg("could not read file \"%s\": %m", AB_PACK_FILE)));
+	}
 	if (answer == AB_PACK_FOUND)
 		*header = e.origin;
+	else if (answer == AB_PACK_NONE && sure)
+		note_not_gathered(db, count);
 	return answer;
 }
 
@@ -325,7 +425,7 @@ ab_originpack_any(void)
 	off_t		end;
 	bool		found = false;
 	struct stat st;
-	ssize_t		got;
+	ssize_t		got = 0;
 
 	if (fd < 0)
 		return errno != ENOENT;
@@ -338,7 +438,7 @@ ab_originpack_any(void)
 		at += got;
 	}
 	close(fd);
-	return found;
+	return found || got < 0;
 }
 
 /* ---- with those in files of their own ---- */
@@ -415,42 +515,69 @@ ab_originpack_write(const AbOriginHeader *headers, int n)
 }
 
 /* Overwriting a word of a file needs no space. */
-static void
+static bool
 mark_dead(int fd, int at)
 {
 	uint32		dead = AB_PACK_DEAD;
 
 	if (pg_pwrite(fd, &dead, sizeof(dead), place_of(at) + offsetof(AbPackEntry, dead)) !=
 		sizeof(dead))
+	{
 		ereport(WARNING,
 				(errcode_for_file_access(),
 				 errmsg("could not write file \"%s\": %m", AB_PACK_FILE)));
-	else if (pg_fdatasync(fd) != 0)
+		return false;
+	}
+	if (pg_fdatasync(fd) != 0)
+	{
 		ereport(data_sync_elevel(WARNING),
 				(errcode_for_file_access(),
 				 errmsg("could not fsync file \"%s\": %m", AB_PACK_FILE)));
+		return false;
+	}
+	return true;
+}
+
+/* Of one that is damaged, and cannot be told from others, nothing can be marked. */
+static bool
+kill_in(int fd, Oid db, bool *there)
+{
+	AbPackEntry e;
+	AbPackAnswer answer;
+	bool		sure;
+	int			at;
+
+	if (!find_in(fd, db, &at, &e, &sure, &answer))
+	{
+		ereport(WARNING,
+				(errcode_for_file_access(),
+				 errmsg("could not read file \"%s\": %m", AB_PACK_FILE)));
+		return false;
+	}
+	*there = answer != AB_PACK_NONE;
+	return !*there || at < 0 || mark_dead(fd, at);
 }
 
 bool
-ab_originpack_kill(Oid db)
+ab_originpack_kill(Oid db, bool *there)
 {
-	int			fd = BasicOpenFile(AB_PACK_FILE, O_RDWR | PG_BINARY);
-	AbPackEntry e;
-	int			at;
-	bool		there;
+	int			fd;
+	bool		done;
 
+	*there = false;
+	if (is_known_not_gathered(db))
+		return true;
+	fd = BasicOpenFile(AB_PACK_FILE, O_RDWR | PG_BINARY);
+	if (fd < 0 && errno == ENOENT)
+		return true;
 	if (fd < 0)
 	{
-		there = errno != ENOENT;
-		if (there)
-			ereport(WARNING,
-					(errcode_for_file_access(),
-					 errmsg("could not open file \"%s\": %m", AB_PACK_FILE)));
-		return there;
+		ereport(WARNING,
+				(errcode_for_file_access(),
+				 errmsg("could not open file \"%s\": %m", AB_PACK_FILE)));
+		return false;
 	}
-	there = find_in(fd, db, &at, &e) != AB_PACK_NONE;
-	if (there)
-		mark_dead(fd, at);
+	done = kill_in(fd, db, there);
 	close(fd);
-	return there;
+	return done;
 }

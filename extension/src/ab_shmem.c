@@ -116,6 +116,8 @@ init_shared(void)
 	for (int i = 0; i < AB_GENERATIONS; i++)
 	{
 		pg_atomic_init_u32(&ab_shared->generation[i], first);
+		pg_atomic_init_u32(&ab_shared->gathered[i], 0);
+		pg_atomic_init_u64(&ab_shared->not_gathered[i], 0);
 		pg_atomic_init_u32(&ab_shared->catalog_changes[i], 0);
 	}
 	for (int i = 0; i < AB_HOLE_COUNTERS; i++)
