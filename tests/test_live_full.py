@@ -6,8 +6,10 @@ from __future__ import annotations
 import errno
 import os
 import random
+import resource
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -26,7 +28,8 @@ from ab_checks import (
 )
 from ab_cluster import CONF, Cluster
 from ab_faults import Faults, SmallDisk, small_disk
-from ab_oracle import METHOD, SETTINGS, plain_again, sqlstate
+from ab_oracle import METHOD, SETTINGS, image_bytes, plain_again, sqlstate
+from ab_weather import Weather
 
 pytestmark = pytest.mark.skipif(
     METHOD != "before_image", reason=f"is about before-images, not about {METHOD}"
@@ -191,6 +194,40 @@ def test_only_those_who_need_it(store: Store) -> None:
     lost(cluster, "new")
     answered = answer(cluster, "old")
     assert isinstance(answered, psycopg.Error) or answered == old
+
+
+def test_no_memory_to_map_a_manifest(make_cluster: Callable[..., Cluster]) -> None:
+    """A checkpointer that may have no more memory still learns what the snapshot contains, and
+    saves its pages: those of a plain parent, and of a parent that is a branch itself."""
+    cluster = make_cluster("nomemory", BIG)
+    create_database(cluster, "p", *TABLE)
+    create(cluster, "middle", "p")
+    run(cluster, "middle", "UPDATE t SET v = 'm' WHERE id % 3 = 0", "CREATE TABLE gone (i int)")
+    cluster.sql("CHECKPOINT")
+    expected = {}
+    for name, parent in (("low", "middle"), ("high", "p")):
+        create(cluster, name, parent)
+        expected[name] = contents(cluster, parent)
+        more = "INSERT INTO small VALUES (2)"
+        run(cluster, parent, "UPDATE t SET v = 'n' WHERE id % 2 = 0", more)
+    pid = cluster.scalar("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'")
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+    stored = [image_bytes(cluster, name) for name in ("p", "middle")]
+    if not Weather.limit(int(pid), str(pages * resource.getpagesize())):
+        pytest.skip("prlimit cannot set a limit")
+    try:
+        cluster.sql("CHECKPOINT")
+    finally:
+        assert Weather.limit(int(pid), "unlimited")
+    for name, before in zip(("p", "middle"), stored, strict=True):
+        assert image_bytes(cluster, name) > before, "nothing had to be saved"
+    for name, rows in expected.items():
+        assert contents(cluster, name) == rows
+    cluster.crash()
+    for name, rows in expected.items():
+        assert contents(cluster, name) == rows
+    healthy(cluster)
+    calm_log(cluster)
 
 
 def test_branch_of_a_lost_branch(store: Store) -> None:

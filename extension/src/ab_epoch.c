@@ -25,6 +25,7 @@
 
 #include "ab_file.h"
 #include "ab_images.h"
+#include "ab_manifestfile.h"
 #include "ab_snaptable.h"
 
 /* ---- the guard ---- */
@@ -205,6 +206,9 @@ typedef struct View
 static View views[MAX_VIEWS];
 static uint32 view_clock = 0;
 
+/* Names of a manifest: it may be renamed between the first look and the second. */
+static const char *const suffixes[] = {".manifest", ".pending", ".manifest"};
+
 static void
 drop_view(View *v)
 {
@@ -269,70 +273,165 @@ view_of(AbSnapId id)
 			victim = &views[i];
 	}
 	drop_view(victim);
-	/* it may be renamed between the first look and the second */
-	if (!map_view(victim, id, ".manifest") && !map_view(victim, id, ".pending") &&
-		!map_view(victim, id, ".manifest"))
-		return NULL;
-	victim->last_use = ++view_clock;
-	return &victim->m;
+	for (int i = 0; i < lengthof(suffixes); i++)
+	{
+		if (map_view(victim, id, suffixes[i]))
+		{
+			victim->last_use = ++view_clock;
+			return &victim->m;
+		}
+		if (errno == ENOMEM)
+			break;
+	}
+	return NULL;
 }
 
-/* The entry of a fork of which branches see pages, or NULL. */
-static const AbForkEntry *
-entry_of(const AbManifest *m, AbForkKey key)
+/*
+ * Where it is read from: the mapping; or the file, by a process that may have no more
+ * memory for one.
+ */
+typedef struct Source
 {
-	const AbForkEntry *e = ab_manifest_find(m, key);
+	const AbManifest *m;		/* NULL: the file */
+	AbManifestFile file;
+} Source;
 
+static bool
+open_source(AbSnapId id, Source *s)
+{
+	s->m = view_of(id);
+	if (s->m != NULL)
+		return true;
+	if (errno != ENOMEM)
+		return false;
+	for (int i = 0; i < lengthof(suffixes); i++)
+		if (ab_manifestfile_open(id, suffixes[i], &s->file))
+			return true;
+	return false;
+}
+
+static void
+close_source(Source *s)
+{
+	int			save_errno = errno;
+
+	if (s->m == NULL)
+		ab_manifestfile_close(&s->file);
+	errno = save_errno;
+}
+
+static bool
+find_fork(const Source *s, AbForkKey key, AbForkEntry *e, bool *found)
+{
+	const AbForkEntry *mapped;
+
+	if (s->m == NULL)
+		return ab_manifestfile_find(&s->file, key, e, found);
+	mapped = ab_manifest_find(s->m, key);
+	*found = mapped != NULL;
+	if (*found)
+		*e = *mapped;
+	return true;
+}
+
+/* The entry of a fork of which branches see pages. */
+static bool
+entry_of(const Source *s, AbForkKey key, AbForkEntry *e, bool *found)
+{
+	if (!find_fork(s, key, e, found))
+		return false;
 	/* an unlogged relation is made anew in a branch, from its init fork */
-	if (e != NULL && (e->flags & AB_FORK_UNLOGGED) && key.fork != INIT_FORKNUM)
-		return NULL;
-	return e;
+	if (*found && (e->flags & AB_FORK_UNLOGGED) && key.fork != INIT_FORKNUM)
+		*found = false;
+	return true;
+}
+
+static bool
+run_of(const Source *s, const AbForkEntry *e, BlockNumber block, AbRun *run, bool *found)
+{
+	const AbRun *mapped;
+
+	if (s->m == NULL)
+		return ab_manifestfile_run(&s->file, e, block, run, found);
+	mapped = ab_manifest_run(s->m, e, block);
+	*found = mapped != NULL;
+	if (*found)
+		*run = *mapped;
+	return true;
 }
 
 bool
 ab_epoch_nblocks(AbSnapId id, AbForkKey key, BlockNumber *nblocks)
 {
-	const AbManifest *m = view_of(id);
-	const AbForkEntry *e;
+	Source		s;
+	AbForkEntry e;
+	bool		found;
+	bool		ok;
 
-	if (m == NULL)
+	if (!open_source(id, &s))
 		return false;
-	e = entry_of(m, key);
-	*nblocks = e ? e->nblocks : 0;
-	return true;
+	ok = entry_of(&s, key, &e, &found);
+	close_source(&s);
+	if (ok)
+		*nblocks = found ? e.nblocks : 0;
+	return ok;
 }
 
 bool
 ab_epoch_sees(AbSnapId id, AbForkKey key, BlockNumber block, bool *sees)
 {
-	const AbManifest *m = view_of(id);
-	const AbForkEntry *e;
-	const AbRun *run = NULL;
+	Source		s;
+	AbForkEntry e;
+	AbRun		run;
+	bool		found;
+	bool		ok;
 
-	if (m == NULL)
+	if (!open_source(id, &s))
 		return false;
-	e = entry_of(m, key);
-	if (e != NULL && block < e->nblocks)
-		run = ab_manifest_run(m, e, block);
-	*sees = run != NULL && run->layer == 0;
-	return true;
+	ok = entry_of(&s, key, &e, &found);
+	if (ok && found)
+	{
+		found = block < e.nblocks;
+		if (found)
+			ok = run_of(&s, &e, block, &run, &found);
+	}
+	close_source(&s);
+	if (ok)
+		*sees = found && run.layer == 0;
+	return ok;
 }
 
 bool
 ab_epoch_is_of_branch(AbSnapId id)
 {
-	const AbManifest *m = view_of(id);
+	Source		s;
+	bool		of_branch;
 
-	return m != NULL && m->layers[0].of_branch;
+	if (!open_source(id, &s))
+		return false;
+	of_branch = s.m != NULL ? s.m->layers[0].of_branch : s.file.own.of_branch;
+	close_source(&s);
+	return of_branch;
 }
 
 bool
 ab_epoch_has_relation(AbSnapId id, Oid spc, Oid rel, bool *known)
 {
-	const AbManifest *m = view_of(id);
+	Source		s;
+	bool		found = false;
 
-	*known = m != NULL;
-	return m != NULL && ab_manifest_has_relation(m, spc, rel);
+	*known = open_source(id, &s);
+	if (!*known)
+		return false;
+	for (int fork = 0; fork <= MAX_FORKNUM && *known && !found; fork++)
+	{
+		AbForkKey	key = {spc, rel, fork};
+		AbForkEntry e;
+
+		*known = find_fork(&s, key, &e, &found);
+	}
+	close_source(&s);
+	return *known && found;
 }
 
 /* ---- poison ---- */
