@@ -187,6 +187,11 @@ CASES: dict[str, Case] = {
     "branch._changed_rows": owners(
         f"SELECT * FROM branch._changed_rows({VAULT}, 0, 1, {BRANCH}, 0, 1, '')"
     ),
+    "branch._changed_pairs": owners(
+        f"SELECT * FROM branch._changed_pairs({VAULT}, 0, 1, {BRANCH}, 0, 1, '',"
+        " branch._remote_open('vault'), branch._remote_open('vault_branch'),"
+        " '{8}', 'd', 'k', 0, '')"
+    ),
     "branch._changed_counts": owners(
         f"SELECT * FROM branch._changed_counts({VAULT}, 0, 1, {BRANCH}, 0, 1, '',"
         " branch._remote_open('vault'), branch._remote_open('vault_branch'),"

@@ -31,10 +31,11 @@ typedef struct AbRowPart
 
 extern bool ab_rowpart_has(AbRowPart part, uint64 code);
 
-/* Two rows of one key of which it is not known whether they are the same. */
+/* Two rows of one key, of which it is not known whether they are the same, or which columns are. */
 typedef struct AbRowPair
 {
 	uint64		code;
+	uint64		columns;		/* as was said when they met */
 	BlockNumber block[2];
 	OffsetNumber offset[2];
 } AbRowPair;
@@ -55,7 +56,7 @@ typedef struct AbRowsFound
 {
 	uint64		left[2];		/* rows of each side that none was found for */
 	uint64		differ;			/* pairs */
-	const AbRowPair *unknown;
+	AbRowPair  *unknown;		/* and those that are kept */
 	uint64		nunknown;
 } AbRowsFound;
 
@@ -70,11 +71,18 @@ extern AbWaitingRow *ab_rowmatch_find(AbRowMatch *match, uint64 code);
 extern void ab_rowmatch_meet(AbRowMatch *match, AbWaitingRow *waiting,
 							 const AbWaitingRow *row, AbRowVerdict verdict);
 
+/* Same; the pair is kept, whatever it is. */
+extern void ab_rowmatch_keep(AbRowMatch *match, AbWaitingRow *waiting,
+							 const AbWaitingRow *row, uint64 columns);
+
 /* None with its code waits.  What find() gave is void then. */
 extern void ab_rowmatch_add(AbRowMatch *match, const AbWaitingRow *row);
 
 /* Valid until the next part. */
 extern void ab_rowmatch_end_part(AbRowMatch *match, AbRowsFound *found);
+
+/* Of the part that has ended: rows that none was found for, by their places; how many. */
+extern uint64 ab_rowmatch_left(AbRowMatch *match, AbWaitingRow **rows);
 extern void ab_rowmatch_end(AbRowMatch *match);
 
 #endif							/* AB_ROWMATCH_H */

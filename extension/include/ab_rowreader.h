@@ -46,4 +46,8 @@ extern bool ab_rowreader_block(const AbRowReader *reader, BlockNumber block, AbR
 extern bool ab_rowreader_compare(const AbRowReader *reader, const AbWaitingRow *a,
 								 const AbWaitingRow *b, AbRowVerdict *verdict);
 
+/* Same, but says which columns differ (ab_rows_columns()). */
+extern bool ab_rowreader_columns(const AbRowReader *reader, const AbWaitingRow *a,
+								 const AbWaitingRow *b, uint64 *columns);
+
 #endif							/* AB_ROWREADER_H */

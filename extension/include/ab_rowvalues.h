@@ -67,4 +67,13 @@ extern uint64 ab_row_print(const AbRowLayout *layout, const AbRowValues *row);
 extern AbRowVerdict ab_rows_compare(const AbRowLayout *layout, const AbRowValues *a,
 									const AbRowValues *b);
 
+/*
+ * Which of their columns differ, by bits from 0 on; columns of the key are none of them.
+ * AB_COLUMNS_UNTOLD: bytes do not say.
+ */
+#define AB_COLUMNS_UNTOLD	PG_UINT64_MAX
+#define AB_COLUMNS_MAX		63	/* of rows that may be asked about */
+extern uint64 ab_rows_columns(const AbRowLayout *layout, const AbRowValues *a,
+							  const AbRowValues *b);
+
 #endif							/* AB_ROWVALUES_H */

@@ -64,6 +64,32 @@ COMMENT ON FUNCTION branch._changed_counts(
     oid, oid, oid, oid, oid, oid, bytea, integer, integer, smallint[], text, text, bigint, text
 ) IS 'numbers of rows, in some blocks of tables with one origin, that differ; and places of those yet to be compared';
 
+CREATE FUNCTION branch._changed_pairs(
+    a oid,
+    a_space oid,
+    a_file oid,
+    b oid,
+    b_space oid,
+    b_file oid,
+    blocks bytea,
+    a_session integer,
+    b_session integer,
+    lengths smallint[],
+    alignments text,
+    kinds text,
+    rows_before bigint,
+    told_with text,
+    OUT a_rows text,
+    OUT b_rows text,
+    OUT columns bigint
+) RETURNS SETOF record
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE ROWS 10
+AS 'MODULE_PATHNAME', 'ab_sql_changed_pairs';
+
+COMMENT ON FUNCTION branch._changed_pairs(
+    oid, oid, oid, oid, oid, oid, bytea, integer, integer, smallint[], text, text, bigint, text
+) IS 'places of rows, in some blocks of tables with one origin, that differ, in pairs with the columns that do';
+
 CREATE FUNCTION branch.diff_summary(
     source text,
     target text DEFAULT null,

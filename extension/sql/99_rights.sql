@@ -75,6 +75,9 @@ GRANT EXECUTE ON FUNCTION branch._changed_rows(oid, oid, oid, oid, oid, oid, byt
 GRANT EXECUTE ON FUNCTION branch._changed_counts(
     oid, oid, oid, oid, oid, oid, bytea, integer, integer, smallint[], text, text, bigint, text
 ) TO public;
+GRANT EXECUTE ON FUNCTION branch._changed_pairs(
+    oid, oid, oid, oid, oid, oid, bytea, integer, integer, smallint[], text, text, bigint, text
+) TO public;
 GRANT EXECUTE ON FUNCTION branch.diff_summary(text, text, text) TO public;
 GRANT EXECUTE ON FUNCTION branch.diff(text, text, text, text) TO public;
 GRANT EXECUTE ON FUNCTION branch.diff_stat(text, text, text, boolean) TO public;

@@ -163,22 +163,70 @@ add_unknown(AbRowMatch *match, const AbRowPair *pair)
 	match->unknown[match->nunknown++] = *pair;
 }
 
-void
-ab_rowmatch_meet(AbRowMatch *match, AbWaitingRow *waiting, const AbWaitingRow *row,
-				 AbRowVerdict verdict)
+/* The row that waited does no longer. */
+static AbRowPair
+pair_up(AbRowMatch *match, AbWaitingRow *waiting, const AbWaitingRow *row, uint64 columns)
 {
-	AbRowPair	pair = {row->code};
-	uint32		rest = number_of(row->code) >> match->part.nbits;
+	AbRowPair	pair = {row->code, columns};
 
 	pair.block[waiting->side] = waiting->block;
 	pair.offset[waiting->side] = waiting->offset;
 	pair.block[row->side] = row->block;
 	pair.offset[row->side] = row->offset;
 	waiting_delete_item(match->rows, waiting);
+	return pair;
+}
+
+void
+ab_rowmatch_meet(AbRowMatch *match, AbWaitingRow *waiting, const AbWaitingRow *row,
+				 AbRowVerdict verdict)
+{
+	AbRowPair	pair = pair_up(match, waiting, row, AB_COLUMNS_UNTOLD);
+	uint32		rest = number_of(row->code) >> match->part.nbits;
+
 	if (verdict == AB_ROWS_DIFFER)
 		match->differ[rest == 0 ? BITS : match->part.nbits + pg_rightmost_one_pos32(rest)]++;
 	else if (verdict == AB_ROWS_UNKNOWN)
 		add_unknown(match, &pair);
+}
+
+void
+ab_rowmatch_keep(AbRowMatch *match, AbWaitingRow *waiting, const AbWaitingRow *row,
+				 uint64 columns)
+{
+	AbRowPair	pair = pair_up(match, waiting, row, columns);
+
+	add_unknown(match, &pair);
+}
+
+static int
+by_place(const void *a, const void *b)
+{
+	const AbWaitingRow *one = a;
+	const AbWaitingRow *other = b;
+
+	if (one->side != other->side)
+		return one->side - other->side;
+	if (one->block != other->block)
+		return one->block < other->block ? -1 : 1;
+	return one->offset - other->offset;
+}
+
+uint64
+ab_rowmatch_left(AbRowMatch *match, AbWaitingRow **rows)
+{
+	AbWaitingRow *left = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(AbWaitingRow) *
+												((Size) match->rows->members + 1));
+	uint64		n = 0;
+	waiting_iterator it;
+	AbWaitingRow *row;
+
+	waiting_start_iterate(match->rows, &it);
+	while ((row = waiting_iterate(match->rows, &it)) != NULL)
+		left[n++] = *row;
+	qsort(left, n, sizeof(AbWaitingRow), by_place);
+	*rows = left;
+	return n;
 }
 
 void

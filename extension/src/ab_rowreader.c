@@ -164,24 +164,46 @@ pin_again(const AbRowReader *reader, const AbWaitingRow *row)
 	return buffer;
 }
 
+/* Values of two rows with one code, in pinned pages.  False: as of ab_rowreader_compare(). */
+static bool
+read_two(const AbRowReader *reader, const AbWaitingRow *a, const AbWaitingRow *b,
+		 AbRowValues *values, Buffer *pinned)
+{
+	const AbWaitingRow *rows[2] = {a, b};
+
+	for (int i = 0; i < 2; i++)
+		pinned[i] = pin_again(reader, rows[i]);
+	for (int i = 0; i < 2; i++)
+		if (!BufferIsValid(pinned[i]) ||
+			!values_at(reader, pinned[i], rows[i]->offset, &values[i]))
+			return false;
+	return ab_rows_same_key(&reader->layout, &values[0], &values[1]);
+}
+
 bool
 ab_rowreader_compare(const AbRowReader *reader, const AbWaitingRow *a, const AbWaitingRow *b,
 					 AbRowVerdict *verdict)
 {
-	const AbWaitingRow *rows[2] = {a, b};
 	AbRowValues values[2];
 	Buffer		pinned[2];
-	bool		told = true;
+	bool		told = read_two(reader, a, b, values, pinned);
 
-	for (int i = 0; i < 2; i++)
-		pinned[i] = pin_again(reader, rows[i]);
-	for (int i = 0; told && i < 2; i++)
-		told = BufferIsValid(pinned[i]) &&
-			values_at(reader, pinned[i], rows[i]->offset, &values[i]);
-	if (told)
-		told = ab_rows_same_key(&reader->layout, &values[0], &values[1]);
 	if (told)
 		*verdict = ab_rows_compare(&reader->layout, &values[0], &values[1]);
+	ab_rowpages_unpin(pinned);
+	return told;
+}
+
+bool
+ab_rowreader_columns(const AbRowReader *reader, const AbWaitingRow *a, const AbWaitingRow *b,
+					 uint64 *columns)
+{
+	AbRowValues values[2];
+	Buffer		pinned[2];
+	bool		told = read_two(reader, a, b, values, pinned);
+
+	if (told)
+		*columns = ab_rows_columns(&reader->layout, &values[0], &values[1]);
 	ab_rowpages_unpin(pinned);
 	return told;
 }

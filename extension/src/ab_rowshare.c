@@ -128,7 +128,8 @@ get_request(StringInfo from, AbRowPart *part)
 	reader->layout.align = get(from, reader->layout.natts);
 	reader->layout.kind = get(from, reader->layout.natts);
 	reader->ranges.range = get(from, sizeof(AbBlockRange) * reader->ranges.n);
-	reader->strategy = ab_rowpages_strategy(&reader->ranges);
+	if (reader->strategy != NULL)
+		reader->strategy = ab_rowpages_strategy(&reader->ranges);
 	return reader;
 }
 

@@ -305,6 +305,19 @@ compare_column(char kind, int16 len, const char *a, const char *b)
 	return verdict == AB_ROWS_DIFFER && kind != AB_COLUMN_PLAIN ? AB_ROWS_UNKNOWN : verdict;
 }
 
+/* Of one of two rows with the same key. */
+static AbRowVerdict
+compare_at(const AbRowLayout *layout, int i, const AbRowValues *a, const AbRowValues *b)
+{
+	char		kind = layout->kind[i];
+
+	if (kind == AB_COLUMN_KEY || kind == AB_COLUMN_IGNORED)
+		return AB_ROWS_SAME;
+	if (i >= a->natts || i >= b->natts)
+		return AB_ROWS_UNKNOWN;
+	return compare_column(kind, layout->len[i], a->value[i], b->value[i]);
+}
+
 AbRowVerdict
 ab_rows_compare(const AbRowLayout *layout, const AbRowValues *a, const AbRowValues *b)
 {
@@ -312,18 +325,29 @@ ab_rows_compare(const AbRowLayout *layout, const AbRowValues *a, const AbRowValu
 
 	for (int i = 0; i < Max(a->natts, b->natts); i++)
 	{
-		char		kind = layout->kind[i];
-		AbRowVerdict one;
+		AbRowVerdict one = compare_at(layout, i, a, b);
 
-		if (kind == AB_COLUMN_KEY || kind == AB_COLUMN_IGNORED)
-			continue;
-		if (i >= a->natts || i >= b->natts)
-			one = AB_ROWS_UNKNOWN;
-		else
-			one = compare_column(kind, layout->len[i], a->value[i], b->value[i]);
 		if (one == AB_ROWS_DIFFER)
 			return AB_ROWS_DIFFER;
 		verdict = Max(verdict, one);
 	}
 	return verdict;
+}
+
+uint64
+ab_rows_columns(const AbRowLayout *layout, const AbRowValues *a, const AbRowValues *b)
+{
+	uint64		columns = 0;
+
+	Assert(layout->natts <= AB_COLUMNS_MAX);
+	for (int i = 0; i < Max(a->natts, b->natts); i++)
+	{
+		AbRowVerdict one = compare_at(layout, i, a, b);
+
+		if (one == AB_ROWS_UNKNOWN)
+			return AB_COLUMNS_UNTOLD;
+		if (one == AB_ROWS_DIFFER)
+			columns |= UINT64CONST(1) << i;
+	}
+	return columns;
 }

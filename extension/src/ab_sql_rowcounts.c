@@ -1,7 +1,7 @@
 /*
  * ab_sql_rowcounts.c
  *	  branch._changed_counts: how many rows of two tables of one origin differ, told from
- *	  their pages alone.
+ *	  their pages alone; branch._changed_pairs: which, and in which columns.
  *
  * Backends in the control database.  The caller has a session in each of the databases,
  * which holds the table and sees one moment; what the session sees is what counts, so
@@ -27,15 +27,20 @@
 #include "ab_sql_rowpages.h"
 
 PG_FUNCTION_INFO_V1(ab_sql_changed_counts);
+PG_FUNCTION_INFO_V1(ab_sql_changed_pairs);
 
 /* A NOTICE for so many rows read: data.py has the same. */
 #define ROWS_BETWEEN_NOTICES 100000
+
+/* Pages of which pairs are told of may take this part of shared buffers. */
+#define PAIRED_SHARE 4
 
 typedef struct Counting
 {
 	AbRowReader reader;
 	AbRowShare *share;
 	AbRowMatch *match;
+	bool		pairs;			/* not counted: they are told of one by one */
 	MemoryContext context;		/* of some pages' rows */
 	int64		read;			/* rows, those of before included */
 	char	   *where;
@@ -112,6 +117,8 @@ take_snapshots(Counting *c, AbRemote **session, FunctionCallInfo fcinfo, int fir
 static void
 tell(Counting *c)
 {
+	if (c->pairs)
+		return;					/* who asked for them reads them, and tells then */
 	c->read++;
 	if (c->read % ROWS_BETWEEN_NOTICES == 0)
 		ereport(NOTICE, (errmsg_internal("%lld rows read%s", (long long) c->read, c->where)));
@@ -135,6 +142,15 @@ count_row(Counting *c, const AbWaitingRow *row)
 	}
 	if (waiting->side == row->side)
 		return false;			/* two keys with one code */
+	if (c->pairs)
+	{
+		uint64		columns;
+
+		if (!ab_rowreader_columns(&c->reader, row, waiting, &columns))
+			return false;
+		ab_rowmatch_keep(c->match, waiting, row, columns);
+		return true;
+	}
 	if ((!c->reader.layout.code_is_key || row->print == waiting->print ||
 		 row->print == 0 || waiting->print == 0) &&
 		!ab_rowreader_compare(&c->reader, row, waiting, &verdict))
@@ -208,29 +224,62 @@ count_part(Counting *c)
 
 /* ---- the answer ---- */
 
-/* Pairs that are to be compared by their types, as texts of two tid[]. */
-static void
-put_unknown(ReturnSetInfo *rsinfo, const AbRowPair *pairs, uint64 n)
+/* Places of one side in the line that is being put together. */
+typedef struct Places
 {
-	StringInfoData places[2];
-	Datum		values[6] = {0};
-	bool		nulls[6] = {false, false, true, true, true, true};
+	StringInfoData text;
+	int			n;
+} Places;
 
+static void
+add_place(Places *places, BlockNumber block, OffsetNumber offset)
+{
+	if (places->n++ == 0)
+		initStringInfo(&places->text);
+	appendStringInfo(&places->text, "%s\"(%u,%u)\"", places->n > 1 ? "," : "{", block, offset);
+}
+
+/* As texts of tid[], NULL: none; values and nulls of a line that begins with them. */
+static void
+put_places(ReturnSetInfo *rsinfo, Places *places, Datum *values, bool *nulls)
+{
 	for (int i = 0; i < 2; i++)
 	{
-		initStringInfo(&places[i]);
-		for (uint64 j = 0; j < n; j++)
-			appendStringInfo(&places[i], "%s\"(%u,%u)\"", j > 0 ? "," : "{",
-							 pairs[j].block[i], pairs[j].offset[i]);
-		appendStringInfoChar(&places[i], '}');
-		values[i] = CStringGetTextDatum(places[i].data);
+		nulls[i] = places[i].n == 0;
+		if (nulls[i])
+			continue;
+		appendStringInfoChar(&places[i].text, '}');
+		values[i] = CStringGetTextDatum(places[i].text.data);
 	}
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	for (int i = 0; i < 2; i++)
 	{
+		if (nulls[i])
+			continue;
 		pfree(DatumGetPointer(values[i]));
-		pfree(places[i].data);
+		pfree(places[i].text.data);
+		places[i].n = 0;
 	}
+}
+
+static void
+add_pairs(Places *places, const AbRowPair *pairs, uint64 n)
+{
+	for (uint64 j = 0; j < n; j++)
+		for (int i = 0; i < 2; i++)
+			add_place(&places[i], pairs[j].block[i], pairs[j].offset[i]);
+}
+
+/* Pairs that are to be compared by their types. */
+static void
+put_unknown(ReturnSetInfo *rsinfo, const AbRowPair *pairs, uint64 n)
+{
+	Places		places[2] = {0};
+	Datum		values[6] = {0};
+	bool		nulls[6] = {false, false, true, true, true, true};
+
+	add_pairs(places, pairs, n);
+	put_places(rsinfo, places, values, nulls);
 }
 
 static void
@@ -246,6 +295,90 @@ put_counts(ReturnSetInfo *rsinfo, const Counting *c, int64 read_before)
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 
+/* Of pairs that differ in the same columns, or of which that is not told. */
+static void
+put_pairs(ReturnSetInfo *rsinfo, const AbRowPair *pairs, uint64 n)
+{
+	Places		places[2] = {0};
+	Datum		values[3] = {0};
+	bool		nulls[3] = {false};
+
+	nulls[2] = pairs->columns == AB_COLUMNS_UNTOLD;
+	values[2] = Int64GetDatum((int64) pairs->columns);
+	add_pairs(places, pairs, n);
+	put_places(rsinfo, places, values, nulls);
+}
+
+static int
+by_columns(const void *a, const void *b)
+{
+	const AbRowPair *one = a;
+	const AbRowPair *other = b;
+
+	if (one->columns != other->columns)
+		return one->columns < other->columns ? -1 : 1;
+	if (one->block[0] != other->block[0])
+		return one->block[0] < other->block[0] ? -1 : 1;
+	return one->offset[0] - other->offset[0];
+}
+
+/* Those that are the same after all are left out. */
+static void
+put_all_pairs(ReturnSetInfo *rsinfo, AbRowPair *pairs, uint64 n)
+{
+	uint64		first = 0;
+
+	qsort(pairs, n, sizeof(AbRowPair), by_columns);
+	for (uint64 i = 1; i <= n; i++)
+	{
+		if (i < n && pairs[i].columns == pairs[first].columns && i - first < AB_ROWS_IN_LINE)
+			continue;
+		if (pairs[first].columns != 0)
+			put_pairs(rsinfo, pairs + first, i - first);
+		first = i;
+	}
+}
+
+/* Rows with a key that the other side has not. */
+static void
+put_left(ReturnSetInfo *rsinfo, Counting *c)
+{
+	AbWaitingRow *rows;
+	uint64		n = ab_rowmatch_left(c->match, &rows);
+	Places		places[2] = {0};
+	Datum		values[3] = {0};
+	bool		nulls[3] = {true, true, true};
+
+	for (uint64 i = 0; i < n; i++)
+	{
+		add_place(&places[rows[i].side], rows[i].block, rows[i].offset);
+		if (places[0].n + places[1].n == AB_ROWS_IN_LINE)
+			put_places(rsinfo, places, values, nulls);
+	}
+	if (places[0].n + places[1].n > 0)
+		put_places(rsinfo, places, values, nulls);
+	pfree(rows);
+}
+
+static void
+put_part(ReturnSetInfo *rsinfo, Counting *c)
+{
+	AbRowsFound found;
+
+	ab_rowmatch_end_part(c->match, &found);
+	if (c->pairs)
+	{
+		put_all_pairs(rsinfo, found.unknown, found.nunknown);
+		put_left(rsinfo, c);
+		return;
+	}
+	for (uint64 i = 0; i < found.nunknown; i += AB_ROWS_IN_LINE)
+		put_unknown(rsinfo, found.unknown + i, Min(found.nunknown - i, AB_ROWS_IN_LINE));
+	c->differ += found.differ;
+	c->left[0] += found.left[0];
+	c->left[1] += found.left[1];
+}
+
 /* False: it cannot be told from the pages. */
 static bool
 count_all(ReturnSetInfo *rsinfo, Counting *c, AbRemote **sessions)
@@ -254,16 +387,9 @@ count_all(ReturnSetInfo *rsinfo, Counting *c, AbRemote **sessions)
 	c->match = ab_rowmatch_begin(get_hash_memory_limit());
 	while (ab_rowmatch_next(c->match))
 	{
-		AbRowsFound found;
-
 		if (!count_part(c))
 			return false;
-		ab_rowmatch_end_part(c->match, &found);
-		for (uint64 i = 0; i < found.nunknown; i += AB_ROWS_IN_LINE)
-			put_unknown(rsinfo, found.unknown + i, Min(found.nunknown - i, AB_ROWS_IN_LINE));
-		c->differ += found.differ;
-		c->left[0] += found.left[0];
-		c->left[1] += found.left[1];
+		put_part(rsinfo, c);
 	}
 	ab_rowmatch_end(c->match);
 	return true;
@@ -296,6 +422,37 @@ layout_of(FunctionCallInfo fcinfo, int first)
 	return layout;
 }
 
+static Counting *
+begin(FunctionCallInfo fcinfo, bool pairs)
+{
+	Counting   *c = palloc0(sizeof(Counting));
+	AbRowReader *reader = &c->reader;
+
+	ab_require_control_database();
+	InitMaterializedSRF(fcinfo, 0);
+	for (int i = 0; i < 2; i++)
+		ab_rowpages_open(&reader->pages[i], fcinfo, i * 3);
+	reader->ranges = ab_rowpages_ranges(reader->pages, fcinfo, 6);
+	/* what is found in pairs is read again, here and by who asked */
+	if (!pairs || ab_rowpages_count(&reader->ranges) * 2 > NBuffers / PAIRED_SHARE)
+		reader->strategy = ab_rowpages_strategy(&reader->ranges);
+	reader->layout = layout_of(fcinfo, 9);
+	c->pairs = pairs;
+	c->read = PG_GETARG_INT64(12);
+	c->where = text_to_cstring(PG_GETARG_TEXT_PP(13));
+	c->context = AllocSetContextCreate(CurrentMemoryContext, "rows of pages",
+									   ALLOCSET_DEFAULT_SIZES);
+	return c;
+}
+
+static void
+end(Counting *c)
+{
+	MemoryContextDelete(c->context);
+	for (int i = 0; i < 2; i++)
+		ab_rowpages_release(&c->reader.pages[i]);
+}
+
 /*
  * Lines of places of rows that have the same key and may be the same, and a last one with
  * the numbers of rows that differ.  No line at all: it cannot be told from the pages.
@@ -304,27 +461,38 @@ Datum
 ab_sql_changed_counts(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	Counting   *c = palloc0(sizeof(Counting));
-	AbRowReader *reader = &c->reader;
+	Counting   *c = begin(fcinfo, false);
 	AbRemote   *sessions[2];
 
-	ab_require_control_database();
-	InitMaterializedSRF(fcinfo, 0);
-	for (int i = 0; i < 2; i++)
-		ab_rowpages_open(&reader->pages[i], fcinfo, i * 3);
-	reader->ranges = ab_rowpages_ranges(reader->pages, fcinfo, 6);
-	reader->strategy = ab_rowpages_strategy(&reader->ranges);
-	reader->layout = layout_of(fcinfo, 9);
-	c->read = PG_GETARG_INT64(12);
-	c->where = text_to_cstring(PG_GETARG_TEXT_PP(13));
-	c->context = AllocSetContextCreate(CurrentMemoryContext, "rows of pages",
-									   ALLOCSET_DEFAULT_SIZES);
 	if (take_snapshots(c, sessions, fcinfo, 7) && count_all(rsinfo, c, sessions))
 		put_counts(rsinfo, c, PG_GETARG_INT64(12));
 	else
 		tuplestore_clear(rsinfo->setResult);
-	MemoryContextDelete(c->context);
-	for (int i = 0; i < 2; i++)
-		ab_rowpages_release(&reader->pages[i]);
+	end(c);
+	return (Datum) 0;
+}
+
+/*
+ * A line without values, then places of rows: of either side in the same order with the
+ * columns in which the two versions differ, as bits by number; else rows of which that is
+ * not known, or that only one side has.  No line at all: it cannot be told from the pages.
+ */
+Datum
+ab_sql_changed_pairs(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	Counting   *c = begin(fcinfo, true);
+	Datum		values[3] = {0};
+	bool		nulls[3] = {true, true, true};
+	AbRemote   *sessions[2];
+
+	if (c->reader.layout.natts > AB_COLUMNS_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("there are more columns than bits")));
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	if (!take_snapshots(c, sessions, fcinfo, 7) || !count_all(rsinfo, c, sessions))
+		tuplestore_clear(rsinfo->setResult);
+	end(c);
 	return (Datum) 0;
 }

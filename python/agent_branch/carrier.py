@@ -5,6 +5,7 @@ to another (carrying.py); in the server.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 import plpy
 
@@ -34,11 +35,13 @@ class PageCarrier:
 
     def places(self, plan: TablePlan) -> Iterator[Places] | None:
         assert plan.theirs is not None
-        found = self.pairing.lines(plan.theirs)
         other = self._other(plan, plan.theirs.blocks)
+        found = None if other is None else self.pairing.paired(plan.theirs)
         if found is None or other is None:
             return None
-        return (_places(before or "", after or "", other) for before, after in found)
+        return chain.from_iterable(
+            _places(columns, before or "", after or "", other) for columns, before, after in found
+        )
 
     def _other(self, plan: TablePlan, blocks: Blocks) -> set[str] | None:
         """Places in these blocks where the target has not the base's row; None: nobody can say."""
@@ -87,12 +90,32 @@ def _joined(places: list[str]) -> str | None:
     return '{"' + '","'.join(places) + '"}' if places else None
 
 
-def _places(before: str, after: str, other: set[str]) -> Places:
+def _places(columns: int | None, before: str, after: str, other: set[str]) -> Iterator[Places]:
+    if columns is not None:
+        yield from _versions(columns, before, after, other)
+        return
     same, gone = before, ""
     if other:
         places = _split(before)
         gone = _joined([place for place in places if place in other]) or ""
         if gone:
             same = _joined([place for place in places if place not in other]) or ""
-    count = max(before.count("("), after.count("("))
-    return Places(same, gone, after, count)
+    yield Places(same, gone, after, max(before.count("("), after.count("(")))
+
+
+def _versions(columns: int, before: str, after: str, other: set[str]) -> Iterator[Places]:
+    """Of one key on both sides: those that the target has changed are no longer known as such."""
+    ours, theirs = _split(before), _split(after)
+    if not other or other.isdisjoint(ours):
+        yield Places(before, "", after, len(ours), columns)
+        return
+    pairs = list(zip(ours, theirs, strict=True))
+    same = [pair for pair in pairs if pair[0] not in other]
+    gone = [pair for pair in pairs if pair[0] in other]
+    if same:
+        yield Places(_side(same, 0), "", _side(same, 1), len(same), columns)
+    yield Places("", _side(gone, 0), _side(gone, 1), len(gone))
+
+
+def _side(pairs: list[tuple[str, str]], side: int) -> str:
+    return _joined([pair[side] for pair in pairs]) or ""

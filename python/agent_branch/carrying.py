@@ -2,10 +2,12 @@
 
 Base and target descend from one table, so a row version that the target still has in its place is
 the base's, and need not be compared with it: it is enough to know its place (pairing.py says how
-that is known).  The rows that the source has instead are put into a temporary table of the target;
-there it is seen what was updated, in which columns, and what was deleted.  What is new to the
-target by its key was inserted.  All this is staged (staging.py).  What is left, because the target
-has changed it too, is given back as changes, to be decided row by row.
+that is known).  Where the pages tell both versions of a row and in which columns they differ, its
+key and these are staged (staging.py) as they come from the source.  The other rows that the source
+has instead are put into a temporary table of the target; there it is seen what was updated, in
+which columns, and what was deleted.  What is new to the target by its key was inserted.  All this
+is staged, too.  What is left, because the target has changed it too, is given back as changes, to
+be decided row by row.
 
 What is done to the staged rows is kept at once where it is to stay for branch.revert, without
 coming here.  Memory for the places of the rows, some of them in a temporary file.
@@ -44,12 +46,17 @@ class Places:
 
     ``same``: those of the base that the target has as well; ``other``: the other ones of the base;
     ``theirs``: those of the source; ``count``: about how many rows that is.
+
+    ``columns``: where it is known, a mask of those in which versions differ; then each place in
+    ``same`` has the row of which the new version is at the one in ``theirs``, and others there
+    are none.
     """
 
     same: str
     other: str
     theirs: str
     count: int
+    columns: int | None = None
 
 
 class Carrier(Protocol):
@@ -104,6 +111,7 @@ class Carrying:
         self.carrier = carrier
         self.kept = kept
         self._same, self._other, self._left = (Lines(room) for _ in range(3))
+        self._made = False
 
     @property
     def _new(self) -> str:
@@ -118,10 +126,9 @@ class Carrying:
     ) -> Iterator[RowChange]:
         """Stage; changes that are left to be decided row by row."""
         self.stage.make()
-        rows = self._load(places)
-        self._stage_known()
-        if rows > self._count("'u', '='"):
-            self._stage_inserted()
+        rows, updated = self._load(places)
+        if self._made:
+            self._stage_loaded(rows, updated)
         for what, mask, number in list(self._run(self._counted())):
             self.stage.counts[what or "", int(mask or 0)] = int(number or 0)
         self._keep()
@@ -140,29 +147,58 @@ class Carrying:
 
     # ---- loading ----
 
-    def _load(self, places: Iterator[Places]) -> int:
-        """Rows of the source, and keys of the base's that the target has no more as they were."""
+    def _load(self, places: Iterator[Places]) -> tuple[int, int]:
+        """Updates of which all is known are staged; of the others, rows of the source, and keys of
+        the base's that the target has no more as they were.  How many of both."""
+        rows = updated = 0
+        for some in places:
+            if some.columns is not None:
+                updated += self._stage_updates(some)
+                continue
+            self._make()
+            if some.same:
+                self._same.add_line(some.same)
+            if some.other:
+                self._other.add_line(some.other)
+                names = [f"t.{self.stage.shape.columns[i].sql}" for i in self.stage.shape.key]
+                self.carrier.from_base(self._query(names, some.other), self._old)
+            if some.theirs:
+                names = ["t.ctid", *(f"t.{column.sql}" for column in self.stage.shape.columns)]
+                rows += self.carrier.from_source(self._query(names, some.theirs), self._new)
+        return rows, updated
+
+    def _make(self) -> None:
+        """Tables for what is not known yet, unless there are."""
+        if self._made:
+            return
+        self._made = True
         columns = self.stage.shape.columns
-        keys = self.stage.shape.key
         self._create(
             self._new,
             ["NULL::pg_catalog.tid AS place"]
             + [f"{c.cast('NULL')} AS v{i}" for i, c in enumerate(columns)],
         )
-        self._create(self._old, [f"{columns[i].cast('NULL')} AS k{n}" for n, i in enumerate(keys)])
-        rows = 0
-        for some in places:
-            if some.same:
-                self._same.add_line(some.same)
-            if some.other:
-                self._other.add_line(some.other)
-                names = [f"t.{columns[i].sql}" for i in keys]
-                self.carrier.from_base(self._query(names, some.other), self._old)
-            if some.theirs:
-                names = ["t.ctid", *(f"t.{column.sql}" for column in columns)]
-                rows += self.carrier.from_source(self._query(names, some.theirs), self._new)
-        found = ", ".join(f"v{i}" for i in keys)
-        self._execute(f"CREATE UNIQUE INDEX ON pg_temp.{self._new} ({found})")
+        keys = [f"{columns[i].cast('NULL')} AS k{n}" for n, i in enumerate(self.stage.shape.key)]
+        self._create(self._old, keys)
+
+    def _stage_updates(self, some: Places) -> int:
+        """Only keys and what differs leave the source."""
+        shape = self.stage.shape
+        mask = (some.columns or 0) & shape.updatable
+        if not mask:
+            return 0
+        keys = [f"t.{shape.columns[i].sql}" for i in shape.key]
+        values = [
+            f"t.{column.sql}" if mask >> i & 1 else "NULL" for i, column in enumerate(shape.columns)
+        ]
+        rows = self.carrier.from_source(
+            f"SELECT 'u', {mask}, NULL, NULL, p.at, {', '.join([*keys, *values])}"
+            f" FROM ROWS FROM ({_unnested(some.same)}, {_unnested(some.theirs)}) AS p (at, place)"
+            f" JOIN {shape.only} AS t ON t.ctid OPERATOR(pg_catalog.=) p.place",
+            self.stage.table.removeprefix("pg_temp."),
+        )
+        if rows != some.count:
+            raise AssertionError(f"{rows} of {some.count} rows of {shape.sql} were found")
         return rows
 
     def _create(self, table: str, columns: Sequence[str]) -> None:
@@ -179,6 +215,13 @@ class Carrying:
         )
 
     # ---- staging ----
+
+    def _stage_loaded(self, rows: int, updated: int) -> None:
+        found = ", ".join(f"v{i}" for i in self.stage.shape.key)
+        self._execute(f"CREATE UNIQUE INDEX ON pg_temp.{self._new} ({found})")
+        self._stage_known()
+        if rows > self._count("'u', '='") - updated:
+            self._stage_inserted()
 
     def _stage_known(self) -> None:
         """Rows that the target has as they were.  What is equal in the end is staged as nothing."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 
 from agent_branch import bags
-from agent_branch.carrying import Carrier, Carrying, Keeper
+from agent_branch.carrying import Carrier, Carrying, Keeper, Places
 from agent_branch.claims import claims_of
 from agent_branch.conflictsets import finder
 from agent_branch.diff import Pairing, RowChange, can_pair, diff_rows
@@ -111,15 +111,16 @@ class MergeRun:
         places = carrier.places(plan) if can_pair(plan.theirs) else None
         if places is None:
             return None
-        first = next(places, None)
-        if first is None:
-            return iter(())
-        if first.count < self.stage_from:
-            return None
+        first: list[Places] = []
+        while sum(some.count for some in first) < self.stage_from:
+            some = next(places, None)
+            if some is None:
+                return None if first else iter(())
+            first.append(some)
         run.stage = Stage(self.ours, shape)
         run.kept = self.keeper.table(shape)
         carrying = Carrying(plan, run.stage, run.merge, carrier, run.kept, self.room)
-        return carrying.changes(chain([first], places), base, theirs, self.limits)
+        return carrying.changes(chain(first, places), base, theirs, self.limits)
 
     def _decided(
         self, run: TableRun, changes: Iterable[RowChange], *, as_read: bool

@@ -58,6 +58,12 @@ SELECT {picked}, pg_catalog.num_nonnulls(a.r, b.r) AS versions FROM (
     WHERE c.b_rows IS NOT NULL OFFSET 0
 ) AS b ON {keys} WHERE a.r IS DISTINCT FROM b.r"""
 
+# The line without places comes first.
+_PAIRED = f"""
+SELECT c.* FROM branch._changed_pairs({_databases(1)}, $8, $9, $10, $11, $12, 0, '') AS c"""
+# So many columns, dropped ones too, have a bit in its answer.
+MAX_PAIRED_COLUMNS = 63
+
 # Behind the parameters for reading.
 _PLACES = "SELECT $5 AS a_rows, $6 AS b_rows"
 _CHANGED = f"SELECT c.a_rows, c.b_rows FROM branch._changed_rows({_databases(5)}) AS c"
@@ -106,11 +112,32 @@ class PagePairing:
         """Places of row versions that only one side has, before and after, some at a time: texts
         of tid[]; those of one key need not be in one line.  None as of ``pairs``."""
         tables = self._tables(plan)
-        if tables is None:
-            return None
+        return None if tables is None else self._unpaired(plan, tables)
+
+    def _unpaired(
+        self, plan: TableDiff, tables: tuple[Table, Table]
+    ) -> Iterator[tuple[str | None, str | None]]:
         sql = f"SELECT c.a_rows, c.b_rows FROM branch._changed_rows({_databases(1)}) AS c"
         found = _lines(sql, _DATABASES_TYPES, self._pages(plan, tables), LINES_FETCHED)
         return ((line["a_rows"], line["b_rows"]) for line in found)
+
+    def paired(self, plan: TableDiff) -> Iterator[tuple[int | None, str | None, str | None]] | None:
+        """The same, with a mask of the columns in which versions differ, where it is known: then
+        the line has the versions of one key on both sides, in the same order."""
+        tables = self._tables(plan)
+        if tables is None:
+            return None
+        columns = _columns(plan, tables)
+        if columns and len(tables[0].layout) <= MAX_PAIRED_COLUMNS:
+            values = [*self._pages(plan, tables), *self._sessions, *columns]
+            lines = _lines(_PAIRED, _COUNTED_TYPES[: len(values)], values, LINES_FETCHED)
+            if next(lines, None) is not None:
+                places = {column.number - 1: i for i, column in enumerate(plan.shape.columns)}
+                return (
+                    (_mask(line["columns"], places), line["a_rows"], line["b_rows"])
+                    for line in lines
+                )
+        return ((None, before, after) for before, after in self._unpaired(plan, tables))
 
     def kinds(self, plan: TableDiff) -> Iterator[ChangeKind] | None:
         tables = self._tables(plan)
@@ -200,6 +227,11 @@ def _lines(
         yield from lines
         if len(lines) < batch:
             return
+
+
+def _mask(bits: int | None, places: Mapping[int, int]) -> int | None:
+    """Of columns by position, from one by number; ``places``: of their numbers from 0 on."""
+    return None if bits is None else sum(1 << places[i] for i in positions(bits))
 
 
 def _columns(plan: TableDiff, tables: tuple[Table, Table]) -> list[object] | None:
