@@ -447,6 +447,8 @@ def test_other_layouts(cluster: Cluster, rng: random.Random) -> None:
         guesses.append((lengths, "".join(rng.choices("csid", k=len(lengths))), "".join(some)))
     true = ([4, -1, -1, 4], "iiii", "kppp")
     with psycopg.connect(**cluster.conninfo("postgres", "guesser")) as conn:
+        # One snapshot, older than those of the sessions: rows that they see stay.
+        conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         one, other = (
             conn.execute(
                 "SELECT branch._remote_open(%s, true, 'repeatable read')", [name]
