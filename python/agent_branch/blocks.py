@@ -8,9 +8,6 @@ from sys import byteorder
 from agent_branch.hints import Iterable, Sequence
 from agent_branch.records import dataclass
 
-# Bytes of a page: BLCKSZ of every build of the server that this runs on is the default one.
-BLOCK_BYTES = 8192
-
 
 @dataclass(frozen=True, slots=True)
 class Blocks:

@@ -24,7 +24,6 @@ NEARLY_FULL = 0.9
 
 # A job is late if it has not begun for twice its gap and this.
 JOB_SLACK = datetime.timedelta(minutes=10)
-SWEEP_SLACK = datetime.timedelta(hours=1)
 
 
 class Reason(NamedTuple):

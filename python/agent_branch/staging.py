@@ -33,8 +33,6 @@ from agent_branch.writes import DeletePart, InsertPart, Part, UpdatePart
 BATCH = 2000
 # Columns whose mask fits into a bigint.
 MAX_COLUMNS = 62
-# Sets of columns that are updated together: a statement for each.
-MAX_SETS = 50
 
 _MAY = Statement(
     "SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMPORARY')"
