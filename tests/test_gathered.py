@@ -116,6 +116,7 @@ def test_gathered_when_there_are_many(make_cluster: Callable[..., Cluster]) -> N
         conn.execute("SELECT branch.create('open', 'p')")
         many(server, 20)
         wait_for(lambda: len(own_files(server)) < 10, what="the worker")
+        gather(server)  # what came after the worker had looked
         (number,) = own_files(server)
         assert not server.sql("SELECT 1 FROM pg_database WHERE oid = %s", (number,))
         conn.rollback()
