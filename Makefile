@@ -201,7 +201,7 @@ lint: venv $(INSTALL_SQL)
 	$(VENV)/bin/ruff format --check python tests tools bench examples
 	$(VENV)/bin/mypy
 	$(VENV)/bin/sqlfluff lint -q sql $(SQL_PARTS) $(DATA)
-	$(VENV)/bin/pgspot --ignore-lang plpython3u $(INSTALL_SQL)
+	$(VENV)/bin/pgspot --ignore-lang agent_branch_python $(INSTALL_SQL)
 
 clean: clean-tests
 clean-tests:

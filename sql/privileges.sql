@@ -31,9 +31,10 @@ SELECT pg_describe_object(d.classid, d.objid, 0) AS without_comment
 FROM pg_depend AS d
 INNER JOIN pg_extension AS e ON d.refobjid = e.oid
 WHERE d.refclassid = 'pg_extension'::regclass AND e.extname = 'agent_branch' AND d.deptype = 'e'
-    AND d.classid IN ('pg_proc'::regclass, 'pg_class'::regclass, 'pg_namespace'::regclass)
+    AND d.classid IN ('pg_proc'::regclass, 'pg_class'::regclass,
+        'pg_namespace'::regclass, 'pg_language'::regclass)
     AND obj_description(d.objid, d.classid::regclass::name) IS NULL
-    AND NOT EXISTS (SELECT FROM pg_class AS c WHERE d.classid = 'pg_class'::regclass AND c.oid = d.objid AND c.relkind IN ('i', 'S', 't'))
+    AND NOT EXISTS (SELECT FROM pg_class AS c WHERE d.classid = 'pg_class'::regclass AND c.oid = d.objid AND c.relkind IN ('i', 't'))
 ORDER BY pg_describe_object(d.classid, d.objid, 0) COLLATE "C";
 
 -- Callers: one who owns the parent and may create databases, one who owns it and may not,

@@ -13,7 +13,7 @@ from ab_checks import Conn
 Contents = dict[tuple[str, str], str]  # (name, aspect) -> text
 
 # Kinds of members whose definitions the queries know; another kind needs a query first.
-KNOWN = {"pg_class", "pg_namespace", "pg_proc", "pg_type"}
+KNOWN = {"pg_class", "pg_language", "pg_namespace", "pg_proc", "pg_type"}
 
 MEMBERS = """
     members AS (
@@ -57,6 +57,12 @@ QUERIES = {
     "schemas": f"""
         SELECT m.name, 'privileges', {ACL.format("n.nspacl")} FROM members AS m
         INNER JOIN pg_namespace AS n ON n.oid = m.objid AND m.classid = 'pg_namespace'::regclass
+    """,
+    "languages": f"""
+        SELECT m.name, 'language', concat_ws(' ', l.lanpltrusted, l.lanplcallfoid::regprocedure,
+            l.laninline::regprocedure, l.lanvalidator::regprocedure, {ACL.format("l.lanacl")})
+        FROM members AS m
+        INNER JOIN pg_language AS l ON l.oid = m.objid AND m.classid = 'pg_language'::regclass
     """,
     "relations": f"""
         SELECT r.name, 'relation', concat_ws(' ', r.relkind, r.relpersistence, r.reloptions,

@@ -102,6 +102,10 @@ CASES: dict[str, Case] = {
     "branch.expire": superusers("SELECT * FROM branch.expire()"),
     "branch.verify": superusers("SELECT * FROM branch.verify()"),
     "branch._check_installable": superusers("SELECT branch._check_installable()"),
+    "branch._python_handler": superusers(
+        "CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE agent_branch_python AS 'return 1';"
+        " SELECT pg_temp.f()"
+    ),
     "branch._cluster": everybody("SELECT branch._cluster()"),
     "branch._restored_row": superusers(
         "CREATE TEMP TABLE rows_of (system_id bigint); CREATE TRIGGER restored_row BEFORE INSERT"

@@ -114,6 +114,13 @@ CHANGES = {
         " FOR EACH ROW EXECUTE FUNCTION branch._restored_row('registry');",
         "trigger of table branch.registry trigger restored_row",
     ),
+    "a language looks at functions when they are made": Change(
+        "CREATE OR REPLACE LANGUAGE agent_branch_python HANDLER branch._python_handler;",
+        part("03_language.sql", "CREATE LANGUAGE", "validator;").replace(
+            "CREATE", "CREATE OR REPLACE"
+        ),
+        "language of language agent_branch_python",
+    ),
     "a view has other options": Change(
         "ALTER VIEW branch.pinned RESET (security_barrier);",
         "ALTER VIEW branch.pinned SET (security_barrier = true);",

@@ -27,6 +27,9 @@ extern Oid	ab_find_parent(const char *name);
 /* Is this user a superuser, or does it have CREATEDB?  (The server's own is not exported by all.) */
 extern bool ab_have_createdb(void);
 
+/* The HINT of an error that says that it has not. */
+extern int	ab_errhint_createdb(void);
+
 /* May this user branch that database?  42501 if not. */
 extern void ab_check_parent_rights(Oid parent, const char *name);
 

@@ -6,7 +6,7 @@ CREATE FUNCTION create_agent_branch(
     p_parent_branch text DEFAULT 'main',
     p_password text DEFAULT null
 ) RETURNS TABLE (branch_name text, connection_string text)
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import server
@@ -21,7 +21,7 @@ CREATE FUNCTION create_agent_branches(
     p_parent_branch text DEFAULT 'main',
     p_passwords text[] DEFAULT null
 ) RETURNS TABLE (branch_name text, connection_string text)
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import server
@@ -32,7 +32,7 @@ COMMENT ON FUNCTION create_agent_branches(text[], text, text[])
 IS 'branches of several agents, of one moment of the parent, all or none';
 
 CREATE FUNCTION delete_agent_branch(p_agent_id text) RETURNS void
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import server

@@ -2,7 +2,7 @@
 -- caller's rights.
 
 CREATE FUNCTION sync_branch_data(p_source_branch text, p_target_branch text) RETURNS bigint
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import merging
@@ -21,7 +21,7 @@ CREATE FUNCTION merge_branch_data(
     OUT conflicts bigint,
     OUT message text
 ) RETURNS record
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import merging

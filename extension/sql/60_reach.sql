@@ -142,7 +142,7 @@ CREATE FUNCTION branch.side_effects(
     OUT detail text,
     OUT active boolean
 ) RETURNS SETOF record
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import reach

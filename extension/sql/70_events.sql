@@ -22,6 +22,7 @@ SELECT
 COMMENT ON TABLE branch.event_log IS 'events, written by the library; view branch.events shows them';
 COMMENT ON COLUMN branch.event_log.id
 IS 'number; transactions commit in another order: branch.events_after() waits for them';
+COMMENT ON SEQUENCE branch.event_log_id_seq IS 'ids of branch.event_log';
 COMMENT ON COLUMN branch.event_log.at IS 'when it happened';
 COMMENT ON COLUMN branch.event_log.event IS 'what happened: created, deleted, reset, ...';
 COMMENT ON COLUMN branch.event_log.branch IS 'name of the database it happened to, then';

@@ -103,7 +103,7 @@ CREATE FUNCTION branch.diff_summary(
     OUT pages_read bigint,
     OUT note text
 ) RETURNS SETOF record
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import data
@@ -122,7 +122,7 @@ CREATE FUNCTION branch.diff(
     OUT to_row jsonb,
     OUT diff_type text
 ) RETURNS SETOF record
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import data

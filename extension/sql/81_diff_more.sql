@@ -15,7 +15,7 @@ CREATE FUNCTION branch.diff_stat(
     OUT rows_deleted bigint,
     OUT note text
 ) RETURNS SETOF record
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import data
@@ -65,7 +65,7 @@ CREATE FUNCTION branch.merge_base(
     OUT lsn pg_catalog.pg_lsn,
     OUT taken_at timestamptz
 ) RETURNS SETOF record
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import data

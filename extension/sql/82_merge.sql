@@ -43,6 +43,7 @@ WHERE source_snapshot IS NOT null;
 
 COMMENT ON TABLE branch.merge_log IS 'merges that were begun; view branch.merges says what became of them';
 COMMENT ON COLUMN branch.merge_log.id IS 'number of the merge';
+COMMENT ON SEQUENCE branch.merge_log_id_seq IS 'ids of branch.merge_log';
 COMMENT ON COLUMN branch.merge_log.source_id IS 'OID of the database whose changes were brought in';
 COMMENT ON COLUMN branch.merge_log.source_name IS 'its name then';
 COMMENT ON COLUMN branch.merge_log.target_id IS 'OID of the database they were brought into';
@@ -397,7 +398,7 @@ CREATE FUNCTION branch.merge(
     dry_run boolean DEFAULT false,
     tables text[] DEFAULT null
 ) RETURNS branch.merge_result
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import merging
@@ -422,7 +423,7 @@ CREATE FUNCTION branch.preview_merge(
     OUT pages_read bigint,
     OUT note text
 ) RETURNS SETOF record
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import merging
@@ -437,7 +438,7 @@ CREATE FUNCTION branch.conflicts_resolve(
     side text,
     tables text[] DEFAULT null
 ) RETURNS branch.merge_result
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import resolving
@@ -457,7 +458,7 @@ CREATE FUNCTION branch.sync(
     dry_run boolean DEFAULT false,
     tables text[] DEFAULT null
 ) RETURNS branch.merge_result
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import merging

@@ -57,7 +57,7 @@ CREATE FUNCTION branch.revert(
     fire_triggers boolean DEFAULT true,
     dry_run boolean DEFAULT false
 ) RETURNS branch.merge_result
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import reverting

@@ -10,7 +10,7 @@ CREATE FUNCTION branch.schema_diff(
     OUT from_definition text,
     OUT to_definition text
 ) RETURNS SETOF record
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import data

@@ -6,7 +6,7 @@ CREATE FUNCTION branch.sync_start(
     tables text[] DEFAULT null,
     connection text DEFAULT null
 ) RETURNS text
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import syncing
@@ -17,7 +17,7 @@ COMMENT ON FUNCTION branch.sync_start(text, text, text[], text)
 IS 'merges source into target, and has what changes in these tables (null: all with a key) follow; its name';
 
 CREATE FUNCTION branch.sync_stop(source text, target text) RETURNS void
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import syncing

@@ -49,6 +49,7 @@ CREATE INDEX accounts_name_idx ON branch.accounts (name);
 
 COMMENT ON TABLE branch.accounts IS 'branches that there are and were, and what they cost so far';
 COMMENT ON COLUMN branch.accounts.id IS 'number of the account; 0: those that are forgotten, together';
+COMMENT ON SEQUENCE branch.accounts_id_seq IS 'ids of branch.accounts';
 COMMENT ON COLUMN branch.accounts.db IS 'OID of the branch; of one that is gone the last one';
 COMMENT ON COLUMN branch.accounts.origin_at IS 'when the database of that OID was made';
 COMMENT ON COLUMN branch.accounts.name IS 'name of the branch, the last one known';

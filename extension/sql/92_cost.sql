@@ -49,7 +49,7 @@ CREATE FUNCTION branch.usage_history(
     OUT pinned_gb_hours numeric,
     OUT cost numeric
 ) RETURNS SETOF record
-LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+LANGUAGE agent_branch_python STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import usage
@@ -74,7 +74,7 @@ CREATE FUNCTION branch.cost_report(
     OUT instances_cost numeric,
     OUT saved numeric
 ) RETURNS SETOF record
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import usage
@@ -109,6 +109,7 @@ ON branch.budget_list (coalesce(account, 0), coalesce(labels, 'null'), period);
 COMMENT ON TABLE branch.budget_list
 IS 'budgets; to be changed by branch.set_budget only, view branch.budgets shows them';
 COMMENT ON COLUMN branch.budget_list.id IS 'number';
+COMMENT ON SEQUENCE branch.budget_list_id_seq IS 'ids of branch.budget_list';
 COMMENT ON COLUMN branch.budget_list.account IS 'account of the branch; null: of all with the labels';
 COMMENT ON COLUMN branch.budget_list.labels IS 'labels of the branches together; null: of one branch';
 COMMENT ON COLUMN branch.budget_list.period IS 'day or month, in UTC';
@@ -196,7 +197,7 @@ CREATE FUNCTION branch.set_budget(
     action text DEFAULT 'warn',
     warn_percent integer DEFAULT 80
 ) RETURNS void
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import usage
@@ -207,7 +208,7 @@ COMMENT ON FUNCTION branch.set_budget(text, jsonb, numeric, text, text, integer)
 IS 'what a branch, or all with some labels together, may cost in a day or month; amount null: no budget';
 
 CREATE FUNCTION branch._job_usage(OUT done bigint, OUT again boolean) RETURNS record
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import usage

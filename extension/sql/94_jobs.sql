@@ -118,7 +118,7 @@ COMMENT ON FUNCTION branch._job_snapshots() IS 'job snapshots: scheduled ones th
 
 -- No SET: it commits between batches. What it calls is qualified.
 CREATE PROCEDURE branch.run_job(job text)
-LANGUAGE plpython3u
+LANGUAGE agent_branch_python
 AS $$
 from agent_branch import jobs
 jobs.run_job(job)
@@ -134,7 +134,7 @@ CREATE FUNCTION branch.schedule_jobs(
     OUT command text,
     OUT cron_job_id bigint
 ) RETURNS SETOF record
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import jobs
@@ -145,7 +145,7 @@ COMMENT ON FUNCTION branch.schedule_jobs(jsonb)
 IS 'has pg_cron run the jobs, as a role made for that; schedules: other times, null for jobs to leave out';
 
 CREATE FUNCTION branch.unschedule_jobs() RETURNS integer
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import jobs

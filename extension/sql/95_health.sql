@@ -1,7 +1,7 @@
 -- What an operator looks at, in one answer.
 
 CREATE FUNCTION branch.health() RETURNS jsonb
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET timezone = 'UTC'
 SET datestyle = 'ISO'

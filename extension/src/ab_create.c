@@ -187,6 +187,13 @@ ab_have_createdb(void)
 	return result;
 }
 
+int
+ab_errhint_createdb(void)
+{
+	return errhint("Have a superuser grant it: ALTER ROLE %s CREATEDB.",
+				   quote_identifier(GetUserNameFromId(GetUserId(), false)));
+}
+
 void
 ab_check_parent_rights(Oid parent, const char *name)
 {
@@ -205,8 +212,7 @@ ab_check_parent_rights(Oid parent, const char *name)
 				 errmsg("permission denied to branch database \"%s\"", name),
 				 errdetail("Role \"%s\" has no CREATEDB attribute.",
 						   GetUserNameFromId(GetUserId(), false)),
-				 errhint("Have a superuser grant it: ALTER ROLE %s CREATEDB.",
-						 quote_identifier(GetUserNameFromId(GetUserId(), false)))));
+				 ab_errhint_createdb()));
 }
 
 void

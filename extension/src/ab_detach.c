@@ -21,7 +21,6 @@
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "storage/lwlock.h"
-#include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/syscache.h"
 
@@ -192,7 +191,6 @@ static Oid
 find_branch(const char *name)
 {
 	Oid			db;
-	char	   *role;
 
 	db = ab_find_own_branch(name, "detach");
 	if (!OidIsValid(db))
@@ -204,13 +202,12 @@ find_branch(const char *name)
 				 errhint("Commit it.")));
 	if (ab_have_createdb())
 		return db;
-	role = GetUserNameFromId(GetUserId(), false);
 	ereport(ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 			 errmsg("permission denied to detach branch \"%s\"", name),
-			 errdetail("Role \"%s\" has no CREATEDB attribute.", role),
-			 errhint("Have a superuser grant it: ALTER ROLE %s CREATEDB.",
-					 quote_identifier(role))));
+			 errdetail("Role \"%s\" has no CREATEDB attribute.",
+					   GetUserNameFromId(GetUserId(), false)),
+			 ab_errhint_createdb()));
 }
 
 static void

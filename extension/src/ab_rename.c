@@ -68,7 +68,8 @@ ab_check_may_name(const char *what, const char *name)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied to %s branch \"%s\"", what, name),
 				 errdetail("Role \"%s\" has no CREATEDB attribute, which a new name takes.",
-						   GetUserNameFromId(GetUserId(), false))));
+						   GetUserNameFromId(GetUserId(), false)),
+				 ab_errhint_createdb()));
 }
 
 static Oid

@@ -1,0 +1,104 @@
+/*
+ * ab_sql_python.c
+ *	  Language agent_branch_python: PL/Python whose errors begin with what is wrong.
+ *
+ * PL/Python puts the name of the exception before the text of every error that comes out of a
+ * function: 'plpy.Error: branch "x" does not exist'.  To who calls a function of the extension
+ * it is all the same what that is written in.  So these functions have a language of their own,
+ * whose handler calls PL/Python's and takes the name away again; all other fields stay.
+ * PL/Python knows a function by its OID and never asks for its language.  The names of Python's
+ * own exceptions ('KeyError: ...') stay: with these it is the extension that is wrong.
+ *
+ * Backends, in every database that has the functions.  No locks; a crash leaves nothing.
+ */
+#include "ab_compat.h"
+
+#include "fmgr.h"
+#include "utils/elog.h"
+#include "utils/memutils.h"
+
+PG_FUNCTION_INFO_V1(ab_sql_python_handler);
+
+/*
+ * Behind the name of an exception that PL/Python made of an error, and put before its text;
+ * NULL if the text does not begin with one.  One name only: what is behind it may be the
+ * message of a function in PL/Python of somebody else's, which is that way everywhere.
+ */
+static char *
+behind_exception(char *text)
+{
+	static const char *const modules[] = {"plpy.", "spiexceptions."};
+
+	for (int i = 0; text != NULL && i < lengthof(modules); i++)
+	{
+		size_t		n = strlen(modules[i]);
+
+		if (strncmp(text, modules[i], n) != 0)
+			continue;
+		while ((text[n] >= 'A' && text[n] <= 'Z') || (text[n] >= 'a' && text[n] <= 'z'))
+			n++;
+		if (strncmp(text + n, ": ", 2) == 0)
+			return text + n + 2;
+	}
+	return NULL;
+}
+
+/*
+ * An error that comes after a set's first row is all in the DETAIL: the message is only that
+ * there is no next one, and the DETAIL it had itself is lost already.
+ */
+static void
+name_no_exception(ErrorData *error)
+{
+	char	   *text = behind_exception(error->message);
+
+	if (text == NULL)
+	{
+		text = behind_exception(error->detail);
+		if (text == NULL)
+			return;
+		error->detail = NULL;
+	}
+	error->message = text;
+}
+
+static PGFunction
+plpython_handler(void)
+{
+	static PGFunction handler = NULL;
+
+	if (handler == NULL)
+		handler = (PGFunction) load_external_function("$libdir/plpython3",
+													  "plpython3_call_handler", true, NULL);
+	return handler;
+}
+
+/*
+ * Functions, procedures that commit, sets row by row, triggers: all that there is to know is in
+ * fcinfo, and goes on as it came.  The caller's memory context outlives a commit in a procedure,
+ * since the server itself keeps there what it needs after the call.
+ */
+Datum
+ab_sql_python_handler(PG_FUNCTION_ARGS)
+{
+	PGFunction	handler = plpython_handler();
+	MemoryContext caller = CurrentMemoryContext;
+	Datum		result;
+
+	PG_TRY();
+	{
+		result = handler(fcinfo);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(caller);
+		error = CopyErrorData();
+		FlushErrorState();
+		name_no_exception(error);
+		ReThrowError(error);
+	}
+	PG_END_TRY();
+	return result;
+}
