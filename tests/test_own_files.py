@@ -167,6 +167,39 @@ def test_tablespace_that_is_not_there(make_cluster: Callable[..., Cluster]) -> N
     assert server.sql("SELECT i FROM s", dbname="p") == [(3,)]
 
 
+def test_another_tablespace_is_dropped(make_cluster: Callable[..., Cluster]) -> None:
+    """DROP TABLESPACE has a checkpoint done, with a lock held under which directories of databases
+    are made in tablespaces.  The first page that a branch has in another tablespace is written
+    by that very checkpoint: its directory there is made without that lock, or neither ends."""
+    server = make_cluster("dropping", STILL)
+    for name in ("kept", "going"):
+        server.sql(f"CREATE TABLESPACE {name} LOCATION ''")
+    create_database(
+        server,
+        "p",
+        "CREATE TABLE t (id int, v text) TABLESPACE kept",
+        "INSERT INTO t SELECT i, 'old' FROM generate_series(1, 100) AS i",
+    )
+    create(server, "b", "p")
+    run(server, "b", "UPDATE t SET v = 'new' WHERE id = 1")
+    # it leaves an empty file until the next checkpoint
+    run(server, "p", "CREATE TABLE gone TABLESPACE going AS SELECT 1 AS id", "DROP TABLE gone")
+    with ThreadPoolExecutor(1) as pool:
+        dropping = pool.submit(server.sql, "DROP TABLESPACE going")
+        try:
+            wait_for(dropping.done, 30, "DROP TABLESPACE")
+        except TimeoutError:
+            server.kill()
+            raise
+    dropping.result()
+    counts = "SELECT v, count(*) FROM t GROUP BY v ORDER BY v"
+    for name, expected in (("b", [("new", 1), ("old", 99)]), ("p", [("old", 100)])):
+        assert server.sql(counts, dbname=name) == expected
+    server.crash()
+    assert server.sql(counts, dbname="b") == [("new", 1), ("old", 99)]
+    healthy(server)
+
+
 def test_part_of_a_block_at_the_end(make_cluster: Callable[..., Cluster]) -> None:
     """A disk that was full when a file was to be extended leaves part of a block.  PostgreSQL
     passes over that and overwrites it the next time; so do branches, and their snapshots."""

@@ -203,6 +203,29 @@ ab_overlay_names_end(void)
 	pg_atomic_fetch_sub_u32(&ab_shared->unsynced_names, 1);
 }
 
+/*
+ * Of the branch in that tablespace.  The server's own function takes a lock that DROP TABLESPACE
+ * holds while it waits for a checkpoint: who is here may be the checkpointer, or one for whom it
+ * waits.  No such lock is needed: nobody drops a tablespace in which a branch inherits files.
+ */
+static void
+make_directory(RelFileNode rnode)
+{
+	char	   *dir;
+
+	if (RecoveryInProgress())
+	{
+		TablespaceCreateDbspace(rnode.spcNode, rnode.dbNode, true);
+		return;
+	}
+	dir = GetDatabasePath(rnode.dbNode, rnode.spcNode);
+	if (MakePGDirectory(dir) < 0 && errno != EEXIST)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not create directory \"%s\": %m", dir)));
+	pfree(dir);
+}
+
 static void
 make_file(RelFileNode rnode, ForkNumber fork, BlockNumber limit)
 {
@@ -230,7 +253,7 @@ ab_overlay_make(AbBranch *b, AbFork *f, SMgrRelation reln, bool sync)
 	RelFileNode rnode = reln->smgr_rnode.node;
 	ForkNumber	fork = f->key.fork;
 
-	TablespaceCreateDbspace(rnode.spcNode, rnode.dbNode, RecoveryInProgress());
+	make_directory(rnode);
 	for (;;)
 	{
 		LWLockAcquire(ab_origin_lock(rnode.dbNode), LW_SHARED);
