@@ -276,6 +276,40 @@ def test_interrupted_at_any_call(faulty: Cluster, faults: Faults, rng: random.Ra
     nothing_left(faulty)
 
 
+def test_origin_that_cannot_be_read(faulty: Cluster, faults: Faults) -> None:
+    """One of the last times that its origin is opened fails: the branch is refused before the
+    transaction commits and is one as before, or it is a database.  Nobody is told after the
+    commit that what was committed could not be done."""
+
+    def detach(name: str, at: int) -> tuple[int, str, list[str]]:
+        create(faulty, name, "p")
+        faulty.sql("CHECKPOINT")  # which syncs its origin, and fails if it cannot
+        told: list[str] = []
+        refused = ""
+        faults.arm(f"branches/{oid_of(faulty, name)}", at, errno.EIO, only="open")
+        with faulty.connect() as conn:
+            conn.add_notice_handler(lambda notice: told.append(notice.message_primary or ""))
+            try:
+                conn.execute(DETACH, (name,))
+            except psycopg.Error as error:
+                refused = str(error)
+        calls, _, _ = faults.disarm()
+        return calls, refused, told
+
+    calls, refused, _ = detach("count", 0)
+    assert refused == ""
+    expected = contents(faulty, "count")
+    for at in range(calls, calls - 4, -1):
+        name = f"b{at}"
+        _, refused, told = detach(name, at)
+        print(at, refused, told)
+        assert not [text for text in told if "still a branch" in text]
+        assert is_plain(faulty, name) == (refused == "")
+        assert contents(faulty, name) == expected
+    faulty.sql("SELECT * FROM branch.gc()")
+    healthy(faulty)
+
+
 def test_what_wal_does_not_have(make_cluster: Callable[..., Cluster]) -> None:
     """With wal_level = minimal the rows of a table that was made in the same transaction are
     not in WAL: recovery must not begin before the branch was created, for then it would make

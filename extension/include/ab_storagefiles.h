@@ -86,4 +86,7 @@ extern void ab_storage_restore_origin(const AbOriginHeader *header, bool durably
 /* Remove the origin file, if there is one, and its reference to its snapshot. */
 extern void ab_storage_drop_origin(Oid db);
 
+/* The same of one that has been read before: now it is not. */
+extern void ab_storage_drop_known_origin(const AbOriginHeader *header);
+
 #endif							/* AB_STORAGEFILES_H */

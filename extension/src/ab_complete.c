@@ -485,5 +485,7 @@ ab_complete_detach(const AbComplete *c)
 	rec.spc = c->origin.spc;
 	XLogFlush(ab_wal_branch_detach(&rec, c->relmap));
 	AB_FAILPOINT_NO_ERROR("detach-logged");
-	ab_storage_drop_origin(c->db);
+
+	/* what it says is known: after the record nothing is read that might fail */
+	ab_storage_drop_known_origin(&c->origin);
 }

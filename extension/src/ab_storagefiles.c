@@ -543,6 +543,15 @@ ab_storage_drop_origin(Oid db)
 	AbOriginHeader header;
 	bool		known = ab_storage_read_origin(db, &header);
 
-	if (ab_origin_remove(db) && known)
-		ab_snaptable_ref(header.snapshot, -1);
+	if (known)
+		ab_storage_drop_known_origin(&header);
+	else
+		(void) ab_origin_remove(db);
+}
+
+void
+ab_storage_drop_known_origin(const AbOriginHeader *header)
+{
+	if (ab_origin_remove(header->db))
+		ab_snaptable_ref(header->snapshot, -1);
 }
