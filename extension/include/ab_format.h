@@ -7,6 +7,7 @@
  *
  *	  branches/<dboid>			 origin file of a branch database
  *	  origins					 those of branches that nobody has been in, gathered
+ *	  gathered					 whose they are
  *	  branches/<dboid>.spare	 to be the origin file when there is a slot in it
  *	  branches/<dboid>.new		 empty: its base/<dboid> is being made, origin to come
  *	  branches/<dboid>.lost		 incarnation of a branch whose changes were dropped
@@ -52,6 +53,8 @@
 #define AB_TMP_PREFIX		"tmp."
 #define AB_PACK_FILE		AB_DIR "/origins"
 #define AB_PACK_TMP			AB_DIR "/" AB_TMP_PREFIX "origins"
+#define AB_KEYS_FILE		AB_DIR "/gathered"
+#define AB_KEYS_TMP			AB_DIR "/" AB_TMP_PREFIX "gathered"
 #define AB_MARK_SUFFIX		".new"
 #define AB_LOST_SUFFIX		".lost"
 #define AB_SPARE_SUFFIX		".spare"
@@ -228,6 +231,22 @@ typedef struct AbPackEntry
 } AbPackEntry;
 
 StaticAssertDecl(sizeof(AbPackEntry) == 80, "entries are of one size");
+
+/*
+ * The databases they are of once more, in a file of their own, for when that one is damaged:
+ * header, then n databases, sorted.  All that live in any version of that file are here before
+ * it has its name; there may be more.  Older versions of the library had none.
+ */
+#define AB_KEYS_MAGIC		0x41424F4B	/* "ABOK" */
+#define AB_KEYS_VERSION		1
+
+typedef struct AbKeysHeader
+{
+	uint32		magic;
+	uint32		version;
+	pg_crc32c	crc;			/* of the whole file, this field taken as 0 */
+	uint32		n;
+} AbKeysHeader;
 
 /* ------------------------------------------------------------------------
  * Witness: what the library last saw of the server's life.

@@ -20,6 +20,12 @@ extern void ab_gather_note_new(void);
  */
 extern void ab_gather(void);
 
+/*
+ * At server start: make the other list of keys (ab_originkeys.h) if there is none, for older
+ * versions of the library left none, or it is damaged.  A WARNING if that fails.
+ */
+extern void ab_gather_begin(void);
+
 /* Same from WAL, and what it says is missing is made. */
 extern void ab_gather_redo(const xl_ab_gather *rec);
 

@@ -1,7 +1,7 @@
 /*
  * ab_originpack.h
  *	  The file in which the origins of branches that nobody has been in are gathered
- *	  (format: ab_format.h; invariants: G1 to G7 of extension/README).
+ *	  (format: ab_format.h; invariants: G1 to G8 of extension/README).
  */
 #ifndef AB_ORIGINPACK_H
 #define AB_ORIGINPACK_H
@@ -22,6 +22,7 @@ typedef struct AbPack
 	AbPackEntry *entries;		/* by OID, as far as they are sound */
 	Oid		   *keys;			/* whose they are; NULL: damaged */
 	char	   *problem;		/* the first that was found, or NULL */
+	bool		complete;		/* and still nothing that lives is missing */
 } AbPack;
 
 extern void ab_originpack_read(AbPack *pack);
@@ -32,8 +33,9 @@ extern Oid	ab_originpack_living(const AbPack *pack, int i);
 extern bool ab_originpack_is_sound(const AbPack *pack, int i);
 
 /*
- * Look for one.  Raises if the file cannot be opened, unless somebody has found before, and
- * nothing was gathered since, that this one is not there.
+ * Look for one.  Raises if the file cannot be read, unless this one is surely not there: that is
+ * what the other list of keys says (ab_originkeys.h), or what somebody has found before, and
+ * nothing was gathered since.
  */
 extern AbPackAnswer ab_originpack_find(Oid db, AbOriginHeader *header);
 

@@ -9,7 +9,7 @@
  * is changed under gather_lock, which is held until the files of their own are gone; the
  * database object of each is locked AccessShareLock meanwhile, only tried for.  A crash
  * leaves origins in both places, which is harmless: the file of its own counts.
- * G1 to G6 of extension/README say why.
+ * G1 to G8 of extension/README say why.
  */
 #include "ab_gather.h"
 
@@ -25,8 +25,10 @@
 #include "utils/memutils.h"
 
 #include "ab_failpoint.h"
+#include "ab_file.h"
 #include "ab_origin.h"
 #include "ab_originfile.h"
+#include "ab_originkeys.h"
 #include "ab_originpack.h"
 #include "ab_request.h"
 #include "ab_settings.h"
@@ -70,7 +72,7 @@ merge(const AbPack *pack, const AbOriginHeader *batch, int nbatch, int *n)
 			continue;
 		while (next < nbatch && batch[next].db < db)
 			all[(*n)++] = batch[next++];
-		if (next == nbatch || batch[next].db != db)
+		if ((next == nbatch || batch[next].db != db) && ab_originpack_is_sound(pack, i))
 			all[(*n)++] = pack->entries[i].origin;
 	}
 	while (next < nbatch)
@@ -78,7 +80,7 @@ merge(const AbPack *pack, const AbOriginHeader *batch, int nbatch, int *n)
 	return all;
 }
 
-/* False: the file is damaged (G6). */
+/* False: something is missing in the file (G6). */
 static bool
 add_to_file(const AbOriginHeader *batch, int nbatch)
 {
@@ -87,7 +89,7 @@ add_to_file(const AbOriginHeader *batch, int nbatch)
 	int			n;
 
 	ab_originpack_read(&pack);
-	if (pack.problem != NULL)
+	if (!pack.complete)
 	{
 		ereport(WARNING,
 				(errcode(ERRCODE_DATA_CORRUPTED),
@@ -201,7 +203,8 @@ try_batch(bool (*work) (const AbOriginHeader *batch, int n), const AbOriginHeade
 	{
 		ErrorData  *e;
 
-		MyProc->delayChkptFlags &= ~DELAY_CHKPT_START;
+		if (MyProc != NULL)
+			MyProc->delayChkptFlags &= ~DELAY_CHKPT_START;
 		LWLockReleaseAll();
 		MemoryContextSwitchTo(cxt);
 		e = CopyErrorData();
@@ -216,20 +219,21 @@ try_batch(bool (*work) (const AbOriginHeader *batch, int n), const AbOriginHeade
 	return done;
 }
 
-/* Most of the file says nothing any more. */
+/* Most of the file says nothing any more, or it is damaged where nothing lives. */
 static bool
-is_mostly_dead(void)
+is_worth_writing(void)
 {
 	AbPack		pack;
 	int			living = 0;
-	bool		mostly;
+	bool		worth;
 
 	ab_originpack_read(&pack);
 	for (int i = 0; i < pack.n; i++)
 		living += OidIsValid(ab_originpack_living(&pack, i));
-	mostly = pack.problem == NULL && pack.n > 0 && living < pack.n / 2 + 1;
+	worth = pack.complete &&
+		(pack.problem != NULL || (pack.n > 0 && living < pack.n / 2 + 1));
 	ab_originpack_free(&pack);
-	return mostly;
+	return worth;
 }
 
 void
@@ -254,10 +258,38 @@ ab_gather(void)
 		CHECK_FOR_INTERRUPTS();
 	}
 	/* no batch has left them out; an empty one has the file written without them */
-	if (done && !written && is_mostly_dead())
+	if (done && !written && is_worth_writing())
 		(void) try_batch(gather_batch, batch, 0);
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(cxt);
+}
+
+/* ---- server start ---- */
+
+static bool
+make_keys(const AbOriginHeader *batch, int n)
+{
+	AbPack		pack;
+	Oid		   *keys;
+	int			nkeys = 0;
+
+	ab_originpack_read(&pack);
+	keys = palloc_extended(Max(pack.n, 1) * sizeof(Oid), MCXT_ALLOC_HUGE);
+	for (int i = 0; i < pack.n; i++)
+		if (OidIsValid(ab_originpack_living(&pack, i)))
+			keys[nkeys++] = ab_originpack_living(&pack, i);
+	if (pack.problem == NULL)
+		ab_originkeys_write(keys, nkeys);
+	pfree(keys);
+	ab_originpack_free(&pack);
+	return true;
+}
+
+void
+ab_gather_begin(void)
+{
+	if (ab_file_exists(AB_PACK_FILE) && ab_originkeys_ask(InvalidOid) == AB_KEYS_UNKNOWN)
+		(void) try_batch(make_keys, NULL, 0);
 }
 
 /* ---- replay ---- */
@@ -285,6 +317,24 @@ restore_missing(const AbOriginHeader *header)
 		ab_manifest_release(m);
 }
 
+/*
+ * A backup may have copied the other list of keys before one of these came into it, and the file
+ * with their entries after that.
+ */
+static bool
+lists_all(const AbOriginHeader *batch, int n)
+{
+	int			nkeys;
+	Oid		   *keys = ab_originkeys_read(&nkeys);
+	bool		all = keys != NULL || n == 0;
+
+	for (int i = 0; i < n && all; i++)
+		all = ab_originkeys_place(batch[i].db, keys, nkeys) >= 0;
+	if (keys != NULL)
+		pfree(keys);
+	return all;
+}
+
 static bool
 redo_batch(const AbOriginHeader *batch, int n)
 {
@@ -303,6 +353,8 @@ ab_gather_redo(const xl_ab_gather *rec)
 {
 	const char *data = (const char *) (rec + 1);
 	AbOriginHeader *batch = palloc(sizeof(AbOriginHeader) * rec->n);
+	AbOriginHeader *gathered = palloc(sizeof(AbOriginHeader) * rec->n);
+	int			ngathered = 0;
 	int			n = 0;
 
 	for (uint32 i = 0; i < rec->n; i++)
@@ -311,12 +363,15 @@ ab_gather_redo(const xl_ab_gather *rec)
 
 		memcpy(&header, data + i * sizeof(header), sizeof(header));
 		restore_missing(&header);
+		if (ab_originpack_find(header.db, &gathered[ngathered]) == AB_PACK_FOUND)
+			ngathered++;
 		if (ab_origin_is_bare(header.db, &batch[n]) &&
 			AbSnapIdEquals(batch[n].incarnation, header.incarnation))
 			n++;
 	}
 	AB_FAILPOINT_NO_ERROR("redo-gather");
-	if (n > 0 || rec->n == 0)
+	if (n > 0 || rec->n == 0 || !lists_all(gathered, ngathered))
 		(void) try_batch(redo_batch, batch, n);
+	pfree(gathered);
 	pfree(batch);
 }

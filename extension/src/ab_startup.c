@@ -18,6 +18,7 @@
 #include "ab_epoch.h"
 #include "ab_failpoint.h"
 #include "ab_file.h"
+#include "ab_gather.h"
 #include "ab_images.h"
 #include "ab_initfile.h"
 #include "ab_journal.h"
@@ -86,6 +87,7 @@ prepare_files(void)
 	ab_journal_recover(control->checkPointCopy.redo);
 	rebuild_images(backup, redo);
 	AB_FAILPOINT_NO_ERROR("start-images-rebuilt");
+	ab_gather_begin();
 	ab_snaptable_load(redo);
 	ab_epoch_load();
 	AB_FAILPOINT_NO_ERROR("start-loaded");
