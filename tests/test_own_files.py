@@ -187,7 +187,7 @@ def test_another_tablespace_is_dropped(make_cluster: Callable[..., Cluster]) -> 
     with ThreadPoolExecutor(1) as pool:
         dropping = pool.submit(server.sql, "DROP TABLESPACE going")
         try:
-            wait_for(dropping.done, 30, "DROP TABLESPACE")
+            wait_for(dropping.done, 120, "DROP TABLESPACE")
         except TimeoutError:
             server.kill()
             raise
