@@ -203,7 +203,7 @@ def show_branches(cluster: Cluster) -> None:
 def drop_one(cluster: Cluster) -> None:
     say()
     took, _ = milliseconds(lambda: cluster.sql("SELECT delete_agent_branch('edsger')"))
-    if cluster.sql("SELECT FROM pg_database WHERE datname = 'agent_edsger'"):
+    if cluster.sql("SELECT 1 FROM pg_database WHERE datname = 'agent_edsger'"):
         raise SystemExit("demo: agent_edsger is still there")
     say(
         f"delete_agent_branch('edsger'): {took:.1f} ms; agent_edsger is gone, main has what it had:"
