@@ -57,7 +57,7 @@ def reach(cluster: Cluster, action: str) -> None:
         if action == "promote"
         else "SELECT pg_get_wal_replay_pause_state() = 'paused'"
     )
-    wait_for(lambda: cluster.scalar(query), 120, f"recovery to its target ({action})")
+    wait_for(lambda: cluster.scalar(query), what=f"recovery to its target ({action})")
 
 
 def copy_of(path: Path, name: str) -> Path:

@@ -142,7 +142,7 @@ class LoggedDisk:
 
     def close(self) -> None:
         subprocess.run(["umount", str(self.mountpoint)], check=True)
-        self.process.wait(60)
+        self.process.wait(300)
 
 
 # ---- power cuts of it ---------------------------------------------------------------------------

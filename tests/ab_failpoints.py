@@ -47,7 +47,7 @@ SEEN = struct.Struct(f"={NAME}sq")
 NOTHING, HOLD, CRASH, ERROR = range(4)
 ROWS = 300
 STEPS = 100  # or fewer
-DONE = 30  # seconds that no step takes
+DONE = 300  # seconds that no step takes
 
 # Pages are written by checkpoints and by who needs a buffer; sweeps happen when told.
 PLACE_SETTINGS: dict[str, object] = {
@@ -465,7 +465,7 @@ def start_and_kill(cluster: Cluster, points: Failpoints, name: str) -> bool:
     """Start; everything is killed when somebody has come to that place (else at the end)."""
     points.arm(name, HOLD)
     cluster.start(wait=False)
-    wait_for(lambda: points.who() or has_started(cluster), 120, f"the start to come to {name}")
+    wait_for(lambda: points.who() or has_started(cluster), what=f"the start to come to {name}")
     reached = points.who() != 0
     cluster.kill()
     points.unlock()
@@ -507,14 +507,14 @@ class Trials:
         self.points.arm(name, action, number)
         with ThreadPoolExecutor(1) as pool:
             work = pool.submit(self.work.run)
-            wait_for(lambda: self.points.who() or work.done(), 120, when)
+            wait_for(lambda: self.points.who() or work.done(), what=when)
             reached = self.points.who() != 0
             if reached and action == HOLD:
                 if rng.random() < 0.5 or then in BEFORE:
                     self.flush()
                 self.kill()
             else:
-                wait_for(work.done, 120, f"the workload to end, {when}")
+                wait_for(work.done, what=f"the workload to end, {when}")
             error = work.exception()
         if not was_cut_off(error):
             raise AssertionError(f"{when}, {self.work.step}: {error!r}") from error
@@ -575,14 +575,14 @@ class Trials:
         self.points.arm(first, HOLD)
         with ThreadPoolExecutor(1) as pool, self.cluster.connect(root.name) as other:
             creation = pool.submit(self.work.tree.fork, root)
-            wait_for(lambda: self.points.who() or creation.done(), 60, first)
+            wait_for(lambda: self.points.who() or creation.done(), what=first)
             if name == "window-older-saved":
                 other.execute("SELECT count(*) FROM pruned")
             else:
                 other.execute("SELECT pg_cancel_backend(%s)", (self.points.who(),))
             self.points.arm(name, HOLD)
             self.points.release()
-            wait_for(lambda: self.points.who() or creation.done(), 60, name)
+            wait_for(lambda: self.points.who() or creation.done(), what=name)
             reached = self.points.who() != 0
             self.kill()
             error = creation.exception()
@@ -657,7 +657,7 @@ class StandbyTrials:
                 return bool(self.standby.scalar(query, (target,)))
             return False
 
-        wait_for(come, 120, f"the standby, {when}")
+        wait_for(come, what=f"the standby, {when}")
         if self.points.who():
             self.done["standby died"] += 1
             self.passed.add(name)

@@ -263,7 +263,7 @@ class History:
             self.clock += 1
             told.ended, told.answer = self.clock, answer
 
-    def wait_for_calls(self, number: int, timeout: float = 120) -> None:
+    def wait_for_calls(self, number: int, timeout: float = 300) -> None:
         with self.changed:
             assert self.changed.wait_for(lambda: len(self.calls) >= number, timeout)
 

@@ -32,7 +32,7 @@ from ab_checks import (
     oid_of,
     page_lsn,
 )
-from ab_cluster import Cluster, wait_for
+from ab_cluster import LONG, Cluster, wait_for
 
 # How snapshots are taken in the tests of this kind; "copy" tests the tests.
 METHOD = os.environ.get("AGENT_BRANCH_METHOD", "before_image")
@@ -548,7 +548,7 @@ def plain_again(cluster: Cluster, name: str, only: set[int] | None = None) -> No
         }
 
     try:
-        wait_for(lambda: not surplus(), 20, "leftover files to go")
+        wait_for(lambda: not surplus(), what="leftover files to go")
     except TimeoutError:
         raise AssertionError(f'files of nobody in "{name}": {sorted(surplus())}') from None
     assert not image_dir(cluster, oid).exists(), f"{image_dir(cluster, oid)} is still there"
@@ -565,7 +565,7 @@ def drop_leaves(cluster: Cluster, kept: set[str]) -> None:
             delete(cluster, name)
 
 
-def settle(cluster: Cluster, name: str, timeout: float = 60) -> None:
+def settle(cluster: Cluster, name: str, timeout: float = LONG) -> None:
     """Wait until nobody is in a database."""
     wait_for(
         lambda: (

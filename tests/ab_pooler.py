@@ -87,7 +87,7 @@ def pooler(cluster: Cluster) -> Iterator[Pooler]:
         )
     made = Pooler(place, cluster.port)
     try:
-        wait_for((place / f".s.PGSQL.{cluster.port}").exists, 30, "pgbouncer to listen")
+        wait_for((place / f".s.PGSQL.{cluster.port}").exists, what="pgbouncer to listen")
         yield made
     finally:
         process.send_signal(signal.SIGKILL)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psycopg
 from ab_checks import calm_log, collect, healthy, nothing_left
-from ab_cluster import Cluster, wait_for
+from ab_cluster import LONG, Cluster, wait_for
 from ab_faults import FailingDisk
 from ab_storm import checkpoints
 from ab_tree import Node, Tree
@@ -77,7 +77,7 @@ class PowerCuts:
                 thread.start()
             wait_for(
                 lambda: self.done.total() >= goal or self._failures,
-                120,
+                LONG,
                 f"{goal} steps",
                 interval=0.001,
             )
@@ -85,7 +85,7 @@ class PowerCuts:
             self.disk.cut(how)
             self.cluster.kill()
         for thread in threads:
-            thread.join(60)
+            thread.join(LONG)
             assert not thread.is_alive(), "a client hangs"
         assert self._failures == []
         self.disk.restore()

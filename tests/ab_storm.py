@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 
 import psycopg
 from ab_checks import Conn, create_database
-from ab_cluster import Cluster
+from ab_cluster import LONG, Cluster
 from ab_oracle import HELPERS
 
 # ---- the parent ----------------------------------------------------------------------------
@@ -321,13 +321,13 @@ class Storm:
             self._stopping = True
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join(120)
+            thread.join(LONG)
             assert not thread.is_alive(), "a client of the storm hangs"
         self._threads = []
         if check:
             assert self.errors == [], "statements of the parent failed:\n" + "\n".join(self.errors)
 
-    def run(self, steps: int, timeout: float = 120) -> None:
+    def run(self, steps: int, timeout: float = LONG) -> None:
         """Let that many more statements pass (or the clients end)."""
         goal = self.steps + steps
         with self._changed:
@@ -340,7 +340,7 @@ class Storm:
         """Nobody writes meanwhile; nothing is flushed for that."""
         with self._changed:
             self._held += 1
-            assert self._changed.wait_for(lambda: self._busy == 0, 120), "the storm cannot be held"
+            assert self._changed.wait_for(lambda: self._busy == 0, LONG), "the storm cannot be held"
         try:
             yield
         finally:
@@ -426,7 +426,7 @@ def checkpoints(cluster: Cluster, seed: object) -> Iterator[None]:
         yield
     finally:
         done.set()
-        thread.join(60)
+        thread.join(LONG)
 
 
 class Repeat(threading.Thread):

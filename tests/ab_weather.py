@@ -70,7 +70,7 @@ class Weather:
         self.done[f"refused {state}"] += 1
         if self.trouble:
             return
-        wait_for(self.answers, 120, "the server to answer")
+        wait_for(self.answers, what="the server to answer")
         self.tree.settle()
         for node in list(self.tree.nodes.values()):
             if node.unsure is not None:
@@ -108,7 +108,7 @@ class Weather:
     def check(self, when: str) -> None:
         while self.limited:
             self.limit(self.limited.pop(), "unlimited")
-        wait_for(self.answers, 120, "the server to answer")
+        wait_for(self.answers, what="the server to answer")
         self.tree.settle()
         for node in list(self.tree.nodes.values()):
             if node.name in self.tree.nodes:

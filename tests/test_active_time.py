@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from ab_cluster import Cluster
+from ab_cluster import LONG, Cluster
 from ab_fastpath import call
 
 BRANCHES = ["b1", "b2", "b3"]
@@ -202,7 +202,7 @@ def got_the_lock(client: Client) -> None:
         waiting.join(client.nap)
         assert waiting.is_alive()
         client.release()
-        waiting.join(60)
+        waiting.join(LONG)
     client.run("DEALLOCATE ALL", "RESET plan_cache_mode")
 
 
@@ -290,7 +290,7 @@ def one_round(server: Cluster, kind: Callable[[Client], None], nap: float) -> fl
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(LONG)
     assert not any(thread.is_alive() for thread in threads)
     for client in clients:
         client.conn.close()

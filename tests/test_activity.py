@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from ab_cluster import Cluster, wait_for
+from ab_cluster import LONG, Cluster, wait_for
 from ab_fastpath import call
 
 
@@ -68,7 +68,7 @@ def clients(cluster: Cluster, name: str, n: int, work: Callable[[Any, int], None
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(LONG)
     assert not errors
     assert not any(thread.is_alive() for thread in threads)
     wait_for(lambda: usage(cluster, name)["sessions"] == 0, what="clients to be gone")
@@ -354,7 +354,7 @@ def test_worker_ended_anywhere(make_cluster: Any) -> None:
 
     clients(server, name, 3, work)
     stop.set()
-    troublemaker.join(60)
+    troublemaker.join(LONG)
     assert usage(server, name)["request_count"] == 1500
     wait_written(server, name, 1500)
     server.restart()

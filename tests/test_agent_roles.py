@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import psycopg
 import pytest
 from ab_checks import drop_all_branches, healthy, nothing_left, run
-from ab_cluster import Cluster
+from ab_cluster import LONG, Cluster
 
 SECRET = "correct horse battery staple"
 COLUMNS = "id, agent_id, data, created_at"
@@ -237,7 +237,7 @@ def all_at_once(count: int, work: Callable[[int], None]) -> None:
 
     def body(number: int) -> None:
         try:
-            gate.wait(60)
+            gate.wait(LONG)
             work(number)
         except BaseException as failure:
             failures.append(failure)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import psycopg
 from ab_checks import Conn, amcheck, calm_log, create_database, delete, healthy, run
-from ab_cluster import Cluster
+from ab_cluster import LONG, Cluster
 from ab_oracle import SETTINGS
 from ab_storm import lost_connection
 
@@ -169,7 +169,7 @@ def test_acknowledged_rows(make_cluster: Callable[..., Cluster], seed: int) -> N
         await_branches(server, clients, rng.randint(4, 12))
         server.kill()
         for thread in (*clients, spread):
-            thread.join(60)
+            thread.join(LONG)
         assert [repr(client.failure) for client in clients if client.failure] == []
         server.start()
         check(server, model, f"after crash {turn}")

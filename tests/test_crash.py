@@ -33,7 +33,7 @@ from ab_checks import (
     nothing_left,
     run,
 )
-from ab_cluster import Cluster
+from ab_cluster import LONG, Cluster
 from ab_faults import SmallDisk
 
 ROUNDS = int(os.environ.get("AGENT_BRANCH_ROUNDS", "25"))
@@ -121,7 +121,7 @@ class Storm:
 
     def wait_for_step(self, number: int) -> None:
         with self.changed:
-            assert self.changed.wait_for(lambda: self.started >= number, timeout=60)
+            assert self.changed.wait_for(lambda: self.started >= number, LONG)
 
 
 def wal_written(conn: Conn, since: str) -> int:
@@ -223,9 +223,9 @@ def test_kill_nine(bench: Cluster, rng: random.Random, seed: int) -> None:
                     continue
             bench.kill()
         for thread in storm.threads:
-            thread.join(60)
+            thread.join(LONG)
         for writer in writers:
-            writer.wait(60)
+            writer.wait(LONG)
         if rng.random() < 0.25:
             position = len(bench.log_text())
             bench.start(wait=False)

@@ -56,7 +56,7 @@ def test_notification_is_the_row(cluster: Cluster) -> None:
         writer.rollback()
         writer.execute("SELECT branch.create('n2', labels => '{\"k\": \"v\"}')")
         writer.commit()
-        told = [json.loads(n.payload) for n in listener.notifies(timeout=30, stop_after=1)]
+        told = [json.loads(n.payload) for n in listener.notifies(timeout=LONG, stop_after=1)]
     assert [(t["event"], t["branch"], t["parent"], t["by"]) for t in told] == [
         ("created", "n2", "main", "postgres")
     ]
@@ -76,7 +76,7 @@ def test_names_of_all_kinds(cluster: Cluster) -> None:
         conn.execute("LISTEN agent_branch")
         for name in names:
             conn.execute("SELECT branch.create(%s)", (name,))
-        told = [json.loads(n.payload)["branch"] for n in conn.notifies(timeout=0.1)]
+        told = [json.loads(n.payload)["branch"] for n in conn.notifies(timeout=LONG, stop_after=5)]
     assert told == names
     assert cluster.sql("SELECT branch FROM branch.events ORDER BY id DESC LIMIT 5")[::-1] == [
         (name,) for name in names
@@ -126,7 +126,7 @@ def test_statements_in_other_databases(cluster: Cluster) -> None:
         conn.execute("CREATE DATABASE s3 TEMPLATE main STRATEGY branch")
         conn.execute("CREATE DATABASE plain")
         conn.execute("DROP DATABASE plain")
-        told = [json.loads(n.payload) for n in listener.notifies(timeout=30, stop_after=3)]
+        told = [json.loads(n.payload) for n in listener.notifies(timeout=LONG, stop_after=3)]
     assert [(t["event"], t["branch"], t["by"], t["parent"]) for t in told] == [
         ("created", "s1", "maker", "main"),
         ("deleted", "s1", "maker", "main"),
@@ -450,7 +450,7 @@ def test_listener_says_what_is_missing(cluster: Cluster, tmp_path: Path) -> None
         try:
             wait_for(lambda: cluster.sql("SELECT name FROM listener_state") == [("listener",)])
             listener.terminate()
-            assert listener.wait(60) == 0
+            assert listener.wait(LONG) == 0
         finally:
             listener.kill()
     cluster.sql("DROP TABLE listener_state; DROP ROLE hearing")
@@ -533,7 +533,7 @@ def test_listener(make_cluster: Callable[..., Cluster], tmp_path: Path, rng: ran
         cluster.sql("SELECT branch.create('the_last')")
         wait_for(lambda: handled(cluster)[-1][2] == "the_last", 20, "the last event")
         listener.terminate()
-        assert listener.wait(30) == 0
+        assert listener.wait(LONG) == 0
     assert handled(cluster)[:-1] == expected
     assert not [row for row in expected if "rolled_back" in row[2]]
     assert len(expected) > 50

@@ -82,7 +82,7 @@ def test_standby_dies_while_it_copies(server: None, cluster_base: Path, rng: ran
     with primary.connect() as conn:
         conn.execute("SET agent_branch.snapshot_method = copy")
         tree.fork(tree.root, conn)
-    wait_for(points.who, 60, "the standby to copy")
+    wait_for(points.who, what="the standby to copy")
     standby.kill()
     points.unlock()
     points.disarm()

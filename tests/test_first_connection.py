@@ -76,7 +76,7 @@ def test_twenty_first_connections(server: Cluster) -> None:
     gate = Barrier(20)
 
     def client(number: int) -> int:
-        gate.wait(60)
+        gate.wait(LONG)
         return rows(server, names[number % 3])
 
     with ThreadPoolExecutor(20) as pool:
@@ -129,7 +129,7 @@ def test_refused_clients_make_nothing(server: Cluster) -> None:
                     return "reject" in str(error) or "password" in str(error)
                 return False
 
-            wait_for(is_refused, 30, f"pg_hba.conf to say {rule}")
+            wait_for(is_refused, what=f"pg_hba.conf to say {rule}")
             assert not place(server, "shut").exists()
     finally:
         hba.write_text(before)
@@ -335,15 +335,14 @@ def test_autovacuum_finds_it(make_cluster: Callable[..., Cluster]) -> None:
             )
 
     grow_old(60000)
-    wait_for(lambda: place(server, "old").exists(), 60, "the sweeper")
+    wait_for(lambda: place(server, "old").exists(), what="the sweeper")
     position = len(server.log_text())
     grow_old(50000)
     wait_for(
         lambda: server.scalar(
             "SELECT age(datfrozenxid) < 100000 FROM pg_database WHERE datname = 'old'"
         ),
-        60,
-        "autovacuum",
+        what="autovacuum",
     )
     assert "subdirectory" not in server.log_text()[position:]
     healthy(server)
@@ -372,7 +371,7 @@ def test_jobs_in_it(make_cluster: Callable[..., Cluster]) -> None:
     create(server, "swept", "p")
     server.sql("SELECT branch.set_expiration('swept', now() + interval '3 seconds')")
     swept = "SELECT current_state = 'deleted' FROM branch.branches WHERE name = 'swept'"
-    wait_for(lambda: server.scalar(swept), 30, "rounds of the sweeper")
+    wait_for(lambda: server.scalar(swept), what="rounds of the sweeper")
     server.sql("DROP SCHEMA cron CASCADE")
     server.sql("CREATE EXTENSION pg_cron")
     for name, active in (("worked", True), ("idle", False)):
@@ -381,7 +380,7 @@ def test_jobs_in_it(make_cluster: Callable[..., Cluster]) -> None:
             " active => %s)",
             (name, name, active),
         )
-    wait_for(lambda: (place(server, "worked") / SMALL[0]).exists(), 30, "the sweeper")
+    wait_for(lambda: (place(server, "worked") / SMALL[0]).exists(), what="the sweeper")
     assert not place(server, "false").exists()
     assert not place(server, "idle").exists()
     healthy(server)

@@ -517,7 +517,7 @@ def test_killed_at_each_step(failpoints: None, cluster_base: Path) -> None:
 
         with ThreadPoolExecutor(1) as pool:
             working = pool.submit(work)
-            wait_for(lambda: points.who() != 0, 60, f"somebody to come to {place}")
+            wait_for(lambda: points.who() != 0, what=f"somebody to come to {place}")
             server.kill()
             working.result()
         points.unlock()
@@ -525,7 +525,7 @@ def test_killed_at_each_step(failpoints: None, cluster_base: Path) -> None:
         if place == "gather-logged":
             points.arm("redo-gather", HOLD)
             server.start(wait=False)
-            wait_for(lambda: points.who() != 0, 60, "replay")
+            wait_for(lambda: points.who() != 0, what="replay")
             server.kill()
             points.unlock()
             points.disarm()

@@ -21,7 +21,7 @@ from ab_checks import (
     own_blocks,
     run,
 )
-from ab_cluster import Cluster
+from ab_cluster import LONG, Cluster
 from ab_faults import HALF, Faults, Holding
 
 
@@ -142,7 +142,7 @@ def test_map_made_during_a_write(make_cluster: Callable[..., Cluster], faults: F
             expected = scan(reader)
             assert own_pages(server) == 1
             held.let_go(checkpointer)
-            checkpoint.result(60)
+            checkpoint.result(LONG)
             assert own_pages(server) == 2
             sees(server, reader, expected)
     assert expected[400] == "new"

@@ -224,7 +224,7 @@ def test_pg_cron_runs_them(scheduled: Cluster) -> None:
             )
         )
 
-    wait_for(done, 120, "all jobs", interval=0.5)
+    wait_for(done, what="all jobs", interval=0.5)
     states = dict(scheduled.sql("SELECT name, current_state FROM branch.branches"))
     assert states == {"old": "deleted", "unused": "deleted", "used": "ready", "left": "suspended"}
     assert scheduled.scalar("SELECT count(*) FROM t", dbname="left") == 100
@@ -284,7 +284,7 @@ def left_alone(cluster: Cluster, name: str) -> None:
     due = cluster.scalar(
         "SELECT last_active_at + interval '1 second' FROM branch.usage WHERE name = %s", (name,)
     )
-    wait_for(lambda: len(events(cluster, name)) > before, 120, "the branch to be suspended")
+    wait_for(lambda: len(events(cluster, name)) > before, what="the branch to be suspended")
     assert events(cluster, name)[before:] == ["suspended"]
     with pytest.raises(psycopg.errors.AdminShutdown, match=f'branch "{name}" is suspended'):
         alone.execute("SELECT 1")

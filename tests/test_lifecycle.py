@@ -32,7 +32,7 @@ from ab_checks import (
     refused,
     run,
 )
-from ab_cluster import Cluster, wait_for
+from ab_cluster import LONG, Cluster, wait_for
 
 ROUNDS = int(os.environ.get("AGENT_BRANCH_LIFE_ROUNDS", "4"))
 CLIENTS = 3
@@ -281,10 +281,10 @@ def test_kill_nine(server: Cluster, rng: random.Random, seed: int) -> None:
         for client in clients:
             client.start()
         for _ in range(steps):
-            assert clients[0].done.acquire(timeout=60) or clients[0].wrong
+            assert clients[0].done.acquire(timeout=LONG) or clients[0].wrong
         server.kill()
         for client in clients:
-            client.join(60)
+            client.join(LONG)
         position = len(server.log_text())
         server.start()
         assert [client.wrong for client in clients if client.wrong] == []
@@ -439,7 +439,7 @@ def test_deletion_against_a_connection(server: Cluster, end: str) -> None:
             conn.commit()
         else:
             conn.rollback()
-    thread.join(60)
+    thread.join(LONG)
     if end == "commit":
         assert 'database "wanted" does not exist' in str(answer[0])
     else:

@@ -16,7 +16,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from ab_checks import Conn, calm_log, healthy, nothing_left, run
-from ab_cluster import Cluster
+from ab_cluster import LONG, Cluster
 from ab_history import CONTENTION, DONE, EMPTY, Call, History, Living, Slot, State, Told, check
 
 TIMES = int(os.environ.get("AGENT_BRANCH_LIFECYCLE", "1"))
@@ -208,7 +208,7 @@ def lives(cluster: Cluster) -> None:
     """Events tell of each branch how it came to be, once, and if it is gone how it went;
     of statements, and of what a crash has swallowed, in the background."""
     try:
-        cluster.wait_for(lambda: not odd_lives(cluster), 30)
+        cluster.wait_for(lambda: not odd_lives(cluster))
     except TimeoutError:
         assert odd_lives(cluster) == []
 
@@ -253,7 +253,7 @@ def test_many_clients(crowded: Cluster, rng: random.Random, seed: int) -> None:
         clients.history.wait_for_calls(rng.randint(*CALLS))
         crowded.kill()
         for thread in clients.threads:
-            thread.join(60)
+            thread.join(LONG)
         position = len(crowded.log_text())
         crowded.start()
         assert clients.surprises == []

@@ -24,7 +24,7 @@ from ab_checks import (
     redo_pointer,
     run,
 )
-from ab_cluster import Cluster, wait_for
+from ab_cluster import LONG, Cluster, wait_for
 from ab_oracle import (
     LOGGED_FORKS,
     SETTINGS,
@@ -113,7 +113,7 @@ def test_kill_nine_among_snapshots(live: Cluster, seed: int, rng: random.Random)
             snapshots.start()
             storm.run(rng.randint(1, 60))
             live.kill()
-        snapshots.join(60)
+        snapshots.join(LONG)
         assert snapshots.failure is None, f"round {turn}: {snapshots.failure}"
         if turn % 2:
             live.kill_in_recovery()

@@ -26,7 +26,7 @@ from ab_checks import (
     nothing_left,
     run,
 )
-from ab_cluster import Cluster, wait_for
+from ab_cluster import LONG, Cluster, wait_for
 from ab_oracle import HELPERS, METHOD, SETTINGS, Witness, check_all, plain_again
 from ab_storm import Repeat, checkpoints, make_parent, tpcb_script
 
@@ -188,7 +188,7 @@ def test_full_request_queue(make_cluster: Make, seed: int) -> None:
                 live.sql("SELECT * FROM branch.gc()")
         done.set()
         for client in clients:
-            client.join(60)
+            client.join(LONG)
     print(f"{sum(client.turns for client in clients)} transactions")
     for client in clients:
         assert not client.is_alive(), "a client hangs"
@@ -285,7 +285,7 @@ def test_logical_replication(subscribed: Cluster, seed: int) -> None:
                 seen = now
     finally:
         bench.terminate()
-        bench.wait(60)
+        bench.wait(LONG)
     check_all(live, witnesses, "while changes are applied")
     wait_for(
         lambda: (

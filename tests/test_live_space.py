@@ -328,7 +328,7 @@ def test_the_parent_goes(live: Cluster) -> None:
     live.sql(f"DROP DATABASE {parent}")
     live.sql("SELECT * FROM branch.gc()")
     live.sql("CHECKPOINT")
-    wait_for(lambda: not image_dir(live, oid).exists(), 20, "the images to go")
+    wait_for(lambda: not image_dir(live, oid).exists(), what="the images to go")
     assert database_dirs(live, oid) == []
     nothing_left(live)
     healthy(live)

@@ -21,7 +21,7 @@ from ab_checks import (
     replays_calmly,
     run,
 )
-from ab_cluster import Cluster
+from ab_cluster import LONG, Cluster
 from ab_oracle import (
     SETTINGS,
     Witness,
@@ -149,7 +149,8 @@ def test_backup_while_snapshots_are_taken(archived: tuple[Cluster, Path], seed: 
             storm.run(12)
             with storm.held():
                 during.append(Witness.make(server, f"during{len(during)}", "p"))
-        taken.join(120)
+        taken.join(LONG)
+        assert not taken.is_alive()
         print(f"{len(during)} snapshots during the backup")
         storm.run(40)
     expected = rows_of(server, "p")

@@ -25,7 +25,7 @@ from ab_checks import (
     nothing_left,
     run,
 )
-from ab_cluster import Cluster, wait_for
+from ab_cluster import LONG, Cluster, wait_for
 from ab_faults import Faults, Holding
 from ab_oracle import HELPERS, METHOD, SETTINGS, Witness, plain_again
 
@@ -136,7 +136,7 @@ def patient_create(cluster: Cluster, name: str, timeout: str) -> None:
 
 
 def gives_up(cluster: Cluster, creation: Future[None], name: str) -> None:
-    error = creation.exception(60)
+    error = creation.exception(LONG)
     assert isinstance(error, psycopg.errors.LockNotAvailable), repr(error)
     explained(error)
     assert name not in branches(cluster)
@@ -199,7 +199,7 @@ def test_writer_held_up_in_a_write(parent: Cluster, faults: Faults, seed: int) -
         held.let_go(creator)
         gives_up(parent, creation, "b")
         held.let_go(checkpointer)
-        checkpoint.result(60)
+        checkpoint.result(LONG)
     whole_and_separate(parent)
 
 
@@ -213,7 +213,7 @@ def test_writer_held_up_in_a_truncation(parent: Cluster, faults: Faults, seed: i
         session = held.wait(truncation)
         gives_up(parent, pool.submit(patient_create, parent, "b", "300ms"), "b")
         held.let_go(session)
-        truncation.result(60)
+        truncation.result(LONG)
     whole_and_separate(parent)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from ab_checks import Conn, amcheck, calm_log, create, delete, drop_all_branches, healthy, run
-from ab_cluster import Cluster
+from ab_cluster import LONG, Cluster
 from ab_oracle import (
     FORKS,
     SETTINGS,
@@ -68,7 +68,7 @@ def test_one_snapshot(live: Cluster, seed: int) -> None:
         with checkpoints(live, seed):
             storm.run(200)
         witness.check(live, "in the storm", FORKS)
-        bench.wait(60)
+        bench.wait(LONG)
     witness.check(live, "after the storm", FORKS)
     live.restart()
     witness.check(live, "after a restart")
@@ -296,7 +296,7 @@ def test_writers_that_pass_no_hook(make_cluster: Callable[..., Cluster], seed: i
     done.set()
     live.kill()
     for thread in threads:
-        thread.join(60)
+        thread.join(LONG)
     assert [str(client.failure) for client in clients if client.failure] == []
     live.start()
     for name, before in rows.items():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from ab_cluster import Cluster, wait_for
+from ab_cluster import LONG, Cluster, wait_for
 from agent_branch.keptlines import changed, deleted, from_line, inserted
 from agent_branch.merge import Delete, Insert, Update
 from agent_branch.sqltext import quote_literal
@@ -337,7 +337,7 @@ def test_beside_a_writer(cluster: Cluster) -> None:
         )
         wait_for(lambda: cluster.scalar(waiting) > 0, what="the merge to wait")
         writer.commit()
-        ((merge, rows, conflicts),) = merged.result(60)
+        ((merge, rows, conflicts),) = merged.result(LONG)
     # Of 290 updated rows three and of 10 deleted ones one were changed by both.
     assert (rows, conflicts) == (296, 4)
     assert cluster.sql(

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from ab_cluster import Cluster, wait_for
+from ab_cluster import LONG, Cluster, wait_for
 
 # Pointing from t to far lets a lock on a row of far hold a merge up while it writes.
 TABLES = """
@@ -118,7 +118,7 @@ class Victim:
                     os.kill(pid, signal.SIGKILL)
             wait_for(lambda: self._restarts() > before, what="the server to have noticed")
             wait_for(self._answers, what="the server to have recovered")
-        assert self._done.exception(60) is not None
+        assert self._done.exception(LONG) is not None
         self._pool.shutdown()
         for holder in self.holders:
             holder.close()

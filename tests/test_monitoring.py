@@ -18,7 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 import yaml
-from ab_cluster import Cluster, identity, wait_for
+from ab_cluster import LONG, Cluster, identity, wait_for
 from psycopg.rows import dict_row
 
 HERE = Path(__file__).parent.parent / "monitoring"
@@ -79,7 +79,7 @@ def free_port() -> int:
 
 
 def get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=30) as answer:
+    with urllib.request.urlopen(url, timeout=LONG) as answer:
         text: str = answer.read().decode()
         return text
 
@@ -101,7 +101,7 @@ def running(place: Path, command: list[str], ready: str, **environment: str) -> 
             return False
 
     try:
-        wait_for(answers, 60, command[0])
+        wait_for(answers, what=command[0])
         yield
     finally:
         process.kill()
@@ -321,7 +321,7 @@ def test_scrape(server: Cluster, prometheus: str) -> None:
     def scraped() -> bool:
         return len(ask(prometheus, "query", query=states)["result"]) == 4
 
-    wait_for(scraped, 60, "a scrape")
+    wait_for(scraped, what="a scrape")
     branches = ask(prometheus, "query", query=states)["result"]
     assert {b["metric"]["state"]: b["value"][1] for b in branches} == {
         "ready": "1",
@@ -342,15 +342,14 @@ def test_scrape(server: Cluster, prometheus: str) -> None:
         rules = ask(prometheus, "rules")["groups"][0]["rules"]
         return rules if all(rule["health"] == "ok" for rule in rules) else None
 
-    rules = wait_for(evaluated, 60, "the alerts to be evaluated")
+    rules = wait_for(evaluated, what="the alerts to be evaluated")
     assert all(metrics_in(rule["query"]) <= known for rule in rules)
     wait_for(
         lambda: (
             {"AgentBranchJobFailed", "AgentBranchWarning"}
             <= {a["labels"]["alertname"] for a in ask(prometheus, "alerts")["alerts"]}
         ),
-        60,
-        "alerts about the job that failed",
+        what="alerts about the job that failed",
     )
 
 

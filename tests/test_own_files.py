@@ -23,7 +23,7 @@ from ab_checks import (
     relation_files,
     run,
 )
-from ab_cluster import Cluster, wait_for
+from ab_cluster import LONG, Cluster, wait_for
 from ab_faults import Faults, Holding
 
 
@@ -72,8 +72,8 @@ def test_others_write_while_the_file_is_made(
         )
         assert session.execute(rows).fetchall() == after
         held.let_go(checkpointer)
-        checkpoint.result(60)
-        eviction.result(60)
+        checkpoint.result(LONG)
+        eviction.result(LONG)
         session.execute("UPDATE t SET v = v || '!'")
         after = [(number, text + "!") for number, text in after]
         assert session.execute(rows).fetchall() == after

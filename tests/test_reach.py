@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from ab_cluster import Cluster, wait_for
+from ab_cluster import LONG, Cluster, wait_for
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -75,7 +75,7 @@ class Caller(threading.Thread):
             self.outcome = error
 
     def finish(self) -> list[tuple[Any, ...]] | psycopg.Error:
-        self.join(60)
+        self.join(LONG)
         assert self.outcome is not None, "the statement does not end"
         return self.outcome
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import psycopg
 import pytest
-from ab_cluster import Cluster, wait_for
+from ab_cluster import LONG, Cluster, wait_for
 from psycopg.pq import DiagnosticField
 
 ENDED = "57P01"
@@ -48,7 +48,7 @@ class Caller:
         assert self.notices, self.error
 
     def end(self) -> None:
-        self.thread.join(60)
+        self.thread.join(LONG)
         assert not self.thread.is_alive()
         self.conn.close()
 
@@ -102,7 +102,7 @@ def test_transactions_may_finish_idle_sessions_go_at_once(
     assert caller.error is None
     assert ended(busy) == ENDED
     assert caller.notices == ['waiting for 1 session of branch "b" to finish its transaction']
-    knocking.join(60)
+    knocking.join(LONG)
     assert len(newcomer) == 1
     assert 'database "b" does not exist' in newcomer[0]
 
@@ -175,7 +175,7 @@ def test_a_session_that_waits_for_the_caller_gets_no_grace(cluster: Cluster, bra
     conn.execute("SELECT branch.delete('b', hard => true, force => true)")
     conn.commit()
     for thread in threads:
-        thread.join(60)
+        thread.join(LONG)
     assert ended(busy) in (ENDED, "lost")
     third.rollback()
     third.close()

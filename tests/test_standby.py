@@ -27,7 +27,7 @@ from ab_checks import (
     replays_calmly,
     run,
 )
-from ab_cluster import Cluster
+from ab_cluster import LONG, Cluster
 from ab_tree import Tree
 
 SETTINGS: dict[str, object] = {
@@ -399,7 +399,7 @@ def test_backup_with_branches(archived: tuple[Cluster, Path]) -> None:
     ]
     copies = [server.backup(server.root / f"backup{n}") for n in range(2)]
     for writer in writers:
-        assert writer.wait(120) == 0
+        assert writer.wait(LONG) == 0
     create(server, "late", "bench")
     delete(server, "doomed")
     server.sql("SELECT * FROM branch.gc()")

@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from ab_cluster import Cluster, wait_for
+from ab_cluster import LONG, Cluster, wait_for
 from ab_fastpath import call
 
 ENDED = "57P01"
@@ -107,7 +107,7 @@ def test_who_keeps_it_awake(server: Cluster, branch: str) -> None:
     )
     assert suspend(server, branch) == f"Process {pid} is running a statement."
     running.cancel()
-    thread.join(60)
+    thread.join(LONG)
     running.rollback()
 
     for first in ("SELECT pg_current_xact_id()", "DECLARE c CURSOR FOR SELECT * FROM t"):
@@ -158,7 +158,7 @@ def test_function_call_is_not_ended(server: Cluster, branch: str, begin: str, tr
     )
     assert suspend(server, branch) == f"Process {pid} is running a statement."
     conn.cancel()
-    calling.join(60)
+    calling.join(LONG)
     assert answers == ["!57014"]
     if begin:
         assert call(conn, one) == "!25P02"

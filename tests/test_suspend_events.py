@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ab_cluster import Cluster, wait_for
+from ab_cluster import LONG, Cluster, wait_for
 
 NAPS = ("suspended", "resumed")
 
@@ -77,7 +77,7 @@ def test_who_and_why(server: Cluster) -> None:
         server.sql("SELECT branch._suspend_over_budget('who')")
         expected.append(("suspended", "postgres", "budget"))
         wait_told(server, "who", expected)
-        heard = [json.loads(note.payload) for note in listener.notifies(timeout=30, stop_after=6)]
+        heard = [json.loads(note.payload) for note in listener.notifies(timeout=LONG, stop_after=6)]
     assert [
         (e["event"], e["by"], e["detail"].get("reason")) for e in heard if e["event"] in NAPS
     ] == expected

@@ -31,7 +31,7 @@ from ab_checks import (
     run,
     snapshot_files,
 )
-from ab_cluster import Cluster
+from ab_cluster import LONG, Cluster
 from psycopg import sql
 
 ROWS = 200
@@ -431,9 +431,9 @@ def test_delete_meets_a_drop(cluster: Cluster) -> None:
             deleted = pool.submit(delete, cluster, "dropped")
             cluster.wait_for(lambda: waiting("object") or deleted.done(), what="branch.delete")
             cluster.set(synchronous_standby_names="")
-            dropped.result(60)
+            dropped.result(LONG)
             with pytest.raises(psycopg.errors.InvalidCatalogName):
-                deleted.result(60)
+                deleted.result(LONG)
     finally:
         cluster.set(synchronous_commit="on", synchronous_standby_names="")
 
@@ -829,7 +829,7 @@ def test_creation_is_nobodys_deadlock(cluster: Cluster) -> None:
         waits(creator)
         late = pool.submit(commit_after, b, "INSERT INTO locked VALUES (2)")
         for work in (late, blocked, creation):
-            work.result(60)
+            work.result(LONG)
     assert cluster.sql("SELECT i FROM locked ORDER BY i", dbname="b") == [(1,), (2,)]
     run(cluster, "main", "DROP TABLE locked", "DELETE FROM t WHERE id >= 9000")
 
@@ -1006,7 +1006,7 @@ def test_no_half_transactions(make_cluster: Callable[..., Cluster]) -> None:
         begun = threading.Event()
         blind = pool.submit(write_large_objects, server, "p", begun, done)
         try:
-            assert begun.wait(60)
+            assert begun.wait(LONG)
             for number in range(8):
                 try:
                     conn.execute("SELECT branch.create(%s, 'p')", (f"l{number}",))
