@@ -9,6 +9,7 @@ what must be there; ``Trial`` has it die at a place and looks at what is left.
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import random
@@ -82,21 +83,25 @@ def is_of_start(name: str) -> bool:
 # ---- the library, and a server that loads it ---------------------------------------------------
 
 
-def build() -> None:
-    """Make the library, or what of it is out of date."""
+def build(target: Path) -> None:
+    """Make the library, or what of it is out of date, and copy it: one process at a time."""
     environment = {key: value for key, value in os.environ.items() if key != "MAKEFLAGS"}
     if not (Path(pg_config("--includedir-server")) / "postgres.h").exists():
         del environment["PG_CONFIG"]  # a relocated server: the one it was copied from has them
-    done = subprocess.run(
-        ["make", "-s", "-j2", "FAILPOINTS=1"],
-        cwd=ROOT,
-        check=False,
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"make FAILPOINTS=1: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    LIBRARY.parent.mkdir(parents=True, exist_ok=True)
+    with (LIBRARY.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(
+            ["make", "-s", "-j2", "FAILPOINTS=1"],
+            cwd=ROOT,
+            check=False,
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"make FAILPOINTS=1: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+        shutil.copy(LIBRARY, target)
 
 
 def private_server(place: Path, library: Path) -> Path:
@@ -125,10 +130,12 @@ def private_server(place: Path, library: Path) -> Path:
 @contextmanager
 def failpoint_server(base: Path) -> Iterator[None]:
     """In here, clusters are made with the library that has failpoints."""
-    build()
     place = base / "failpoints"
+    place.mkdir()
+    built = place / LIBRARY.name
+    build(built)
     before = os.environ.get("PG_CONFIG")
-    os.environ["PG_CONFIG"] = str(private_server(place, LIBRARY))
+    os.environ["PG_CONFIG"] = str(private_server(place, built))
     try:
         yield
     finally:
