@@ -31,8 +31,10 @@ def test_a_step_without_nodes(make_cluster: Callable[..., Cluster], seed: int) -
     """While a disk is full it may be that of no node is known what it holds."""
     cluster = make_cluster("alone")
     tree, rng = Tree(cluster, rows=10), random.Random(seed)
-    chosen = set()
-    for _ in range(100):
+    chosen: set[str] = set()
+    for _ in range(2000):
+        if len(chosen) == 3:
+            break
         what, step = choose(cluster, tree, rng, [], [])
         step()
         chosen.add(what)
