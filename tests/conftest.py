@@ -26,7 +26,12 @@ LONGEST = (
 )
 
 # Nothing is timed, and the seed alone says which examples there are.
-hypothesis.settings.register_profile("agent_branch", deadline=None, database=None)
+hypothesis.settings.register_profile(
+    "agent_branch",
+    deadline=None,
+    database=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
 hypothesis.settings.load_profile("agent_branch")
 
 

@@ -17,7 +17,7 @@ from ab_cluster import Cluster
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-FUZZ = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=30, suppress_health_check=list(HealthCheck))
 
 ANY = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 PIECES = st.sampled_from(
