@@ -11,7 +11,7 @@ from typing import Any
 
 import hypothesis
 import pytest
-from ab_cluster import Cluster, live_clusters, workspace
+from ab_cluster import BASE_SETTINGS, Cluster, live_clusters, workspace
 from ab_faults import Faults
 
 LOG_LINES = 60
@@ -24,6 +24,11 @@ LONGEST = (
     *("one_life", "lifecycle_model", "power_cut", "images_model", "pooling", "child_rows"),
     *("torn_writes", "live_space", "oracle", "live_steps", "jobs", "agent_roles", "attach"),
 )
+
+# Autovacuum comes when it likes: tests of it turn it on.
+BASE_SETTINGS["autovacuum"] = "off"
+# A writer may be held up for long by others' writes; tests of the limit set their own.
+BASE_SETTINGS["agent_branch.snapshot_timeout"] = "60s"
 
 # Nothing is timed, and the seed alone says which examples there are.
 hypothesis.settings.register_profile(

@@ -980,6 +980,7 @@ def test_no_half_transactions(make_cluster: Callable[..., Cluster]) -> None:
     server = make_cluster(
         "busy",
         {
+            "autovacuum": "on",
             "autovacuum_naptime": "1s",
             "autovacuum_vacuum_threshold": "20",
             "autovacuum_vacuum_scale_factor": "0",
