@@ -6,15 +6,18 @@ data directory (extension/include/ab_format.h).
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from ab_cluster import Cluster
+from ab_cluster import Cluster, wait_for
 from psycopg import sql
 
 BLOCK = 8192
@@ -203,8 +206,19 @@ def relation_files(cluster: Cluster, name: str) -> list[Path]:
     ]
 
 
-def disk_bytes(paths: Sequence[Path]) -> int:
-    return sum(path.stat().st_blocks * 512 for path in paths)
+def below(place: Path) -> Iterator[Path]:
+    """Everything under a directory of a running server, where things come and go."""
+    for here, folders, files in os.walk(place):
+        yield from (Path(here, name) for name in (*folders, *files))
+
+
+def disk_bytes(paths: Iterable[Path]) -> int:
+    """Without what goes meanwhile."""
+    total = 0
+    for path in paths:
+        with suppress(FileNotFoundError):
+            total += path.stat().st_blocks * 512
+    return total
 
 
 def own_blocks(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -245,8 +259,9 @@ def snapshot_files(cluster: Cluster) -> dict[str, tuple[int, int, int]]:
     """name -> (inode, size, mtime) of everything in agent_branch/snapshots."""
     found = {}
     for path in (cluster.data / "agent_branch" / "snapshots").iterdir():
-        stat = path.stat()
-        found[path.name] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        with suppress(FileNotFoundError):
+            stat = path.stat()
+            found[path.name] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
     return found
 
 
@@ -279,9 +294,7 @@ def residue(cluster: Cluster) -> list[str]:
     ]
     found += [f"gathered {oid}" for oid in gathered(cluster) if str(oid) not in known]
     found += [
-        str(path.relative_to(cluster.data))
-        for path in home.rglob("*")
-        if path.name.startswith("tmp.") or path.suffix == ".pending"
+        str(path.relative_to(cluster.data)) for path in below(home) if is_in_the_making(path.name)
     ]
     return sorted(found)
 
@@ -298,8 +311,19 @@ def collect(cluster: Cluster) -> None:
 
 
 def nothing_left(cluster: Cluster, when: str = "") -> None:
-    found = residue(cluster)
-    assert found == [], f"left behind {when}: {found}"
+    """What a background process is just making comes and goes."""
+
+    def found() -> list[str]:
+        return [what for what in residue(cluster) if not is_in_the_making(what)]
+
+    assert found() == [], f"left behind {when}: {found()}"
+    with suppress(TimeoutError):
+        wait_for(lambda: residue(cluster) == [], 60)
+    assert residue(cluster) == [], f"left behind {when}"
+
+
+def is_in_the_making(path: str) -> bool:
+    return Path(path).name.startswith("tmp.") or path.endswith(".pending")
 
 
 def amcheck(cluster: Cluster, *dbnames: str) -> None:

@@ -544,7 +544,7 @@ def plain_again(cluster: Cluster, name: str, only: set[int] | None = None) -> No
             for path in place.iterdir()
             if path.name not in known
             and (number := path.name.split("_")[0].split(".")[0]) not in nodes
-            and (only is None or int(number) in only)
+            and (only is None or (number.isdigit() and int(number) in only))
         }
 
     try:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
-from ab_checks import BLOCK, Conn, branches, create_database
+from ab_checks import BLOCK, Conn, below, branches, create_database, disk_bytes
 from ab_cluster import Cluster
 
 ROWS = 3000  # ten to a page
@@ -242,8 +242,8 @@ def snapshots(cluster: Cluster, suffix: str) -> dict[str, Path]:
 def kept_pages(cluster: Cluster) -> int:
     """What all snapshots take on disk, in pages: copies, old pages, manifests."""
     home = cluster.data / "agent_branch"
-    files = [path for part in ("snapshots", "images") for path in (home / part).rglob("*")]
-    return sum(path.stat().st_blocks * 512 for path in files if path.is_file()) // BLOCK
+    files = [path for part in ("snapshots", "images") for path in below(home / part)]
+    return disk_bytes(path for path in files if path.is_file()) // BLOCK
 
 
 def ids(data: bytes, step: int) -> Iterator[str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from ab_checks import Conn, drop_all_branches, healthy, nothing_left
+from ab_checks import Conn, below, drop_all_branches, healthy, nothing_left
 from ab_cluster import Cluster
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
@@ -67,7 +67,7 @@ def state(cluster: Cluster) -> tuple[object, ...]:
     root = cluster.data
     paths = {
         str(path.relative_to(root))
-        for path in root.rglob("*")
+        for path in below(root)
         if not ALLOWED_PATHS.fullmatch(str(path.relative_to(root)))
     }
     beside = sorted(path.name for path in cluster.root.iterdir())

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from ab_checks import (
     BLOCK,
+    below,
     calm_log,
     contents,
     create,
     create_database,
     database_dirs,
     delete,
+    disk_bytes,
     drop_all_branches,
     healthy,
     nothing_left,
@@ -99,10 +101,10 @@ def test_a_snapshot_copies_nothing(live: Cluster) -> None:
     settle(live, parent)
     live.sql("CHECKPOINT")
     home = live.data / "agent_branch"
-    clean = sum(path.stat().st_blocks * 512 for path in home.rglob("*"))
+    clean = disk_bytes(below(home))
     create(live, "big1", parent)
     live.sql("CHECKPOINT")
-    took = sum(path.stat().st_blocks * 512 for path in home.rglob("*")) - clean
+    took = disk_bytes(below(home)) - clean
     assert took < 512 * 1024, f"a branch of 30 MB took {took} bytes"
     before = files_of(live, parent)
     for turn in range(4):  # the same pages each time

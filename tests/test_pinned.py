@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from ab_checks import (
+    below,
     create,
     create_database,
     delete,
+    disk_bytes,
     drop_all_branches,
     explained,
     gathered,
@@ -62,10 +64,10 @@ def snapshot_of(cluster: Cluster, branch: str) -> str:
 
 def store_bytes(cluster: Cluster) -> int:
     """Disk space of agent_branch/: snapshots and saved pages."""
-    return sum(
-        path.stat().st_blocks * 512
+    return disk_bytes(
+        path
         for folder in ("snapshots", "images")
-        for path in (cluster.data / "agent_branch" / folder).rglob("*")
+        for path in below(cluster.data / "agent_branch" / folder)
         if path.is_file()
     )
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from ab_checks import branches, disk_bytes, healthy, nothing_left, run
+from ab_checks import below, branches, disk_bytes, healthy, nothing_left, run
 from ab_cluster import Cluster
 
 BRANCHES = 1000
@@ -16,7 +16,7 @@ CLIENTS = 8
 def all_bytes(cluster: Cluster) -> int:
     """Disk space of all databases and of the extension's own files."""
     return sum(
-        disk_bytes([path for path in (cluster.data / place).rglob("*") if path.is_file()])
+        disk_bytes([path for path in below(cluster.data / place) if path.is_file()])
         for place in ("base", "agent_branch")
     )
 
