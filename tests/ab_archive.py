@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+from ab_byhand import copy_live
 from ab_cluster import Cluster, wait_for
 
 
@@ -61,9 +62,9 @@ def reach(cluster: Cluster, action: str) -> None:
 
 
 def copy_of(path: Path, name: str) -> Path:
-    """A copy of a data directory or backup, with its owners."""
+    """A copy of a data directory (its server may run) or backup, with its owners."""
     target = path.with_name(name)
-    shutil.copytree(path, target, symlinks=True)
+    copy_live(path, target, lambda *_: [])
     target.chmod(0o700)
     for place in (target, *target.rglob("*")):
         Cluster.give(place)

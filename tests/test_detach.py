@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from ab_byhand import copy_live
 from ab_checks import (
     amcheck,
     branches,
@@ -412,7 +413,7 @@ def copy_part(server: Cluster, copy: Path, part: str) -> None:
             if name.startswith(left_out) or ((there / name).exists() and (there / name).is_file())
         ]
 
-    shutil.copytree(server.data / part, copy / part, ignore=skip, dirs_exist_ok=True)
+    copy_live(server.data / part, copy / part, skip, more=True)
 
 
 def test_backups_meanwhile(make_cluster: Callable[..., Cluster]) -> None:
