@@ -181,6 +181,44 @@ def bench_sums(cluster: Cluster, dbname: str) -> int:
     return int(row[0])
 
 
+# ---- background processes -----------------------------------------------------------
+
+
+def pid_of(cluster: Cluster, kind: str) -> int:
+    """Of the background process of that kind, once there is one."""
+    query = "SELECT pid FROM pg_stat_activity WHERE backend_type = %s"
+    return int(wait_for(lambda: cluster.scalar(query, (kind,)), what=kind))
+
+
+@contextmanager
+def held_up(cluster: Cluster, kind: str) -> Iterator[Callable[[], None]]:
+    """One of our background processes is stopped while it waits for work and holds nothing that
+    others need.  Call the result to wake it."""
+    waiting = (
+        "SELECT pid FROM pg_stat_activity WHERE backend_type = %s AND wait_event_type = 'Extension'"
+    )
+
+    def resume(pid: int) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+    def stopped() -> int:
+        pid = cluster.scalar(waiting, (kind,))
+        if pid is None:
+            return 0
+        os.kill(pid, signal.SIGSTOP)
+        if cluster.scalar(waiting, (kind,)) == pid:
+            return int(pid)
+        resume(pid)
+        return 0
+
+    pid = wait_for(stopped, what=f"{kind} to wait")
+    try:
+        yield lambda: resume(pid)
+    finally:
+        resume(pid)
+
+
 # ---- storage ---------------------------------------------------------------------
 
 

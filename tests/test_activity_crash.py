@@ -10,7 +10,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from ab_cluster import Cluster, wait_for
+from ab_checks import pid_of
+from ab_cluster import LONG, Cluster, wait_for
 from ab_faults import Faults
 
 CLIENTS = 3
@@ -56,17 +57,13 @@ def work(cluster: Cluster, each: int) -> int:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(LONG)
     assert not any(thread.is_alive() for thread in threads)
     return CLIENTS * each
 
 
 def worker(cluster: Cluster) -> int:
-    return int(
-        cluster.scalar(
-            "SELECT pid FROM pg_stat_activity WHERE backend_type = 'agent_branch activity'"
-        )
-    )
+    return pid_of(cluster, "agent_branch activity")
 
 
 def kill_all(cluster: Cluster) -> None:

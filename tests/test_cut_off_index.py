@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import psycopg
-from ab_checks import BLOCK, calm_log, create_database, healthy, nothing_left, oid_of, run
+from ab_checks import BLOCK, calm_log, create_database, healthy, nothing_left, oid_of, pid_of, run
 from ab_cluster import Cluster, wait_for
 from ab_faults import Faults
 from ab_oracle import HELPERS, LOGGED_FORKS, POOL, Key, State, Witness, differences
@@ -42,8 +42,8 @@ def with_standby(cluster: Cluster, faults: Faults) -> Cluster:
     parent = create_database(cluster, "p", *HELPERS, rows, "VACUUM t", "CHECKPOINT")
     standby = cluster.standby(f"{cluster.name}replica")
     faults.restart(cluster, "fast")
-    walwriter = cluster.scalar("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'")
-    os.kill(int(walwriter), signal.SIGSTOP)
+    walwriter = pid_of(cluster, "walwriter")
+    os.kill(walwriter, signal.SIGSTOP)
     faults.arm_stop(f"base/{oid_of(cluster, parent)}/", PAGES + 1, only="pwrite")
     with ThreadPoolExecutor(1) as pool:
         work = pool.submit(

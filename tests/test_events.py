@@ -203,25 +203,11 @@ def test_interrupted_drop(make_cluster: Callable[..., Cluster]) -> None:
     ]
 
 
-@contextlib.contextmanager
-def keeper_asleep(cluster: Cluster) -> Iterator[None]:
-    """The keeper alone is held up."""
-    pid = cluster.scalar(
-        "SELECT pid FROM pg_stat_activity WHERE backend_type = 'agent_branch keeper'"
-    )
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
-
-
 def test_order_without_keeper(make_cluster: Callable[..., Cluster]) -> None:
     """Whoever has waited for the keeper long enough does not overtake it."""
     cluster = make_cluster("overtaken", {"fsync": "off"})
     cluster.sql("SELECT branch.create('k0')")  # the keeper registers its snapshot
-    with keeper_asleep(cluster):
+    with held_up(cluster, "agent_branch keeper"):
         cluster.sql("CREATE DATABASE k1 TEMPLATE main STRATEGY branch", dbname="main")
         cluster.sql("SELECT branch.delete('k1', hard => true)")
     wait_events(cluster, "k1", [("created", "k1"), ("deleted", "k1")])
@@ -231,7 +217,7 @@ def test_expired_before_it_was_told(make_cluster: Callable[..., Cluster]) -> Non
     """A crash takes the note of a branch whose time is over when the server is there again."""
     cluster = make_cluster("untold", {"fsync": "off"})
     cluster.sql("SELECT branch.create('k0')")
-    with keeper_asleep(cluster):
+    with held_up(cluster, "agent_branch keeper"):
         cluster.sql("CREATE DATABASE k1 TEMPLATE main STRATEGY branch", dbname="main")
         cluster.sql("SELECT branch.set_expiration('k1', clock_timestamp() + '0.1 seconds')")
         cluster.kill()

@@ -24,6 +24,7 @@ from ab_checks import (
     exists,
     healthy,
     nothing_left,
+    pid_of,
     run,
 )
 from ab_cluster import CONF, Cluster
@@ -210,7 +211,7 @@ def test_no_memory_to_map_a_manifest(make_cluster: Callable[..., Cluster]) -> No
         expected[name] = contents(cluster, parent)
         more = "INSERT INTO small VALUES (2)"
         run(cluster, parent, "UPDATE t SET v = 'n' WHERE id % 2 = 0", more)
-    pid = cluster.scalar("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'")
+    pid = pid_of(cluster, "checkpointer")
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
     stored = [image_bytes(cluster, name) for name in ("p", "middle")]
     if not Weather.limit(int(pid), str(pages * resource.getpagesize())):

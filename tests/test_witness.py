@@ -11,11 +11,12 @@ import signal
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
 import pytest
+from ab_byhand import copy_live
 from ab_checks import (
     calm_log,
     contents,
@@ -24,22 +25,28 @@ from ab_checks import (
     delete,
     gathered,
     healthy,
+    held_up,
     nothing_left,
     oid_of,
     run,
 )
-from ab_cluster import Cluster, ServerError, identity, wait_for
+from ab_cluster import LONG, Cluster, ServerError, identity, wait_for
 
 MakeCluster = Callable[..., Cluster]
 
 LIVE = 0x2  # AB_MANIFEST_LIVE
 FLAGS_OFFSET = 12
+KEEPER = "agent_branch keeper"  # who logs WITNESS records
 STATES = {1: "clean", 2: "starting", 3: "running"}
 TRIPWIRE = "pg_replslot/agent-branch.tmp"
 DISTRUST = "cannot be trusted any more"
 
 # Nothing in the background may write pages or WAL at its own time.
-STILL: dict[str, object] = {"autovacuum": "off", "checkpoint_timeout": "1h", "hot_standby": "on"}
+STILL: dict[str, object] = {
+    "agent_branch.sweep_interval": "0",
+    "checkpoint_timeout": "1h",
+    "hot_standby": "on",
+}
 
 TABLE = [
     "CREATE TABLE t (id int PRIMARY KEY, v text)",
@@ -145,26 +152,6 @@ def witnessed(cluster: Cluster) -> None:
         return row is not None and row[0] > 0
 
     wait_for(found, what="a WITNESS record")
-
-
-@contextlib.contextmanager
-def stopped_keeper(cluster: Cluster) -> Iterator[Callable[[], None]]:
-    """The keeper sleeps, so that nobody logs WITNESS records; call the result to wake it."""
-    keeper = int(
-        cluster.scalar(
-            "SELECT pid FROM pg_stat_activity WHERE backend_type = 'agent_branch keeper'"
-        )
-    )
-
-    def resume() -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(keeper, signal.SIGCONT)
-
-    os.kill(keeper, signal.SIGSTOP)
-    try:
-        yield resume
-    finally:
-        resume()
 
 
 def single(cluster: Cluster, command: str) -> None:
@@ -276,7 +263,7 @@ def test_recovery_without_the_library_that_replays_changes(server: Cluster) -> N
     """The parent was written between the checkpoint and the record: whoever tried to recover
     without the library may have written pages before that record stopped him."""
     ids = live(server)
-    with stopped_keeper(server) as resume:
+    with held_up(server, KEEPER) as resume:
         run(server, "p", "CHECKPOINT", "UPDATE t SET v = 'between'")
         resume()
     witnessed(server)
@@ -291,7 +278,7 @@ def test_recovery_without_the_library_before_there_is_a_record(server: Cluster) 
     """Killed so soon after a checkpoint that nothing in WAL needs the library: a server
     without it recovers, is stopped cleanly or not, and is found out."""
     ids = live(server)
-    with stopped_keeper(server):
+    with held_up(server, KEEPER):
         run(server, "p", "CHECKPOINT", "INSERT INTO t VALUES (-1, 'between')")
         server.kill()
     without_library(server)
@@ -467,7 +454,7 @@ def test_base_backup(server: Cluster) -> None:
     load = server.pgbench(["-i", "-q", "-s", "1"], "main", background=True)
     copy = server.backup(server.root / "copy")
     run(server, "p", "UPDATE t SET v = 'later'")
-    assert load.wait(120) == 0
+    assert load.wait(LONG) == 0
     restored = Cluster.from_data(server.root.parent, "restored", copy)
     trusted(restored)
     restored.crash()
@@ -496,7 +483,7 @@ def test_base_backup_without_a_record_of_ours(server: Cluster) -> None:
     ids = live(server)
     server.sql("CHECKPOINT")
     witnessed(server)
-    with stopped_keeper(server):
+    with held_up(server, KEEPER):
         copy = server.backup(server.root / "copy")
     restored = Cluster.from_data(server.root.parent, "restored", copy)
     distrusted(restored, "Nothing in the WAL of the base backup", ids)
@@ -577,12 +564,7 @@ def test_snapshot_during_a_base_backup_from_a_standby(server: Cluster) -> None:
         server.sql("SELECT * FROM branch.gc()")
         server.wait_caught_up(standby)
         assert oid_of(server, "early") in gathered(standby)
-        shutil.copytree(
-            standby.data,
-            copy,
-            symlinks=True,
-            ignore=shutil.ignore_patterns("postmaster.pid", "xlogtemp.*"),
-        )
+        copy_live(standby.data, copy, lambda *_: ["postmaster.pid"])
         (copy / "agent_branch" / "origins").write_bytes(before)
         create(server, "during", "p")
         run(server, "p", "UPDATE t SET v = 'later'", "CHECKPOINT")
