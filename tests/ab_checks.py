@@ -54,6 +54,19 @@ def delete(cluster: Cluster, name: str) -> None:
     cluster.sql("SELECT branch.delete(%s, hard => true)", (name,))
 
 
+def drop_extension(cluster: Cluster) -> None:
+    """Again where it and a background process of ours have waited for each other."""
+
+    def dropped() -> bool:
+        try:
+            cluster.sql("DROP EXTENSION agent_branch")
+        except psycopg.errors.DeadlockDetected:
+            return False
+        return True
+
+    wait_for(dropped, what="the extension to be dropped")
+
+
 def refused(
     cluster: Cluster,
     query: str,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from ab_checks import drop_extension
 from ab_cluster import Cluster, ServerError, pg_config
 
 MakeCluster = Callable[..., Cluster]
@@ -143,7 +144,7 @@ def test_can_be_removed_as_the_readme_says(make_cluster: MakeCluster) -> None:
         "SELECT name, branch.delete(name, hard => true) FROM branch.branches ORDER BY depth DESC"
     )
     server.sql("SELECT * FROM branch.gc()")
-    server.sql("DROP EXTENSION agent_branch")
+    drop_extension(server)
     server.stop()
     server.configure(shared_preload_libraries="")
     server.start()

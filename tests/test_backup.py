@@ -76,7 +76,14 @@ def restore(cluster: Cluster, path: Path, *options: str) -> subprocess.Completed
 
 
 def lose_control_database(cluster: Cluster) -> None:
-    cluster.sql("DROP DATABASE postgres WITH (FORCE)", dbname="template1")
+    def dropped() -> bool:
+        try:
+            cluster.sql("DROP DATABASE postgres WITH (FORCE)", dbname="template1")
+        except psycopg.errors.ObjectInUse:  # by a background process of ours
+            return False
+        return True
+
+    wait_for(dropped, what="the control database to go")
     cluster.sql("CREATE DATABASE postgres TEMPLATE template0", dbname="template1")
 
 

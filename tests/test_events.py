@@ -341,7 +341,7 @@ def test_extension_made_anew(make_cluster: Callable[..., Cluster]) -> None:
     for _ in range(20):
         cluster.sql("SELECT branch.set_labels('x1', '{}')")
     last = cluster.scalar("SELECT max(id) FROM branch.events")
-    cluster.sql("DROP EXTENSION agent_branch")
+    drop_extension(cluster)
     cluster.sql("CREATE EXTENSION agent_branch")
     cluster.sql("SELECT branch.create('x5')")
     told = cluster.sql("SELECT event, branch FROM branch.events_after(%s)", (last,))

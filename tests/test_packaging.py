@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from ab_checks import drop_extension
 from ab_cluster import Cluster, pg_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -141,7 +142,7 @@ def test_every_function_is_safe_to_call(cluster: Cluster) -> None:
 
 def test_extension_can_go_and_come_back(cluster: Cluster) -> None:
     before = cluster.sql(OBJECTS)
-    cluster.sql("DROP EXTENSION agent_branch")
+    drop_extension(cluster)
     assert cluster.sql("SELECT 1 FROM pg_namespace WHERE nspname = 'branch'") == []
     cluster.sql("CREATE EXTENSION agent_branch")
     assert cluster.sql(OBJECTS) == before
@@ -151,7 +152,7 @@ def test_extension_can_go_and_come_back(cluster: Cluster) -> None:
 
 def test_extension_in_a_schema_of_its_own(cluster: Cluster) -> None:
     """CREATE EXTENSION ... SCHEMA puts the agents' functions there."""
-    cluster.sql("DROP EXTENSION agent_branch")
+    drop_extension(cluster)
     cluster.sql("CREATE SCHEMA agents")
     cluster.sql("CREATE EXTENSION agent_branch SCHEMA agents")
     try:
@@ -159,7 +160,7 @@ def test_extension_in_a_schema_of_its_own(cluster: Cluster) -> None:
         assert rows == [("agent_9",)]
         cluster.sql("SELECT agents.delete_agent_branch('9')")
     finally:
-        cluster.sql("DROP EXTENSION agent_branch")
+        drop_extension(cluster)
         cluster.sql("DROP SCHEMA agents")
         cluster.sql("CREATE EXTENSION agent_branch")
 

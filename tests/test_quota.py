@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from ab_checks import drop_extension
 from ab_cluster import Cluster, ServerError, wait_for
 from psycopg import errors
 
@@ -251,7 +252,7 @@ def test_quotas_that_nobody_needs(make_cluster: Callable[..., Cluster]) -> None:
     cluster.sql("SELECT branch.delete('p1', hard => true)")
     wait_for(lambda: cluster.sql("SELECT parent_name FROM branch.quotas") == [("main",)])
     cluster.sql("SELECT branch.set_quota('postgres', max_branches => 0)")
-    cluster.sql("DROP EXTENSION agent_branch")
+    drop_extension(cluster)
 
     def unlimited() -> bool:
         try:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pytest
 from ab_catalog import Contents, contents, differences
-from ab_checks import Conn
+from ab_checks import Conn, drop_extension
 from ab_cluster import Cluster, pg_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -174,7 +174,7 @@ def copy_of_server(root: Path, files: dict[str, str]) -> Path:
 @pytest.fixture(scope="module")
 def conn(cluster: Cluster) -> Iterator[Conn]:
     files = {path.name: path.read_text() for path in RELEASED}
-    cluster.sql("DROP EXTENSION agent_branch")
+    drop_extension(cluster)
     cluster.stop()
     cluster.bindir = copy_of_server(cluster.root.parent / "server", {**files, **scripts()})
     cluster.start()
