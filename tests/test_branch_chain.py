@@ -34,9 +34,16 @@ from ab_checks import (
 from ab_cluster import Cluster, wait_for
 from ab_tree import Node, Tree, kept_pages, kill_when, named_layers, snapshots, was_killed
 
+# Nothing goes but when it is told.
+CLUSTER = {"settings": {"agent_branch.sweep_interval": "0"}}
+
 ROUNDS = max(3, int(os.environ.get("AGENT_BRANCH_ROUNDS", "25")) // 5)
 DEPTH = 27
-STANDBY: dict[str, object] = {"wal_consistency_checking": "all", "hot_standby_feedback": "on"}
+STANDBY: dict[str, object] = {
+    "agent_branch.sweep_interval": "0",
+    "hot_standby_feedback": "on",
+    "wal_consistency_checking": "all",
+}
 
 
 @pytest.fixture

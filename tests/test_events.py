@@ -20,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from ab_checks import Conn
-from ab_cluster import Cluster, wait_for
+from ab_checks import Conn, drop_extension, held_up
+from ab_cluster import LONG, Cluster, wait_for
+
+# Nothing goes but when it is told.
+CLUSTER = {"settings": {"agent_branch.sweep_interval": "0"}}
 
 LISTENER = Path(__file__).parent.parent / "examples" / "listener.py"
 

@@ -23,7 +23,10 @@ from ab_checks import (
     refused,
     run,
 )
-from ab_cluster import Cluster, wait_for
+from ab_cluster import LONG, Cluster, wait_for
+
+# Nothing goes but when it is told.
+CLUSTER = {"settings": {"agent_branch.sweep_interval": "0"}}
 
 TABLE = "CREATE TABLE t AS SELECT g AS id FROM generate_series(1, 100) g"
 SMALL = ("PG_VERSION", "pg_filenode.map")

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from ab_cluster import Cluster, wait_for
 
+# Nothing goes but when it is told.
+CLUSTER = {"settings": {"agent_branch.sweep_interval": "0"}}
+
 NAME = "pg_internal.init"
 
 # Mapped ones, and those whose file numbers stand in what the file has.

@@ -19,6 +19,9 @@ from ab_checks import (
 )
 from ab_cluster import Cluster
 
+# Nothing goes but when it is told.
+CLUSTER = {"settings": {"agent_branch.sweep_interval": "0"}}
+
 ROWS = "CREATE TABLE t AS SELECT i, repeat('x', 400) AS v FROM generate_series(1, 4000) AS i"
 METHODS = ["before_image", "copy"]
 

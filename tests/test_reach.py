@@ -411,7 +411,9 @@ def test_no_free_workers(make_cluster: Callable[..., Cluster]) -> None:
 def test_calls_that_fail_one_after_the_other(make_cluster: Callable[..., Cluster]) -> None:
     """The workers that they leave to their end take no slots from the next ones, be it a
     transaction or a subtransaction that fails."""
-    cluster = make_cluster("failing", {"max_worker_processes": "5"})
+    cluster = make_cluster(
+        "failing", {"max_worker_processes": "5", "agent_branch.sweep_interval": "0"}
+    )
     with cluster.connect() as conn:
         for _ in range(30):
             with pytest.raises(psycopg.errors.InvalidCatalogName, match='"nosuch"'):

@@ -21,6 +21,9 @@ from ab_checks import (
 )
 from ab_cluster import Cluster
 
+# Nothing goes but when it is told.
+CLUSTER = {"settings": {"agent_branch.sweep_interval": "0"}}
+
 DEPTH = 50
 
 

@@ -31,6 +31,9 @@ from ab_checks import (
 )
 from ab_cluster import Cluster
 
+# Nothing goes but when it is told.
+CLUSTER = {"settings": {"agent_branch.sweep_interval": "0"}}
+
 MakeCluster = Callable[..., Cluster]
 
 # Pages are written, and WAL begins anew, only when a test says so.

@@ -11,6 +11,9 @@ from ab_checks import (
 )
 from ab_cluster import Cluster, wait_for
 
+# Nothing goes but when it is told.
+CLUSTER = {"settings": {"agent_branch.sweep_interval": "0"}}
+
 TAKE = "SELECT parent_name, name FROM branch.take_scheduled_snapshots()"
 
 

@@ -31,6 +31,7 @@ from ab_cluster import LONG, Cluster
 from ab_tree import Tree
 
 SETTINGS: dict[str, object] = {
+    "agent_branch.sweep_interval": "0",
     "wal_consistency_checking": "all",
     "max_wal_size": "4GB",
     "hot_standby": "on",

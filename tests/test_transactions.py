@@ -34,6 +34,9 @@ from ab_checks import (
 from ab_cluster import LONG, Cluster
 from psycopg import sql
 
+# Nothing goes but when it is told.
+CLUSTER = {"settings": {"agent_branch.sweep_interval": "0"}}
+
 ROWS = 200
 
 
