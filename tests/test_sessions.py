@@ -183,6 +183,13 @@ def test_a_session_that_waits_for_the_caller_gets_no_grace(cluster: Cluster, bra
     cluster.sql("DROP ROLE chained")
 
 
+def alone(cluster: Cluster, branch: str) -> None:
+    """Wait until of the sessions in a branch one is left: the others end a little after they are
+    closed."""
+    sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s"
+    wait_for(lambda: cluster.scalar(sessions, (branch,)) == 1, what="the others to leave")
+
+
 def test_rights_to_end_sessions(cluster: Cluster, branch: str) -> None:
     """The owner may end his own and his members' sessions; if there is one that he may not end
     none is ended, and prepared transactions prevent it altogether."""
@@ -198,6 +205,7 @@ def test_rights_to_end_sessions(cluster: Cluster, branch: str) -> None:
         assert refused.value.diag.message_detail == 'One of them is of role "stranger".'
         assert ended(own) is None
         foreign.close()
+        alone(cluster, branch)
         chief = cluster.connect(branch)
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             conn.execute(call)
@@ -205,12 +213,14 @@ def test_rights_to_end_sessions(cluster: Cluster, branch: str) -> None:
     with cluster.connect(branch, autocommit=False) as writer:
         writer.execute("INSERT INTO t VALUES (2)")
         writer.execute("PREPARE TRANSACTION 'b_prepared'")
+    alone(cluster, branch)
     with cluster.connect(user="keeper") as conn:
         with pytest.raises(psycopg.errors.ObjectInUse) as used:
             conn.execute(call)
         assert "prepared transaction" in str(used.value)
         assert ended(own) is None
     cluster.sql("ROLLBACK PREPARED 'b_prepared'", dbname=branch)
+    alone(cluster, branch)
     with cluster.connect(user="keeper") as conn:
         conn.execute(call)
     assert ended(own) == ENDED
