@@ -14,8 +14,9 @@ from ab_cluster import LONG, Cluster
 from ab_fastpath import call
 
 BRANCHES = ["b1", "b2", "b3"]
-NAPS = [0.2, 0.2, 0.4, 0.8, 1.6, 3.2]  # seconds that a statement takes at least; longer ones are
-# for a machine that does other things and makes clients late
+# Seconds that a statement takes at least; longer ones are for a machine that does other things
+# and makes clients late.
+NAPS = [0.2, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8]
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 

@@ -203,13 +203,19 @@ def test_active_time(server: Cluster) -> None:
 
     # and it grows while a statement runs
     with server.connect(name) as conn:
-        running = threading.Thread(target=lambda: conn.execute("SELECT pg_sleep(1)"), daemon=True)
+
+        def sleep() -> None:
+            with suppress(psycopg.errors.QueryCanceled):
+                conn.execute("SELECT pg_sleep(600)")
+
+        running = threading.Thread(target=sleep, daemon=True)
         running.start()
         wait_for(
             lambda: usage(server, name)["active_us"] / 1e6 > active + 0.3, what="time to be counted"
         )
         assert running.is_alive()
-        running.join(60)
+        conn.cancel()
+        running.join(LONG)
 
 
 def test_more_databases_than_are_tracked(server: Cluster) -> None:
@@ -260,6 +266,8 @@ def test_a_statement_that_is_not_tracked_holds_nothing_up(server: Cluster) -> No
 def test_a_late_record_does_not_wake_a_branch(server: Cluster) -> None:
     """A branch without an entry is used, then suspended, while somebody holds its row: the file
     has it as it was before, and is written after the entry, which says that it is asleep."""
+    sessions = "SELECT sum(sessions) FROM branch.usage"
+    wait_for(lambda: server.scalar(sessions) == 0, what="sessions of other tests to end")
     held = [branch(server, f"held_{i}") for i in range(16)]
     late = branch(server, "late")
     conns = [server.connect(name) for name in held]
