@@ -20,7 +20,7 @@ def server(cluster_base: Any) -> Iterator[Cluster]:
     made = Cluster.create(
         cluster_base,
         "suspend",
-        {"agent_branch.activity_flush_interval": 1, "autovacuum": "off"},
+        {"agent_branch.activity_flush_interval": 1, "agent_branch.auto_suspend_seconds": 86400},
     )
     yield made
     made.destroy()
@@ -198,7 +198,7 @@ def test_suspend_idle(server: Cluster, branch: str) -> None:
         ) == [(never,)]
 
     wait_for(all_asleep, what="all but one to be suspended")
-    server.set(**{"agent_branch.auto_suspend_seconds": 300})
+    server.set(**{"agent_branch.auto_suspend_seconds": 86400})
 
     # it is remembered, also over a crash
     asleep = "SELECT count(*) FROM branch.activity WHERE suspended_at IS NOT NULL"
@@ -219,7 +219,7 @@ def test_resume_only_when_told(server: Cluster, branch: str) -> None:
         server.connect(branch)
     assert f'branch "{branch}" is suspended' in str(refused.value)
     assert "Call branch.resume()" in str(refused.value)
-    assert "57P03" in server.log_tail(20)
+    wait_for(lambda: "57P03" in server.log_text(), what="the log")
     assert server.scalar("SELECT (branch.resume(%s)).current_state", (branch,)) == "ready"
     server.sql("SELECT 1", dbname=branch)
     server.set(**{"agent_branch.auto_resume_enabled": "on"})
@@ -268,7 +268,7 @@ def test_nobody_active_is_ended(server: Cluster, branch: str) -> None:
 
     def work(number: int) -> None:
         for i in range(60):
-            ident = number * 1000 + i
+            ident, part = number * 1000 + i, 0
             try:
                 with server.connect(branch) as conn:
                     for part in range(1 + i % 3):
@@ -292,9 +292,10 @@ def test_nobody_active_is_ended(server: Cluster, branch: str) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(2 * LONG)
+    assert not any(thread.is_alive() for thread in threads)
     stop.set()
-    suspender.join(60)
+    suspender.join(LONG)
     assert not other
     with server.connect(branch) as conn:
         there = [row[0] for row in conn.execute("SELECT id FROM done ORDER BY 1").fetchall()]
