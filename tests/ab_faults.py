@@ -32,6 +32,17 @@ def call(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
+def unmount(place: Path) -> None:
+    """As soon as nobody has anything open in it."""
+    wait_for(lambda: call("umount", str(place)).returncode == 0, what=f"{place} to be unmounted")
+
+
+def mount_again(place: Path, *mount: str) -> None:
+    """Its loop device goes a little after the last mount of it."""
+    unmount(place)
+    wait_for(lambda: call("mount", *mount, str(place)).returncode == 0, what=f"{place}")
+
+
 class Disk:
     """A file system over a directory of a server that is not running."""
 
@@ -123,11 +134,7 @@ class FailingDisk(Disk):
 
     def restore(self) -> None:
         """Mount it again; nobody has anything open in it."""
-        wait_for(
-            lambda: call("umount", str(self.place)).returncode == 0,
-            what=f"{self.place} to be unmounted",
-        )
-        subprocess.run(["mount", *self.mount, str(self.place)], check=True)
+        mount_again(self.place, *self.mount)
 
 
 @contextmanager

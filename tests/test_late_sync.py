@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from ab_checks import branches, create, create_database, healthy, nothing_left, redo_pointer, run
 from ab_cluster import Cluster
-from ab_faults import Faults
+from ab_faults import Faults, mount_again
 
 MB = 1024 * 1024
 MADE = ("CREATE TABLE t AS SELECT g AS id FROM generate_series(1, 100) g",)
@@ -245,8 +245,7 @@ def cut_power(server: Cluster, place: Path) -> None:
     image = (place / "image").readlink()
     server.kill()
     subprocess.run(["xfs_io", "-x", "-c", "shutdown", str(place)], check=True)
-    subprocess.run(["umount", str(place)], check=True)
-    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+    mount_again(place, "-o", "loop", str(image))
     server.start()
 
 
