@@ -408,8 +408,11 @@ class Faults:
     def stopped(self) -> int | None:
         """Pid of the process that was stopped, once it is."""
         pid: int = PLAN.unpack(self.memory[:])[5]
-        stat = Path(f"/proc/{pid}/stat")
-        return pid if pid and stat.read_text().rsplit(") ", 1)[1][0] in "tT" else None
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        return pid if stat.rsplit(") ", 1)[1][0] in "tT" else None
 
     def disarm(self) -> tuple[int, int, str]:
         """Stop counting; (calls, calls that failed, the first of those by name)."""

@@ -158,7 +158,10 @@ def test_a_branch_is_used_meanwhile(cluster: Cluster) -> None:
         thread = threading.Thread(target=run)
         thread.start()
         wait_for(
-            lambda: cluster.scalar("SELECT count(*) FROM pg_locks WHERE NOT granted"),
+            lambda: cluster.scalar(
+                "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)"
+                " WHERE NOT granted AND backend_type = 'client backend'"
+            ),
             what="the cleanup to wait",
         )
         with cluster.connect("busy") as user:

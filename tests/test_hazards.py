@@ -423,7 +423,7 @@ def test_e7_prune_race(make_cluster: MakeCluster, rng: random.Random) -> None:
         turns = 0
         with server.connect("p") as conn:
             conn.execute("SET default_transaction_read_only = on")
-            while not done.is_set():
+            while turns == 0 or not done.is_set():
                 conn.execute("SELECT count(*) FROM t WHERE id >= 0")
                 conn.execute("SELECT count(*) FROM t WHERE pad = 'x'")
                 turns += 1

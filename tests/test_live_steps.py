@@ -94,7 +94,8 @@ def test_killed_at_each_step(make_cluster: Make, faults: Faults, rng: random.Ran
             live.kill()
             died = work.exception()
         calls, _, call = faults.disarm()
-        assert stopped == (died is not None), f"call {n}: {died}"
+        # Who was stopped may be a background process.
+        assert stopped or died is None, f"call {n}: {died}"
         if stopped and rng.random() < 0.3:
             live.kill_in_recovery()
         faults.restart(live, "kill")
@@ -179,10 +180,11 @@ def test_writer_held_up_in_a_write(parent: Cluster, faults: Faults, seed: int) -
         parent.connect("p", autocommit=False) as writer,
     ):
         writer.execute("UPDATE y SET i = 2")
-        creation = pool.submit(patient_create, parent, "b", "4s")
+        creation = pool.submit(patient_create, parent, "b", "15s")
         wait_for(
             lambda: parent.scalar(
                 "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                " AND backend_type = 'client backend'"
             ),
             what="the creation to wait for the writer",
         )

@@ -998,6 +998,14 @@ def test_no_half_transactions(make_cluster: Callable[..., Cluster]) -> None:
         writers = [pool.submit(write_rows, server, "p", number, done) for number in range(3)]
         try:
             for name in names:
+                rows = server.scalar("SELECT count(*) FROM one", dbname="p")
+                server.wait_for(
+                    lambda rows=rows: (  # type: ignore[misc]
+                        server.scalar("SELECT count(*) FROM one", dbname="p") != rows
+                        or any(writer.done() for writer in writers)
+                    ),
+                    what="a writer to commit",
+                )
                 server.sql("SELECT branch.create(%s, 'p')", (name,))
         finally:
             done.set()
