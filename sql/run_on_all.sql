@@ -45,8 +45,8 @@ SELECT ok, command FROM branch.run_on_all('DO $$ BEGIN CREATE TABLE public.d ();
 SELECT ok, sqlstate, message FROM branch.run_on_all('SELECT 1; VACUUM public.ledger', '{"tier": 1}');
 
 -- Settings are those of a session there.
-ALTER DATABASE a1 SET statement_timeout = '20ms';
-SELECT name, ok, sqlstate, message FROM branch.run_on_all('SELECT pg_sleep(0.1)', '{"team": "search"}') ORDER BY name;
+ALTER DATABASE a1 SET statement_timeout = '200ms';
+SELECT name, ok, sqlstate, message FROM branch.run_on_all('SELECT pg_sleep(1)', '{"team": "search"}') ORDER BY name;
 ALTER DATABASE a1 RESET statement_timeout;
 ALTER DATABASE a2 SET default_transaction_read_only = on;
 SELECT name, ok, command, sqlstate, message FROM branch.run_on_all('CREATE TABLE public.u ()', '{"team": "search"}') ORDER BY name;

@@ -542,7 +542,7 @@ class Trials:
     def flush(self) -> None:
         """What is in WAL by now, is on disk."""
         with suppress(psycopg.Error), self.cluster.connect() as conn:
-            conn.execute("SET statement_timeout = '5s'")
+            conn.execute("SET statement_timeout = '15s'")
             conn.execute("SELECT pg_switch_wal()")
 
     def kill(self) -> None:

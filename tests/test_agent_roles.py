@@ -260,7 +260,7 @@ def test_parent_whose_table_is_dropped_all_the_time(platform: Cluster, seed: int
 
     def disturb() -> None:
         with platform.connect("app") as conn:
-            conn.execute("SET lock_timeout = '20s'")
+            conn.execute("SET lock_timeout = '300s'")
             while not done.is_set():
                 # GRANT does not wait for another GRANT on the same table: the server's own error
                 with contextlib.suppress(psycopg.errors.InternalError_):

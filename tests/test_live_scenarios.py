@@ -161,7 +161,7 @@ def test_full_request_queue(make_cluster: Make, seed: int) -> None:
             **SETTINGS,
             "shared_buffers": "256kB",
             "max_connections": "20",
-            "statement_timeout": "20s",
+            "statement_timeout": "120s",
         },
     )
     create_database(

@@ -473,7 +473,7 @@ def test_carrying_fails(cluster: Cluster) -> None:
 def test_rows_that_do_not_come(cluster: Cluster) -> None:
     """The session that was to get rows says that it did not, and nobody waits for it."""
     with cluster.connect(autocommit=False) as conn:
-        conn.execute("SET LOCAL statement_timeout = '60s'")
+        conn.execute("SET LOCAL statement_timeout = '300s'")
         ((one, other),) = conn.execute(
             "SELECT branch._remote_open('main'), branch._remote_open('main')"
         ).fetchall()

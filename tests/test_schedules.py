@@ -175,7 +175,7 @@ def test_one_that_fails_does_not_keep_others(cluster: Cluster) -> None:
         conn.add_notice_handler(
             lambda d: warnings.append((d.severity, d.sqlstate, d.message_primary))
         )
-        conn.execute("SET agent_branch.snapshot_timeout = '200ms'")
+        conn.execute("SET agent_branch.snapshot_timeout = '2s'")
         taken = conn.execute(TAKE).fetchall()
         writer.rollback()
     assert [row[0] for row in taken] == [calm]

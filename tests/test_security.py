@@ -71,6 +71,6 @@ def test_names_are_not_held_by_who_has_no_rights(roles: Cluster, statement: str)
             holder.rollback()
             holder.execute("SELECT 1")
         with roles.connect() as conn:
-            conn.execute("SET statement_timeout = '20s'")
+            conn.execute("SET statement_timeout = '300s'")
             conn.execute("SELECT name FROM branch.create('wanted', 'main')")
             conn.execute("SELECT branch.delete('wanted', hard => true)")

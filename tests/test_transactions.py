@@ -763,7 +763,7 @@ def test_readers_do_not_hinder(cluster: Cluster) -> None:
         reader.execute("DECLARE c CURSOR FOR SELECT * FROM t ORDER BY id")
         assert len(reader.execute("FETCH 10 FROM c").fetchall()) == 10
         with cluster.connect() as conn:
-            conn.execute("SET agent_branch.snapshot_timeout = '2s'")
+            conn.execute("SET agent_branch.snapshot_timeout = '60s'")
             conn.execute("SELECT branch.create('b')")
         assert len(reader.execute("FETCH ALL FROM c").fetchall()) == ROWS - 10
     usable(cluster, "b")
@@ -778,7 +778,7 @@ def test_writer_waits_and_goes_on(cluster: Cluster) -> None:
             run,
             cluster,
             "postgres",
-            "SET agent_branch.snapshot_timeout = '30s'",
+            "SET agent_branch.snapshot_timeout = '300s'",
             "SELECT branch.create('b')",
         )
         cluster.wait_for(
@@ -827,7 +827,7 @@ def test_creation_is_nobodys_deadlock(cluster: Cluster) -> None:
         b.execute("LOCK TABLE locked")
         blocked = pool.submit(commit_after, a, "INSERT INTO locked VALUES (1)")
         waits(a)
-        creator.execute("SET agent_branch.snapshot_timeout = '30s'")
+        creator.execute("SET agent_branch.snapshot_timeout = '300s'")
         creation = pool.submit(creator.execute, "SELECT branch.create('b')")
         waits(creator)
         late = pool.submit(commit_after, b, "INSERT INTO locked VALUES (2)")
