@@ -14,4 +14,7 @@ extern int64 ab_size_own_pages(Oid db);
  * snapshot cannot be read or the branch is gone. */
 extern bool ab_size_logical(Oid db, int64 *bytes);
 
+/* Both, looking at its files once. */
+extern bool ab_size_both(Oid db, int64 *logical, int64 *own_pages);
+
 #endif							/* AB_SIZE_H */

@@ -29,7 +29,13 @@ extern bool ab_sql_bool(FunctionCallInfo fcinfo, int n, bool when_null);
  */
 extern Datum ab_sql_row(const char *query, Oid type, Datum value, const char *what);
 
-/* The row of branch.branches. */
+/* That error. */
+extern void ab_sql_raise_unseen(const char *what) pg_attribute_noreturn();
+
+/*
+ * The row of a branch in branch.branches, without pinned_bytes, in the caller's memory;
+ * 42501 if the caller may not see it (ab_sql_branchrow.c).
+ */
 extern Datum ab_sql_branch_row(Oid db, const char *name);
 
 /*

@@ -14,6 +14,7 @@
 #include "access/xact.h"
 #include "catalog/pg_db_role_setting.h"
 #include "commands/dbcommands.h"
+#include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "nodes/parsenodes.h"
 #include "storage/lmgr.h"
@@ -27,7 +28,10 @@
 static char *
 stored_default(void)
 {
-	return ab_stored_setting(get_database_oid(ab_control_database, true), SETTING);
+	Oid			control = ab_in_control_database() ? MyDatabaseId :
+		get_database_oid(ab_control_database, true);
+
+	return ab_stored_setting(control, SETTING);
 }
 
 char *

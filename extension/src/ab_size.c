@@ -98,10 +98,9 @@ own_forks(Oid db)
 	return forks;
 }
 
-int64
-ab_size_own_pages(Oid db)
+static int64
+disk_bytes(HTAB *forks)
 {
-	HTAB	   *forks = own_forks(db);
 	HASH_SEQ_STATUS scan;
 	OwnFork  *own;
 	int64		bytes = 0;
@@ -109,6 +108,15 @@ ab_size_own_pages(Oid db)
 	hash_seq_init(&scan, forks);
 	while ((own = hash_seq_search(&scan)) != NULL)
 		bytes += own->disk_bytes;
+	return bytes;
+}
+
+int64
+ab_size_own_pages(Oid db)
+{
+	HTAB	   *forks = own_forks(db);
+	int64		bytes = disk_bytes(forks);
+
 	hash_destroy(forks);
 	return bytes;
 }
@@ -161,32 +169,43 @@ sum_forks(const AbManifest *m, const AbOriginImage *origin, HTAB *forks)
 	return bytes;
 }
 
-bool
-ab_size_logical(Oid db, int64 *bytes)
+/* In a context that the caller throws away. */
+static bool
+logical_bytes(Oid db, HTAB *forks, int64 *bytes)
 {
-	MemoryContext old;
-	MemoryContext cxt;
 	AbOriginImage origin;
 	AbManifest	m;
 	char	   *image;
-	char	   *path;
 	size_t		len;
-	bool		ok = false;
 
-	cxt = AllocSetContextCreate(CurrentMemoryContext, "agent_branch size",
-								ALLOCSET_DEFAULT_SIZES);
-	old = MemoryContextSwitchTo(cxt);
-	if (ab_originfile_load(db, &origin))
-	{
-		path = ab_snapshot_path(origin.header.snapshot, ".manifest");
-		image = ab_file_read(path, &len);
-		if (image != NULL && ab_manifest_check(image, len, &m) == NULL)
-		{
-			*bytes = sum_forks(&m, &origin, own_forks(db));
-			ok = true;
-		}
-	}
+	if (!ab_originfile_load(db, &origin))
+		return false;
+	image = ab_file_read(ab_snapshot_path(origin.header.snapshot, ".manifest"), &len);
+	if (image == NULL || ab_manifest_check(image, len, &m) != NULL)
+		return false;
+	*bytes = sum_forks(&m, &origin, forks);
+	return true;
+}
+
+bool
+ab_size_both(Oid db, int64 *logical, int64 *own_pages)
+{
+	MemoryContext cxt = AllocSetContextCreate(CurrentMemoryContext, "agent_branch size",
+											  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(cxt);
+	HTAB	   *forks = own_forks(db);
+	bool		readable = logical_bytes(db, forks, logical);
+
+	*own_pages = disk_bytes(forks);
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(cxt);
-	return ok;
+	return readable;
+}
+
+bool
+ab_size_logical(Oid db, int64 *bytes)
+{
+	int64		own_pages;
+
+	return ab_size_both(db, bytes, &own_pages);
 }

@@ -47,8 +47,7 @@ ab_sql_bool(FunctionCallInfo fcinfo, int n, bool when_null)
 }
 
 /*
- * The plan is saved and generic: creating a branch must not pay for planning its
- * answer.  At most a handful of queries, all of them literals, so the address
+ * The plan is saved and generic: planning such a query takes longer than running it.  At most a handful of queries, all of them literals, so the address
  * identifies one.
  */
 static SPIPlanPtr
@@ -80,6 +79,14 @@ saved_plan(const char *query, Oid type)
 	elog(ERROR, "too many different queries");
 }
 
+void
+ab_sql_raise_unseen(const char *what)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied to see %s", what)));
+}
+
 Datum
 ab_sql_row(const char *query, Oid type, Datum value, const char *what)
 {
@@ -95,31 +102,10 @@ ab_sql_row(const char *query, Oid type, Datum value, const char *what)
 	if (SPI_processed > 0)
 		row = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
 	if (isnull)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied to see %s", what)));
+		ab_sql_raise_unseen(what);
 	row = SPI_datumTransfer(row, false, -1);
 	SPI_finish();
 	return row;
-}
-
-/*
- * pinned_bytes is left out: it is the one column that looks at all snapshots, for which
- * a creation must not wait.
- */
-Datum
-ab_sql_branch_row(Oid db, const char *name)
-{
-	static const char query[] =
-	"SELECT ROW(b.id, b.name, b.parent_id, b.parent_name, b.parent_lsn, b.parent_timestamp,"
-	" b.depth, b.current_state, b.is_default, b.protected, b.protected_until, b.created_at,"
-	" b.created_by, b.last_reset_at, b.last_active_at, b.expires_at,"
-	" b.suspend_timeout_seconds, b.logical_bytes, b.own_bytes, NULL, b.labels,"
-	" b.deleted_at, b.deleted_by)"
-	"::branch.branches FROM branch.branches AS b WHERE b.id OPERATOR(pg_catalog.=) $1";
-
-	return ab_sql_row(query, OIDOID, ObjectIdGetDatum(db),
-					  psprintf("branch \"%s\"", name));
 }
 
 bool
