@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -26,7 +29,7 @@ from ab_checks import (
     relation_files,
     run,
 )
-from ab_cluster import Cluster
+from ab_cluster import Cluster, wait_for
 from ab_faults import KILL, Faults, SmallDisk
 from ab_oracle import FORKS, LOGGED_FORKS, POOL, SETTINGS, State, differences, rows_of, usable
 from ab_storm import lost_connection, make_parent
@@ -310,6 +313,48 @@ def test_origin_that_cannot_be_read(faulty: Cluster, faults: Faults) -> None:
         assert contents(faulty, name) == expected
     faulty.sql("SELECT * FROM branch.gc()")
     healthy(faulty)
+
+
+def test_tablespace_in_which_it_has_nothing(make_cluster: Callable[..., Cluster]) -> None:
+    """A branch has dropped all that it inherits in a tablespace, and never had a directory there:
+    nothing is made there for it, nor synced.  So it is where only an empty file was, that md had
+    left of a dropped table, in a tablespace that was being dropped when the snapshot was taken:
+    it waited for a checkpoint, which took the file, and with it the tablespace went."""
+    server = make_cluster("spaces", SETTINGS)
+    for space in ("side", "going"):
+        server.sql(f"CREATE TABLESPACE {space} LOCATION ''")
+    create_database(server, "p", *TABLE, "CREATE TABLE inside TABLESPACE side AS SELECT 1 AS i")
+    create(server, "first", "p")
+    run(server, "first", *WORK, "DROP TABLE inside")
+    run(server, "p", "CREATE TABLE gone TABLESPACE going AS SELECT 1 AS i", "DROP TABLE gone")
+    checkpointer = server.scalar(
+        "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'"
+    )
+    with ThreadPoolExecutor(1) as pool:
+        os.kill(checkpointer, signal.SIGSTOP)
+        try:
+            dropping = pool.submit(server.sql, "DROP TABLESPACE going")
+            wait_for(
+                lambda: server.scalar(
+                    "SELECT count(*) FROM pg_stat_activity WHERE wait_event LIKE 'Checkpoint%'"
+                ),
+                what="DROP TABLESPACE",
+            )
+            create(server, "second", "p")
+        finally:
+            os.kill(checkpointer, signal.SIGCONT)
+        dropping.result()
+    run(server, "second", *WORK)
+    for name in ("first", "second"):
+        expected = contents(server, name)
+        server.sql(DETACH, (name,))
+        assert is_plain(server, name)
+        whole_files(server, name)
+        assert contents(server, name) == expected
+    assert server.scalar("SELECT count(*) FROM inside", dbname="second") == 1
+    assert "PANIC" not in server.log_text()
+    server.sql("SELECT * FROM branch.gc()")
+    healthy(server)
 
 
 def test_what_wal_does_not_have(make_cluster: Callable[..., Cluster]) -> None:

@@ -51,6 +51,13 @@ static inline BlockNumber ab_overlay_nblocks(AbBranch *b, AbFork *f, SMgrRelatio
 extern void ab_overlay_truncate(AbBranch *b, AbFork *f, SMgrRelation reln,
 								BlockNumber old_blocks, BlockNumber nblocks);
 
+/*
+ * Is a fork empty, and was its tablespace dropped?  Of a relation that is dropped md leaves an
+ * empty file until the next checkpoint, so a snapshot may have it that is taken while DROP
+ * TABLESPACE has that checkpoint done.  No branch has such a relation.
+ */
+extern bool ab_overlay_is_left_over(const AbFork *f);
+
 extern bool ab_page_is_zero(const char *page);
 
 /* ---- what is asked all the time ---- */

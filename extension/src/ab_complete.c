@@ -82,7 +82,7 @@ typedef struct Fork
 
 /* ---- what is inherited ---- */
 
-/* False if the relation was dropped in the branch, or is not inherited. */
+/* False if the relation was dropped, in the branch or before, or is not inherited. */
 static bool
 look_up(const Work *w, const AbForkEntry *e, Fork *fork)
 {
@@ -95,7 +95,8 @@ look_up(const Work *w, const AbForkEntry *e, Fork *fork)
 	fork->f = ab_fork_lookup(fork->branch, rnode, e->fork);
 	fork->limit = fork->f->limit;
 	fork->reln = smgropen(rnode, InvalidBackendId);
-	return fork->f->entry != NULL && !fork->f->dropped;
+	return fork->f->entry != NULL && !fork->f->dropped &&
+		!ab_overlay_is_left_over(fork->f);
 }
 
 /* As ab_smgr.c reads it for the branch. */

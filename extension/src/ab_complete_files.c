@@ -39,7 +39,8 @@
 
 /* ---- making ---- */
 
-static void
+/* False: there is nothing to be made, nor perhaps a directory. */
+static bool
 make_file(Oid db, const AbForkEntry *e, bool log)
 {
 	RelFileNode rnode = {e->spc, db, e->rel};
@@ -49,11 +50,12 @@ make_file(Oid db, const AbForkEntry *e, bool log)
 	if (b == NULL)
 		elog(ERROR, "database %u is not a branch any more", db);
 	f = ab_fork_lookup(b, rnode, e->fork);
-	if (f->entry == NULL || f->dropped)
-		return;
+	if (f->entry == NULL || f->dropped || ab_overlay_is_left_over(f))
+		return false;
 	ab_overlay_make(b, f, smgropen(rnode, InvalidBackendId), false);
 	if (log)
 		log_smgrcreate(&rnode, e->fork);
+	return true;
 }
 
 static void
@@ -96,9 +98,12 @@ ab_complete_make_files(Oid db, const AbOriginHeader *origin, bool log)
 			if (e->flags & AB_FORK_UNLOGGED)
 				continue;
 			if (OidIsValid(spc) && e->spc != spc)
+			{
 				sync_directory_of(db, spc);
-			spc = e->spc;
-			make_file(db, e, log);
+				spc = InvalidOid;
+			}
+			if (make_file(db, e, log))
+				spc = e->spc;
 		}
 		if (OidIsValid(spc))
 			sync_directory_of(db, spc);

@@ -85,6 +85,18 @@ require_tablespace(Oid spc)
 				 errhint("Check that the tablespace is mounted.")));
 }
 
+bool
+ab_overlay_is_left_over(const AbFork *f)
+{
+	char		path[MAXPGPATH];
+	struct stat st;
+
+	if (f->limit > 0 || f->key.spc == DEFAULTTABLESPACE_OID)
+		return false;
+	snprintf(path, sizeof(path), "pg_tblspc/%u", f->key.spc);
+	return stat(path, &st) < 0 && errno == ENOENT;
+}
+
 /* Is every segment as long as the limit wants?  False also without a file. */
 static bool
 long_enough(RelFileNode rnode, ForkNumber fork, BlockNumber limit, bool *exists)
