@@ -8,8 +8,8 @@ from typing import Any
 
 import psycopg
 import pytest
+from ab_changed import Pages, ask
 from ab_cluster import Cluster, wait_for
-from agent_branch.blocks import Blocks
 
 SUMMARY = (
     "SELECT rows_added, rows_modified, rows_deleted, pages_read, note"
@@ -370,14 +370,10 @@ def test_versions_that_are_the_same(cluster: Cluster) -> None:
 
 def travelled(cluster: Cluster, one: str, other: str, table: str) -> int:
     """Row versions that the pages do not have in common."""
-    file = cluster.scalar("SELECT pg_relation_filenode(%s::regclass)", [table], dbname=one)
-    lines = cluster.sql(
-        "SELECT a_rows::tid[], b_rows::tid[] FROM branch._changed_rows("
-        "(SELECT oid FROM pg_database WHERE datname = %s), 0, %s::oid,"
-        " (SELECT oid FROM pg_database WHERE datname = %s), 0, %s::oid, %s)",
-        [one, file, other, file, Blocks.of([(0, 1000)]).packed()],
-    )
-    return sum(len(places or []) for line in lines for places in line)
+    pages = Pages(cluster, one, other, table)
+    with pages.connected() as conn:
+        lines = ask(conn, "_changed_rows", pages.arguments("_changed_rows", pages.sessions(conn)))
+    return sum(places.count("(") for line in lines for places in line if places)
 
 
 def test_against_the_common_state(cluster: Cluster) -> None:

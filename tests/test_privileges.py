@@ -52,6 +52,12 @@ def everybody(call: str) -> Case:
 
 VAULT = "(SELECT oid FROM pg_database WHERE datname = 'vault')"
 BRANCH = "(SELECT oid FROM pg_database WHERE datname = 'vault_branch')"
+# Of table secrets, in both; and sessions there.
+FILE = (
+    "(SELECT r[1]::oid FROM branch._remote_rows('vault',"
+    " $$SELECT pg_relation_filenode('public.secrets')$$) AS r)"
+)
+OPENED = "branch._remote_open('vault'), branch._remote_open('vault_branch')"
 
 CASES: dict[str, Case] = {
     # agents
@@ -189,17 +195,15 @@ CASES: dict[str, Case] = {
         f"SELECT * FROM branch._changed_blocks({VAULT}, '{{}}', '{{}}', {BRANCH}, '{{}}', '{{}}')"
     ),
     "branch._changed_rows": owners(
-        f"SELECT * FROM branch._changed_rows({VAULT}, 0, 1, {BRANCH}, 0, 1, '')"
+        f"SELECT * FROM branch._changed_rows({VAULT}, 0, {FILE}, {BRANCH}, 0, {FILE}, '', {OPENED})"
     ),
     "branch._changed_pairs": owners(
-        f"SELECT * FROM branch._changed_pairs({VAULT}, 0, 1, {BRANCH}, 0, 1, '',"
-        " branch._remote_open('vault'), branch._remote_open('vault_branch'),"
-        " '{8}', 'd', 'k', 0, '')"
+        f"SELECT * FROM branch._changed_pairs({VAULT}, 0, {FILE}, {BRANCH}, 0, {FILE}, '',"
+        f" {OPENED}, '{{8}}', 'd', 'k', 0, '')"
     ),
     "branch._changed_counts": owners(
-        f"SELECT * FROM branch._changed_counts({VAULT}, 0, 1, {BRANCH}, 0, 1, '',"
-        " branch._remote_open('vault'), branch._remote_open('vault_branch'),"
-        " '{8}', 'd', 'k', 0, '')"
+        f"SELECT * FROM branch._changed_counts({VAULT}, 0, {FILE}, {BRANCH}, 0, {FILE}, '',"
+        f" {OPENED}, '{{8}}', 'd', 'k', 0, '')"
     ),
     "sync_branch_data": owners("SELECT sync_branch_data('vault', 'vault_branch')"),
     "merge_branch_data": owners("SELECT * FROM merge_branch_data('vault_branch', 'vault')"),

@@ -38,9 +38,14 @@ REFUSED = {
         "differ in length",
     ),
     "ranges": (
-        "SELECT branch._changed_rows({p}, 1663, 1, {p}, 1663, 1, '12345')",
+        "SELECT branch._changed_rows({p}, 1663, 1, {p}, 1663, 1, '12345', 0, 0)",
         "22023",
         "5 bytes are no ranges of blocks",
+    ),
+    "shared": (
+        "SELECT branch._changed_blocks({p}, '{{1664}}', '{{1260}}', {p}, '{{1664}}', '{{1260}}')",
+        "22023",
+        "tablespace 1664 are no database's",
     ),
     "rows": (
         "SELECT branch._remote_fetch(branch._remote_open('p'), -1)",

@@ -26,13 +26,15 @@ CREATE FUNCTION branch._changed_rows(
     b_space oid,
     b_file oid,
     blocks bytea,
+    a_session integer,
+    b_session integer,
     OUT a_rows text,
     OUT b_rows text
 ) RETURNS SETOF record
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE ROWS 10
 AS 'MODULE_PATHNAME', 'ab_sql_changed_rows';
 
-COMMENT ON FUNCTION branch._changed_rows(oid, oid, oid, oid, oid, oid, bytea)
+COMMENT ON FUNCTION branch._changed_rows(oid, oid, oid, oid, oid, oid, bytea, integer, integer)
 IS 'places of row versions, in some blocks of tables with one origin, that only one has; texts of tid[], in parts';
 
 CREATE FUNCTION branch._changed_counts(

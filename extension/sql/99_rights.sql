@@ -71,7 +71,7 @@ GRANT EXECUTE ON FUNCTION branch._quota_use(oid, oid) TO public;
 
 -- Rows of branches: read with the caller's rights there.
 GRANT EXECUTE ON FUNCTION branch._changed_blocks(oid, oid[], oid[], oid, oid[], oid[]) TO public;
-GRANT EXECUTE ON FUNCTION branch._changed_rows(oid, oid, oid, oid, oid, oid, bytea) TO public;
+GRANT EXECUTE ON FUNCTION branch._changed_rows(oid, oid, oid, oid, oid, oid, bytea, integer, integer) TO public;
 GRANT EXECUTE ON FUNCTION branch._changed_counts(
     oid, oid, oid, oid, oid, oid, bytea, integer, integer, smallint[], text, text, bigint, text
 ) TO public;

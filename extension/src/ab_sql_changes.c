@@ -68,9 +68,7 @@ side_of(FunctionCallInfo fcinfo, int first)
 static Oid
 space_of(const Side *side, int i)
 {
-	Oid			spc = DatumGetObjectId(side->spaces[i]);
-
-	return OidIsValid(spc) ? spc : side->default_spc;
+	return ab_tablespace_of(DatumGetObjectId(side->spaces[i]), side->default_spc);
 }
 
 static Oid
@@ -275,6 +273,8 @@ ab_sql_changed_rows(PG_FUNCTION_ARGS)
 	Line		lines[2];
 	AbBlockRanges ranges;
 	BufferAccessStrategy strategy;
+	AbRemote   *sessions[2];
+	AbSeen		seen[2];
 
 	ab_require_control_database();
 	InitMaterializedSRF(fcinfo, 0);
@@ -285,6 +285,7 @@ ab_sql_changed_rows(PG_FUNCTION_ARGS)
 		begin_line(&lines[i]);
 	}
 	ranges = ab_rowpages_ranges(pages, fcinfo, 6);
+	ab_rowpages_sessions(pages, fcinfo, 7, sessions, seen);
 	strategy = ab_rowpages_strategy(&ranges);
 	for (int i = 0; i < ranges.n; i++)
 		put_rows_of(rsinfo, pages, lines, strategy, &ranges.range[i]);

@@ -11,7 +11,6 @@
  */
 #include "ab_compat.h"
 
-#include "commands/dbcommands.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "utils/array.h"
@@ -50,66 +49,18 @@ typedef struct Counting
 
 /* ---- snapshots ---- */
 
-/* What a session sees.  False: it does not see the same to its end, or has changes of its own. */
+/* False: it is not known what the sessions see, or this process could not see it. */
 static bool
-take_snapshot(AbRemote *session, SnapshotData *snapshot)
+take_snapshots(Counting *c, AbRemote **sessions, FunctionCallInfo fcinfo, int first)
 {
-	bool		found = false;
+	AbSeen		seen[2];
 
-	for (;;)
-	{
-		switch (ab_remote_next(session))
-		{
-			case AB_REMOTE_ROW:
-				{
-					char	  **values = ab_remote_values(session, NULL);
-
-					if (strcmp(values[1], "t") == 0)
-					{
-						ab_rowreader_parse_snapshot(values[0], snapshot);
-						found = true;
-					}
-				}
-				break;
-			case AB_REMOTE_READY:
-				return found;
-			default:
-				break;
-		}
-	}
-}
-
-/* False: it is not known what they see, or this process could not see it. */
-static bool
-take_snapshots(Counting *c, AbRemote **session, FunctionCallInfo fcinfo, int first)
-{
-	bool		found = true;
-
+	ab_rowpages_sessions(c->reader.pages, fcinfo, first, sessions, seen);
+	if (!seen[0].lasts || !seen[1].lasts)
+		return false;
 	for (int i = 0; i < 2; i++)
-	{
-		session[i] = ab_remote_find(PG_GETARG_INT32(first + i));
-		if (session[i] == NULL ||
-			get_database_oid(ab_remote_database(session[i]), true) !=
-			c->reader.pages[i].rnode.dbNode)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("there is no such session in database %u",
-							c->reader.pages[i].rnode.dbNode)));
-	}
-	for (int i = 0; i < 2; i++)
-	{
-		while (!ab_remote_is_ready(session[i]))
-			(void) ab_remote_next(session[i]);
-		ab_remote_send(session[i],
-					   "SELECT pg_catalog.pg_current_snapshot(),"
-					   " pg_catalog.current_setting('transaction_isolation')"
-					   " IN ('repeatable read', 'serializable')"
-					   " AND pg_catalog.pg_current_xact_id_if_assigned() IS NULL"
-					   " AND pg_catalog.current_setting('old_snapshot_threshold') = '-1'", 0);
-	}
-	for (int i = 0; i < 2; i++)
-		found &= take_snapshot(session[i], &c->reader.snapshot[i]);
-	return found && ab_rowreader_can_see(&c->reader);
+		ab_rowreader_parse_snapshot(seen[i].snapshot, &c->reader.snapshot[i]);
+	return ab_rowreader_can_see(&c->reader);
 }
 
 /* ---- rows ---- */
@@ -392,6 +343,7 @@ count_all(ReturnSetInfo *rsinfo, Counting *c, AbRemote **sessions)
 		put_part(rsinfo, c);
 	}
 	ab_rowmatch_end(c->match);
+	ab_rowpages_sessions_last(sessions);
 	return true;
 }
 

@@ -20,7 +20,7 @@ from agent_branch.diffplan import TableDiff
 from agent_branch.hints import Any, Iterator, Mapping, Sequence
 from agent_branch.progress import Progress
 from agent_branch.records import dataclass
-from agent_branch.remote import Remote, each
+from agent_branch.remote import Remote
 from agent_branch.rowqueries import by_place
 from agent_branch.sqltext import Row
 from agent_branch.tableorder import TableId
@@ -66,7 +66,8 @@ MAX_PAIRED_COLUMNS = 63
 
 # Behind the parameters for reading.
 _PLACES = "SELECT $5 AS a_rows, $6 AS b_rows"
-_CHANGED = f"SELECT c.a_rows, c.b_rows FROM branch._changed_rows({_databases(5)}) AS c"
+_CHANGED = f"SELECT c.a_rows, c.b_rows FROM branch._changed_rows({_databases(5)}, $1, $2) AS c"
+_UNPAIRED = f"SELECT c.a_rows, c.b_rows FROM branch._changed_rows({_databases(1)}, $8, $9) AS c"
 
 # The line with the numbers comes first, so that the others can be read one by one.
 _COUNTED = f"""
@@ -117,8 +118,9 @@ class PagePairing:
     def _unpaired(
         self, plan: TableDiff, tables: tuple[Table, Table]
     ) -> Iterator[tuple[str | None, str | None]]:
-        sql = f"SELECT c.a_rows, c.b_rows FROM branch._changed_rows({_databases(1)}) AS c"
-        found = _lines(sql, _DATABASES_TYPES, self._pages(plan, tables), LINES_FETCHED)
+        types = [*_DATABASES_TYPES, "int4", "int4"]
+        values = [*self._pages(plan, tables), *self._sessions]
+        found = _lines(_UNPAIRED, types, values, LINES_FETCHED)
         return ((line["a_rows"], line["b_rows"]) for line in found)
 
     def paired(self, plan: TableDiff) -> Iterator[tuple[int | None, str | None, str | None]] | None:
@@ -152,7 +154,6 @@ class PagePairing:
         columns = tables and _columns(plan, tables)
         if not tables or not columns:
             return None
-        self._check_rights(plan)
         told = [self.progress.rows, self.progress.where]
         lines = _lines(
             _COUNTED,
@@ -167,11 +168,6 @@ class PagePairing:
         return Counts(
             numbers["added"], numbers["modified"], numbers["removed"], self._unsure(plan, lines)
         )
-
-    def _check_rights(self, plan: TableDiff) -> None:
-        """Raise what reading the rows would."""
-        head, tail = by_place(plan.shape)
-        each([self.before.remote, self.after.remote], [f"{head}{{}}{tail}"] * 2)
 
     def _unsure(self, plan: TableDiff, lines: Iterator[Mapping[str, Any]]) -> Iterator[Pair]:
         for line in lines:

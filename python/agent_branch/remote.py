@@ -124,12 +124,6 @@ def rows_each(sessions: Sequence[Remote]) -> list[list[Row]]:
     return found
 
 
-def each(sessions: Sequence[Remote], queries: Sequence[str]) -> list[list[Row]]:
-    """Run one in each session, side by side: all rows of each."""
-    send_each(sessions, queries)
-    return rows_each(sessions)
-
-
 def _value(sql: str, types: Sequence[str], values: Sequence[object]) -> Any:
     row = plpy.execute(plpy.prepare(f"{sql} AS v", list(types)), list(values))[0]
     return row["v"]
