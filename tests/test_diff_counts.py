@@ -6,10 +6,13 @@ import random
 import re
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import psycopg
 import pytest
+from ab_changed import FUNCTIONS, Pages, ask
 from ab_cluster import Cluster, wait_for
 from agent_branch.blocks import Blocks
 
@@ -203,20 +206,36 @@ def shares(cluster: Cluster, since: int) -> list[tuple[int, int]]:
     return [(int(taken), int(blocks)) for taken, blocks in found]
 
 
-def test_by_two_processes(cluster: Cluster) -> None:
-    """Of many pages a session in another database looks at some, once for each part of the keys."""
+def test_side_by_side(cluster: Cluster) -> None:
+    """Of many pages the sessions in other databases look at some, once for each part of the keys,
+    as many of them as a query may have parallel workers; also when rows are shown."""
     scattered(cluster, "two")
     cluster.sql("ALTER DATABASE two SET log_min_messages = debug1")
     cluster.sql("ALTER DATABASE two1 SET log_min_messages = debug1")
-    for source, target, wanted in (("two1", "two", [80, 800, 80]), ("two", "two1", [80, 800, 80])):
-        for memory, parts in (("64MB", 1), ("64kB", 2)):
-            before = len(cluster.log_text())
-            found = counted(cluster, source, target, "w", work_mem=memory, hash_mem_multiplier="1")
-            assert found == wanted
-            said = shares(cluster, before)
-            assert len(said) == 1 if parts == 1 else len(said) >= parts, (memory, said)
-            assert all(0 <= taken <= blocks and blocks > 1000 for taken, blocks in said)
-    assert listed(cluster, "two1", "two", "w") == [80, 800, 80]
+    wanted = [80, 800, 80]
+    for source, target in (("two1", "two"), ("two", "two1")):
+        for workers in (0, 1, 2, 8):
+            for memory, least in (("64MB", 1), ("64kB", 2)):
+                before = len(cluster.log_text())
+                found = counted(
+                    cluster,
+                    source,
+                    target,
+                    "w",
+                    work_mem=memory,
+                    hash_mem_multiplier="1",
+                    max_parallel_workers_per_gather=str(workers),
+                )
+                assert found == wanted
+                said = shares(cluster, before)
+                if memory == "64MB" or not workers:
+                    assert len(said) == min(workers, 2), (memory, workers, said)
+                else:
+                    assert len(said) >= least * min(workers, 2), (memory, workers, said)
+                assert all(0 <= taken <= blocks and blocks > 1000 for taken, blocks in said)
+    before = len(cluster.log_text())
+    assert listed(cluster, "two1", "two", "w") == wanted
+    assert len(shares(cluster, before)) == 2
     # A key out of line cannot be told of, whoever comes to it: rows are read after all.
     cluster.sql(
         "UPDATE w SET k = (SELECT string_agg(md5(n::text), '') FROM generate_series(1, 70) AS n)"
@@ -252,7 +271,7 @@ def test_alone(cluster: Cluster) -> None:
         blocks = Blocks.of([(0, 4000)]).packed()
         given = {"file": file, "blocks": blocks, "one": one, "other": other}
         assert conn.execute(query, given).fetchall() == [(80, 80)]
-        assert len(shares(cluster, before)) == 1
+        assert len(shares(cluster, before)) == 2
         # a lock that the drop waits for, and a share of the blocks does not
         conn.execute("COMMENT ON DATABASE alone1 IS 'held'")
         before = len(cluster.log_text())
@@ -362,49 +381,39 @@ def test_prepared(cluster: Cluster) -> None:
     check(10, 1 + 120 - 12, 12)
 
 
-def test_arguments(cluster: Cluster) -> None:
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_arguments(cluster: Cluster, function: str) -> None:
     """What is no layout, or no session of the caller's in that database, is refused."""
-    cluster.sql("CREATE DATABASE args")
-    cluster.sql("CREATE TABLE a (id int PRIMARY KEY)", dbname="args")
-    cluster.sql("CREATE DATABASE args1 TEMPLATE args STRATEGY branch")
-    file = cluster.scalar("SELECT pg_relation_filenode('a')", dbname="args")
-    query = (
-        "SELECT * FROM branch._changed_counts("
-        "(SELECT oid FROM pg_database WHERE datname = 'args'), 0, %(file)s::oid,"
-        " (SELECT oid FROM pg_database WHERE datname = 'args1'), 0, %(file)s::oid, %(blocks)s,"
-        " %(one)s, %(other)s, %(lengths)s::int2[], %(align)s, %(kinds)s, 0, '')"
-    )
-    blocks = Blocks.of([(0, 1)]).packed()
-    layout: dict[str, object] = {"blocks": blocks, "lengths": [4], "align": "i", "kinds": "k"}
-    wrong: list[dict[str, object]] = [
-        {"blocks": b"123"},
-        {"lengths": [0]},
-        {"lengths": [4, 4]},
-        {"lengths": [-3]},
-        {"align": "x"},
-        {"kinds": "-"},
-        {"kinds": "?"},
-        {"one": 0},
-    ]
+    name = f"args{function}"
+    cluster.sql(f"CREATE DATABASE {name}")
+    cluster.sql("CREATE TABLE a (id int PRIMARY KEY)", dbname=name)
+    cluster.sql(f"CREATE DATABASE {name}1 TEMPLATE {name} STRATEGY branch")
+    pages = Pages(cluster, name, f"{name}1", "a")
+    wrong: list[dict[str, object]] = [{"blocks": b"123"}, {"a": 0}, {"b": 0}]
+    if function != "_changed_rows":
+        wrong += [
+            {"lengths": [0]},
+            {"lengths": [4, 4]},
+            {"lengths": [-3]},
+            {"lengths": [None]},
+            {"align": "x"},
+            {"kinds": "-"},
+            {"kinds": "?"},
+            {"kinds": ""},
+        ]
     for change in wrong:
-        with cluster.connect(autocommit=False) as conn:
-            one, other = (
-                conn.execute("SELECT branch._remote_open(%s, true)", [name]).fetchall()[0][0]
-                for name in ("args", "args1")
-            )
-            given = {"file": file, "one": one, "other": other, **layout, **change}
+        with pages.connected() as conn:
+            given = pages.arguments(function, pages.sessions(conn))
             with pytest.raises(psycopg.errors.InvalidParameterValue):
-                conn.execute(query, given)
-            conn.rollback()
-    # sessions the wrong way round
-    with cluster.connect(autocommit=False) as conn:
-        other, one = (
-            conn.execute("SELECT branch._remote_open(%s, true)", [name]).fetchall()[0][0]
-            for name in ("args", "args1")
-        )
+                ask(conn, function, {**given, **change})
+    with pages.connected() as conn:
+        given = pages.arguments(function, pages.sessions(conn))
+        turned = {**given, "a": given["b"], "b": given["a"]}
         with pytest.raises(psycopg.errors.InvalidParameterValue, match="no such session"):
-            conn.execute(query, {"file": file, "one": one, "other": other, **layout})
-        conn.rollback()
+            ask(conn, function, turned)
+    with pages.connected() as conn:
+        given = pages.arguments(function, pages.sessions(conn))
+        assert len(ask(conn, function, given)) == (function != "_changed_rows")
 
 
 LAYOUTS: list[tuple[list[int], str, str]] = [
@@ -416,29 +425,24 @@ LAYOUTS: list[tuple[list[int], str, str]] = [
 ]
 
 
-def test_other_layouts(cluster: Cluster, rng: random.Random) -> None:
+@pytest.mark.parametrize("function", FUNCTIONS[1:])
+def test_other_layouts(cluster: Cluster, rng: random.Random, function: str) -> None:
     """Who says of a table that its rows are others than they are learns nothing and breaks
     nothing: lengths of values that reach far, or stand for places in somebody's memory."""
-    cluster.sql("CREATE ROLE guesser LOGIN")
-    cluster.sql("CREATE DATABASE guessed OWNER guesser")
+    name = f"guessed{function}"
+    cluster.sql(f"CREATE ROLE {name} LOGIN")
+    cluster.sql(f"CREATE DATABASE {name} OWNER {name}")
     cluster.psql(
         "CREATE TABLE l (id int, t text, b bytea, n int);"
         # As the head of a value of variable length: long ones, compressed ones, pointers.
         "INSERT INTO l SELECT v, v, int4send(v), g FROM unnest('{1073741820, 1073741822, 1,"
         " 257, 513, 769, 2147483646, -4, -2, 4, 8, -2147483648}'::int[])"
-        " WITH ORDINALITY AS u (v, g)",
-        "guessed",
+        " WITH ORDINALITY AS u (v, g);"
+        f"GRANT SELECT ON l TO {name}",
+        name,
     )
-    cluster.sql("SELECT branch.create('guessed1', 'guessed', owner => 'guesser')")
-    cluster.sql("UPDATE l SET n = -n", dbname="guessed1")
-    file = cluster.scalar("SELECT pg_relation_filenode('l')", dbname="guessed")
-    query = (
-        "SELECT * FROM branch._changed_counts("
-        "(SELECT oid FROM pg_database WHERE datname = 'guessed'), 0, %(file)s::oid,"
-        " (SELECT oid FROM pg_database WHERE datname = 'guessed1'), 0, %(file)s::oid,"
-        " %(blocks)s, %(one)s, %(other)s, %(lengths)s::int2[], %(align)s, %(kinds)s, 0, '')"
-    )
-    blocks = Blocks.of([(0, 1)]).packed()
+    cluster.sql("SELECT branch.create(%s, %s, owner => %s)", [f"{name}1", name, name])
+    cluster.sql("UPDATE l SET n = -n", dbname=f"{name}1")
     guesses = list(LAYOUTS)
     for _ in range(300):
         lengths = rng.choices((-2, -1, 1, 2, 4, 8, 100, 20000), k=rng.randint(1, 8))
@@ -446,24 +450,17 @@ def test_other_layouts(cluster: Cluster, rng: random.Random) -> None:
         some[rng.randrange(len(some))] = "k"
         guesses.append((lengths, "".join(rng.choices("csid", k=len(lengths))), "".join(some)))
     true = ([4, -1, -1, 4], "iiii", "kppp")
-    with psycopg.connect(**cluster.conninfo("postgres", "guesser")) as conn:
-        # One snapshot, older than those of the sessions: rows that they see stay.
-        conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        one, other = (
-            conn.execute(
-                "SELECT branch._remote_open(%s, true, 'repeatable read')", [name]
-            ).fetchall()[0][0]
-            for name in ("guessed", "guessed1")
-        )
-        for session in (one, other):
-            conn.execute("SELECT branch._remote_run(%s, 'SELECT 1')", [session])
-        told = 0
+    pages = Pages(cluster, name, f"{name}1", "l")
+    with pages.connected(name) as conn:
+        given = pages.arguments(function, pages.sessions(conn))
+        found: Sequence[tuple[Any, ...]] = []
         for lengths, align, kinds in (*guesses, true):
-            given = {"file": file, "one": one, "other": other, "blocks": blocks}
+            asked = {**given, "lengths": lengths, "align": align, "kinds": kinds}
             with suppress(psycopg.InternalError), conn.transaction():
-                found = conn.execute(
-                    query, {**given, "lengths": lengths, "align": align, "kinds": kinds}
-                ).fetchall()
-                told = len(found)
-        assert told, "what is true is answered"
-        conn.rollback()
+                found = ask(conn, function, asked)
+    if function == "_changed_counts":
+        assert found == [(None, None, 0, 12, 0, 24)], "what is true is answered"
+    else:
+        places = "{" + ",".join(f'"(0,{n})"' for n in range(1, 13)) + "}"
+        others = "{" + ",".join(f'"(0,{n})"' for n in range(13, 25)) + "}"
+        assert found == [(None, None, None), (places, others, 8)]

@@ -23,7 +23,7 @@ typedef struct AbRemoteTask
 	bool		leave_no_cache; /* the relation cache file is to go with the worker */
 	AbRemoteOptions options;
 
-	/* but this: counted up by both while they share blocks (ab_rowshare.c) */
+	/* but this: counted up by all who share blocks (ab_rowshare.c) */
 	pg_atomic_uint32 blocks_taken;
 } AbRemoteTask;
 
@@ -70,6 +70,6 @@ extern uint64 ab_remote_load(const char *table, shm_mq_handle *requests);
 
 /* In the worker: look at a share of the blocks that a request is about; it is what follows
  * the letter. */
-extern void ab_rowshare_serve(AbRemoteTask *task, const char *request, Size size);
+extern void ab_rowshare_serve(const char *request, Size size);
 
 #endif							/* AB_REMOTE_WIRE_H */

@@ -18,6 +18,8 @@ typedef struct AbRowReader
 {
 	AbRowPages	pages[2];
 	SnapshotData snapshot[2];
+	bool		only_places;	/* of rows: neither their values nor who sees them matter,
+								 * and neither snapshots nor layout are known */
 	AbRowLayout layout;
 	AbBlockRanges ranges;
 	BufferAccessStrategy strategy;	/* of all pages; NULL: they are few */
@@ -29,14 +31,15 @@ typedef struct AbRowReader
 /* "xmin:xmax:xid,xid...", with epochs, as pg_current_snapshot() gives it. */
 extern void ab_rowreader_parse_snapshot(const char *text, SnapshotData *snapshot);
 
-/* Does this process's own snapshot keep what is needed to see rows as both do? */
+/* Does this process's own snapshot keep what is needed to see rows as both do, if it is? */
 extern bool ab_rowreader_can_see(const AbRowReader *reader);
 
 /*
  * Rows of a block that differ and are seen, with keys of the part; the first side's come
  * first.  They stay where they are as long as the sessions live that the snapshots are
  * of.  False: it cannot be told.  Values out of line are never fetched, compressed ones
- * are, into the current memory context.
+ * are, into the current memory context.  Only places: of all rows that differ, and it can
+ * always be told; of what is no page of a table, of all there could be.
  */
 extern bool ab_rowreader_block(const AbRowReader *reader, BlockNumber block, AbRowPart part,
 							   AbWaitingRow *rows, int *nrows);

@@ -12,9 +12,6 @@
 #include "ab_remote.h"
 #include "ab_rowpages.h"
 
-/* Places of rows told of in one line of a result. */
-#define AB_ROWS_IN_LINE 2000
-
 /*
  * Arguments number first (a database), first + 1 (tablespace, 0: the database's) and
  * first + 2 (file).  The database is held until ab_rowpages_release().

@@ -439,7 +439,7 @@ run_load(const char *table, shm_mq_handle *requests)
 
 /* A share of the caller's own work (ab_rowshare.c). */
 static void
-run_share(AbRemoteTask *task, const char *request, Size size)
+run_share(const char *request, Size size)
 {
 	MemoryContext old;
 
@@ -447,7 +447,7 @@ run_share(AbRemoteTask *task, const char *request, Size size)
 	StartTransactionCommand();
 	pgstat_report_activity(STATE_RUNNING, "comparing pages");
 	old = MemoryContextSwitchTo(request_context);
-	ab_rowshare_serve(task, request, size);
+	ab_rowshare_serve(request, size);
 	MemoryContextSwitchTo(old);
 	CommitTransactionCommand();
 }
@@ -503,7 +503,7 @@ serve(AbRemoteTask *task, shm_mq_handle *requests)
 		if (request[0] == AB_REMOTE_LOAD)
 			run_load(request + 1, requests);
 		else if (request[0] == AB_REMOTE_ROWS)
-			run_share(task, request + 1, size - 1);
+			run_share(request + 1, size - 1);
 		else if (request[0] == AB_REMOTE_QUERY_WITH)
 			run_request(task, request + 1, request + 1 + strlen(request + 1) + 1, 0);
 		else

@@ -37,7 +37,7 @@ ab_rowreader_parse_snapshot(const char *text, SnapshotData *snapshot)
 bool
 ab_rowreader_can_see(const AbRowReader *reader)
 {
-	for (int i = 0; i < 2; i++)
+	for (int i = 0; i < 2 && !reader->only_places; i++)
 		if (!TransactionIdIsNormal(TransactionXmin) ||
 			!TransactionIdPrecedesOrEquals(TransactionXmin, reader->snapshot[i].xmin))
 			return false;
@@ -120,6 +120,21 @@ take_rows(const AbRowReader *reader, int side, BlockNumber block, Buffer buffer,
 	return true;
 }
 
+static void
+put_places(int side, BlockNumber block, const OffsetNumber *places, int n,
+		   AbWaitingRow *rows, int *nrows)
+{
+	for (int i = 0; i < n; i++)
+	{
+		AbWaitingRow row = {0};
+
+		row.block = block;
+		row.offset = places[i];
+		row.side = side;
+		rows[(*nrows)++] = row;
+	}
+}
+
 bool
 ab_rowreader_block(const AbRowReader *reader, BlockNumber block, AbRowPart part,
 				   AbWaitingRow *rows, int *nrows)
@@ -130,7 +145,12 @@ ab_rowreader_block(const AbRowReader *reader, BlockNumber block, AbRowPart part,
 
 	*nrows = 0;
 	ab_rowpages_compare(reader->pages, block, reader->strategy, &places, pinned);
-	if (Max(places.na, places.nb) == MaxHeapTuplesPerPage)
+	if (reader->only_places)
+	{
+		put_places(0, block, places.of_a, places.na, rows, nrows);
+		put_places(1, block, places.of_b, places.nb, rows, nrows);
+	}
+	else if (Max(places.na, places.nb) == MaxHeapTuplesPerPage)
 		told = false;			/* or a page that is none of a table */
 	else
 	{

@@ -1,10 +1,10 @@
 /*
  * ab_rowshare.c
- *	  Blocks of two tables that two processes look at side by side (ab_rowshare.h).
+ *	  Blocks of two tables that some processes look at side by side (ab_rowshare.h).
  *
  * Backends in the control database, and the workers of their sessions in other ones.
- * Blocks are taken some at a time by counting up in the session's segment, so that
- * neither waits for the other before there are none left.  The worker has what it needs
+ * Blocks are taken some at a time by counting up in the segment of one session, so that
+ * nobody waits for the others before there are none left.  A worker has what it needs
  * from the request, and sends rows as they are found, in messages of COPY's kind; an
  * empty one says that it cannot tell.  It holds both databases itself, since it outlives
  * an aborted caller for a moment; where it would have to wait for that, or its snapshot
@@ -14,6 +14,7 @@
 
 #include "libpq/pqformat.h"
 #include "miscadmin.h"
+#include "optimizer/cost.h"
 #include "storage/dsm.h"
 #include "utils/memutils.h"
 
@@ -30,7 +31,7 @@
 typedef struct Cursor
 {
 	const AbBlockRanges *ranges;
-	pg_atomic_uint32 *taken;	/* times that some were taken, by both */
+	pg_atomic_uint32 *taken;	/* times that some were taken, by anybody */
 	int			range;
 	uint64		before;			/* blocks of the ranges before it */
 } Cursor;
@@ -38,7 +39,8 @@ typedef struct Cursor
 struct AbRowShare
 {
 	const AbRowReader *reader;
-	AbRemote   *session;		/* NULL: this process is alone */
+	AbRemote   *sessions[2];	/* that take a share; the first one's segment is counted up in */
+	int			nsessions;		/* 0: this process is alone */
 	pg_atomic_uint32 alone;		/* what is counted up then */
 	Cursor		cursor;
 };
@@ -92,9 +94,10 @@ put(StringInfo to, const void *data, Size size)
 }
 
 static void
-put_request(StringInfo to, const AbRowReader *reader, AbRowPart part)
+put_request(StringInfo to, const AbRowReader *reader, AbRowPart part, dsm_handle counted)
 {
 	appendStringInfoChar(to, AB_REMOTE_ROWS);
+	put(to, &counted, sizeof(counted));
 	put(to, &part, sizeof(part));
 	put(to, reader, sizeof(AbRowReader));
 	for (int i = 0; i < 2; i++)
@@ -116,10 +119,11 @@ get(StringInfo from, Size size)
 
 /* What points somewhere is read anew. */
 static AbRowReader *
-get_request(StringInfo from, AbRowPart *part)
+get_request(StringInfo from, AbRowPart *part, dsm_handle *counted)
 {
 	AbRowReader *reader;
 
+	pq_copymsgbytes(from, (char *) counted, sizeof(dsm_handle));
 	pq_copymsgbytes(from, (char *) part, sizeof(AbRowPart));
 	reader = get(from, sizeof(AbRowReader));
 	for (int i = 0; i < 2; i++)
@@ -187,23 +191,46 @@ look_at_blocks(const AbRowReader *reader, AbRowPart part, pg_atomic_uint32 *take
 	return seen;
 }
 
+static pg_atomic_uint32 *
+counter_in(dsm_segment *segment)
+{
+	AbRemoteTask *task = dsm_segment_address(segment);
+
+	return &task->blocks_taken;
+}
+
+/* Both databases are held. */
+static void
+look(const AbRowReader *reader, AbRowPart part, dsm_handle counted)
+{
+	dsm_segment *mine = dsm_find_mapping(counted);
+	dsm_segment *segment = mine ? mine : dsm_attach(counted);
+	uint64		seen;
+
+	if (segment == NULL)
+		return;					/* the caller is gone */
+	seen = look_at_blocks(reader, part, counter_in(segment));
+	if (mine == NULL)
+		dsm_detach(segment);
+	ereport(DEBUG1,
+			(errmsg_internal("looked at %llu of %llu blocks for another process",
+							 (unsigned long long) seen,
+							 (unsigned long long) ab_rowpages_count(&reader->ranges))));
+}
+
 void
-ab_rowshare_serve(AbRemoteTask *task, const char *request, Size size)
+ab_rowshare_serve(const char *request, Size size)
 {
 	StringInfoData from = {unconstify(char *, request), (int) size, (int) size, 0};
 	AbRowPart	part;
-	AbRowReader *reader = get_request(&from, &part);
+	dsm_handle	counted;
+	AbRowReader *reader = get_request(&from, &part, &counted);
 
 	if (!ab_rowreader_can_see(reader) || !ab_rowpages_try_hold(&reader->pages[0]))
 		return;
 	if (ab_rowpages_try_hold(&reader->pages[1]))
 	{
-		uint64		seen = look_at_blocks(reader, part, &task->blocks_taken);
-
-		ereport(DEBUG1,
-				(errmsg_internal("looked at %llu of %llu blocks for another process",
-								 (unsigned long long) seen,
-								 (unsigned long long) ab_rowpages_count(&reader->ranges))));
+		look(reader, part, counted);
 		ab_rowpages_release(&reader->pages[1]);
 	}
 	ab_rowpages_release(&reader->pages[0]);
@@ -211,13 +238,7 @@ ab_rowshare_serve(AbRemoteTask *task, const char *request, Size size)
 
 /* ---- the caller's side ---- */
 
-static AbRemoteTask *
-task_of(AbRemote *session)
-{
-	return dsm_segment_address(session->seg);
-}
-
-/* The session that sees the other one's past, too. */
+/* The session that sees the other one's past, too, comes first. */
 AbRowShare *
 ab_rowshare_begin(const AbRowReader *reader, AbRemote **sessions)
 {
@@ -226,27 +247,32 @@ ab_rowshare_begin(const AbRowReader *reader, AbRemote **sessions)
 											  reader->snapshot[1].xmin);
 
 	share->reader = reader;
+	share->sessions[0] = sessions[first ? 0 : 1];
+	share->sessions[1] = sessions[first ? 1 : 0];
 	if (ab_rowpages_count(&reader->ranges) >= BLOCKS_WORTH_SHARING)
-		share->session = sessions[first ? 0 : 1];
+		share->nsessions = Min(max_parallel_workers_per_gather, lengthof(share->sessions));
 	return share;
 }
 
 void
 ab_rowshare_part(AbRowShare *share, AbRowPart part)
 {
-	pg_atomic_uint32 *taken = share->session ? &task_of(share->session)->blocks_taken :
+	pg_atomic_uint32 *taken = share->nsessions > 0 ? counter_in(share->sessions[0]->seg) :
 		&share->alone;
 	StringInfoData request;
 
 	pg_atomic_init_u32(taken, 0);
 	begin_cursor(&share->cursor, &share->reader->ranges, taken);
-	if (share->session == NULL)
+	if (share->nsessions == 0)
 		return;
 	initStringInfo(&request);
-	put_request(&request, share->reader, part);
-	share->session->binary = true;
-	share->session->survives = false;
-	ab_remote_request(share->session, &request);
+	put_request(&request, share->reader, part, dsm_segment_handle(share->sessions[0]->seg));
+	for (int i = 0; i < share->nsessions; i++)
+	{
+		share->sessions[i]->binary = true;
+		share->sessions[i]->survives = false;
+		ab_remote_request(share->sessions[i], &request);
+	}
 	pfree(request.data);
 }
 
@@ -256,39 +282,54 @@ ab_rowshare_take(AbRowShare *share, BlockNumber *blocks, int *n)
 	return take(&share->cursor, blocks, n);
 }
 
+/* The message that has come: rows, or that they cannot be told of. */
+static AbRowShared
+rows_in(AbRemote *session, const AbWaitingRow **rows, int *n)
+{
+	StringInfo	found = &session->message;
+	int			size = found->len - found->cursor;
+
+	*n = size / (int) sizeof(AbWaitingRow);
+	*rows = (const AbWaitingRow *) memmove(found->data, found->data + found->cursor, size);
+	return *n == 0 ? AB_SHARED_UNTOLD : AB_SHARED_ROWS;
+}
+
 AbRowShared
 ab_rowshare_rows(AbRowShare *share, bool wait, const AbWaitingRow **rows, int *n)
 {
-	AbRemote   *session = share->session;
-
-	while (session != NULL && !ab_remote_is_ready(session))
+	for (;;)
 	{
-		AbRemoteEvent event = wait ? ab_remote_next(session) : ab_remote_poll(session);
+		bool		waiting = false;
 
-		if (event == AB_REMOTE_FAILED)
-			(void) ab_remote_next(session);
-		if (event == AB_REMOTE_WAIT)
+		for (int i = 0; i < share->nsessions; i++)
+			while (!ab_remote_is_ready(share->sessions[i]))
+			{
+				AbRemoteEvent event = ab_remote_poll(share->sessions[i]);
+
+				if (event == AB_REMOTE_FAILED)
+					(void) ab_remote_next(share->sessions[i]);
+				if (event == AB_REMOTE_DATA)
+					return rows_in(share->sessions[i], rows, n);
+				if (event == AB_REMOTE_WAIT)
+				{
+					waiting = true;
+					break;
+				}
+			}
+		if (!waiting)
+			return AB_SHARED_ALL;
+		if (!wait)
 			return AB_SHARED_NONE_YET;
-		if (event == AB_REMOTE_DATA)
-		{
-			StringInfo	found = &session->message;
-			int			size = found->len - found->cursor;
-
-			*n = size / (int) sizeof(AbWaitingRow);
-			*rows = (const AbWaitingRow *) memmove(found->data, found->data + found->cursor,
-												   size);
-			return *n == 0 ? AB_SHARED_UNTOLD : AB_SHARED_ROWS;
-		}
+		ab_remote_wait();
 	}
-	return AB_SHARED_ALL;
 }
 
 void
 ab_rowshare_stop(AbRowShare *share)
 {
-	if (share->session == NULL)
-		return;
-	pg_atomic_write_u32(&task_of(share->session)->blocks_taken, PG_UINT32_MAX / 2);
-	while (!ab_remote_is_ready(share->session))
-		(void) ab_remote_next(share->session);
+	if (share->nsessions > 0)
+		pg_atomic_write_u32(counter_in(share->sessions[0]->seg), PG_UINT32_MAX / 2);
+	for (int i = 0; i < share->nsessions; i++)
+		while (!ab_remote_is_ready(share->sessions[i]))
+			(void) ab_remote_next(share->sessions[i]);
 }

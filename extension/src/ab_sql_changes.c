@@ -9,16 +9,17 @@
 #include "ab_compat.h"
 
 #include "catalog/pg_type.h"
-#include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/tuplestore.h"
 
 #include "ab_changes.h"
-#include "ab_pagerows.h"
+#include "ab_rowreader.h"
+#include "ab_rowshare.h"
 #include "ab_settings.h"
 #include "ab_sql.h"
+#include "ab_sql_places.h"
 #include "ab_sql_rowpages.h"
 
 PG_FUNCTION_INFO_V1(ab_sql_changed_blocks);
@@ -194,71 +195,63 @@ ab_sql_changed_blocks(PG_FUNCTION_ARGS)
 
 /* ---- rows ---- */
 
-/* Rows of one side in the line that is being put together. */
-typedef struct Line
-{
-	StringInfoData places;
-	int			n;
-} Line;
-
 static void
-begin_line(Line *line)
-{
-	resetStringInfo(&line->places);
-	line->n = 0;
-}
-
-static void
-add_places(Line *line, BlockNumber block, const OffsetNumber *places, int n)
+put_rows(AbPlaces *places, const AbWaitingRow *rows, int n)
 {
 	for (int i = 0; i < n; i++)
-		appendStringInfo(&line->places, "%s\"(%u,%u)\"", line->n++ > 0 ? "," : "{",
-						 block, places[i]);
+		ab_places_add(&places[rows[i].side], rows[i].block, rows[i].offset);
 }
 
-/* Places of both sides as the text of arrays of tids; NULL: none. */
 static void
-end_line(ReturnSetInfo *rsinfo, Line *lines)
+put_line(ReturnSetInfo *rsinfo, AbPlaces *places, int at_least)
 {
 	Datum		values[2];
 	bool		nulls[2];
 
-	if (lines[0].n == 0 && lines[1].n == 0)
-		return;
-	for (int i = 0; i < 2; i++)
+	if (Max(places[0].n, places[1].n) >= at_least)
+		ab_places_put(rsinfo, places, values, nulls);
+}
+
+/* What other processes have found. */
+static void
+put_others(ReturnSetInfo *rsinfo, AbRowShare *share, AbPlaces *places, bool wait)
+{
+	const AbWaitingRow *rows;
+	int			n;
+
+	while (ab_rowshare_rows(share, wait, &rows, &n) == AB_SHARED_ROWS)
 	{
-		nulls[i] = lines[i].n == 0;
-		if (nulls[i])
-			continue;
-		appendStringInfoChar(&lines[i].places, '}');
-		values[i] = CStringGetTextDatum(lines[i].places.data);
-	}
-	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
-	for (int i = 0; i < 2; i++)
-	{
-		if (!nulls[i])
-			pfree(DatumGetPointer(values[i]));
-		begin_line(&lines[i]);
+		put_rows(places, rows, n);
+		put_line(rsinfo, places, AB_PLACES_IN_LINE);
 	}
 }
 
 static void
-put_rows_of(ReturnSetInfo *rsinfo, const AbRowPages *pages, Line *lines,
-			BufferAccessStrategy strategy, const AbBlockRange *range)
+put_all_rows(ReturnSetInfo *rsinfo, const AbRowReader *reader, AbRemote **sessions)
 {
-	for (BlockNumber block = range->start; block < range->end; block++)
-	{
-		AbPageRows	rows;
-		Buffer		pinned[2];
+	AbRowShare *share = ab_rowshare_begin(reader, sessions);
+	AbRowPart	all = {0, 0};
+	AbPlaces	places[2] = {0};
+	BlockNumber blocks[AB_BLOCKS_TAKEN];
+	int			nblocks;
 
-		CHECK_FOR_INTERRUPTS();
-		ab_rowpages_compare(pages, block, strategy, &rows, pinned);
-		ab_rowpages_unpin(pinned);
-		add_places(&lines[0], block, rows.of_a, rows.na);
-		add_places(&lines[1], block, rows.of_b, rows.nb);
-		if (Max(lines[0].n, lines[1].n) >= AB_ROWS_IN_LINE)
-			end_line(rsinfo, lines);
+	ab_rowshare_part(share, all);
+	while (ab_rowshare_take(share, blocks, &nblocks))
+	{
+		for (int i = 0; i < nblocks; i++)
+		{
+			AbWaitingRow rows[AB_ROWS_IN_BLOCK];
+			int			n;
+
+			CHECK_FOR_INTERRUPTS();
+			(void) ab_rowreader_block(reader, blocks[i], all, rows, &n);
+			put_rows(places, rows, n);
+			put_line(rsinfo, places, AB_PLACES_IN_LINE);
+		}
+		put_others(rsinfo, share, places, false);
 	}
+	put_others(rsinfo, share, places, true);
+	put_line(rsinfo, places, 1);
 }
 
 /*
@@ -269,28 +262,20 @@ Datum
 ab_sql_changed_rows(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	AbRowPages	pages[2];
-	Line		lines[2];
-	AbBlockRanges ranges;
-	BufferAccessStrategy strategy;
+	AbRowReader reader = {0};
 	AbRemote   *sessions[2];
 	AbSeen		seen[2];
 
 	ab_require_control_database();
 	InitMaterializedSRF(fcinfo, 0);
+	reader.only_places = true;
 	for (int i = 0; i < 2; i++)
-	{
-		ab_rowpages_open(&pages[i], fcinfo, i * 3);
-		initStringInfo(&lines[i].places);
-		begin_line(&lines[i]);
-	}
-	ranges = ab_rowpages_ranges(pages, fcinfo, 6);
-	ab_rowpages_sessions(pages, fcinfo, 7, sessions, seen);
-	strategy = ab_rowpages_strategy(&ranges);
-	for (int i = 0; i < ranges.n; i++)
-		put_rows_of(rsinfo, pages, lines, strategy, &ranges.range[i]);
-	end_line(rsinfo, lines);
+		ab_rowpages_open(&reader.pages[i], fcinfo, i * 3);
+	reader.ranges = ab_rowpages_ranges(reader.pages, fcinfo, 6);
+	ab_rowpages_sessions(reader.pages, fcinfo, 7, sessions, seen);
+	reader.strategy = ab_rowpages_strategy(&reader.ranges);
+	put_all_rows(rsinfo, &reader, sessions);
 	for (int i = 0; i < 2; i++)
-		ab_rowpages_release(&pages[i]);
+		ab_rowpages_release(&reader.pages[i]);
 	return (Datum) 0;
 }

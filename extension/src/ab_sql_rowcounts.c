@@ -11,7 +11,6 @@
  */
 #include "ab_compat.h"
 
-#include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -23,6 +22,7 @@
 #include "ab_rowshare.h"
 #include "ab_settings.h"
 #include "ab_sql.h"
+#include "ab_sql_places.h"
 #include "ab_sql_rowpages.h"
 
 PG_FUNCTION_INFO_V1(ab_sql_changed_counts);
@@ -175,62 +175,24 @@ count_part(Counting *c)
 
 /* ---- the answer ---- */
 
-/* Places of one side in the line that is being put together. */
-typedef struct Places
-{
-	StringInfoData text;
-	int			n;
-} Places;
-
 static void
-add_place(Places *places, BlockNumber block, OffsetNumber offset)
-{
-	if (places->n++ == 0)
-		initStringInfo(&places->text);
-	appendStringInfo(&places->text, "%s\"(%u,%u)\"", places->n > 1 ? "," : "{", block, offset);
-}
-
-/* As texts of tid[], NULL: none; values and nulls of a line that begins with them. */
-static void
-put_places(ReturnSetInfo *rsinfo, Places *places, Datum *values, bool *nulls)
-{
-	for (int i = 0; i < 2; i++)
-	{
-		nulls[i] = places[i].n == 0;
-		if (nulls[i])
-			continue;
-		appendStringInfoChar(&places[i].text, '}');
-		values[i] = CStringGetTextDatum(places[i].text.data);
-	}
-	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
-	for (int i = 0; i < 2; i++)
-	{
-		if (nulls[i])
-			continue;
-		pfree(DatumGetPointer(values[i]));
-		pfree(places[i].text.data);
-		places[i].n = 0;
-	}
-}
-
-static void
-add_pairs(Places *places, const AbRowPair *pairs, uint64 n)
+add_pairs(AbPlaces *places, const AbRowPair *pairs, uint64 n)
 {
 	for (uint64 j = 0; j < n; j++)
 		for (int i = 0; i < 2; i++)
-			add_place(&places[i], pairs[j].block[i], pairs[j].offset[i]);
+			ab_places_add(&places[i], pairs[j].block[i], pairs[j].offset[i]);
 }
 
 /* Pairs that are to be compared by their types. */
 static void
 put_unknown(ReturnSetInfo *rsinfo, const AbRowPair *pairs, uint64 n)
 {
-	Places		places[2] = {0};
+	AbPlaces		places[2] = {0};
 	Datum		values[6] = {0};
 	bool		nulls[6] = {false, false, true, true, true, true};
 
 	add_pairs(places, pairs, n);
-	put_places(rsinfo, places, values, nulls);
+	ab_places_put(rsinfo, places, values, nulls);
 }
 
 static void
@@ -250,14 +212,14 @@ put_counts(ReturnSetInfo *rsinfo, const Counting *c, int64 read_before)
 static void
 put_pairs(ReturnSetInfo *rsinfo, const AbRowPair *pairs, uint64 n)
 {
-	Places		places[2] = {0};
+	AbPlaces		places[2] = {0};
 	Datum		values[3] = {0};
 	bool		nulls[3] = {false};
 
 	nulls[2] = pairs->columns == AB_COLUMNS_UNTOLD;
 	values[2] = Int64GetDatum((int64) pairs->columns);
 	add_pairs(places, pairs, n);
-	put_places(rsinfo, places, values, nulls);
+	ab_places_put(rsinfo, places, values, nulls);
 }
 
 static int
@@ -282,7 +244,7 @@ put_all_pairs(ReturnSetInfo *rsinfo, AbRowPair *pairs, uint64 n)
 	qsort(pairs, n, sizeof(AbRowPair), by_columns);
 	for (uint64 i = 1; i <= n; i++)
 	{
-		if (i < n && pairs[i].columns == pairs[first].columns && i - first < AB_ROWS_IN_LINE)
+		if (i < n && pairs[i].columns == pairs[first].columns && i - first < AB_PLACES_IN_LINE)
 			continue;
 		if (pairs[first].columns != 0)
 			put_pairs(rsinfo, pairs + first, i - first);
@@ -296,18 +258,18 @@ put_left(ReturnSetInfo *rsinfo, Counting *c)
 {
 	AbWaitingRow *rows;
 	uint64		n = ab_rowmatch_left(c->match, &rows);
-	Places		places[2] = {0};
+	AbPlaces		places[2] = {0};
 	Datum		values[3] = {0};
 	bool		nulls[3] = {true, true, true};
 
 	for (uint64 i = 0; i < n; i++)
 	{
-		add_place(&places[rows[i].side], rows[i].block, rows[i].offset);
-		if (places[0].n + places[1].n == AB_ROWS_IN_LINE)
-			put_places(rsinfo, places, values, nulls);
+		ab_places_add(&places[rows[i].side], rows[i].block, rows[i].offset);
+		if (places[0].n + places[1].n == AB_PLACES_IN_LINE)
+			ab_places_put(rsinfo, places, values, nulls);
 	}
 	if (places[0].n + places[1].n > 0)
-		put_places(rsinfo, places, values, nulls);
+		ab_places_put(rsinfo, places, values, nulls);
 	pfree(rows);
 }
 
@@ -323,8 +285,8 @@ put_part(ReturnSetInfo *rsinfo, Counting *c)
 		put_left(rsinfo, c);
 		return;
 	}
-	for (uint64 i = 0; i < found.nunknown; i += AB_ROWS_IN_LINE)
-		put_unknown(rsinfo, found.unknown + i, Min(found.nunknown - i, AB_ROWS_IN_LINE));
+	for (uint64 i = 0; i < found.nunknown; i += AB_PLACES_IN_LINE)
+		put_unknown(rsinfo, found.unknown + i, Min(found.nunknown - i, AB_PLACES_IN_LINE));
 	c->differ += found.differ;
 	c->left[0] += found.left[0];
 	c->left[1] += found.left[1];
