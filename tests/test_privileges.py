@@ -172,6 +172,10 @@ CASES: dict[str, Case] = {
     "branch.run_on_all": everybody("SELECT * FROM branch.run_on_all('TABLE public.secrets')"),
     "branch.side_effects": owners("SELECT * FROM branch.side_effects('vault_branch')"),
     "branch.diff_summary": owners("SELECT * FROM branch.diff_summary('vault_branch', 'vault')"),
+    "branch._diff_summary": owners(
+        "SELECT * FROM branch._diff_summary('vault_branch', 'vault', NULL, NULL)"
+    ),
+    "branch._sides_ahead": owners("SELECT branch._sides_ahead('vault_branch', 'vault', NULL)"),
     "branch.diff": owners("SELECT * FROM branch.diff('vault_branch', 'vault', 'secrets')"),
     "branch.diff_stat": owners("SELECT * FROM branch.diff_stat('vault_branch', 'vault')"),
     # past the check of rights: wal_level is not logical, there is none

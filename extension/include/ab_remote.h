@@ -84,6 +84,13 @@ extern AbRemote *ab_remote_open(Oid db, const AbRemoteOptions *options);
 extern AbRemote *ab_remote_try_open(Oid db, const AbRemoteOptions *options);
 
 /*
+ * Begin to connect, for who asks ab_remote_open() for the same later in the (sub)transaction.
+ * If nobody does, it ends with that.  Errors as of ab_remote_open(), but 53400: nothing is begun
+ * then.
+ */
+extern void ab_remote_open_ahead(Oid db, const AbRemoteOptions *options);
+
+/*
  * A number for it, and the session with that number: NULL if there is none, or if it was
  * opened by another role than the current one.
  */

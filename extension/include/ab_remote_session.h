@@ -28,11 +28,13 @@ struct AbRemote
 {
 	AbRemote   *next;			/* in open_sessions */
 	int			number;
+	Oid			db;
 	Oid			role;			/* whose rights it has */
 	SubTransactionId opener;
 	MemoryContext context;		/* of all of it */
 	char	   *database;
-	bool		autocommit;
+	AbRemoteOptions options;
+	bool		ahead;			/* nobody has asked for it yet */
 	AbSessionState state;
 	dsm_segment *seg;
 	BackgroundWorkerHandle *handle;

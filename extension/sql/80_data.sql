@@ -92,10 +92,18 @@ COMMENT ON FUNCTION branch._changed_pairs(
     oid, oid, oid, oid, oid, oid, bytea, integer, integer, smallint[], text, text, bigint, text
 ) IS 'places of rows, in some blocks of tables with one origin, that differ, in pairs with the columns that do';
 
-CREATE FUNCTION branch.diff_summary(
+CREATE FUNCTION branch._sides_ahead(source text, target text, at text) RETURNS boolean
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_sides_ahead';
+
+COMMENT ON FUNCTION branch._sides_ahead(text, text, text)
+IS 'begins to connect to the two databases that are compared next in this transaction, if it is clear which they are';
+
+CREATE FUNCTION branch._diff_summary(
     source text,
-    target text DEFAULT null,
-    at text DEFAULT null,
+    target text,
+    at text,
+    ahead boolean, -- noqa: RF04
     OUT table_name text,
     OUT data_change boolean,
     OUT schema_change boolean,
@@ -110,6 +118,29 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 from agent_branch import data
 return data.diff_summary(source, target, at)
+$$;
+
+COMMENT ON FUNCTION branch._diff_summary(text, text, text, boolean)
+IS 'branch.diff_summary, with sessions that connect already, or not';
+
+-- Arguments come before the server loads PL/Python: sessions connect meanwhile.
+CREATE FUNCTION branch.diff_summary(
+    source text,
+    target text DEFAULT null,
+    at text DEFAULT null,
+    OUT table_name text,
+    OUT data_change boolean,
+    OUT schema_change boolean,
+    OUT rows_added bigint,
+    OUT rows_modified bigint,
+    OUT rows_deleted bigint,
+    OUT pages_read bigint,
+    OUT note text
+) RETURNS SETOF record
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT d.* FROM branch._diff_summary($1, $2, $3, branch._sides_ahead($1, $2, $3)) AS d;
 $$;
 
 COMMENT ON FUNCTION branch.diff_summary(text, text, text)

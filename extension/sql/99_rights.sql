@@ -78,6 +78,8 @@ GRANT EXECUTE ON FUNCTION branch._changed_counts(
 GRANT EXECUTE ON FUNCTION branch._changed_pairs(
     oid, oid, oid, oid, oid, oid, bytea, integer, integer, smallint[], text, text, bigint, text
 ) TO public;
+GRANT EXECUTE ON FUNCTION branch._sides_ahead(text, text, text) TO public;
+GRANT EXECUTE ON FUNCTION branch._diff_summary(text, text, text, boolean) TO public;
 GRANT EXECUTE ON FUNCTION branch.diff_summary(text, text, text) TO public;
 GRANT EXECUTE ON FUNCTION branch.diff(text, text, text, text) TO public;
 GRANT EXECUTE ON FUNCTION branch.diff_stat(text, text, text, boolean) TO public;

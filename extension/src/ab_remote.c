@@ -135,10 +135,11 @@ at_xact_end(XactEvent event, void *arg)
 		case XACT_EVENT_PRE_PREPARE:
 			while (open_sessions != NULL)
 			{
-				ereport(WARNING,
-						(errmsg("session in database \"%s\" was not closed",
-								open_sessions->database),
-						 errdetail("What it has not committed is rolled back.")));
+				if (!open_sessions->ahead)
+					ereport(WARNING,
+							(errmsg("session in database \"%s\" was not closed",
+									open_sessions->database),
+							 errdetail("What it has not committed is rolled back.")));
 				ab_remote_close(open_sessions);
 			}
 			break;
@@ -365,7 +366,8 @@ ab_remote_try_open(Oid db, const AbRemoteOptions *options)
 	session->number = ++last_number;
 	session->role = GetUserId();
 	session->opener = GetCurrentSubTransactionId();
-	session->autocommit = options->autocommit;
+	session->db = db;
+	session->options = *options;
 	session->columns_context = AllocSetContextCreate(context, "columns",
 													 ALLOCSET_SMALL_SIZES);
 	initStringInfo(&session->message);
@@ -388,11 +390,39 @@ ab_remote_try_open(Oid db, const AbRemoteOptions *options)
 	return NULL;
 }
 
-AbRemote *
-ab_remote_open(Oid db, const AbRemoteOptions *options)
+void
+ab_remote_open_ahead(Oid db, const AbRemoteOptions *options)
 {
 	AbRemote   *session = ab_remote_try_open(db, options);
 
+	if (session != NULL)
+		session->ahead = true;
+}
+
+/* One that was opened ahead is as one that is opened now; NULL: there is none. */
+static AbRemote *
+find_ahead(Oid db, const AbRemoteOptions *options)
+{
+	for (AbRemote *session = open_sessions; session != NULL; session = session->next)
+		if (session->ahead && session->db == db && session->role == GetUserId() &&
+			session->options.access == options->access &&
+			session->options.isolation == options->isolation &&
+			session->options.autocommit == options->autocommit)
+		{
+			session->ahead = false;
+			session->opener = GetCurrentSubTransactionId();
+			return session;
+		}
+	return NULL;
+}
+
+AbRemote *
+ab_remote_open(Oid db, const AbRemoteOptions *options)
+{
+	AbRemote   *session = find_ahead(db, options);
+
+	if (session == NULL)
+		session = ab_remote_try_open(db, options);
 	if (session == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
@@ -470,7 +500,7 @@ ab_remote_send(AbRemote *session, const char *sql, int flags)
 {
 	StringInfoData request;
 
-	Assert(!(session->autocommit && (flags & AB_REMOTE_SAVEPOINT)));
+	Assert(!(session->options.autocommit && (flags & AB_REMOTE_SAVEPOINT)));
 	initStringInfo(&request);
 	appendStringInfoChar(&request, AB_REMOTE_QUERY);
 	appendStringInfoChar(&request, (char) flags);
@@ -593,7 +623,7 @@ ab_remote_commit(AbRemote *session)
 {
 	StringInfoData request;
 
-	Assert(!session->autocommit);
+	Assert(!session->options.autocommit);
 	initStringInfo(&request);
 	appendStringInfoChar(&request, AB_REMOTE_COMMIT);
 	session->survives = false;

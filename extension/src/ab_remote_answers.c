@@ -44,7 +44,7 @@ ab_remote_fail(AbRemote *session, int sqlstate, const char *message, const char 
 static void
 fail_detached(AbRemote *session)
 {
-	bool		unknown = session->autocommit || session->state == AB_SESSION_COMMITTING;
+	bool		unknown = session->options.autocommit || session->state == AB_SESSION_COMMITTING;
 
 	ab_remote_fail(session,
 				   unknown ? ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN : ERRCODE_CONNECTION_FAILURE,
@@ -150,7 +150,7 @@ take_row(AbRemote *session, StringInfo msg)
 			ab_remote_fail(session, ERRCODE_CHARACTER_NOT_IN_REPERTOIRE,
 						   psprintf("session in database \"%s\" has sent text that is not in encoding %s",
 									session->database, GetDatabaseEncodingName()),
-						   session->autocommit ? MAYBE_COMMITTED : NULL,
+						   session->options.autocommit ? MAYBE_COMMITTED : NULL,
 						   "Leave client_encoding there as it is.");
 			return AB_REMOTE_FAILED;
 		}

@@ -16,13 +16,17 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
+#include "utils/syscache.h"
 #include "utils/tuplestore.h"
 
 #include "ab_remote.h"
 #include "ab_settings.h"
+#include "ab_softdelete.h"
 #include "ab_sql.h"
+#include "ab_storagefiles.h"
 
 PG_FUNCTION_INFO_V1(ab_sql_remote_open);
+PG_FUNCTION_INFO_V1(ab_sql_sides_ahead);
 PG_FUNCTION_INFO_V1(ab_sql_remote_run);
 PG_FUNCTION_INFO_V1(ab_sql_remote_columns);
 PG_FUNCTION_INFO_V1(ab_sql_remote_fetch);
@@ -192,6 +196,43 @@ ab_sql_remote_open(PG_FUNCTION_ARGS)
 		options.access = PG_GETARG_BOOL(1) ? AB_REMOTE_READ_ONLY : AB_REMOTE_READ_WRITE;
 	options.isolation = parse_isolation(ab_sql_text(fcinfo, 2));
 	PG_RETURN_INT32(ab_remote_number(ab_remote_open(find_database(name), &options)));
+}
+
+/* InvalidOid: it has none, or none that is connected to by its own name. */
+static Oid
+parent_of(Oid db)
+{
+	AbOriginHeader origin;
+
+	if (!ab_storage_read_origin(db, &origin) || ab_database_is_deleted(origin.parent_db) ||
+		!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(origin.parent_db)))
+		return InvalidOid;
+	return origin.parent_db;
+}
+
+/*
+ * Sessions that a comparison of two databases, as opening.py has it, will ask for, where it
+ * is known already which they are: they connect while PL/Python starts.  What is wrong with
+ * the arguments is for the comparison to say.
+ */
+Datum
+ab_sql_sides_ahead(PG_FUNCTION_ARGS)
+{
+	static const AbRemoteOptions options = {AB_REMOTE_READ_ONLY, XACT_REPEATABLE_READ, false};
+	char	   *source = ab_sql_text(fcinfo, 0);
+	char	   *target = ab_sql_text(fcinfo, 1);
+	Oid			dbs[2];
+
+	ab_require_control_database();
+	dbs[1] = source ? get_database_oid(source, true) : InvalidOid;
+	if (!OidIsValid(dbs[1]) || !PG_ARGISNULL(2))
+		PG_RETURN_BOOL(false);
+	dbs[0] = target ? get_database_oid(target, true) : parent_of(dbs[1]);
+	if (!OidIsValid(dbs[0]))
+		PG_RETURN_BOOL(false);
+	for (int i = 0; i < 2; i++)
+		ab_remote_open_ahead(dbs[i], &options);
+	PG_RETURN_BOOL(true);
 }
 
 /* Rows of what was run before are thrown away. */
