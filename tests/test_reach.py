@@ -293,15 +293,9 @@ def test_the_callers_end_is_the_workers(reach: Cluster, how: str) -> None:
     assert reach.scalar("SELECT to_regclass('unfinished')", dbname="b1") is None
 
 
-@pytest.mark.parametrize(
-    ("statements", "sqlstate"),
-    [
-        (SLEEP, "57P01"),
-        # Its queue is full of rows: it cannot say why it ends.
-        ("SELECT generate_series(1, 1000000)", "08006"),
-    ],
-)
-def test_the_workers_end_is_an_error(reach: Cluster, statements: str, sqlstate: str) -> None:
+# Of the second one the queue is full of rows: it cannot say why it ends, and notes it.
+@pytest.mark.parametrize("statements", [SLEEP, "SELECT generate_series(1, 1000000)"])
+def test_the_workers_end_is_an_error(reach: Cluster, statements: str) -> None:
     with session(reach, "b1") as (conn, number):
         if statements.startswith("SELECT generate"):
             remote(conn, number, statements)
@@ -317,7 +311,7 @@ def test_the_workers_end_is_an_error(reach: Cluster, statements: str, sqlstate: 
             reach.sql(f"SELECT pg_terminate_backend(pid) FROM ({WORKERS}) AS w")
         error = caller.finish()
         assert isinstance(error, psycopg.Error)
-        assert error.sqlstate == sqlstate
+        assert error.sqlstate == "57P01"
         assert "b1" in str(error.diag.message_primary) + str(error.diag.context)
 
 

@@ -8,6 +8,8 @@
 
 #include "ab_remote.h"
 
+#include <signal.h>
+
 #include "nodes/pg_list.h"
 #include "port/atomics.h"
 #include "storage/shm_mq.h"
@@ -25,6 +27,12 @@ typedef struct AbRemoteTask
 
 	/* but this: counted up by all who share blocks (ab_rowshare.c) */
 	pg_atomic_uint32 blocks_taken;
+
+	/*
+	 * And this: SQLSTATE of what ends the worker, noted by it, 0 as long as nothing does.  In
+	 * the middle of a message that the queue has no room for, it can send no other one.
+	 */
+	volatile sig_atomic_t ended_by;
 } AbRemoteTask;
 
 /* The segment: the task, the answers' queue, the requests' queue. */

@@ -40,14 +40,15 @@ ab_remote_fail(AbRemote *session, int sqlstate, const char *message, const char 
 	session->state = AB_SESSION_OVER;
 }
 
-/* It is gone, and has not said why. */
+/* It is gone, and has not said why, but for its note. */
 static void
 fail_detached(AbRemote *session)
 {
+	const AbRemoteTask *task = dsm_segment_address(session->seg);
 	bool		unknown = session->options.autocommit || session->state == AB_SESSION_COMMITTING;
+	int			noted = task->ended_by != 0 ? task->ended_by : ERRCODE_CONNECTION_FAILURE;
 
-	ab_remote_fail(session,
-				   unknown ? ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN : ERRCODE_CONNECTION_FAILURE,
+	ab_remote_fail(session, unknown ? ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN : noted,
 				   psprintf("session in database \"%s\" ended before its transaction was over",
 							session->database),
 				   unknown ? MAYBE_COMMITTED : NULL,

@@ -514,6 +514,41 @@ serve(AbRemoteTask *task, shm_mq_handle *requests)
 
 /* ---- life of the worker ---- */
 
+static AbRemoteTask *volatile my_task = NULL;
+
+static void
+told_to_end(SIGNAL_ARGS)
+{
+	AbRemoteTask *task = my_task;
+
+	if (task != NULL)
+		task->ended_by = ERRCODE_ADMIN_SHUTDOWN;
+	die(postgres_signal_arg);
+}
+
+/* The segment goes next. */
+static void
+forget_task(int code, Datum arg)
+{
+	my_task = NULL;
+}
+
+static void
+serve_and_note_errors(AbRemoteTask *task, shm_mq_handle *requests)
+{
+	PG_TRY();
+	{
+		serve(task, requests);
+	}
+	PG_CATCH();
+	{
+		if (task->ended_by == 0)
+			task->ended_by = geterrcode();
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+}
+
 /* Nobody needs that file; whoever connects next makes it again. */
 static void
 remove_cache_file(int code, Datum arg)
@@ -543,7 +578,7 @@ ab_remote_main(Datum arg)
 	AbRemoteTask *task;
 	shm_mq_handle *requests;
 
-	pqsignal(SIGTERM, die);
+	pqsignal(SIGTERM, told_to_end);
 	BackgroundWorkerUnblockSignals();
 	CurrentMemoryContext = AllocSetContextCreate(TopMemoryContext,
 												 "agent_branch remote",
@@ -557,6 +592,8 @@ ab_remote_main(Datum arg)
 	if (seg == NULL)
 		return;					/* the caller is gone */
 	task = dsm_segment_address(seg);
+	before_shmem_exit(forget_task, 0);
+	my_task = task;
 	shm_mq_set_sender(ab_remote_answers(task), MyProc);
 	shm_mq_set_receiver(ab_remote_requests(task), MyProc);
 	requests = shm_mq_attach(ab_remote_requests(task), seg, NULL);
@@ -573,5 +610,5 @@ ab_remote_main(Datum arg)
 	process_session_preload_libraries();
 	apply_settings(&task->options);
 	set_client_encoding(task->encoding);
-	serve(task, requests);
+	serve_and_note_errors(task, requests);
 }
