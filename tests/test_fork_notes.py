@@ -242,3 +242,39 @@ def test_noted_again(cluster_base: Path) -> None:
         brancher.session.close()
         healthy(cluster)
         cluster.destroy()
+
+
+def test_given_back_while_listed(cluster_base: Path) -> None:
+    """The file of a dropped relation was kept for a snapshot that is gone, and is about to be
+    unlinked: nothing says any more that it is no relation's.  A snapshot that is taken then does
+    not have it, or a branch of that would miss it when it is detached."""
+    with failpoint_server(cluster_base), ThreadPoolExecutor(2) as pool:
+        cluster = Cluster.create(cluster_base, "given", STILL)
+        points = Failpoints(cluster)
+        create_database(
+            cluster,
+            "p",
+            "CREATE TABLE t AS SELECT g FROM generate_series(1, 1000) AS g",
+            "CREATE TABLE gone AS SELECT g FROM generate_series(1, 1000) AS g",
+        )
+        cluster.sql("SELECT branch.create('early', 'p')")
+        cluster.sql("DROP TABLE gone", dbname="p")
+        cluster.sql("SELECT branch.delete('early', hard => true)")
+        points.arm("kept-forgotten", HOLD)
+        sweeping = pool.submit(cluster.sql, "SELECT * FROM branch.gc()")
+        wait_for(lambda: points.who() != 0, what="the file to be given back")
+        taking = pool.submit(cluster.sql, "SELECT branch.create('late', 'p')")
+        gate = (
+            "SELECT 1 FROM pg_locks AS l INNER JOIN pg_database AS d ON l.database = d.oid"
+            " WHERE d.datname = 'p' AND l.locktype = 'relation' AND l.mode = 'ExclusiveLock'"
+            " AND l.granted"
+        )
+        wait_for(lambda: taking.done() or bool(cluster.sql(gate)), what="the snapshot")
+        points.disarm()
+        points.release()
+        sweeping.result()
+        taking.result()
+        cluster.sql("SELECT branch.detach('late')")
+        assert cluster.scalar("SELECT count(*) FROM t", dbname="late") == 1000
+        healthy(cluster)
+        cluster.destroy()

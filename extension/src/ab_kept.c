@@ -411,6 +411,45 @@ finish_going(Oid db, const Note *notes, int n)
 	(void) unlink(path);
 }
 
+static pg_noinline void
+unlink_noted(Oid db, const Note *notes, int n)
+{
+	forget_notes(db, notes, n);
+	AB_FAILPOINT_NO_ERROR("kept-forgotten");
+	for (int i = 0; i < n; i++)
+	{
+		RelFileNodeBackend rnode = {{notes[i].spc, db, notes[i].rel}, InvalidBackendId};
+		char		path[MAXPGPATH];
+
+		/* not if the whole database is gone */
+		ab_relation_path(path, rnode.node, MAIN_FORKNUM, 0);
+		if (access(path, F_OK) == 0)
+			mdunlink(rnode, InvalidForkNumber, true);
+	}
+	AB_FAILPOINT_NO_ERROR("kept-unlinked");
+}
+
+/*
+ * A file without a note is a relation's, to who lists files for a snapshot: he waits until it is
+ * gone, or begins anew.
+ */
+static void
+unlink_kept(Oid db, const Note *notes, int n)
+{
+	pg_atomic_fetch_add_u32(&ab_shared->unlinks_begun[db % AB_GUARDS], 1);
+	PG_TRY();
+	{
+		unlink_noted(db, notes, n);
+	}
+	PG_CATCH();
+	{
+		pg_atomic_fetch_add_u32(&ab_shared->unlinks_ended[db % AB_GUARDS], 1);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	pg_atomic_fetch_add_u32(&ab_shared->unlinks_ended[db % AB_GUARDS], 1);
+}
+
 int64
 ab_kept_sweep(Oid db, List *leaving, bool dry_run)
 {
@@ -449,19 +488,7 @@ ab_kept_sweep(Oid db, List *leaving, bool dry_run)
 	/* first: a note must not outlive the number, which another relation may get then */
 	begin_going(db, notes, ngone);
 	AB_FAILPOINT("kept-going");
-	forget_notes(db, notes, ngone);
-	AB_FAILPOINT_NO_ERROR("kept-forgotten");
-	for (int i = 0; i < ngone; i++)
-	{
-		RelFileNodeBackend rnode = {{notes[i].spc, db, notes[i].rel}, InvalidBackendId};
-		char		path[MAXPGPATH];
-
-		/* not if the whole database is gone */
-		ab_relation_path(path, rnode.node, MAIN_FORKNUM, 0);
-		if (access(path, F_OK) == 0)
-			mdunlink(rnode, InvalidForkNumber, true);
-	}
-	AB_FAILPOINT_NO_ERROR("kept-unlinked");
+	unlink_kept(db, notes, ngone);
 	finish_going(db, notes, ngone);
 	return bytes;
 }
