@@ -13,6 +13,7 @@
 
 #include "fmgr.h"
 #include "funcapi.h"
+#include "utils/timestamp.h"
 
 /* A text argument as a C string; NULL if it is null or was not given. */
 extern char *ab_sql_text(FunctionCallInfo fcinfo, int n);
@@ -22,6 +23,13 @@ extern char *ab_sql_required_text(FunctionCallInfo fcinfo, int n, const char *ar
 
 /* Boolean argument; null counts as the value given. */
 extern bool ab_sql_bool(FunctionCallInfo fcinfo, int n, bool when_null);
+
+/*
+ * The time that lies an interval argument after another one, or before it (sign -1); 22023
+ * if there is no such time.
+ */
+extern TimestampTz ab_sql_time_from(TimestampTz from, const Interval *span, int sign,
+									const char *argument);
 
 /*
  * The single row a query gives for its one parameter, as one composite value in the

@@ -46,6 +46,35 @@ ab_sql_bool(FunctionCallInfo fcinfo, int n, bool when_null)
 	return PG_ARGISNULL(n) ? when_null : PG_GETARG_BOOL(n);
 }
 
+/* The server adds months first, then days: each step has to lead to a time. */
+TimestampTz
+ab_sql_time_from(TimestampTz from, const Interval *span, int sign, const char *argument)
+{
+	double		part[3] = {
+		(double) span->month * 31 * USECS_PER_DAY,
+		(double) span->day * USECS_PER_DAY,
+		(double) span->time
+	};
+	double		first = from;
+	double		last = from;
+
+	for (int i = 0; i < 3; i++)
+	{
+		first += Min(part[i] * sign, 0);
+		last += Max(part[i] * sign, 0);
+	}
+	if (first < MIN_TIMESTAMP || last >= END_TIMESTAMP)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" is out of range", argument),
+				 errdetail("From now on it leads beyond the times that there are."),
+				 errhint("Give an interval nearer to zero.")));
+	return DatumGetTimestampTz(DirectFunctionCall2(sign < 0 ? timestamptz_mi_interval :
+												   timestamptz_pl_interval,
+												   TimestampTzGetDatum(from),
+												   IntervalPGetDatum(span)));
+}
+
 /*
  * The plan is saved and generic: planning such a query takes longer than running it.  At most a handful of queries, all of them literals, so the address
  * identifies one.

@@ -42,9 +42,7 @@ unused_for(FunctionCallInfo fcinfo, int n)
 	if (n == PG_NARGS() || PG_ARGISNULL(n))
 		return unused;
 	unused.as_set = false;
-	unused.before = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_mi_interval,
-															TimestampTzGetDatum(unused.now),
-															PG_GETARG_DATUM(n)));
+	unused.before = ab_sql_time_from(unused.now, PG_GETARG_INTERVAL_P(n), -1, "unused_for");
 	if (unused.before > unused.now)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

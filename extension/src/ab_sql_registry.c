@@ -60,9 +60,7 @@ time_after(Interval *span, const char *argument, const char *hint)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("argument \"%s\" must be longer than zero", argument),
 				 errhint("%s", hint)));
-	return DirectFunctionCall2(timestamptz_pl_interval,
-							   TimestampTzGetDatum(GetCurrentTimestamp()),
-							   IntervalPGetDatum(span));
+	return TimestampTzGetDatum(ab_sql_time_from(GetCurrentTimestamp(), span, 1, argument));
 }
 
 static Datum

@@ -74,12 +74,8 @@ static void
 check_every(const Interval *every)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz next;
 
-	next = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-												   TimestampTzGetDatum(now),
-												   IntervalPGetDatum(every)));
-	if (next < now + USECS_PER_MINUTE)
+	if (ab_sql_time_from(now, every, 1, "every") < now + USECS_PER_MINUTE)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("argument \"every\" must be at least one minute")));

@@ -79,11 +79,8 @@ TimestampTz
 ab_sql_keep_until(const Interval *keep)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz until;
+	TimestampTz until = ab_sql_time_from(now, keep, 1, "keep");
 
-	until = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-													TimestampTzGetDatum(now),
-													IntervalPGetDatum(keep)));
 	if (until <= now)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
