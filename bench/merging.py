@@ -51,9 +51,7 @@ def resolve(size: Sizes) -> None:
     """
     number = CONFLICTS[size.name]
     with server("resolve", **CALM) as cluster:
-        diff_cost.table(cluster, number, 32)
-        diff_cost.changed(cluster, "other", number, number, scattered=False)
-        cluster.sql("UPDATE t SET v = -1", dbname="main")
+        _contested(cluster, number)
         with cluster.connect() as session:
             session.execute("SET client_min_messages = warning")
             found, *finding = _run(
@@ -67,14 +65,46 @@ def resolve(size: Sizes) -> None:
                 f"SELECT rows_applied FROM branch.conflicts_resolve({merge}, 'theirs')",
             )
         assert applied == [(number,)], applied
-        with cluster.connect("main") as session:
-            plain = ms(lambda: session.execute("UPDATE t SET v = v + 1"))
-        note = f"{number} conflicts"
-        for name, (took, memory) in (("conflicts", finding), ("resolve", resolving)):
-            report(name, math.inf, False, [(took, plain)], unit="ms", note=note)
-            report(
-                f"{name}-memory", 256, False, [(memory, 0.0)], unit="MB", absolute=True, note=note
-            )
+        plain = _update(cluster)
+        _report("conflicts", number, finding, plain)
+        _report("resolve", number, resolving, plain)
+
+
+def strategy(size: Sizes) -> None:
+    """Merging a table of which all rows are in conflict, decided by a strategy, beside one UPDATE
+    of all rows; and memory (MB).  With --full a million."""
+    number = CONFLICTS[size.name]
+    for side in ("theirs", "ours"):
+        with server(f"strategy-{side}", **CALM) as cluster:
+            _contested(cluster, number)
+            with cluster.connect() as session:
+                session.execute("SET client_min_messages = warning")
+                found, *merging = _run(
+                    cluster,
+                    session,
+                    f"SELECT conflicts, rows_applied FROM branch.merge('other', 'main', '{side}')",
+                )
+            assert found == [(number, number if side == "theirs" else 0)], found
+            _report(f"conflicts-{side}", number, merging, _update(cluster))
+
+
+def _contested(cluster: Cluster, number: int) -> None:
+    """Databases main and other, of which each has changed all rows of a table."""
+    diff_cost.table(cluster, number, 32)
+    diff_cost.changed(cluster, "other", number, number, scattered=False)
+    cluster.sql("UPDATE t SET v = -1", dbname="main")
+
+
+def _update(cluster: Cluster) -> float:
+    with cluster.connect("main") as session:
+        return ms(lambda: session.execute("UPDATE t SET v = v + 1"))
+
+
+def _report(name: str, number: int, run: list[float], plain: float) -> None:
+    took, memory = run
+    note = f"{number} conflicts"
+    report(name, math.inf, False, [(took, plain)], unit="ms", note=note)
+    report(f"{name}-memory", 256, False, [(memory, 0.0)], unit="MB", absolute=True, note=note)
 
 
 def _run(

@@ -64,6 +64,7 @@ BENCHMARKS: dict[str, Callable[[Sizes], None]] = {
     "diff-memory": comparing.diff_memory,
     "merge-floor": merging.merge_floor,
     "resolve": merging.resolve,
+    "strategy": merging.strategy,
     "many-asleep": keeping.many_asleep,
 }
 
