@@ -24,9 +24,9 @@ then, the server reports with the name of the constraint.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal
 
 from agent_branch.claims import Claims
+from agent_branch.hints import Literal
 from agent_branch.merge import Action
 from agent_branch.records import dataclass
 from agent_branch.sqltext import Limits, Row, Statement, size_of, together

@@ -14,8 +14,8 @@ that a third row has.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
+from agent_branch.hints import Literal
 from agent_branch.merge import Action, Delete, Insert, Update
 from agent_branch.records import dataclass, field
 from agent_branch.spares import Brought, has_spare, is_ranked

@@ -6,9 +6,9 @@ kept in a file, so memory holds a batch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from agent_branch.jsontext import written
 from agent_branch.merge import Action, Conflict, Delete, Insert, Recount, Side, Update, digest
 from agent_branch.mergewrite import Endangered, Refused
 from agent_branch.records import dataclass
@@ -74,7 +74,7 @@ class Clashes:
 
 
 def _json_text(values: Sequence[object]) -> str:
-    return json.dumps(values, ensure_ascii=False)
+    return written(values)
 
 
 def _json(session: Session, shape: TableShape, rows: Iterable[Row | None]) -> list[Value]:

@@ -10,11 +10,11 @@ at here; changes that are none are left to staging.py and merge.py.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from agent_branch.diff import ChangeKind, RowChange
+from agent_branch.jsontext import compact
 from agent_branch.merge import Decisions, Strategy
 from agent_branch.records import dataclass, field
 from agent_branch.rowqueries import key_condition
@@ -85,11 +85,7 @@ class Finder:
         found: list[Found],
     ) -> None:
         able = self.shape.updatable
-        text = json.dumps(
-            [(c.key, c.before, c.after, c.changed & able) for c in changes],
-            ensure_ascii=False,
-            separators=(",", ":"),
-        )
+        text = compact([(c.key, c.before, c.after, c.changed & able) for c in changes])
         if len(text) > CHARACTERS:
             middle = len(changes) // 2
             for some in (changes[:middle], changes[middle:]):

@@ -1,4 +1,4 @@
-"""JSON as the server writes it, read without importing what the module json needs.
+"""JSON as the server writes it, read and written without importing what the module json needs.
 
 Importing that takes longer than many a comparison, for patterns of texts that only its parser in
 Python uses; the one in C is there in every CPython, and where it is not, json does it all.
@@ -6,7 +6,7 @@ Python uses; the one in C is there in every CPython, and where it is not, json d
 
 from __future__ import annotations
 
-from agent_branch.hints import Any
+from agent_branch.hints import Any, Callable
 
 
 class _Plainly:
@@ -32,8 +32,36 @@ _scan = _scanner()
 
 
 def parsed(text: str) -> Any:
-    """The value of a text that begins with it, as jsonb and json_build_object write it.
+    """The value that is a text, as jsonb and json_build_object write it: no blanks around it.
 
-    Raises ``ValueError`` or ``StopIteration`` for another text.
+    Raises ``ValueError`` for another text.
     """
-    return _scan(text, 0)[0]
+    try:
+        value, end = _scan(text, 0)
+    except StopIteration:
+        end = -1
+    if end != len(text):
+        raise ValueError(f"not JSON: {text[:100]!r}")
+    return value
+
+
+def _writer(item: str, key: str) -> Callable[[Any], str]:
+    """``item``, ``key``: what parts items, and keys from values."""
+    try:
+        from _json import encode_basestring, make_encoder
+    except ImportError:
+        import json
+
+        return json.JSONEncoder(ensure_ascii=False, separators=(item, key)).encode
+    encode = make_encoder(None, _refuse, encode_basestring, None, key, item, False, False, True)
+    return lambda value: "".join(encode(value, 0))
+
+
+def _refuse(value: object) -> Any:
+    raise TypeError(f"{type(value).__name__} is no value of JSON")
+
+
+# The text of a value: as json.dumps() makes it, other letters than English ones as they are; and
+# without blanks.
+written = _writer(", ", ": ")
+compact = _writer(",", ":")

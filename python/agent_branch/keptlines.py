@@ -7,8 +7,6 @@ its values, those of the whole row before, and the new ones; parted by tabs, as 
 
 from __future__ import annotations
 
-import re
-
 from agent_branch.hints import Callable
 from agent_branch.merge import Action, Delete, Insert
 from agent_branch.revert import from_json, updated
@@ -18,7 +16,6 @@ from agent_branch.tableshape import TableShape, positions
 # An expression for the value of a column.
 Values = Callable[[int], str]
 
-_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _LETTERS = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 
 
@@ -74,4 +71,6 @@ def _value(text: str) -> Value:
         return text
     if text == "\\N":
         return None
-    return _ESCAPED.sub(lambda found: _LETTERS.get(found[1], found[1]), text)
+    import re  # merges do not need it, and it takes long to import
+
+    return re.sub(r"\\(.)", lambda found: _LETTERS.get(found[1], found[1]), text, flags=re.DOTALL)

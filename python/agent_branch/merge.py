@@ -24,14 +24,13 @@ because only the database knows what is equal.
 
 from __future__ import annotations
 
-import json
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from hashlib import sha256
-from typing import Literal
 
 from agent_branch.diff import RowChange, text_mask
+from agent_branch.hints import Literal
+from agent_branch.jsontext import written
 from agent_branch.records import dataclass, field
 from agent_branch.rowqueries import mask_from, match
 from agent_branch.sqltext import Limits, Row, Session, batches, size_of
@@ -167,8 +166,9 @@ def digest(key: Row, base: Row | None, ours: Row | None, theirs: Row | None) -> 
 
     conflictsets.py has the server compute the same.
     """
-    text = json.dumps([key, base, ours, theirs], ensure_ascii=False)
-    data = text.encode("utf-8", errors="surrogateescape")
+    from hashlib import sha256  # few merges need it, and it takes long to import
+
+    data = written([key, base, ours, theirs]).encode("utf-8", errors="surrogateescape")
     return int.from_bytes(sha256(data).digest()[:8], "big", signed=True)
 
 

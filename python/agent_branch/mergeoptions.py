@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args
 
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
+from agent_branch.hints import Any
+from agent_branch.jsontext import parsed
 from agent_branch.merge import Decisions, Side, Strategy
 from agent_branch.records import dataclass, field
 from agent_branch.sqltext import Row
@@ -15,6 +15,9 @@ from agent_branch.threeway import SchemaMode
 
 # A name as people write it -> (schema, name), or (name,).
 Parse = Callable[[str], Sequence[str]]
+
+STRATEGIES: tuple[Strategy, ...] = ("manual", "ours", "theirs")
+SCHEMA_MODES: tuple[SchemaMode, ...] = ("stop", "ignore", "additive")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,24 +68,24 @@ def not_null(name: str, value: object) -> None:
 
 
 def _strategy(value: object) -> Strategy:
-    for known in get_args(Strategy):
+    for known in STRATEGIES:
         if value == known:
-            return known  # type: ignore[no-any-return]
+            return known
     raise ReportedError(
         INVALID_PARAMETER_VALUE,
         f'merge strategy "{value}" is not known',
-        hint="There are: manual, ours, theirs.",
+        hint="There are: " + ", ".join(STRATEGIES) + ".",
     )
 
 
 def _schema(value: str | None) -> SchemaMode:
-    for known in get_args(SchemaMode):
+    for known in SCHEMA_MODES:
         if value == known:
-            return known  # type: ignore[no-any-return]
+            return known
     raise ReportedError(
         INVALID_PARAMETER_VALUE,
         f'argument "schema" cannot be "{value}"',
-        hint="There are: " + ", ".join(get_args(SchemaMode)) + ".",
+        hint="There are: " + ", ".join(SCHEMA_MODES) + ".",
     )
 
 
@@ -101,7 +104,7 @@ def options(
     """
     not_null("strategy", strategy)
     not_null("schema", schema)
-    given = json.loads(strategies or "{}")
+    given = parsed(strategies or "{}")
     if not isinstance(given, dict):
         raise ReportedError(
             INVALID_PARAMETER_VALUE,

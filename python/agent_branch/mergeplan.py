@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Literal
 
 from agent_branch.diffplan import TableDiff, TableState, plan_diff
+from agent_branch.hints import Literal
 from agent_branch.records import dataclass, replace
 from agent_branch.sqltext import TEXT
 from agent_branch.tableshape import (

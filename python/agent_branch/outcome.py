@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from agent_branch.clashes import Clash, Clashes
 from agent_branch.records import dataclass, field
 
 
-class Result(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Result:
     """branch.merge_result."""
 
     merge_id: int | None

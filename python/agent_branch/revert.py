@@ -7,11 +7,11 @@ and what somebody did is a conflict, by the rules of merge.py.  Sequences do not
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from agent_branch.diff import RowChange
+from agent_branch.hints import Any
+from agent_branch.jsontext import compact, parsed
 from agent_branch.merge import Action, Conflict, Delete, Insert, Recount, Update, digest
 from agent_branch.sqltext import Row
 from agent_branch.tableshape import positions
@@ -57,7 +57,7 @@ def to_json(action: Action) -> str:
             fields = ["update", key, columns, before, after]
         case Recount(row, copies):
             fields = ["recount", row, copies]
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+    return compact(fields)
 
 
 def conflict_to_json(conflict: Conflict) -> str:
@@ -65,12 +65,12 @@ def conflict_to_json(conflict: Conflict) -> str:
     c = conflict
     versions = digest(c.key, c.base, c.ours, c.theirs)
     fields = ["conflict", c.key, c.columns, c.merged, c.base, c.ours, c.theirs, versions]
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+    return compact(fields)
 
 
 def from_json(text: str) -> Action:
     """The action that ``to_json`` or staging.py made text of; ``ValueError`` for another text."""
-    match json.loads(text):
+    match parsed(text):
         case ["insert", key, row]:
             return Insert(_row(key), _row(row))
         case ["set", key, int(columns), before, int(known), values]:

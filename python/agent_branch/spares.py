@@ -8,9 +8,7 @@ there is no room above.
 
 from __future__ import annotations
 
-import re
-from decimal import Decimal
-
+from agent_branch.hints import Any
 from agent_branch.records import dataclass
 from agent_branch.sqltext import Value, quote_literal
 from agent_branch.tableshape import Column, TableShape
@@ -23,7 +21,7 @@ _LARGEST = {
     "real": 1 << 24,
     "double precision": 1 << 53,
 }
-_NUMERIC = re.compile(r"numeric(?:\((\d+),(\d+)\))?")
+_NUMERIC = r"numeric(?:\((\d+),(\d+)\))?"
 # Whole numbers up to this long are counted up from where numeric sets no limit.
 _DIGITS = 30
 # Steps are of more than a day: the dates in texts of timestamps may be of any zone.
@@ -34,14 +32,14 @@ _DATES = {
         "(({n} OPERATOR(pg_catalog.+) 2) OPERATOR(pg_catalog.*) '1 day'::pg_catalog.interval)",
     ),
 }
-_PRECISION = re.compile(r"\(\d\)")
+_PRECISION = r"\(\d\)"
 _RANDOM = ("pg_catalog.text", "character varying", "pg_catalog.uuid")
-_VARCHAR = re.compile(r"character varying\((\d+)\)")
+_VARCHAR = r"character varying\((\d+)\)"
 _UUID = "pg_catalog.gen_random_uuid()"
 _UUID_LENGTH = 36
 
 # What can be told apart of values: numbers by size; dates by length and text.
-Rank = tuple[Decimal | int, str]
+Rank = tuple[Any, str]
 
 
 @dataclass(slots=True)
@@ -72,6 +70,8 @@ def _rank(column: Column, value: str) -> tuple[Rank, str] | None:
         if "infinity" in value or value.endswith("BC"):
             return None
         return (len(day), day), day
+    from decimal import Decimal
+
     number = Decimal(value)
     return ((number, ""), value) if number.is_finite() else None
 
@@ -83,12 +83,16 @@ def is_ranked(column: Column) -> bool:
 
 def _date_step(type_name: str) -> str:
     """How far a date goes for the row {n}; empty for other types."""
-    return _DATES.get(_PRECISION.sub("", type_name), "")
+    import re  # few merges need it, and it takes long to import
+
+    return _DATES.get(re.sub(_PRECISION, "", type_name), "")
 
 
 def _largest(type_name: str) -> int | None:
     """Of a type of numbers; None for other types, and if none of its numbers is whole but 0."""
-    numeric = _NUMERIC.fullmatch(type_name)
+    import re
+
+    numeric = re.fullmatch(_NUMERIC, type_name)
     if numeric is None:
         return _LARGEST.get(type_name)
     digits = int(numeric[1]) - int(numeric[2]) if numeric[1] else _DIGITS
@@ -96,7 +100,9 @@ def _largest(type_name: str) -> int | None:
 
 
 def has_spare(column: Column) -> bool:
-    varchar = _VARCHAR.fullmatch(column.type_name)
+    import re
+
+    varchar = re.fullmatch(_VARCHAR, column.type_name)
     if varchar is not None:
         return int(varchar[1]) >= _UUID_LENGTH
     return column.type_name in _RANDOM or is_ranked(column)

@@ -10,7 +10,6 @@ refuses such a statement, or the order of rows matters, the lines are there to d
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, islice
@@ -41,7 +40,7 @@ _MAY = Statement(
 )
 
 # Types of which a cast to text is what the output function gives.
-_PLAIN = re.compile(
+_PLAIN = (
     r"(?:pg_catalog\.)?(?:text|character varying|smallint|integer|bigint|numeric|real|date|uuid|"
     r"double precision|timestamp with(?:out)? time zone|jsonb|json|bytea)(?:\(\d+(?:,\d+)?\))?"
 )
@@ -301,12 +300,18 @@ def _array(values: Iterable[str]) -> str:
 
 def is_plain(column: Column) -> bool:
     """Of a usual type, the JSON of which has no line breaks?"""
-    return bool(_PLAIN.fullmatch(column.type_name)) and not column.type_name.endswith("json")
+    return _has_plain_text(column) and not column.type_name.endswith("json")
+
+
+def _has_plain_text(column: Column) -> bool:
+    import re  # many merges do not need it, and it takes long to import
+
+    return re.fullmatch(_PLAIN, column.type_name) is not None
 
 
 def output_text(column: Column, value: str) -> str:
     """What the output function of its type makes of a value."""
-    if _PLAIN.fullmatch(column.type_name):
+    if _has_plain_text(column):
         return f"{value}::pg_catalog.text"
     return f"CASE WHEN {value} IS DISTINCT FROM NULL THEN pg_catalog.concat({value}) END"
 
