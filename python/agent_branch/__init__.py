@@ -19,11 +19,12 @@ first in its group; what it uses comes after it, high to low.
   - what it is about: ``mergeoptions``, ``mergescope``, ``mergeparts``, ``mergeplan``, ``threeway``
   - what becomes of a row: ``merge``
   - how it is written: ``mergewrite``, ``mergetarget``; ``staging``: with few statements;
-    ``carrier``, ``carrying``: from pages; ``apply``, ``writes``, ``tableorder``, ``claims``,
-    ``exchange``, ``spares``
+    ``carrier``, ``carrying``, ``carriage``: from pages; ``apply``, ``writes``, ``tableorder``,
+    ``claims``, ``exchange``, ``spares``
   - definitions and sequences: ``mergeschema``, ``additive``, ``schematext``; ``mergesequences``,
     ``sequences``
-  - what is kept of it: ``mergelog``, ``mergechanges``, ``keptlines``, ``keeping``, ``spool``
+  - what is kept of it: ``mergelog``, ``logbook``, ``mergechanges``, ``keptlines``, ``keeping``,
+    ``spool``
 - continuous sync: ``syncing``; ``syncstate``, ``syncplan``
 - use and cost: ``usage``; ``cost``
 - jobs and health: ``jobs``; ``joblist``; ``health``; ``healthcheck``

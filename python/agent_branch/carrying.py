@@ -15,19 +15,18 @@ coming here.  Memory for the places of the rows, some of them in a temporary fil
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from agent_branch import keptlines
+from agent_branch.carriage import Carrier, Kept, Places, in_bulk, together
 from agent_branch.diff import RowChange, changes_at
-from agent_branch.hints import Protocol
 from agent_branch.merge import TableMerge
 from agent_branch.mergeplan import TablePlan
-from agent_branch.records import dataclass
 from agent_branch.rowqueries import key_condition, keys_condition
 from agent_branch.spool import Lines, Room
 from agent_branch.sqltext import Limits, Row, Session, Statement, quote_literal
 from agent_branch.staging import Stage, is_set
-from agent_branch.tableshape import TableShape, positions
+from agent_branch.tableshape import positions
 
 # Characters of places in one statement: some ten thousand rows.
 AT_ONCE = 1 << 20
@@ -38,59 +37,6 @@ LEFT_AT_ONCE = 2000
 _WAYS = ("enable_hashjoin", "enable_mergejoin", "enable_seqscan")
 _ONLY_LOOK_UP = "; ".join(f"SET LOCAL {way} = off" for way in _WAYS)
 _AS_EVER = "; ".join(f"SET LOCAL {way} TO DEFAULT" for way in _WAYS)
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Of row versions that base and source do not share, as texts of tid[]; empty: none.
-
-    ``same``: those of the base that the target has as well; ``other``: the other ones of the base;
-    ``theirs``: those of the source; ``count``: about how many rows that is.
-
-    ``columns``: where it is known, a mask of those in which versions differ; then each place in
-    ``same`` has the row of which the new version is at the one in ``theirs``, and others there
-    are none.
-    """
-
-    same: str
-    other: str
-    theirs: str
-    count: int
-    columns: int | None = None
-
-
-class Carrier(Protocol):
-    """Reads pages of three databases, and has rows of one put into another."""
-
-    def places(self, plan: TablePlan) -> Iterator[Places] | None:
-        """Some at a time.  None: it cannot be told which rows the target still has."""
-
-    def from_base(self, query: str, table: str) -> int:
-        """Put rows into a temporary table of the target; how many."""
-
-    def from_source(self, query: str, table: str) -> int: ...
-
-
-class Kept(Protocol):
-    """Actions of one table that are kept where they are to stay, as lines (keptlines.py)."""
-
-    @property
-    def count(self) -> int: ...
-
-    def keep(self, query: str) -> None:
-        """Lines of the rows that a query in the target gives."""
-
-    def pieces(self) -> Iterator[str]:
-        """The lines, each with its end, many at a time."""
-
-    def drop(self) -> None:
-        """They are not to stay."""
-
-
-class Keeper(Protocol):
-    def table(self, shape: TableShape) -> Kept: ...
-
-    def close(self) -> None: ...
 
 
 class Carrying:
@@ -126,7 +72,10 @@ class Carrying:
     ) -> Iterator[RowChange]:
         """Stage; changes that are left to be decided row by row."""
         self.stage.make()
-        rows, updated = self._load(places)
+        # Large as they are, places are looked up in the source as well.
+        theirs.execute(Statement(_ONLY_LOOK_UP))
+        rows, updated = self._load(in_bulk(places, AT_ONCE))
+        theirs.execute(Statement(_AS_EVER))
         if self._made:
             self._stage_loaded(rows, updated)
         for what, mask, number in list(self._run(self._counted())):
@@ -197,8 +146,9 @@ class Carrying:
             f" JOIN {shape.only} AS t ON t.ctid OPERATOR(pg_catalog.=) p.place",
             self.stage.table.removeprefix("pg_temp."),
         )
-        if rows != some.count:
-            raise AssertionError(f"{rows} of {some.count} rows of {shape.sql} were found")
+        wanted = some.theirs.count("(")
+        if rows != wanted:
+            raise AssertionError(f"{rows} of {wanted} rows of {shape.sql} were found")
         return rows
 
     def _create(self, table: str, columns: Sequence[str]) -> None:
@@ -342,20 +292,6 @@ class Carrying:
             return new(i) if len(masks) == 1 else is_set("s.mask", i, new(i))
 
         return keptlines.changed(self.stage.shape, old, "s.mask", known, value)
-
-
-def together(texts: Iterable[str], most: int) -> Iterator[str]:
-    """Texts of arrays, some put together to one."""
-    some: list[str] = []
-    length = 0
-    for text in texts:
-        if some and length + len(text) > most:
-            yield "{" + ",".join(some) + "}"
-            some, length = [], 0
-        some.append(text[1:-1])
-        length += len(text)
-    if some:
-        yield "{" + ",".join(some) + "}"
 
 
 def _unnested(places: str) -> str:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 
 from agent_branch import bags
-from agent_branch.carrying import Carrier, Carrying, Keeper, Places
+from agent_branch.carriage import Carrier, Found, Keeper
+from agent_branch.carrying import Carrying
 from agent_branch.claims import claims_of
 from agent_branch.conflictsets import finder
 from agent_branch.diff import Pairing, RowChange, can_pair, diff_rows
@@ -97,9 +98,10 @@ class MergeRun:
     def _carried(
         self, run: TableRun, base: Session, theirs: Session, carrier: Carrier | None
     ) -> Iterator[RowChange] | None:
-        """Stage what only the source has changed, without reading it here: what is left.
+        """Stage what only the source has changed, without reading it here: what is left; where
+        there are few changes, all of them.
 
-        None: it cannot be done so, as where some rows are left out, or there are few."""
+        None: it cannot be done so, as where some rows are left out."""
         plan, shape = run.plan, run.merge.shape
         if carrier is None or self.keeper is None:
             return None
@@ -108,19 +110,22 @@ class MergeRun:
         if not may_stage(self.ours, shape):
             return None
         assert plan.theirs is not None
-        places = carrier.places(plan) if can_pair(plan.theirs) else None
+        found = carrier.found(plan) if can_pair(plan.theirs) else None
+        if found is None:
+            return None
+        first: list[Found] = []
+        while sum(some.count for some in first) < self.stage_from:
+            some = next(found, None)
+            if some is None:
+                return carrier.few(plan, first, self.limits) if first else iter(())
+            first.append(some)
+        places = carrier.places(plan, chain(first, found))
         if places is None:
             return None
-        first: list[Places] = []
-        while sum(some.count for some in first) < self.stage_from:
-            some = next(places, None)
-            if some is None:
-                return None if first else iter(())
-            first.append(some)
         run.stage = Stage(self.ours, shape)
         run.kept = self.keeper.table(shape)
         carrying = Carrying(plan, run.stage, run.merge, carrier, run.kept, self.room)
-        return carrying.changes(chain(first, places), base, theirs, self.limits)
+        return carrying.changes(places, base, theirs, self.limits)
 
     def _decided(
         self, run: TableRun, changes: Iterable[RowChange], *, as_read: bool

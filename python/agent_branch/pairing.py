@@ -56,7 +56,7 @@ SELECT {picked}, pg_catalog.num_nonnulls(a.r, b.r) AS versions FROM (
 ) AS a FULL JOIN (
     SELECT q.r FROM places AS c, LATERAL branch._remote_query($2, $3 || c.b_rows || $4) AS q (r)
     WHERE c.b_rows IS NOT NULL OFFSET 0
-) AS b ON {keys} WHERE a.r IS DISTINCT FROM b.r"""
+) AS b ON {keys} WHERE a.r IS DISTINCT FROM b.r{order}"""
 
 # The line without places comes first.
 _PAIRED = f"""
@@ -66,6 +66,7 @@ MAX_PAIRED_COLUMNS = 63
 
 # Behind the parameters for reading.
 _PLACES = "SELECT $5 AS a_rows, $6 AS b_rows"
+_PLACES_TYPES = ["text", "text"]
 _CHANGED = f"SELECT c.a_rows, c.b_rows FROM branch._changed_rows({_databases(5)}, $1, $2) AS c"
 _UNPAIRED = f"SELECT c.a_rows, c.b_rows FROM branch._changed_rows({_databases(1)}, $8, $9) AS c"
 
@@ -108,6 +109,10 @@ class PagePairing:
     def pairs(self, plan: TableDiff, extra: Sequence[str]) -> Iterator[Pair] | None:
         tables = self._tables(plan)
         return None if tables is None else self._pairs(plan, extra, self._pages(plan, tables))
+
+    def pairs_at(self, plan: TableDiff, before: str | None, after: str | None) -> Iterator[Pair]:
+        """Those of the rows at known places of either side, by key; texts of tid[], None: none."""
+        return self._pairs(plan, (), [before, after])
 
     def lines(self, plan: TableDiff) -> Iterator[tuple[str | None, str | None]] | None:
         """Places of row versions that only one side has, before and after, some at a time: texts
@@ -171,7 +176,7 @@ class PagePairing:
 
     def _unsure(self, plan: TableDiff, lines: Iterator[Mapping[str, Any]]) -> Iterator[Pair]:
         for line in lines:
-            yield from self._pairs(plan, (), [line["a_rows"], line["b_rows"]])
+            yield from self.pairs_at(plan, line["a_rows"], line["b_rows"])
 
     def _tables(self, plan: TableDiff) -> tuple[Table, Table] | None:
         found = []
@@ -203,10 +208,14 @@ class PagePairing:
         self, plan: TableDiff, extra: Sequence[str], picked: str, where: Sequence[object]
     ) -> Iterator[Mapping[str, Any]]:
         """``where``: pages, or places of rows on either side."""
-        keys = " AND ".join(f'a.r[{i + 1}] = b.r[{i + 1}] COLLATE "C"' for i in plan.shape.key)
-        types = _DATABASES_TYPES if len(where) > 2 else ["text", "text"]
-        places = _CHANGED if len(where) > 2 else _PLACES
-        sql = _JOINED.format(picked=picked, keys=keys, places=places)
+        numbers = [i + 1 for i in plan.shape.key]
+        keys = " AND ".join(f'a.r[{i}] = b.r[{i}] COLLATE "C"' for i in numbers)
+        types, places, order = _DATABASES_TYPES, _CHANGED, ""
+        if len(where) == len(_PLACES_TYPES):
+            types, places = _PLACES_TYPES, _PLACES
+            listed = (f'COALESCE(a.r[{i}], b.r[{i}]) COLLATE "C"' for i in numbers)
+            order = f" ORDER BY {', '.join(listed)}"
+        sql = _JOINED.format(picked=picked, keys=keys, places=places, order=order)
         values = [*self._sessions, *by_place(plan.shape, extra), *where]
         for line in _lines(sql, [*_READ_TYPES, *types], values, FETCHED):
             for _ in range(line["versions"]):

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 
-from agent_branch.carrying import Kept
+from agent_branch.carriage import Kept
 from agent_branch.claims import Claims
 from agent_branch.conflictsets import Finder
 from agent_branch.diff import RowChange
