@@ -257,6 +257,7 @@ SESSIONS = {
         " FROM (SELECT %s) AS x (s)"
     ),
     "branch._remote_commit": "SELECT branch._remote_commit(%s)",
+    "branch._remote_save": "SELECT branch._remote_save(%s)",
     "branch._remote_close": "SELECT branch._remote_close(%s)",
 }
 

@@ -182,6 +182,46 @@ def test_from_python_in_the_server(reach: Cluster) -> None:
     assert reach.scalar("SELECT count(*) FROM items", dbname="b2") == 6
 
 
+def test_saved(reach: Cluster) -> None:
+    """Transactions one after the other in one session; what was saved stays there."""
+    count = "SELECT count(*) FROM items WHERE note LIKE 'saved%'"
+    with session(reach, "b3") as (conn, number):
+        remote(conn, number, "INSERT INTO public.items VALUES (101, 'saved')")
+        conn.execute("SELECT branch._remote_save(%s)", (number,))
+        assert reach.scalar(count, dbname="b3") == 1
+        assert remote(conn, number, "SET LOCAL lock_timeout = '7s'") == "SET"
+        remote(conn, number, "INSERT INTO public.items VALUES (102, 'saved')")
+        # Rows that nobody fetches.
+        assert remote(conn, number, "SELECT * FROM public.items") is None
+        conn.execute("SELECT branch._remote_save(%s)", (number,))
+        rows = conn.execute(
+            "SELECT branch._remote_query(%s, 'SHOW lock_timeout')", (number,)
+        ).fetchall()
+        assert rows == [(["10s"],)]
+        remote(conn, number, "INSERT INTO public.items VALUES (103, 'saved')")
+    no_workers(reach)
+    assert reach.scalar(count, dbname="b3") == 2
+    with session(reach, "b3") as (conn, number):
+        remote(conn, number, "INSERT INTO public.items VALUES (103, 'saved')")
+        conn.execute("SELECT branch._remote_save(%s)", (number,))
+        conn.execute("SELECT branch._remote_commit(%s)", (number,))
+        with pytest.raises(psycopg.errors.InvalidParameterValue):
+            conn.execute("SELECT branch._remote_save(%s)", (number,))
+    assert reach.scalar(count, dbname="b3") == 3
+
+
+def test_save_fails(reach: Cluster) -> None:
+    """What is deferred to the end of a transaction."""
+    reach.sql("CREATE TABLE pointing (i int REFERENCES items INITIALLY DEFERRED)", dbname="b3")
+    with session(reach, "b3") as (conn, number):
+        conn.execute("SELECT branch._remote_save(%s)", (number,))
+        remote(conn, number, "INSERT INTO public.pointing VALUES (1000)")
+        with pytest.raises(psycopg.errors.ForeignKeyViolation):
+            conn.execute("SELECT branch._remote_save(%s)", (number,))
+    no_workers(reach)
+    assert reach.scalar("SELECT count(*) FROM pointing", dbname="b3") == 0
+
+
 # ---- whose rights ----------------------------------------------------------------------
 
 

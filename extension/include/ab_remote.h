@@ -168,6 +168,9 @@ extern void ab_remote_run(AbRemote *session, const char *sql);
 /* Commit the transaction; the session can only be closed then.  Not in autocommit. */
 extern void ab_remote_commit(AbRemote *session);
 
+/* Commit it, and go on in another one.  Not in autocommit. */
+extern void ab_remote_save(AbRemote *session);
+
 /* End it, and wait until it is gone; what is not committed is rolled back. */
 extern void ab_remote_close(AbRemote *session);
 

@@ -20,7 +20,7 @@ typedef enum AbSessionState
 {
 	AB_SESSION_READY,				/* takes a request */
 	AB_SESSION_BUSY,				/* a request is being worked on */
-	AB_SESSION_COMMITTING,			/* the last one */
+	AB_SESSION_COMMITTING,			/* the last one, or the last one of a transaction */
 	AB_SESSION_OVER				/* the worker has ended or is about to */
 } AbSessionState;
 
@@ -43,6 +43,7 @@ struct AbRemote
 	int			pid;			/* 0: not known yet */
 	bool		binary;			/* values of the request's rows are */
 	bool		survives;		/* an error of the request does not end the session */
+	bool		goes_on;		/* the commit does not end it */
 	bool		suspected;		/* looked deadlocked when that was checked last */
 	bool		failed;
 	ErrorData	error;			/* if failed */

@@ -62,6 +62,7 @@ ab_remote_requests(AbRemoteTask *task)
 #define AB_REMOTE_QUERY		'Q'
 #define AB_REMOTE_QUERY_WITH 'P'
 #define AB_REMOTE_COMMIT	'X'
+#define AB_REMOTE_SAVE		'S' /* the same, and another transaction */
 #define AB_REMOTE_LOAD		'L' /* a temporary table, with NUL; then the two below */
 #define AB_REMOTE_LOAD_DATA 'd' /* a piece of what COPY FROM reads */
 #define AB_REMOTE_LOAD_END	'c'

@@ -99,6 +99,12 @@ AS 'MODULE_PATHNAME', 'ab_sql_remote_commit';
 
 COMMENT ON FUNCTION branch._remote_commit(integer) IS 'commits there, and closes the session';
 
+CREATE FUNCTION branch._remote_save(session integer) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_remote_save';
+
+COMMENT ON FUNCTION branch._remote_save(integer) IS 'commits there, and goes on in another transaction';
+
 CREATE FUNCTION branch._remote_close(VARIADIC sessions integer[]) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'ab_sql_remote_close';

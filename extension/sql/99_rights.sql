@@ -55,6 +55,7 @@ GRANT EXECUTE ON FUNCTION branch._remote_rows_each(integer[]) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_copy(integer, text, integer, text) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_gather(integer, text, integer, text, bigint) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_commit(integer) TO public;
+GRANT EXECUTE ON FUNCTION branch._remote_save(integer) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_close(integer[]) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_rows(text, text) TO public;
 GRANT EXECUTE ON FUNCTION branch.run_on_all(text, jsonb, integer, boolean, integer) TO public;

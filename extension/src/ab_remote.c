@@ -618,20 +618,33 @@ ab_remote_run(AbRemote *session, const char *sql)
 		;
 }
 
-void
-ab_remote_commit(AbRemote *session)
+static void
+commit(AbRemote *session, char letter)
 {
 	StringInfoData request;
 
 	Assert(!session->options.autocommit);
 	initStringInfo(&request);
-	appendStringInfoChar(&request, AB_REMOTE_COMMIT);
+	appendStringInfoChar(&request, letter);
 	session->survives = false;
+	session->goes_on = letter == AB_REMOTE_SAVE;
 	ab_remote_request(session, &request);
 	session->state = AB_SESSION_COMMITTING;
 	while (ab_remote_next(session) != AB_REMOTE_READY)
 		;
 	pfree(request.data);
+}
+
+void
+ab_remote_commit(AbRemote *session)
+{
+	commit(session, AB_REMOTE_COMMIT);
+}
+
+void
+ab_remote_save(AbRemote *session)
+{
+	commit(session, AB_REMOTE_SAVE);
 }
 
 void

@@ -474,7 +474,7 @@ commit(void)
 	CommitTransactionCommand();
 }
 
-/* Until the commit, or until the caller lets go: what is open is rolled back at exit. */
+/* Until the last commit, or until the caller lets go: what is open is rolled back at exit. */
 static void
 serve(AbRemoteTask *task, shm_mq_handle *requests)
 {
@@ -500,7 +500,13 @@ serve(AbRemoteTask *task, shm_mq_handle *requests)
 			pq_putemptymessage(AB_REMOTE_DONE);
 			return;
 		}
-		if (request[0] == AB_REMOTE_LOAD)
+		if (request[0] == AB_REMOTE_SAVE)
+		{
+			commit();
+			pgstat_report_stat(false);
+			begin();
+		}
+		else if (request[0] == AB_REMOTE_LOAD)
 			run_load(request + 1, requests);
 		else if (request[0] == AB_REMOTE_ROWS)
 			run_share(request + 1, size - 1);

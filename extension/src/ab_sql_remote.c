@@ -36,6 +36,7 @@ PG_FUNCTION_INFO_V1(ab_sql_remote_rows_each);
 PG_FUNCTION_INFO_V1(ab_sql_remote_copy);
 PG_FUNCTION_INFO_V1(ab_sql_remote_gather);
 PG_FUNCTION_INFO_V1(ab_sql_remote_commit);
+PG_FUNCTION_INFO_V1(ab_sql_remote_save);
 PG_FUNCTION_INFO_V1(ab_sql_remote_close);
 PG_FUNCTION_INFO_V1(ab_sql_remote_rows);
 
@@ -433,6 +434,17 @@ ab_sql_remote_commit(PG_FUNCTION_ARGS)
 		(void) ab_remote_next(session);
 	ab_remote_commit(session);
 	ab_remote_close(session);
+	PG_RETURN_VOID();
+}
+
+Datum
+ab_sql_remote_save(PG_FUNCTION_ARGS)
+{
+	AbRemote   *session = get_session(fcinfo);
+
+	while (!ab_remote_is_ready(session))
+		(void) ab_remote_next(session);
+	ab_remote_save(session);
 	PG_RETURN_VOID();
 }
 

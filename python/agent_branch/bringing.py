@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
-from typing import Any
 
 import plpy
 
@@ -19,17 +18,18 @@ from agent_branch.clashes import Clash, Clashes
 from agent_branch.compare import Extent, Extents
 from agent_branch.conduct import Attempt
 from agent_branch.diff import RowChange
+from agent_branch.hints import TYPE_CHECKING, Any
 from agent_branch.keeping import Keeper
+from agent_branch.logbook import Book
 from agent_branch.merge import Conflict, Recount
 from agent_branch.mergelog import Pair
 from agent_branch.mergeoptions import Options
 from agent_branch.mergeparts import Part
 from agent_branch.mergeplan import TablePlan
 from agent_branch.mergerun import MergeRun
-from agent_branch.mergeschema import NewSchema, added_in
 from agent_branch.mergescope import Begin, Frozen
 from agent_branch.mergetarget import Target, commit_apart
-from agent_branch.opening import Reading, changed_extents, pairing_of
+from agent_branch.opening import Reading, asking, changed_extents, pairing_of
 from agent_branch.outcome import Line, Outcome
 from agent_branch.pairing import PagePairing, Place
 from agent_branch.progress import name_of
@@ -38,7 +38,10 @@ from agent_branch.rowqueries import scan
 from agent_branch.sides import Side
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import TableShape
-from agent_branch.threeway import ThreeWay, limited, read_side, schema_of
+from agent_branch.threeway import ThreeWay, limited, read_side, read_sides, schema_of
+
+if TYPE_CHECKING:
+    from agent_branch.mergeschema import NewSchema
 
 # Tables that came or changed between being planned and being locked: plan again so often.
 ROUNDS = 10
@@ -77,12 +80,16 @@ class Merging(Attempt):
     pair: Pair
     begins: Sequence[Begin]
     theirs: Reading
+    # Of a merge that is to be done.
     number: int | None = None
+    book: Book | None = None
     plans: dict[TableId, TablePlan] = field(default_factory=dict)
     made: NewSchema | None = None
 
     def _keeper(self) -> Keeper | None:
-        return None if self.number is None else Keeper(self.number, self.ours.remote)
+        if self.number is None or self.book is None:
+            return None
+        return Keeper(self.number, self.ours.remote, self.book)
 
     def collect(self, *, locking: bool) -> tuple[MergeRun, Outcome]:
         without = {*_without(self.pair.source), *_without(self.pair.target)}
@@ -91,9 +98,11 @@ class Merging(Attempt):
             self._add(new, without, locking=locking)
             if new.open:
                 return self._run([]), new
-        theirs = read_side(self.theirs, without)
-        parts = [self._begun(begin, theirs, without) for begin in self.begins]
-        ours, plans = self._planned(parts, without)
+        sessions = [self.theirs, *(begin.base.session for begin in self.begins), self.ours]
+        theirs, *bases, ours = read_sides(sessions, asking(sessions), without)
+        begun = zip(self.begins, bases, strict=True)
+        parts = [self._begun(begin, base, theirs) for begin, base in begun]
+        plans = self._planned(parts, ours)
         locked: set[TableId] = set()
         for _ in range(ROUNDS if locking else 0):
             wanted = {name for name, plan in plans.items() if plan[1].course in ("rows", "counts")}
@@ -101,7 +110,8 @@ class Merging(Attempt):
                 break
             self.ours.lock(sorted(wanted - locked))
             locked |= wanted
-            ours, plans = self._planned(parts, without)
+            ours = read_side(self.ours, without)
+            plans = self._planned(parts, ours)
         self.plans = {name: plan for name, (_, plan) in plans.items()}
         run = self._run(schema_of(ours, self.plans))
         forward = all(part.is_fast_forward for part in parts)
@@ -115,6 +125,9 @@ class Merging(Attempt):
 
     def _add(self, outcome: Outcome, without: set[str], *, locking: bool) -> None:
         """Definitions; all that is no addition is a conflict.  Not locking: only what there is."""
+        # Few merges need it, and it takes long to import.
+        from agent_branch.mergeschema import NewSchema, added_in
+
         base = self.begins[-1].base.session
         self.made = made = NewSchema.read(base, self.ours, self.theirs, without)
         for kind, name, why in made.found.refused:
@@ -139,21 +152,19 @@ class Merging(Attempt):
             failed = self.made.finish(self.theirs, self.ours, self.plans, run.limits)
             self._refuse(outcome, failed)
 
-    def _begun(self, begin: Begin, theirs: Side, without: set[str]) -> Begun:
+    def _begun(self, begin: Begin, of_base: Side, theirs: Side) -> Begun:
         # What a new column had at a later merge was not merged then.
         part = begin.part if self.made is None else begin.part.without(self.made.columns)
-        base = limited(read_side(begin.base.session, without), part.has)
+        base = limited(of_base, part.has)
         there = limited(theirs, part.has)
         names = begin.base.name, self.theirs.database, self.pair.source
         extents = _extents_of_theirs(base, there, names)
         return Begun(self, part, begin.base, base, there, extents)
 
-    def _planned(
-        self, parts: Sequence[Begun], without: set[str]
-    ) -> tuple[Side, dict[TableId, tuple[Begun, TablePlan]]]:
-        ours = read_side(self.ours, without)
+    @staticmethod
+    def _planned(parts: Sequence[Begun], ours: Side) -> dict[TableId, tuple[Begun, TablePlan]]:
         found = ((name, (part, plan)) for part in parts for name, plan in part.plans(ours))
-        return ours, dict(sorted(found, key=itemgetter(0)))
+        return dict(sorted(found, key=itemgetter(0)))
 
     def _collect_table(
         self, run: MergeRun, name: TableId, plan: TablePlan, part: Begun, outcome: Outcome

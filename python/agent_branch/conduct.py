@@ -8,14 +8,15 @@ and all is done again without them, in a new transaction of the target.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import plpy
 
 from agent_branch import mergechanges, mergelog
 from agent_branch.clashes import Clash, of_endangered, of_refused, of_rows, of_short
 from agent_branch.errors import ReportedError
+from agent_branch.hints import Any
 from agent_branch.keeping import Keeper
+from agent_branch.logbook import Book
 from agent_branch.merge import Conflict
 from agent_branch.mergelog import Pair
 from agent_branch.mergeoptions import Options
@@ -169,7 +170,11 @@ def attempt(pair: Pair, make: Callable[[Target], Attempt]) -> Merged:
 
 
 def carry_out(
-    number: int, options: Options, work: Callable[[], tuple[Merged, Facts]], resolves: int | None
+    book: Book,
+    number: int,
+    options: Options,
+    work: Callable[[], tuple[Merged, Facts]],
+    resolves: int | None,
 ) -> tuple[Result, bool]:
     """The work of the merge with this number, and what its row says of it in the end."""
     try:
@@ -182,33 +187,41 @@ def carry_out(
         }
         if merged.target is None:
             if merged.run.unresolved:
-                with mergelog.Log() as log:
+                with book.log() as log:
                     written = mergechanges.planned(merged.run)
                     mergechanges.record(log, number, written, _first(merged.run))
             merged.run.close()
-            mergelog.record_conflicts(number, outcome.clashes, state="conflicts", **facts)
+            with book.log() as log:
+                mergelog.record_conflicts(log, number, outcome.clashes)
+                mergelog.finish(log, number, state="conflicts", **facts)
         else:
-            _commit(merged.target, number, merged, facts, fired=options.fire_triggers)
-            if resolves is not None:
-                mergelog.finish(resolves, state="resolved", note=f"merge {number}")
+            _commit(merged.target, book, number, merged, facts, fired=options.fire_triggers)
+            with book.log() as log:
+                mergelog.over(log, number)
+                if resolves is not None:
+                    mergelog.finish(log, resolves, state="resolved", note=f"merge {number}")
     except (ReportedError, plpy.SPIError) as error:
         if not mergelog.settle(number, str(error)):
             raise
+    book.close()
     outcome.clashes.close()
     done = merged.target is not None
     return result_of(number, outcome, done=done), done
 
 
-def _commit(target: Target, number: int, merged: Merged, facts: Facts, *, fired: bool) -> None:
-    """What was changed is written down together with the transaction that changes it."""
+def _commit(
+    target: Target, book: Book, number: int, merged: Merged, facts: Facts, *, fired: bool
+) -> None:
+    """What was changed is written down together with the transaction that changes it, whose commit
+    comes after it in WAL: both are durable then, or the latter is not."""
     outcome = merged.outcome
     target.finish()
-    if outcome.clashes.count:
-        mergelog.record_conflicts(number, outcome.clashes)
     triggered = target.triggered(merged.run.tables) if fired else set()
     keeper = merged.run.keeper
     kept = isinstance(keeper, Keeper) and keeper.holds(triggered)
-    with keeper.give_up() if isinstance(keeper, Keeper) and kept else mergelog.Log() as log:
+    with keeper.give_up() if isinstance(keeper, Keeper) and kept else book.log() as log:
+        log.wait_for_no_disk()
+        mergelog.record_conflicts(log, number, outcome.clashes)
         written = mergechanges.written(target, merged.run, triggered, kept=kept)
         mergechanges.record(log, number, written, _first(merged.run))
         log.update(
@@ -222,7 +235,6 @@ def _commit(target: Target, number: int, merged: Merged, facts: Facts, *, fired:
         )
     merged.run.close()
     target.commit()
-    mergelog.over(number)
 
 
 def _first(run: MergeRun) -> int:

@@ -14,11 +14,12 @@ import plpy
 
 from agent_branch import mergechanges, mergelog, setwise
 from agent_branch.errors import ReportedError
-from agent_branch.mergelog import Log, Pair
+from agent_branch.logbook import Book, Log, control_database
+from agent_branch.mergelog import Pair
 from agent_branch.mergeoptions import Options, table_id
 from agent_branch.mergescope import (
     advance_all_sequences,
-    close_bases,
+    close_sides,
     find_pair,
     open_bases,
     parse_name,
@@ -107,7 +108,7 @@ def _shapes(found: Decided, target: Target, log: Log) -> tuple[list[TableShape],
     """The tables concerned, locked, as the merge saw them; and all tables."""
     kept = mergechanges.tables(log, found.number)
     target.lock(sorted(kept))
-    without = {"branch"} if found.pair.target == mergelog.control_database() else set()
+    without = {"branch"} if found.pair.target == control_database() else set()
     side = read_side(target, without)
     shapes: dict[TableId, TableShape] = {}
     for name, one in kept.items():
@@ -165,32 +166,38 @@ def resolve(number: int, names: tuple[str, str], options: Options, reverts: int 
         if theirs is not None:
             theirs.close()
         raise
+    book = Book()
     begun = mergelog.begin(
-        found.pair, options.strategy, options.message, options.recorded(), reverts
+        book, found.pair, options.strategy, options.message, options.recorded(), reverts
     )
     try:
         if theirs is not None:
             only = found.options.tables
             begins = open_bases(found.pair, begun.bases, only, Progress())
             advance_all_sequences(begins, target, theirs, listed=only is not None)
-            close_bases(begins)
-            theirs.close()
-        _commit(found, begun.number, target, tables)
-        mergelog.finish(number, state="resolved", note=f"merge {begun.number}")
+            close_sides(begins, theirs)
+        _commit(found, book, begun.number, target, tables)
+        with book.log() as log:
+            mergelog.over(log, begun.number)
+            mergelog.finish(log, number, state="resolved", note=f"merge {begun.number}")
     except (ReportedError, plpy.SPIError) as error:
         if not mergelog.settle(begun.number, str(error)):
             raise
+    book.close()
     rows = sum(setwise.total(tables).values())
     changed = sum(1 for t in tables if t.counts.inserted or t.counts.updated or t.counts.deleted)
     said = f"{changed_in(rows, changed)}, {counted(found.conflicts, 'conflict')} decided"
     return Result(begun.number, False, rows, found.conflicts, said)
 
 
-def _commit(found: Decided, number: int, target: Target, tables: Sequence[Table]) -> None:
+def _commit(
+    found: Decided, book: Book, number: int, target: Target, tables: Sequence[Table]
+) -> None:
     for _ in target.rows(settings_statement()):
         pass
     counts = {f"rows_{name}": count for name, count in setwise.total(tables).items()}
-    with Log() as log:
+    with book.log() as log:
+        log.wait_for_no_disk()  # as of conduct.py
         mergechanges.record(
             log, number, ((table.shape, setwise.written(target.texts, table)) for table in tables)
         )
@@ -206,4 +213,3 @@ def _commit(found: Decided, number: int, target: Target, tables: Sequence[Table]
             **counts,
         )
     target.commit()
-    mergelog.over(number)

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 import plpy
 
 from agent_branch import mergechanges
-from agent_branch.mergelog import Log
+from agent_branch.logbook import Book, Log
 from agent_branch.records import dataclass
 from agent_branch.remote import Remote
 from agent_branch.sqltext import quote_literal
@@ -24,8 +24,9 @@ from agent_branch.tableshape import TableShape
 class Keeper:
     """Of the merge with a number, made of rows in the session ``target``."""
 
-    def __init__(self, number: int, target: Remote) -> None:
+    def __init__(self, number: int, target: Remote, book: Book) -> None:
         self.number = number
+        self.book = book
         self.target = target
         self.next = 1
         self.tables: dict[TableId, KeptLines] = {}
@@ -35,7 +36,7 @@ class Keeper:
     @property
     def log(self) -> Log:
         if self._log is None:
-            self._log = Log()
+            self._log = self.book.log()
             mergechanges.prepare(self._log)
         return self._log
 

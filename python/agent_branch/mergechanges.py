@@ -7,11 +7,11 @@ lines (keptlines.py); memory holds one of them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 
 from agent_branch.hints import Protocol
+from agent_branch.jsontext import compact, parsed
 from agent_branch.keptlines import from_line
 from agent_branch.merge import Action, Delete, Insert, Recount, Update
 from agent_branch.mergerun import MergeRun
@@ -76,18 +76,19 @@ def prepare(log: Log) -> None:
 
 def record(log: Log, number: int, tables: Iterable[Written], first: int = 1) -> None:
     """Texts of a table are lines, each with its end, one or some at a time."""
-    prepare(log)
     n = first
     for shape, lines in tables:
         head = insertion(number, shape)
         for chunk in batches(lines, Limits(rows=1 << 62, bytes=CHUNK), len):
+            if n == first:
+                prepare(log)
             log.run(f"{head}{n}, {sum(map(_count_lines, chunk))}, {quote_literal(''.join(chunk))})")
             n += 1
 
 
 def insertion(number: int, shape: TableShape) -> str:
     """An INSERT up to where the number within the merge, the number of rows and the text come."""
-    facts = json.dumps(
+    facts = compact(
         [
             [(column.name, column.type_name) for column in shape.columns],
             [shape.columns[i].name for i in shape.key],
@@ -114,7 +115,7 @@ def tables(log: Log, number: int) -> dict[TableId, Kept]:
         f" FROM branch.merge_changes AS c WHERE c.merge_id = {number}"
         " ORDER BY c.table_schema, c.table_name, c.n"
     ):
-        columns, key = json.loads(facts or "")
+        columns, key = parsed(facts or "")
         found[schema or "", name or ""] = Kept(tuple((c, t) for c, t in columns), tuple(key))
     return found
 

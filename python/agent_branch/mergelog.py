@@ -8,23 +8,16 @@ known to the server (pg_xact_status).
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from typing import Any
-
 import plpy
 
 from agent_branch.clashes import Clashes
+from agent_branch.hints import Any
+from agent_branch.jsontext import compact, parsed
+from agent_branch.logbook import Book, Log, literal
 from agent_branch.mergeoptions import Options
 from agent_branch.mergeparts import Base
 from agent_branch.records import dataclass, replace
-from agent_branch.remote import Remote
-from agent_branch.sqltext import (
-    Limits,
-    Row,
-    batches,
-    quote_literal,
-)
+from agent_branch.sqltext import Limits, batches, quote_literal
 from agent_branch.tableorder import TableId
 
 # First key of advisory locks: who merges holds (LOCK, OID of the target), and that of the source
@@ -48,61 +41,6 @@ class Begun:
 
     number: int
     bases: list[Base]
-
-
-def literal(value: object) -> str:
-    if value is None:
-        return "NULL"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
-    return quote_literal(str(value))
-
-
-def control_database() -> str:
-    name: str = plpy.execute("SELECT current_database() AS d")[0]["d"]
-    return name
-
-
-class Log:
-    """A transaction in the control database that is committed at the end of ``with``."""
-
-    def __init__(self, isolation: str = "read committed") -> None:
-        self._remote = Remote(control_database(), read_only=False, isolation=isolation)
-        # Somebody's setting would make policies errors.
-        self._remote.run("SET LOCAL row_security = on; SET LOCAL synchronous_commit = on")
-
-    def __enter__(self) -> Log:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self._remote.commit()
-        else:
-            self._remote.close()
-
-    @property
-    def number(self) -> int:
-        return self._remote.number
-
-    def close(self) -> None:
-        """Without a commit."""
-        self._remote.close()
-
-    def rows(self, sql: str) -> list[Row]:
-        return [tuple(row) for row in self._remote.rows(sql)]
-
-    def stream(self, sql: str, batch: int) -> Iterator[Row]:
-        """Rows of a query, no more than ``batch`` of them in memory."""
-        return (tuple(row) for row in self._remote.rows(sql, batch))
-
-    def run(self, sql: str) -> None:
-        self._remote.run(sql)
-
-    def update(self, number: int, **values: object) -> None:
-        assigned = ", ".join(f"{name} = {literal(value)}" for name, value in values.items())
-        self.run(f"UPDATE branch.merge_log SET {assigned} WHERE id = {number}")
 
 
 def lock_pair(pair: Pair) -> None:
@@ -154,6 +92,7 @@ ORDER BY m.id DESC"""
 
 
 def begin(
+    book: Book,
     pair: Pair,
     strategy: str,
     message: str | None,
@@ -173,11 +112,11 @@ def begin(
             pair.target,
             strategy,
             message,
-            json.dumps(options),
+            compact(options),
             reverts,
         )
     )
-    with Log() as log:
+    with book.log() as log:
         number = int(
             log.rows(
                 "INSERT INTO branch.merge_log (source_id, source_name, target_id, target_name,"
@@ -206,7 +145,7 @@ def _bases(log: Log, pair: Pair) -> list[Base]:
 
 
 def _table_ids(text: str) -> frozenset[TableId]:
-    return frozenset((schema, name) for schema, name in json.loads(text))
+    return frozenset((schema, name) for schema, name in parsed(text))
 
 
 # From lines of clashes.Clashes; numbered in their order, behind {first} others.
@@ -239,20 +178,15 @@ _MAX_JSONB = 1 << 26
 _RECORDED = 1 << 20
 
 
-def record_conflicts(number: int, clashes: Clashes, **values: object) -> None:
-    """``values``: of the row of the merge."""
-    with Log() as log:
-        first = 0
-        limits = Limits(rows=1 << 62, bytes=_RECORDED)
-        for pieces in batches(clashes.pieces(), limits, len):
-            text = "".join(pieces)
-            lines = quote_literal("[" + text[:-1].replace("\n", ",") + "]")
-            kind = "jsonb" if len(text) <= _MAX_JSONB else "json"
-            log.run(_RECORD.format(number=number, first=first, lines=lines, type=kind))
-            first += text.count("\n")
-        if values:
-            log.update(number, **values)
-            log.run(_OVER.format(number))
+def record_conflicts(log: Log, number: int, clashes: Clashes) -> None:
+    first = 0
+    limits = Limits(rows=1 << 62, bytes=_RECORDED)
+    for pieces in batches(clashes.pieces(), limits, len):
+        text = "".join(pieces)
+        lines = quote_literal("[" + text[:-1].replace("\n", ",") + "]")
+        kind = "jsonb" if len(text) <= _MAX_JSONB else "json"
+        log.run(_RECORD.format(number=number, first=first, lines=lines, type=kind))
+        first += text.count("\n")
 
 
 def look_up_bases(pair: Pair) -> list[Base]:
@@ -260,42 +194,34 @@ def look_up_bases(pair: Pair) -> list[Base]:
         return _bases(log, pair)
 
 
-def update(number: int, **values: object) -> None:
-    with Log() as log:
-        log.update(number, **values)
+def finish(log: Log, number: int, **values: object) -> None:
+    log.update(number, **values)
+    log.run(_OVER.format(number))
 
 
-def finish(number: int, **values: object) -> None:
-    with Log() as log:
-        log.update(number, **values)
-        log.run(_OVER.format(number))
-
-
-def over(number: int) -> None:
+def over(log: Log, number: int) -> None:
     """The target has it."""
-    with Log() as log:
-        log.rows(f"SELECT branch._merge_over({number})")
+    log.rows(f"SELECT branch._merge_over({number})")
 
 
 def settle(number: int, note: str) -> bool:
     """After an error: has the target's transaction committed nevertheless?"""
-    with Log() as log:
+    with Log() as log:  # whatever has become of other sessions
         rows = log.rows(
             "SELECT pg_xact_status(target_xid) FROM branch.merge_log"
             f" WHERE id = {number} AND state = 'committing'"
         )
         status = rows[0][0] if rows else None
         if status == "committed":
-            log.rows(f"SELECT branch._merge_over({number})")
+            over(log, number)
         elif status != "in progress":
-            log.update(number, state="failed", note=note)
-            log.run(_OVER.format(number))
+            finish(log, number, state="failed", note=note)
     return status == "committed"
 
 
 def with_recorded(options: Options, text: str) -> Options:
     """Options as a row of a merge remembers them (``Options.recorded``)."""
-    said = json.loads(text)
+    said = parsed(text)
     strategies = {(schema, name): strategy for schema, name, strategy in said.get("strategies", [])}
     tables = said.get("tables")
     return replace(

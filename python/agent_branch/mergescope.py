@@ -14,6 +14,7 @@ from agent_branch.mergesequences import advance_sequences
 from agent_branch.opening import Reading, required, target_of
 from agent_branch.progress import Progress
 from agent_branch.records import dataclass
+from agent_branch.remote import close_each
 from agent_branch.sqltext import Session, Statement, qualified, unnest
 from agent_branch.tableorder import TableId
 
@@ -73,9 +74,10 @@ def open_bases(
     return [Begin(part, _open_base(pair, part.base, progress)) for part in divide(found, listed)]
 
 
-def close_bases(begins: Iterable[Begin]) -> None:
-    for begin in begins:
-        begin.base.session.close()
+def close_sides(begins: Iterable[Begin], *others: Reading) -> None:
+    """Sessions of bases, and others."""
+    sessions = [*(begin.base.session for begin in begins), *others]
+    close_each([session.remote for session in sessions])
 
 
 def _open_base(pair: Pair, base: Base | None, progress: Progress) -> Frozen:

@@ -95,8 +95,12 @@ def advance_sequences(
 
     ``wanted``: only those that such tables of the target use.
     """
-    states = [read_sequences(session, without) for session in (base, ours, theirs)]
-    found = steps(*states)
+    there, before = read_sequences(theirs, without), {}
+    if there:
+        before = read_sequences(base, without)
+    if there == before:
+        return 0
+    found = steps(before, read_sequences(ours, without), there)
     if found and wanted is not None:
         used = used_by(ours, wanted)
         found = {name: state for name, state in found.items() if name in used}

@@ -10,7 +10,7 @@ import plpy
 from agent_branch.catalog import TABLES, table_from
 from agent_branch.errors import ReportedError
 from agent_branch.mergelog import LOCK
-from agent_branch.remote import Remote
+from agent_branch.remote import Remote, send_each
 from agent_branch.sqltext import (
     Refusal,
     Row,
@@ -18,6 +18,7 @@ from agent_branch.sqltext import (
     qualified,
     quote_ident,
     restore_statements,
+    settings_commands,
     settings_statement,
 )
 from agent_branch.tableorder import TableId
@@ -25,6 +26,9 @@ from agent_branch.tableshape import TableShape
 
 LOCK_NOT_AVAILABLE = "55P03"
 NO_RIGHT = "42501"
+
+# In milliseconds; the view pg_settings takes far longer.
+_LOCK_TIMEOUT = "SELECT (1000 * extract(epoch FROM current_setting('lock_timeout')::interval))::int"
 
 # Classes of errors that are about a definition, not about the session.
 _REFUSING = ("0A", "22", "23", "2B", "42")
@@ -69,19 +73,21 @@ class Target:
         self._disabled: list[tuple[str, str, str]] = []
         # Who was killed while it committed may not be over yet.
         signed = oid - (1 << 32) if oid >= 1 << 31 else oid
-        self._lock_timeout = int(
-            self._one("SELECT setting FROM pg_settings WHERE name = 'lock_timeout'") or 0
-        )
-        self._one(
-            f"SELECT pg_advisory_xact_lock({LOCK}, {signed})::text"
-            f" || set_config('temp_buffers', '{TEMP_BUFFERS}', true)"
-        )
-        for _ in self.rows(settings_statement()):
-            pass
+        # Nothing waits for it here: other sessions begin side by side.
+        commands = [
+            f"SELECT pg_advisory_xact_lock({LOCK}, {signed})",
+            f"SET LOCAL temp_buffers = '{TEMP_BUFFERS}'",
+            settings_commands(),
+        ]
+        send_each([self._remote], ["; ".join(commands)])
 
     @property
     def remote(self) -> Remote:
         return self._remote
+
+    def unsettled(self) -> list[str]:
+        """Commands to be run before the next statement: none."""
+        return []
 
     def _one(self, sql: str) -> str | None:
         return next(iter([tuple(row) for row in self._remote.rows(sql)]))[0]
@@ -118,28 +124,29 @@ class Target:
         wanted = list(tables)
         if not wanted:
             return
-        until = time.monotonic() + self._lock_timeout / 1000
-        while not self._lock_round(wanted):
+        lock_timeout = int(self._one(_LOCK_TIMEOUT) or 0)
+        until = time.monotonic() + lock_timeout / 1000
+        while not self._lock_round(wanted, lock_timeout):
             plpy.execute("SELECT 1")  # a cancelled query ends here
             if time.monotonic() > until:
                 raise ReportedError(
                     LOCK_NOT_AVAILABLE,
                     "could not lock the tables to be merged",
                     detail="Their writers did not leave a moment within"
-                    f" {self._lock_timeout / 1000:g} s (lock_timeout).",
+                    f" {lock_timeout / 1000:g} s (lock_timeout).",
                     hint="Merge when there are fewer long transactions.",
                 )
             from random import shuffle  # few merges wait, and it takes long to import
 
             shuffle(wanted)
 
-    def _lock_round(self, tables: Sequence[TableId]) -> bool:
+    def _lock_round(self, tables: Sequence[TableId], lock_timeout: int) -> bool:
         names = ", ".join(f"ONLY {qualified(*table)}" for table in tables)
         try:
             self._remote.run(
                 f"SET LOCAL lock_timeout = {ROUND_MS};"
                 f" LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE;"
-                f" SET LOCAL lock_timeout = {self._lock_timeout}",
+                f" SET LOCAL lock_timeout = {lock_timeout}",
                 savepoint=True,
             )
         except plpy.SPIError as error:

@@ -17,12 +17,13 @@ from agent_branch.bringing import Merging
 from agent_branch.conduct import Facts, Merged, attempt, carry_out
 from agent_branch.errors import ReportedError
 from agent_branch.inside import report
+from agent_branch.logbook import Book
 from agent_branch.mergelog import Pair
 from agent_branch.mergeoptions import Options
 from agent_branch.mergeoptions import options as parse_options
 from agent_branch.mergescope import (
     advance_all_sequences,
-    close_bases,
+    close_sides,
     find_pair,
     open_bases,
     parse_name,
@@ -49,30 +50,30 @@ def run_merge(pair: Pair, options: Options, resolves: int | None = None) -> tupl
     Raises ``ReportedError``, and plpy's errors.
     """
     mergelog.lock_pair(pair)
+    book = Book()
     rows = plpy.execute(
         plpy.prepare("SELECT branch._merge_snapshot($1, $2) AS s", ["oid", "oid"]),
         [pair.source_id, pair.target_id],
     )
     snapshot: str = rows[0]["s"]
-    begun = mergelog.begin(pair, options.strategy, options.message, options.recorded())
+    begun = mergelog.begin(book, pair, options.strategy, options.message, options.recorded())
 
     def work() -> tuple[Merged, Facts]:
         progress = Progress()
         begins = open_bases(pair, begun.bases, options.tables, progress)
         theirs = frozen(pair, snapshot, progress)
         merged = attempt(
-            pair, lambda ours: Merging(options, ours, pair, begins, theirs, begun.number)
+            pair, lambda ours: Merging(options, ours, pair, begins, theirs, begun.number, book)
         )
         base = begins[-1].base.state.snapshot
         facts: Facts = {"base_snapshot": base, "source_snapshot": snapshot}
         if merged.target is not None:
             listed = options.tables is not None
             advance_all_sequences(begins, merged.target, theirs, listed=listed)
-        close_bases(begins)
-        theirs.close()
+        close_sides(begins, theirs)
         return merged, facts
 
-    return carry_out(begun.number, options, work, resolves)
+    return carry_out(book, begun.number, options, work, resolves)
 
 
 def rehearse(pair: Pair, options: Options) -> Outcome:
@@ -83,9 +84,7 @@ def rehearse(pair: Pair, options: Options) -> Outcome:
     run, outcome = Merging(options, ours, pair, begins, theirs).collect(locking=False)
     run.close()
     outcome.clashes.close()
-    close_bases(begins)
-    for session in (theirs, ours):
-        session.close()
+    close_sides(begins, theirs, ours)
     return outcome
 
 

@@ -10,7 +10,7 @@ import plpy
 
 from agent_branch import bases
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
-from agent_branch.hints import TYPE_CHECKING, Any, Iterator, Mapping, Sequence
+from agent_branch.hints import TYPE_CHECKING, Any, Iterator, Mapping, Protocol, Sequence
 from agent_branch.progress import Progress
 from agent_branch.records import dataclass
 from agent_branch.remote import Remote, close_each, rows_each, send_each
@@ -21,13 +21,24 @@ if TYPE_CHECKING:
     from agent_branch import compare
     from agent_branch.catalog import Table
     from agent_branch.pairing import PagePairing
-    from agent_branch.sides import Ask, Side
+    from agent_branch.sides import Side
     from agent_branch.tableorder import TableId
+    from agent_branch.usualtables import Ask
 
 NO_PARENT = "55000"
 
 # As argument at: the nearest state that both databases have in common.
 AT_BASE = "base"
+
+
+class Asked(Protocol):
+    """A session in another database."""
+
+    @property
+    def remote(self) -> Remote: ...
+
+    def unsettled(self) -> list[str]:
+        """Commands to be run before the next statement."""
 
 
 class Reading:
@@ -36,8 +47,12 @@ class Reading:
     def __init__(self, database: str, progress: Progress | None = None) -> None:
         self.progress = progress or Progress()
         self.database = database
-        self.remote = Remote(database, read_only=True, isolation="repeatable read")
+        self._remote = Remote(database, read_only=True, isolation="repeatable read")
         self._set = False
+
+    @property
+    def remote(self) -> Remote:
+        return self._remote
 
     def settle(self) -> None:
         """The settings, when they are needed first: sessions begin side by side."""
@@ -46,7 +61,6 @@ class Reading:
             self.remote.run(settings_statement().inline())
 
     def unsettled(self) -> list[str]:
-        """Commands to be run before the next statement."""
         commands = [] if self._set else [settings_commands()]
         self._set = True
         return commands
@@ -127,7 +141,7 @@ def open_both(source: str | None, target: str | None, at: str | None = None) -> 
     from agent_branch import compare
     from agent_branch.sides import sides
 
-    before, after = sides(sessions, _ask(sessions), _rows(sessions))
+    before, after = sides(sessions, asking(sessions), _rows(sessions))
     return Opened(
         sessions,
         compare.Comparison(
@@ -141,7 +155,7 @@ def open_both(source: str | None, target: str | None, at: str | None = None) -> 
 
 
 def _send(
-    sessions: Sequence[Reading],
+    sessions: Sequence[Asked],
     commands: Sequence[Sequence[str]],
     queries: Sequence[Statement],
 ) -> None:
@@ -153,12 +167,12 @@ def _send(
     send_each([session.remote for session in sessions], texts)
 
 
-def _rows(sessions: Sequence[Reading]) -> list[list[Row]]:
+def _rows(sessions: Sequence[Asked]) -> list[list[Row]]:
     answers = rows_each([session.remote for session in sessions])
     return [[tuple(row) for row in rows] for rows in answers]
 
 
-def _ask(sessions: Sequence[Reading]) -> Ask:
+def asking(sessions: Sequence[Asked]) -> Ask:
     """Questions to all sessions at once."""
 
     def ask(commands: Sequence[Sequence[str]], queries: Sequence[Statement]) -> list[list[Row]]:

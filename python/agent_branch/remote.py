@@ -1,8 +1,8 @@
 """Sessions in other databases, inside the server, with the rights of the role that calls.
 
 A background worker of the server connects there as the current role; see branch._remote_open.
-One session is one transaction there.  It ends with the transaction or savepoint here that opened
-it, so an error that nobody catches leaves nothing behind.
+One session is one transaction there, or some in a row (``save``).  It ends with the transaction or
+savepoint here that opened it, so an error that nobody catches leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -74,6 +74,10 @@ class Remote:
         """Commit there, and close the session."""
         plpy.execute(f"SELECT branch._remote_commit({self._number})")
         self._number = 0
+
+    def save(self) -> None:
+        """Commit there, and go on in another transaction."""
+        plpy.execute(f"SELECT branch._remote_save({self._number})")
 
     def close(self) -> None:
         """Close the session; what it has not committed is rolled back."""

@@ -9,8 +9,8 @@ import plpy
 from agent_branch import deciding, mergelog
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
 from agent_branch.inside import report
+from agent_branch.logbook import Log, literal
 from agent_branch.merge import Decisions
-from agent_branch.mergelog import Log
 from agent_branch.mergeoptions import Options, not_null, table_id
 from agent_branch.mergeoptions import options as parse_options
 from agent_branch.mergescope import find_pair, parse_name
@@ -36,7 +36,7 @@ WHERE m.id = {number}"""
 
 def _set(number: int, side: str, tables: Sequence[str] | None) -> tuple[int, int]:
     """(decided now, still open)."""
-    theirs = mergelog.literal(side == "theirs")
+    theirs = literal(side == "theirs")
     with Log() as log:
         ((conflicts, others, decided),) = log.rows(_ALL.format(number=number, theirs=theirs))
         if decided == "t":
@@ -50,10 +50,10 @@ def _set(number: int, side: str, tables: Sequence[str] | None) -> tuple[int, int
 def _set_each(log: Log, number: int, side: str, tables: Sequence[str] | None) -> tuple[int, int]:
     chosen = ""
     if tables is not None:
-        chosen = f" AND c.table_name = ANY ({mergelog.literal(array_text(tables))}::text[])"
+        chosen = f" AND c.table_name = ANY ({literal(array_text(tables))}::text[])"
     done = log.rows(
         "WITH d AS (UPDATE branch.merge_conflicts AS c"
-        f" SET resolution = {mergelog.literal(side)}, resolved_at = clock_timestamp(),"
+        f" SET resolution = {literal(side)}, resolved_at = clock_timestamp(),"
         " resolved_by = (SELECT r.oid FROM pg_roles AS r WHERE r.rolname = current_user)"
         f" WHERE c.merge_id = {number} AND c.resolution IS NULL AND c.versions IS NOT NULL"
         f" AND NOT (c.kind = 'constraint' AND {side == 'theirs'}){chosen} RETURNING 1)"

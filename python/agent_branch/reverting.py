@@ -18,9 +18,10 @@ from agent_branch.clashes import Clash, Clashes
 from agent_branch.conduct import Attempt, Facts, Merged, attempt, carry_out
 from agent_branch.errors import INVALID_PARAMETER_VALUE, UNDEFINED_DATABASE, ReportedError
 from agent_branch.inside import report
+from agent_branch.logbook import Book, Log
 from agent_branch.merge import Conflict, Recount
 from agent_branch.mergechanges import Kept
-from agent_branch.mergelog import Log, Pair
+from agent_branch.mergelog import Pair
 from agent_branch.mergeoptions import Options
 from agent_branch.mergeoptions import options as parse_options
 from agent_branch.mergeplan import TablePlan, with_key
@@ -176,13 +177,16 @@ def run_revert(number: int, options: Options, resolves: int | None = None) -> tu
     pair = find_merged(number)
     mergelog.lock_pair(Pair(pair.target, pair.target_id, pair.target, pair.target_id))
     check_merged(number)
-    begun = mergelog.begin(pair, options.strategy, options.message, options.recorded(), number)
+    book = Book()
+    begun = mergelog.begin(
+        book, pair, options.strategy, options.message, options.recorded(), number
+    )
 
     def work() -> tuple[Merged, Facts]:
         with Log("repeatable read") as log:
             return attempt(pair, lambda ours: Undoing(options, ours, log, number)), {}
 
-    return carry_out(begun.number, options, work, resolves)
+    return carry_out(book, begun.number, options, work, resolves)
 
 
 def rehearse(number: int, options: Options) -> Outcome:

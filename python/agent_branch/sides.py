@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from agent_branch.catalog import Table, table_from
+from agent_branch.catalog import Table
 from agent_branch.errors import ReportedError
-from agent_branch.hints import Callable, Mapping, Sequence
+from agent_branch.hints import Mapping, Sequence
 from agent_branch.largeobjects import CATALOGS, catalogs
 from agent_branch.records import dataclass, field
-from agent_branch.sqltext import NOTHING, Limits, Row, Session, Statement, batches, qualified
+from agent_branch.sqltext import Limits, Row, Session, batches, qualified
 from agent_branch.tableorder import TableId
-from agent_branch.usualtables import USUAL, usual_tables
+from agent_branch.usualtables import Ask, read_each
 
 REWRITTEN = "40001"
 
@@ -34,10 +34,6 @@ class Side:
         return {**self.tables, **self.objects}
 
 
-# Runs in each of some sessions, side by side, commands and then a query: the query's rows.
-Ask = Callable[[Sequence[Sequence[str]], Sequence[Statement]], Sequence[Sequence[Row]]]
-
-
 def sides(sessions: Sequence[Session], ask: Ask, names: Sequence[Sequence[Row]]) -> list[Side]:
     """The tables of each session's database, held so that their files stay what they are.
 
@@ -47,12 +43,7 @@ def sides(sessions: Sequence[Session], ask: Ask, names: Sequence[Sequence[Row]])
     """
     nothing = [()] * len(sessions)
     locks = [_locks(rows) for rows in names]
-    usual = [usual_tables(rows) for rows in ask(locks, [USUAL] * len(sessions))]
-    tables = [{table.shape.id: table for table in found} for found, _ in usual]
-    if any(others is not None for _, others in usual):
-        asked = ask(nothing, [others or NOTHING for _, others in usual])
-        for known, rows in zip(tables, asked, strict=True):
-            known.update((table.shape.id, table) for table in map(table_from, rows))
+    tables = [{table.shape.id: table for table in found} for found in read_each(ask, locks)]
     objects = [catalogs(rows) for rows in ask(nothing, [CATALOGS] * len(sessions))]
     found = [
         Side(

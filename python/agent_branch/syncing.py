@@ -22,9 +22,10 @@ from contextlib import contextmanager
 
 import plpy
 
-from agent_branch import bases, mergelog, mergescope, opening
+from agent_branch import bases, mergescope, opening
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
 from agent_branch.inside import prevent_read_only, report
+from agent_branch.logbook import control_database
 from agent_branch.mergelog import Pair
 from agent_branch.records import dataclass
 from agent_branch.remote import Remote
@@ -116,7 +117,7 @@ def _catch_up(source: str, target: str, only: Sequence[Published] | None = None)
         "SELECT m.merge_id, m.conflicts FROM branch.merge("
         f"{quote_literal(source)}, {quote_literal(target)}, tables => {listed}) AS m"
     )
-    with Remote(mergelog.control_database(), read_only=False) as session:
+    with Remote(control_database(), read_only=False) as session:
         ((number, conflicts),) = session.rows(query)
         session.commit()
     if conflicts != "0":

@@ -6,20 +6,20 @@ No server here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Literal
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from agent_branch.blocks import NONE
 from agent_branch.catalog import Table
 from agent_branch.compare import Extent, Extents
 from agent_branch.diffplan import TableDiff, TableState, plan_diff
+from agent_branch.hints import Literal
 from agent_branch.mergeplan import TablePlan, is_fast_forward, plan_table
 from agent_branch.records import dataclass, field, replace
 from agent_branch.sides import Side
 from agent_branch.sqltext import Session
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import TableShape
-from agent_branch.usualtables import read_tables
+from agent_branch.usualtables import Ask, read_each, read_tables
 
 # What becomes of tables and columns that only one side has.  stop: they are conflicts, unless the
 # target made them; ignore: they are left as they are; additive: the target gets them first.
@@ -30,8 +30,19 @@ UNKNOWN = Extent(0, 0, None)
 
 def read_side(session: Session, without: Collection[str] = ()) -> Side:
     """The tables of a database, but those in some schemas; they are not locked."""
-    tables = read_tables(session)
+    return _side(session, read_tables(session), without)
+
+
+def _side(session: Session, tables: Iterable[Table], without: Collection[str]) -> Side:
     return Side(session, {t.shape.id: t for t in tables if t.shape.schema not in without})
+
+
+def read_sides(
+    sessions: Sequence[Session], ask: Ask, without: Collection[str] = ()
+) -> Iterator[Side]:
+    """The same of some databases, side by side; ``ask``: of these sessions."""
+    for session, tables in zip(sessions, read_each(ask, [()] * len(sessions)), strict=True):
+        yield _side(session, tables, without)
 
 
 def limited(side: Side, wanted: Callable[[TableId], bool]) -> Side:

@@ -15,10 +15,13 @@ from agent_branch.catalog import (
     tables_statement,
     what_bytes_say,
 )
-from agent_branch.hints import Any, Iterable
+from agent_branch.hints import Any, Callable, Iterable, Sequence
 from agent_branch.jsontext import parsed
-from agent_branch.sqltext import Row, Session, Statement
+from agent_branch.sqltext import NOTHING, Row, Session, Statement
 from agent_branch.tablenames import FROM_TABLES
+
+# Runs in each of some sessions, side by side, commands and then a query: the query's rows.
+Ask = Callable[[Sequence[Sequence[str]], Sequence[Statement]], Sequence[Sequence[Row]]]
 
 # Types with an equality of their own, OPERATOR(pg_catalog.=).
 TYPES = (
@@ -128,3 +131,14 @@ def read_tables(session: Session) -> list[Table]:
     """All tables of a database."""
     tables, others = usual_tables(session.rows(USUAL))
     return tables if others is None else [*tables, *map(table_from, session.rows(others))]
+
+
+def read_each(ask: Ask, commands: Sequence[Sequence[str]]) -> list[list[Table]]:
+    """The same of some databases; ``commands``: run in each before."""
+    usual = [usual_tables(rows) for rows in ask(commands, [USUAL] * len(commands))]
+    found = [tables for tables, _ in usual]
+    if any(others is not None for _, others in usual):
+        asked = ask([()] * len(usual), [others or NOTHING for _, others in usual])
+        for tables, rows in zip(found, asked, strict=True):
+            tables += map(table_from, rows)
+    return found
