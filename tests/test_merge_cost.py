@@ -154,3 +154,18 @@ def test_sessions_and_pages(counting: Cluster) -> None:
         (2, False, 998),
         (3, False, 3),
     ]
+
+
+def test_the_control_database(cluster: Cluster) -> None:
+    """As target and as source, of which a snapshot is taken while there is a session in it."""
+    cluster.sql("CREATE TABLE own (id int PRIMARY KEY, v int)")
+    cluster.sql("INSERT INTO own SELECT g, 0 FROM generate_series(1, 1000) AS g")
+    cluster.sql("SELECT branch.create('beside', 'postgres')")
+    cluster.sql("UPDATE own SET v = 1 WHERE id <= 500", dbname="beside")
+    merge = "SELECT rows_applied, conflicts FROM branch.merge(%s, %s)"
+    assert cluster.sql(merge, ["beside", "postgres"]) == [(500, 0)]
+    cluster.sql("UPDATE own SET v = 2 WHERE id > 500")
+    assert cluster.sql(merge, ["postgres", "beside"]) == [(500, 0)]
+    for dbname in ("postgres", "beside"):
+        rows = cluster.sql("SELECT v, count(*) FROM own GROUP BY v ORDER BY v", dbname=dbname)
+        assert rows == [(1, 500), (2, 500)]

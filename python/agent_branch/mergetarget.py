@@ -9,6 +9,7 @@ import plpy
 
 from agent_branch.catalog import TABLES, table_from
 from agent_branch.errors import ReportedError
+from agent_branch.logbook import control_database
 from agent_branch.mergelog import LOCK
 from agent_branch.remote import Remote, send_each
 from agent_branch.sqltext import (
@@ -71,14 +72,13 @@ class Target:
         self.database = database
         self._remote = Remote(database, read_only=False, isolation="read committed")
         self._disabled: list[tuple[str, str, str]] = []
-        # Who was killed while it committed may not be over yet.
-        signed = oid - (1 << 32) if oid >= 1 << 31 else oid
+        commands = [f"SET LOCAL temp_buffers = '{TEMP_BUFFERS}'", settings_commands()]
+        # Who was killed while it committed may not be over yet.  In the control database it held
+        # the very lock that the caller holds.
+        if database != control_database():
+            signed = oid - (1 << 32) if oid >= 1 << 31 else oid
+            commands.insert(0, f"SELECT pg_advisory_xact_lock({LOCK}, {signed})")
         # Nothing waits for it here: other sessions begin side by side.
-        commands = [
-            f"SELECT pg_advisory_xact_lock({LOCK}, {signed})",
-            f"SET LOCAL temp_buffers = '{TEMP_BUFFERS}'",
-            settings_commands(),
-        ]
         send_each([self._remote], ["; ".join(commands)])
 
     @property
