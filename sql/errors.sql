@@ -355,6 +355,8 @@ CALL pg_temp.attempt('postgres', ARRAY[
     $$SELECT branch.merge('err_b', strategy => null)$$,
     $$SELECT branch.merge('err_b', schema => null)$$,
     $$SELECT branch.merge('err_b', tables => ARRAY[ARRAY['a'], ARRAY['b']])$$,
+    $$SELECT branch.conflict_rows(0)$$,
+    $$SELECT branch.conflict_rows(null)$$,
     $$SELECT branch.conflicts_resolve(0, 'ours')$$,
     $$SELECT branch.conflicts_resolve(0, null)$$,
     $$SELECT branch.conflicts_resolve(null, 'ours')$$,

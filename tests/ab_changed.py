@@ -68,6 +68,11 @@ class Pages:
 
     def arguments(self, function: str, sessions: dict[str, object]) -> dict[str, object]:
         """What is true of all of the table."""
+        more: dict[str, object] = {}
+        if function == "_rows_apart":
+            more = {"rows": '{"(0,1)","(0,5)"}', "others": ""}
+        elif function != "_changed_rows":
+            more = self.layout()
         return {
             "one": self.one,
             "other": self.other,
@@ -76,19 +81,19 @@ class Pages:
             "other_file": self.file(self.other),
             "blocks": Blocks.of([(0, 1_000_000)]).packed(),
             **sessions,
-            **({} if function == "_changed_rows" else self.layout()),
+            **more,
         }
 
 
 def ask(conn: Conn, function: str, given: dict[str, object]) -> Sequence[tuple[Any, ...]]:
-    layout = "" if function == "_changed_rows" else (
-        ", %(lengths)s::int2[], %(align)s, %(kinds)s, 0, ''"
-    )  # fmt: skip
+    more = {"_changed_rows": "", "_rows_apart": ", %(rows)s, %(others)s"}.get(
+        function, ", %(lengths)s::int2[], %(align)s, %(kinds)s, 0, ''"
+    )
     one, other = (
         f"(SELECT oid FROM pg_database WHERE datname = %({name})s), %(space)s::oid,"
         f" %({name}_file)s::oid"
         for name in ("one", "other")
     )
     return conn.execute(
-        f"SELECT * FROM branch.{function}({one}, {other}, %(blocks)s, %(a)s, %(b)s{layout})", given
+        f"SELECT * FROM branch.{function}({one}, {other}, %(blocks)s, %(a)s, %(b)s{more})", given
     ).fetchall()

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import psycopg
 import pytest
-from ab_changed import FUNCTIONS, Pages, ask
+from ab_changed import FUNCTIONS as CHANGED
+from ab_changed import Pages, ask
 from ab_cluster import Cluster
 
 CLUSTER = {"settings": {"autovacuum": "off"}}
 
 DATABASES = ("told", "told1")
+
+FUNCTIONS = (*CHANGED, "_rows_apart")
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +52,19 @@ def told(pages: Pages, user: str, function: str, **other: object) -> str:
             return f"{error.sqlstate} {error.diag.message_primary}"
 
 
-LINES = {"_changed_rows": "1 lines", "_changed_counts": "1 lines", "_changed_pairs": "2 lines"}
+LINES = {function: f"{2 if function == '_changed_pairs' else 1} lines" for function in FUNCTIONS}
 DENIED = "42501 permission denied for table public.p"
 POLICY = '42501 query would be affected by row-level security policy for table "public.p"'
+
+
+def test_rows_apart(pages: Pages) -> None:
+    """Rows 1 and 5: the other side has changed the former; each with what belongs to it."""
+    with pages.connected() as conn:
+        given = pages.arguments("_rows_apart", pages.sessions(conn))
+        first, fifth = '{"(0,1)"}', '{"(0,5)"}'
+        assert ask(conn, "_rows_apart", given) == [(fifth, "", first, "")]
+        given["others"] = '{"(7,1)","(7,5)"}'
+        assert ask(conn, "_rows_apart", given) == [(fifth, '{"(7,5)"}', first, '{"(7,1)"}')]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -104,9 +104,14 @@ ON_A_STANDBY: dict[str, Answer] = {
             *("SELECT branch.diff_summary('b')", "SELECT branch.diff_stat('b')"),
             *("SELECT branch.diff('b', 'main', 't')", "SELECT branch.schema_diff('b', 'main')"),
             *("SELECT branch.merge_base('b', 'main')", "SELECT branch.side_effects('b')"),
-            "SELECT branch.conflict_rows(1)",
         ),
         WORKS,
+    ),
+    "SELECT branch.conflict_rows(1)": (
+        "42501",
+        "merge 1 is none that the current role has made",
+        None,
+        "The view branch.merges lists merges; who merged sees the conflicts.",
     ),
 }
 

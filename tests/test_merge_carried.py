@@ -7,6 +7,7 @@ what the merges say, the conflicts and what taking back makes of it must be the 
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -118,9 +119,9 @@ NEW = {
 }
 
 # Staging from the first row on, and without a keeper all rows come to who merges.
-CARRIED = "from agent_branch import conduct; conduct.MANY = 1"
+CARRIED = "from agent_branch import conduct; conduct.MANY = conduct.MANY_PREVIEWED = 1"
 BY_ROW = (
-    "from agent_branch import bringing, conduct; conduct.MANY = None;"
+    "from agent_branch import bringing, conduct; conduct.MANY = conduct.MANY_PREVIEWED = None;"
     " bringing.Merging._keeper = lambda self: None"
 )
 
@@ -178,7 +179,7 @@ def run(cluster: Cluster, how: str, call: str) -> list[tuple[object, ...]]:
 
 CONFLICTS = """
 SELECT table_name, kind, key::text, columns, base_row::text, our_row::text, their_row::text,
-    constraint_name
+    constraint_name, resolution
 FROM branch.conflict_rows(%s) ORDER BY 1, 2, 3, 8, 7"""
 
 
@@ -216,6 +217,16 @@ def test_as_row_by_row(cluster: Cluster, seed: int, example: int) -> None:
     before = everything(cluster, pair[0])
     assert before == everything(cluster, pair[1])
     loaded = carried(cluster)
+    for strategy in ("manual", "theirs", "ours"):
+        preview = "SELECT * FROM branch.preview_merge('{0}_b', '{0}', '{1}')"
+        previewed = [
+            run(cluster, how, preview.format(target, strategy))
+            for target, how in zip(pair, (CARRIED, BY_ROW), strict=True)
+        ]
+        assert previewed[0] == previewed[1]
+    assert carried(cluster) > loaded
+    assert everything(cluster, pair[0]) == before, "a preview changes nothing"
+    loaded = carried(cluster)
     what = "merge_id, fast_forward, rows_applied, conflicts, message"
     both_ways(cluster, pair, f"SELECT {what} FROM branch.merge('{{0}}_b', '{{0}}')")
     assert everything(cluster, pair[0]) == before, "conflicts, and nothing was done"
@@ -236,6 +247,61 @@ def test_as_row_by_row(cluster: Cluster, seed: int, example: int) -> None:
     one, other = (everything(cluster, target) for target in pair)
     for table in EDITED:
         assert one[table] == other[table], table
+
+
+STRATEGIES = {"plain": "theirs", "kinds": "ours", "keyed": "theirs", "toasted": "theirs"}
+
+
+def test_decided_table_by_table(cluster: Cluster, seed: int) -> None:
+    """Strategies of some tables, decisions about others, and rows that have changed meanwhile."""
+    rng = random.Random(f"{seed} decided")
+    pair = ("decided_1", "decided_2")
+    scripts = [edits(rng, 1), edits(rng, 2)]
+    for target in pair:
+        cluster.sql(f"CREATE DATABASE {target}")
+        cluster.psql(TABLES, target)
+        cluster.sql(f"CREATE DATABASE {target}_b TEMPLATE {target} STRATEGY branch")
+        for dbname, script in zip((f"{target}_b", target), scripts, strict=True):
+            cluster.psql(";\n".join(script), dbname)
+    what = "merge_id, rows_applied, conflicts"
+    some = "ARRAY['plain', 'kinds', 'toasted', '\"Two Keys\"', 'keyed', 'only_keys', 'watched']"
+    numbers = both_ways(
+        cluster,
+        pair,
+        f"SELECT {what} FROM branch.merge('{{0}}_b', '{{0}}', tables => {some},"
+        f" strategies => '{{{json.dumps(STRATEGIES)}}}')",
+    )
+    open_ones = "SELECT DISTINCT table_name FROM branch.conflicts WHERE merge_id = %s ORDER BY 1"
+    for last in (False, True):
+        tables = [row[0] for row in cluster.sql(open_ones, [numbers[0]])]
+        assert last or len(tables) > 1
+        for side, chosen in (("theirs", tables[1:]), ("ours", tables[:1])):
+            if not chosen:
+                continue
+            said = []
+            for target, how, number in zip(pair, (CARRIED, BY_ROW), numbers, strict=True):
+                if side == "ours" and not last:
+                    cluster.psql(
+                        "UPDATE plain SET w = 'late' WHERE id % 7 = 0;"
+                        "UPDATE watched SET v = 0 WHERE id % 7 = 0",
+                        target,
+                    )
+                listed = "ARRAY[{}]::text[]".format(", ".join(map(quote_literal, chosen)))
+                ((merge, *facts),) = run(
+                    cluster,
+                    how,
+                    f"SELECT {what} FROM branch.conflicts_resolve({number}, '{side}', {listed})",
+                )
+                said.append((merge, facts, cluster.sql(CONFLICTS, [merge])))
+            assert said[0][1:] == said[1][1:]
+        numbers = tuple(merge for merge, _, _ in said)
+        one, other = (everything(cluster, target) for target in pair)
+        for table in EDITED:
+            assert one[table] == other[table], table
+        if not cluster.sql(open_ones, [numbers[0]]):
+            break
+    state = "SELECT state FROM branch.merges WHERE id = ANY (%s)"
+    assert cluster.sql(state, [list(numbers)]) == [("merged",)] * 2
 
 
 def test_nothing_of_the_target(cluster: Cluster) -> None:

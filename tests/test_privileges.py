@@ -58,6 +58,9 @@ FILE = (
     " $$SELECT pg_relation_filenode('public.secrets')$$) AS r)"
 )
 OPENED = "branch._remote_open('vault'), branch._remote_open('vault_branch')"
+OWN_MERGES = (
+    "(SELECT m.id FROM branch.merge_log AS m WHERE pg_has_role(m.merged_by, 'USAGE') OFFSET 0)"
+)
 
 CASES: dict[str, Case] = {
     # agents
@@ -201,6 +204,10 @@ CASES: dict[str, Case] = {
     "branch._changed_rows": owners(
         f"SELECT * FROM branch._changed_rows({VAULT}, 0, {FILE}, {BRANCH}, 0, {FILE}, '', {OPENED})"
     ),
+    "branch._rows_apart": owners(
+        f"SELECT * FROM branch._rows_apart({VAULT}, 0, {FILE}, {BRANCH}, 0, {FILE}, '', {OPENED},"
+        " '', '')"
+    ),
     "branch._changed_pairs": owners(
         f"SELECT * FROM branch._changed_pairs({VAULT}, 0, {FILE}, {BRANCH}, 0, {FILE}, '',"
         f" {OPENED}, '{{8}}', 'd', 'k', 0, '')"
@@ -225,7 +232,13 @@ CASES: dict[str, Case] = {
     ),
     "branch._may_revert": everybody(f"SELECT branch._may_revert(1, {VAULT})"),
     "branch.conflict_rows": everybody(
-        "SELECT * FROM branch.merge_log AS m, branch.conflict_rows(m.id)"
+        f"SELECT c.* FROM {OWN_MERGES} AS m, branch.conflict_rows(m.id) AS c"
+    ),
+    "branch._decided_conflicts": everybody(
+        f"SELECT d.* FROM {OWN_MERGES} AS m, branch._decided_conflicts(m.id) AS d"
+    ),
+    "branch._require_merge": everybody(
+        f"SELECT branch._require_merge(m.id) FROM {OWN_MERGES} AS m"
     ),
     "branch._merge_snapshot": owners(f"SELECT branch._merge_snapshot({BRANCH}, {VAULT})"),
     "branch._merge_over": everybody("SELECT branch._merge_over(max(id)) FROM branch.merge_log"),
@@ -278,6 +291,7 @@ RELATIONS: dict[str, tuple[str, ...]] = {
     "branch.merge_log": ROLES,
     "branch.merge_conflicts": ROLES,
     "branch.merge_changes": ROLES,
+    "branch.merge_decided": ROLES,
     "branch.merge_log_id_seq": (SUPERUSER,),
     "branch.quota_list": (SUPERUSER,),
     "branch._databases": (SUPERUSER,),
@@ -335,6 +349,10 @@ def vault(cluster: Cluster) -> Cluster:
         conn.execute(
             "INSERT INTO branch.merge_conflicts (merge_id, n, kind, our_row)"
             " SELECT id, 1, 'update_update', to_jsonb('classified'::text) FROM branch.merge_log"
+        )
+        conn.execute(
+            "INSERT INTO branch.merge_decided (merge_id, n, rows, conflicts)"
+            """ SELECT id, 1, 1, '{"our_row": "classified"}' FROM branch.merge_log"""
         )
         conn.execute(
             "INSERT INTO branch.merge_changes (merge_id, n, table_schema, table_name, shape, rows,"

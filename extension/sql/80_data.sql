@@ -92,6 +92,29 @@ COMMENT ON FUNCTION branch._changed_pairs(
     oid, oid, oid, oid, oid, oid, bytea, integer, integer, smallint[], text, text, bigint, text
 ) IS 'places of rows, in some blocks of tables with one origin, that differ, in pairs with the columns that do';
 
+CREATE FUNCTION branch._rows_apart(
+    a oid,
+    a_space oid,
+    a_file oid,
+    b oid,
+    b_space oid,
+    b_file oid,
+    blocks bytea,
+    a_session integer,
+    b_session integer,
+    a_rows text,
+    others text,
+    OUT same text,
+    OUT same_others text,
+    OUT apart text,
+    OUT apart_others text
+) RETURNS record
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_rows_apart';
+
+COMMENT ON FUNCTION branch._rows_apart(oid, oid, oid, oid, oid, oid, bytea, integer, integer, text, text)
+IS 'which places of rows of a table another one of the same origin shares, and which not; each with another place';
+
 CREATE FUNCTION branch._sides_ahead(source text, target text, at text) RETURNS boolean
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'ab_sql_sides_ahead';

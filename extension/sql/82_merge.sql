@@ -125,6 +125,31 @@ FOR EACH ROW EXECUTE FUNCTION branch._restored_row('here');
 
 SELECT pg_catalog.pg_extension_config_dump('branch.merge_conflicts', '');
 
+-- Who decides about a conflict writes it into its row. Those that a strategy has decided when they
+-- were found, many at once, are not written any more: many of them are a row.
+CREATE TABLE branch.merge_decided (
+    merge_id bigint REFERENCES branch.merge_log ON DELETE CASCADE,
+    n bigint,
+    rows bigint NOT NULL, -- noqa: RF04
+    conflicts text NOT NULL,
+    system_id bigint NOT NULL DEFAULT branch._cluster(),
+    PRIMARY KEY (merge_id, n)
+);
+
+COMMENT ON TABLE branch.merge_decided
+IS 'conflicts of merges that were decided when they were found, many in a row';
+COMMENT ON COLUMN branch.merge_decided.merge_id IS 'the merge';
+COMMENT ON COLUMN branch.merge_decided.n IS 'number within the merge';
+COMMENT ON COLUMN branch.merge_decided.rows IS 'how many conflicts these are';
+COMMENT ON COLUMN branch.merge_decided.conflicts
+IS 'in each line, as COPY writes it, a JSON object: what a row of branch.merge_conflicts has';
+COMMENT ON COLUMN branch.merge_decided.system_id IS 'system identifier of the cluster that has it';
+
+CREATE TRIGGER restored_row BEFORE INSERT ON branch.merge_decided
+FOR EACH ROW EXECUTE FUNCTION branch._restored_row('here');
+
+SELECT pg_catalog.pg_extension_config_dump('branch.merge_decided', '');
+
 -- Whoever may say that one database has another one's changes could as well write such changes
 -- into the database that is theirs; hence the owner of either. Rows of tables are shown to who
 -- merged them only.
@@ -161,6 +186,7 @@ IS 'whether the caller made a merge into a database, and may connect to that';
 
 ALTER TABLE branch.merge_log ENABLE ROW LEVEL SECURITY;
 ALTER TABLE branch.merge_conflicts ENABLE ROW LEVEL SECURITY;
+ALTER TABLE branch.merge_decided ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY see ON branch.merge_log FOR SELECT
 USING (
@@ -197,6 +223,20 @@ USING (
     )
 );
 CREATE POLICY add ON branch.merge_conflicts FOR INSERT
+WITH CHECK (
+    merge_id IN (
+        SELECT m.id FROM branch.merge_log AS m
+        WHERE pg_catalog.pg_has_role(m.merged_by, 'USAGE')
+    )
+);
+CREATE POLICY see ON branch.merge_decided FOR SELECT
+USING (
+    merge_id IN (
+        SELECT m.id FROM branch.merge_log AS m
+        WHERE pg_catalog.pg_has_role(m.merged_by, 'USAGE')
+    )
+);
+CREATE POLICY add ON branch.merge_decided FOR INSERT
 WITH CHECK (
     merge_id IN (
         SELECT m.id FROM branch.merge_log AS m
@@ -329,6 +369,47 @@ COMMENT ON COLUMN branch.conflicts.their_row IS 'the row of the source';
 COMMENT ON COLUMN branch.conflicts.constraint_name IS 'constraint of the target that is violated';
 COMMENT ON COLUMN branch.conflicts.detail IS 'what the server said, or what differs';
 
+CREATE FUNCTION branch._decided_conflicts(
+    merge_id bigint,
+    OUT n bigint,
+    OUT table_name text,
+    OUT kind text,
+    OUT key jsonb,
+    OUT columns text[],
+    OUT base_row jsonb,
+    OUT our_row jsonb,
+    OUT their_row jsonb,
+    OUT versions bigint,
+    OUT resolution text
+) RETURNS SETOF record
+LANGUAGE sql STABLE PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT
+    d.before + l.n, c.table_name, c.kind, c.key, c.columns, c.base_row, c.our_row, c.their_row,
+    c.versions, c.resolution
+FROM (
+    SELECT d.conflicts, (sum(d.rows) OVER (ORDER BY d.n) - d.rows)::bigint AS before
+    FROM branch.merge_decided AS d
+    WHERE d.merge_id = $1
+) AS d
+CROSS JOIN LATERAL string_to_table(d.conflicts, chr(10)) WITH ORDINALITY AS l (line, n)
+CROSS JOIN LATERAL json_to_record(replace(l.line, repeat(chr(92), 2), chr(92))::json) AS c (
+    table_name text, kind text, key jsonb, columns text[], base_row jsonb, our_row jsonb,
+    their_row jsonb, versions bigint, resolution text
+)
+WHERE l.line <> ''
+$$;
+
+COMMENT ON FUNCTION branch._decided_conflicts(bigint)
+IS 'conflicts of a merge in branch.merge_decided, numbered in their order';
+
+CREATE FUNCTION branch._require_merge(merge_id bigint) RETURNS void
+LANGUAGE c STABLE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'ab_sql_require_merge';
+
+COMMENT ON FUNCTION branch._require_merge(bigint) IS 'an error if that is no merge of the caller''s';
+
 CREATE FUNCTION branch.conflict_rows(
     merge_id bigint,
     OUT n bigint,
@@ -346,6 +427,7 @@ CREATE FUNCTION branch.conflict_rows(
 LANGUAGE sql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
+SELECT branch._require_merge($1);
 SELECT
     c.n, c.table_name, c.kind, c.key, c.columns, c.base_row, c.our_row, c.their_row,
     c.constraint_name, c.detail, coalesce(c.resolution, o.resolution)
@@ -353,7 +435,16 @@ FROM branch.merge_log AS m
 INNER JOIN branch.merge_log AS o ON o.id = coalesce(m.resolves, m.id)
 INNER JOIN branch.merge_conflicts AS c ON o.id = c.merge_id
 WHERE m.id = $1
-ORDER BY c.n
+UNION ALL
+SELECT
+    d.n + (SELECT count(*) FROM branch.merge_conflicts AS c WHERE c.merge_id = o.id),
+    d.table_name, d.kind, d.key, d.columns, d.base_row, d.our_row, d.their_row,
+    null, null, d.resolution
+FROM branch.merge_log AS m
+INNER JOIN branch.merge_log AS o ON o.id = coalesce(m.resolves, m.id)
+CROSS JOIN LATERAL branch._decided_conflicts(o.id) AS d
+WHERE m.id = $1
+ORDER BY 1
 $$;
 
 COMMENT ON FUNCTION branch.conflict_rows(bigint) IS 'all conflicts of a merge, decided ones too';
@@ -468,4 +559,4 @@ $$;
 COMMENT ON FUNCTION branch.sync(text, text, text, jsonb, boolean, text, boolean, text[])
 IS 'brings the changes of its parent into a branch, as branch.merge() does, and keeps the branch''s own';
 
-REVOKE ALL ON TABLE branch.merge_log, branch.merge_conflicts FROM public;
+REVOKE ALL ON TABLE branch.merge_log, branch.merge_conflicts, branch.merge_decided FROM public;

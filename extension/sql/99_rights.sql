@@ -81,6 +81,9 @@ GRANT EXECUTE ON FUNCTION branch._changed_pairs(
 ) TO public;
 GRANT EXECUTE ON FUNCTION branch._sides_ahead(text, text, text) TO public;
 GRANT EXECUTE ON FUNCTION branch._diff_summary(text, text, text, boolean) TO public;
+GRANT EXECUTE ON FUNCTION branch._rows_apart(
+    oid, oid, oid, oid, oid, oid, bytea, integer, integer, text, text
+) TO public;
 GRANT EXECUTE ON FUNCTION branch.diff_summary(text, text, text) TO public;
 GRANT EXECUTE ON FUNCTION branch.diff(text, text, text, text) TO public;
 GRANT EXECUTE ON FUNCTION branch.diff_stat(text, text, text, boolean) TO public;
@@ -113,7 +116,8 @@ GRANT EXECUTE ON FUNCTION branch.suspend(text) TO public;
 GRANT EXECUTE ON FUNCTION branch.resume(text) TO public;
 
 -- Merging: tables are guarded by policies; in the databases the caller's rights count.
-GRANT SELECT, INSERT ON TABLE branch.merge_log, branch.merge_conflicts, branch.merge_changes TO public;
+GRANT SELECT, INSERT ON TABLE
+branch.merge_log, branch.merge_conflicts, branch.merge_decided, branch.merge_changes TO public;
 GRANT UPDATE (
     state, finished_at, target_xid, base_snapshot, source_snapshot, fast_forward,
     rows_inserted, rows_updated, rows_deleted, conflicts, note, resolution, resolves
@@ -126,6 +130,8 @@ GRANT EXECUTE ON FUNCTION branch._is_merging(oid) TO public;
 GRANT EXECUTE ON FUNCTION branch._merge_state(pg_catalog.xid8) TO public;
 GRANT EXECUTE ON FUNCTION branch._merge_snapshot(oid, oid) TO public;
 GRANT EXECUTE ON FUNCTION branch._merge_over(bigint) TO public;
+GRANT EXECUTE ON FUNCTION branch._decided_conflicts(bigint) TO public;
+GRANT EXECUTE ON FUNCTION branch._require_merge(bigint) TO public;
 GRANT EXECUTE ON FUNCTION branch.conflict_rows(bigint) TO public;
 GRANT EXECUTE ON FUNCTION branch.merge(text, text, text, text, jsonb, boolean, text, boolean, text[]) TO public;
 GRANT EXECUTE ON FUNCTION branch.preview_merge(text, text, text, jsonb, text, text[]) TO public;

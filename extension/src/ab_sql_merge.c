@@ -1,7 +1,7 @@
 /*
  * ab_sql_merge.c
  *	  branch._merge_snapshot: the state of a database that is merged into another one;
- *	  branch._merge_over: the target has it.
+ *	  branch._merge_over: the target has it; branch._require_merge: whose it is.
  *
  * Backends in the control database.  The snapshot is taken as the owner of the extension's
  * tables would take it: who merges needs no right to branch, only those that are checked
@@ -29,6 +29,7 @@
 
 PG_FUNCTION_INFO_V1(ab_sql_merge_snapshot);
 PG_FUNCTION_INFO_V1(ab_sql_merge_over);
+PG_FUNCTION_INFO_V1(ab_sql_require_merge);
 
 /* Is the caller let in, and does it own the database? */
 static bool
@@ -125,6 +126,34 @@ ab_sql_merge_over(PG_FUNCTION_ARGS)
 
 		ab_event("merged", source, text_column(2), NULL, text_column(3));
 	}
+	SPI_finish();
+	PG_RETURN_VOID();
+}
+
+/* 42501 for a merge that others have made, or nobody. */
+Datum
+ab_sql_require_merge(PG_FUNCTION_ARGS)
+{
+	Oid			types[2] = {INT8OID, OIDOID};
+	Datum		values[2];
+
+	ab_require_control_database();
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must not be null", "merge_id")));
+	values[0] = PG_GETARG_DATUM(0);
+	values[1] = ObjectIdGetDatum(GetUserId());
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	if (ab_tables_execute("SELECT 1 FROM branch.merge_log"
+						  " WHERE id = $1 AND pg_has_role($2, merged_by, 'USAGE')",
+						  2, types, values, NULL) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("merge " INT64_FORMAT " is none that the current role has made",
+						DatumGetInt64(values[0])),
+				 errhint("The view branch.merges lists merges; who merged sees the conflicts.")));
 	SPI_finish();
 	PG_RETURN_VOID();
 }

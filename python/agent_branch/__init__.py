@@ -15,7 +15,7 @@ first in its group; what it uses comes after it, high to low.
 - merges: ``merging``; ``resolving``, ``deciding``, ``setwise``: conflicts decided; ``reverting``,
   ``revert``: taken back; ``bringing``: what a source has changed; ``conduct``: tried until the
   target takes it; ``outcome``; ``mergerun``, ``tablerun``: rows decided, ``conflictsets``,
-  ``clashes``: conflicts; below them
+  ``contested``, ``conflictsql``, ``clashes``: conflicts; below them
   - what it is about: ``mergeoptions``, ``mergescope``, ``mergeparts``, ``mergeplan``, ``threeway``
   - what becomes of a row: ``merge``
   - how it is written: ``mergewrite``, ``mergetarget``; ``staging``: with few statements;
@@ -23,8 +23,8 @@ first in its group; what it uses comes after it, high to low.
     ``claims``, ``exchange``, ``spares``
   - definitions and sequences: ``mergeschema``, ``additive``, ``schematext``; ``mergesequences``,
     ``sequences``
-  - what is kept of it: ``mergelog``, ``logbook``, ``mergechanges``, ``keptlines``, ``keeping``,
-    ``spool``
+  - what is kept of it: ``mergelog``, ``logbook``, ``mergechanges``, ``keptlines``,
+    ``keptconflicts``, ``keeping``, ``spool``
 - continuous sync: ``syncing``; ``syncstate``, ``syncplan``
 - use and cost: ``usage``; ``cost``
 - jobs and health: ``jobs``; ``joblist``; ``health``; ``healthcheck``

@@ -237,12 +237,12 @@ class Begun:
         return self._three is not None and self._three.is_fast_forward
 
     def pair(self, theirs: Reading, *, held: bool) -> None:
-        """Once the target's tables are locked; ``held``: nobody writes the source's."""
+        """``held``: the target's tables are locked, and nobody writes the source's."""
         base = self.frozen.session
         tables = self.base.tables, self.theirs.tables
         self.pairing = pairing_of((base, theirs), tables, (True, held))
         ours = self.merging.ours
-        if held and self._three is not None:
-            place = Place(ours.database, ours.remote, self._three.ours.tables)
+        if self._three is not None:
+            place = Place(ours.database, ours.remote, self._three.ours.tables, held)
             of_target = self._three.of_target
             self.carrier = PageCarrier(base, theirs, self.pairing, place, of_target)

@@ -73,6 +73,9 @@ class Kept(Protocol):
     def keep(self, query: str) -> None:
         """Lines of the rows that a query in the target gives."""
 
+    def decide(self, query: str) -> int:
+        """The lines themselves, of conflicts that are decided; how many."""
+
     def pieces(self) -> Iterator[str]:
         """The lines, each with its end, many at a time."""
 

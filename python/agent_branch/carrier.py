@@ -15,13 +15,10 @@ from agent_branch.diff import RowChange, paired
 from agent_branch.diffplan import TableDiff
 from agent_branch.mergeplan import TablePlan
 from agent_branch.opening import Reading
-from agent_branch.pairing import PagePairing, Place
+from agent_branch.pairing import Apart, PagePairing, Place
 from agent_branch.records import dataclass
 from agent_branch.sqltext import Limits
 from agent_branch.tableorder import TableId
-
-# A base of which more rows are not those of the target is compared with it by value.
-MAX_OTHER = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +48,10 @@ class PageCarrier:
         return paired(plan.theirs.shape, self.base, pairs, limits)
 
     def places(self, plan: TablePlan, found: Iterator[Found]) -> Iterator[Places] | None:
-        other = self._other(plan)
-        if other is None:
+        apart = self._apart(plan)
+        if apart is None:
             return None
-        return chain.from_iterable(_places(some, other) for some in found)
+        return chain.from_iterable(_places(some, apart) for some in found)
 
     def _of_ours(self, plan: TablePlan) -> Blocks | None:
         """Where the target may differ from the base; None: everywhere."""
@@ -62,25 +59,17 @@ class PageCarrier:
         ours = self.of_ours(plan.shape.id)
         return None if ours is None or ours.blocks.whole else ours.blocks
 
-    def _other(self, plan: TablePlan) -> set[str] | None:
-        """Places where the source may differ and the target has not the base's row; None: nobody
-        can say."""
+    def _apart(self, plan: TablePlan) -> Apart | None:
+        """Tells in which places the target has not the base's row, where the source may differ;
+        None: nobody can say."""
         ours = self._of_ours(plan)
         if ours is None or plan.shape is None or plan.theirs is None:
             return None
         common = ours & plan.theirs.blocks
         if not common:
-            return set()
+            return lambda rows, others: (rows, others, "", "")
         pairing = PagePairing(self.pairing.before, self.ours, self.pairing.progress)
-        found = pairing.lines(TableDiff(plan.shape, common, "", 0))
-        if found is None:
-            return None
-        other: set[str] = set()
-        for before, _ in found:
-            other.update(_split(before or ""))
-            if len(other) > MAX_OTHER:
-                return None
-        return other
+        return pairing.apart(TableDiff(plan.shape, common, "", 0))
 
     def from_base(self, query: str, table: str) -> int:
         return self._carry(self.base, query, table)
@@ -102,42 +91,18 @@ class PageCarrier:
 
 
 def _together(texts: Iterable[str]) -> str | None:
-    return _joined([place for text in texts for place in _split(text)])
+    inside = ",".join(text[1:-1] for text in texts if text)
+    return f"{{{inside}}}" if inside else None
 
 
-def _split(places: str) -> list[str]:
-    return places[2:-2].split('","') if places else []
-
-
-def _joined(places: list[str]) -> str | None:
-    return '{"' + '","'.join(places) + '"}' if places else None
-
-
-def _places(some: Found, other: set[str]) -> Iterator[Places]:
-    if some.columns is not None:
-        yield from _versions(some.columns, some.base, some.theirs, other)
+def _places(some: Found, apart: Apart) -> Iterator[Places]:
+    beside = "" if some.columns is None else some.theirs
+    same, theirs, other, others = apart(some.base, beside) if some.base else ("", "", "", "")
+    if some.columns is None:
+        yield Places(same, other, some.theirs)
         return
-    same, gone = some.base, ""
-    if other:
-        places = _split(some.base)
-        gone = _joined([place for place in places if place in other]) or ""
-        if gone:
-            same = _joined([place for place in places if place not in other]) or ""
-    yield Places(same, gone, some.theirs)
-
-
-def _versions(columns: int, before: str, after: str, other: set[str]) -> Iterator[Places]:
-    """Of one key on both sides: those that the target has changed are no longer known as such."""
-    if not other or other.isdisjoint(_split(before)):
-        yield Places(before, "", after, columns)
-        return
-    pairs = list(zip(_split(before), _split(after), strict=True))
-    same = [pair for pair in pairs if pair[0] not in other]
-    gone = [pair for pair in pairs if pair[0] in other]
     if same:
-        yield Places(_side(same, 0), "", _side(same, 1), columns)
-    yield Places("", _side(gone, 0), _side(gone, 1))
-
-
-def _side(pairs: list[tuple[str, str]], side: int) -> str:
-    return _joined([pair[side] for pair in pairs]) or ""
+        yield Places(same, "", theirs, some.columns)
+    # What the target has changed is compared with it.
+    if other:
+        yield Places("", other, others)

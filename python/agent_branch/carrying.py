@@ -5,9 +5,8 @@ the base's, and need not be compared with it: it is enough to know its place (pa
 that is known).  Where the pages tell both versions of a row and in which columns they differ, its
 key and these are staged (staging.py) as they come from the source.  The other rows that the source
 has instead are put into a temporary table of the target; there it is seen what was updated, in
-which columns, and what was deleted.  What is new to the target by its key was inserted.  All this
-is staged, too.  What is left, because the target has changed it too, is given back as changes, to
-be decided row by row.
+which columns, and what was deleted.  All this is staged, too.  What is left, because it is new or
+the target may have changed it, is decided there as well (contested.py).
 
 What is done to the staged rows is kept at once where it is to stay for branch.revert, without
 coming here.  Memory for the places of the rows, some of them in a temporary file.
@@ -19,28 +18,37 @@ from collections.abc import Iterator, Sequence
 
 from agent_branch import keptlines
 from agent_branch.carriage import Carrier, Kept, Places, in_bulk, together
-from agent_branch.diff import RowChange, changes_at
+from agent_branch.conflictsets import Found
+from agent_branch.contested import Contest
 from agent_branch.merge import TableMerge
 from agent_branch.mergeplan import TablePlan
-from agent_branch.rowqueries import key_condition, keys_condition
+from agent_branch.records import dataclass
+from agent_branch.rowqueries import key_condition
 from agent_branch.spool import Lines, Room
-from agent_branch.sqltext import Limits, Row, Session, Statement, quote_literal
+from agent_branch.sqltext import Row, Session, Statement, quote_literal
 from agent_branch.staging import Stage, is_set
 from agent_branch.tableshape import positions
 
 # Characters of places in one statement: some ten thousand rows.
 AT_ONCE = 1 << 20
 
-# Places of rows that are left, in one text.
-LEFT_AT_ONCE = 2000
-
 _WAYS = ("enable_hashjoin", "enable_mergejoin", "enable_seqscan")
 _ONLY_LOOK_UP = "; ".join(f"SET LOCAL {way} = off" for way in _WAYS)
 _AS_EVER = "; ".join(f"SET LOCAL {way} TO DEFAULT" for way in _WAYS)
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """How many rows: ``new`` of the source and ``old`` of the base in temporary tables of the
+    target, ``updated`` in the stage."""
+
+    new: int
+    old: int
+    updated: int
+
+
 class Carrying:
-    """Of one table."""
+    """Of one table.  ``kept``: None where nothing is to be done in the end."""
 
     def __init__(
         self,
@@ -48,7 +56,8 @@ class Carrying:
         stage: Stage,
         merge: TableMerge,
         carrier: Carrier,
-        kept: Kept,
+        kept: Kept | None,
+        contest: Contest,
         room: Room,
     ) -> None:
         self.plan = plan
@@ -56,7 +65,8 @@ class Carrying:
         self.merge = merge
         self.carrier = carrier
         self.kept = kept
-        self._same, self._other, self._left = (Lines(room) for _ in range(3))
+        self.contest = contest
+        self._same = Lines(room)
         self._made = False
 
     @property
@@ -67,26 +77,21 @@ class Carrying:
     def _old(self) -> str:
         return f"ab_old_{self.stage.number}"
 
-    def changes(
-        self, places: Iterator[Places], base: Session, theirs: Session, limits: Limits
-    ) -> Iterator[RowChange]:
-        """Stage; changes that are left to be decided row by row."""
+    def run(self, places: Iterator[Places], theirs: Session) -> Iterator[Found]:
+        """Stage all that is to be done; conflicts."""
         self.stage.make()
+        self.contest.name_left_out()
         # Large as they are, places are looked up in the source as well.
         theirs.execute(Statement(_ONLY_LOOK_UP))
-        rows, updated = self._load(in_bulk(places, AT_ONCE))
+        loaded = self._load(in_bulk(places, AT_ONCE))
         theirs.execute(Statement(_AS_EVER))
         if self._made:
-            self._stage_loaded(rows, updated)
+            yield from self._decide(loaded)
+        self.contest.leave_out()
         for what, mask, number in list(self._run(self._counted())):
             self.stage.counts[what or "", int(mask or 0)] = int(number or 0)
         self._keep()
-        assert self.plan.theirs is not None
-        shape = self.plan.theirs.shape
-        left = self._other.lines(), self._left.lines()
-        yield from changes_at(shape, base, theirs, left, limits)
-        for one in (self._same, self._other, self._left):
-            one.close()
+        self._same.close()
 
     def _run(self, sql: str) -> Iterator[Row]:
         return self.stage.session.rows(Statement(sql))
@@ -96,10 +101,10 @@ class Carrying:
 
     # ---- loading ----
 
-    def _load(self, places: Iterator[Places]) -> tuple[int, int]:
-        """Updates of which all is known are staged; of the others, rows of the source, and keys of
-        the base's that the target has no more as they were.  How many of both."""
-        rows = updated = 0
+    def _load(self, places: Iterator[Places]) -> Loaded:
+        """Updates of which all is known are staged; of the others, rows of the source, and those
+        of the base that the target has no more as they were."""
+        new = old = updated = 0
         for some in places:
             if some.columns is not None:
                 updated += self._stage_updates(some)
@@ -107,28 +112,23 @@ class Carrying:
             self._make()
             if some.same:
                 self._same.add_line(some.same)
+            names = [f"t.{column.sql}" for column in self.stage.shape.columns]
             if some.other:
-                self._other.add_line(some.other)
-                names = [f"t.{self.stage.shape.columns[i].sql}" for i in self.stage.shape.key]
-                self.carrier.from_base(self._query(names, some.other), self._old)
+                old += self.carrier.from_base(self._query(names, some.other), self._old)
             if some.theirs:
-                names = ["t.ctid", *(f"t.{column.sql}" for column in self.stage.shape.columns)]
-                rows += self.carrier.from_source(self._query(names, some.theirs), self._new)
-        return rows, updated
+                names = ["t.ctid", *names]
+                new += self.carrier.from_source(self._query(names, some.theirs), self._new)
+        return Loaded(new, old, updated)
 
     def _make(self) -> None:
         """Tables for what is not known yet, unless there are."""
         if self._made:
             return
         self._made = True
-        columns = self.stage.shape.columns
-        self._create(
-            self._new,
-            ["NULL::pg_catalog.tid AS place"]
-            + [f"{c.cast('NULL')} AS v{i}" for i, c in enumerate(columns)],
-        )
-        keys = [f"{columns[i].cast('NULL')} AS k{n}" for n, i in enumerate(self.stage.shape.key)]
-        self._create(self._old, keys)
+        columns = [column.cast("NULL") for column in self.stage.shape.columns]
+        values = [f"{value} AS v{i}" for i, value in enumerate(columns)]
+        self._create(self._new, ["NULL::pg_catalog.tid AS place", *values])
+        self._create(self._old, [f"{value} AS b{i}" for i, value in enumerate(columns)])
 
     def _stage_updates(self, some: Places) -> int:
         """Only keys and what differs leave the source."""
@@ -166,12 +166,22 @@ class Carrying:
 
     # ---- staging ----
 
-    def _stage_loaded(self, rows: int, updated: int) -> None:
-        found = ", ".join(f"v{i}" for i in self.stage.shape.key)
-        self._execute(f"CREATE UNIQUE INDEX ON pg_temp.{self._new} ({found})")
-        self._stage_known()
-        if rows > self._count("'u', '='") - updated:
-            self._stage_inserted()
+    def _decide(self, loaded: Loaded) -> Iterator[Found]:
+        known = 0
+        if self._same.count:
+            found = ", ".join(f"v{i}" for i in self.stage.shape.key)
+            self._execute(f"CREATE UNIQUE INDEX ON pg_temp.{self._new} ({found})")
+            self._stage_known()
+            known = self._count("'u', '='") - loaded.updated
+        if loaded.old or loaded.new > known:
+            new, old = f"pg_temp.{self._new}", f"pg_temp.{self._old}"
+            query = self.contest.decide(new, old, known=known > 0)
+            if self.kept is None:
+                ((count, undecided),) = list(self._run(query))
+                yield Found(int(count or 0), int(undecided or 0), "", "")
+            else:
+                yield Found(self.kept.decide(query), 0, "", "")
+            yield from self.contest.open()
 
     def _stage_known(self) -> None:
         """Rows that the target has as they were.  What is equal in the end is staged as nothing."""
@@ -215,34 +225,6 @@ class Carrying:
         keys = "".join(f", x.v{i} AS k{n}" for n, i in enumerate(self.stage.shape.key))
         return f"(SELECT x.*{keys} FROM pg_temp.{self._new} AS x)"
 
-    def _stage_inserted(self) -> None:
-        """Rows with a key that neither the target nor the base has; the others are left."""
-        shape, stage = self.stage.shape, self.stage
-        keys = [f"k{n}" for n, _ in enumerate(shape.key)]
-        names = ["place", *keys, *(f"v{i}" for i in shape.stored)]
-        self._execute(_ONLY_LOOK_UP)
-        self._execute(f"CREATE INDEX ON {stage.table} (place)")
-        self._execute(f"CREATE INDEX ON pg_temp.{self._old} ({', '.join(keys)})")
-        known = (
-            f"EXISTS (SELECT FROM {stage.table} AS s WHERE s.place OPERATOR(pg_catalog.=) r.place)"
-        )
-        self._execute(
-            f"INSERT INTO {stage.table} (what, mask, {', '.join(names)})"
-            f" SELECT 'i', '0', {', '.join(f'r.{name}' for name in names)} FROM {self._rows()} AS r"
-            f" WHERE NOT {known}"
-            f" AND NOT EXISTS (SELECT FROM {shape.only} AS t WHERE"
-            f" {key_condition(shape, 't', 'r')})"
-            f" AND NOT EXISTS (SELECT FROM pg_temp.{self._old} AS o WHERE"
-            f" {keys_condition(shape, 'o', 'r')})"
-        )
-        for (places,) in self._run(
-            "SELECT pg_catalog.array_agg(x.place) FROM (SELECT r.place,"
-            f" pg_catalog.row_number() OVER () OPERATOR(pg_catalog./) {LEFT_AT_ONCE} AS n"
-            f" FROM pg_temp.{self._new} AS r WHERE NOT {known}) AS x GROUP BY x.n"
-        ):
-            self._left.add_line(places or "")
-        self._execute(_AS_EVER)
-
     def _count(self, what: str) -> int:
         ((number,),) = list(
             self._run(
@@ -258,7 +240,7 @@ class Carrying:
         )
 
     def _keep(self) -> None:
-        """Have the actions kept: what the rows are now, and what they will be."""
+        """Have the actions kept, if any is: what the rows are now, and what they will be."""
         shape = self.stage.shape
 
         def old(i: int) -> str:
@@ -266,7 +248,7 @@ class Carrying:
 
         for (what, _), number in self.stage.counts.items():
             self.merge.count_staged(what, number)
-        if not self.stage.counts:
+        if not self.stage.counts or self.kept is None:
             return
         new = "s.v{}".format
         queries = {

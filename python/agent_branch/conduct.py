@@ -36,6 +36,9 @@ Facts = dict[str, object]
 # Changes of a table for which a temporary table in the target pays, and long statements.
 MANY = 100
 
+# The same in a preview: it takes them back, but the target's catalogs were written.
+MANY_PREVIEWED = 10_000
+
 
 @dataclass(slots=True)
 class Attempt:
@@ -49,6 +52,7 @@ class Attempt:
         raise NotImplementedError
 
     def _run(self, schema: Sequence[TableShape]) -> MergeRun:
+        writes = isinstance(self.ours, Target)
         return MergeRun(
             self.ours,
             schema,
@@ -56,8 +60,9 @@ class Attempt:
             self.options.strategies,
             self.options.decisions,
             self.options.left_out,
-            stage_from=MANY if isinstance(self.ours, Target) else None,
+            stage_from=MANY if writes else None,
             sets_from=MANY,
+            carry_from=MANY if writes else MANY_PREVIEWED,
             keeper=self._keeper(),
         )
 
@@ -186,10 +191,7 @@ def carry_out(
             "note": outcome.note,
         }
         if merged.target is None:
-            if merged.run.unresolved:
-                with book.log() as log:
-                    written = mergechanges.planned(merged.run)
-                    mergechanges.record(log, number, written, _first(merged.run))
+            _keep_planned(book, number, merged.run)
             merged.run.close()
             with book.log() as log:
                 mergelog.record_conflicts(log, number, outcome.clashes)
@@ -209,6 +211,18 @@ def carry_out(
     return result_of(number, outcome, done=done), done
 
 
+def _keep_planned(book: Book, number: int, run: MergeRun) -> None:
+    """What is to be done when the conflicts are decided."""
+    keeper = run.keeper
+    if not run.unresolved and not (isinstance(keeper, Keeper) and keeper.decided):
+        return
+    with book.log() as log:
+        if isinstance(keeper, Keeper):
+            keeper.move(log)
+        if run.unresolved:
+            mergechanges.record(log, number, mergechanges.planned(run), _first(run))
+
+
 def _commit(
     target: Target, book: Book, number: int, merged: Merged, facts: Facts, *, fired: bool
 ) -> None:
@@ -222,6 +236,8 @@ def _commit(
     with keeper.give_up() if isinstance(keeper, Keeper) and kept else book.log() as log:
         log.wait_for_no_disk()
         mergelog.record_conflicts(log, number, outcome.clashes)
+        if isinstance(keeper, Keeper) and not kept:
+            keeper.move(log)
         written = mergechanges.written(target, merged.run, triggered, kept=kept)
         mergechanges.record(log, number, written, _first(merged.run))
         log.update(

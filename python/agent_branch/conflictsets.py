@@ -13,14 +13,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from agent_branch import conflictsql
+from agent_branch.conflictsql import array_text, differences, if_there, joined, row_text
 from agent_branch.diff import ChangeKind, RowChange
 from agent_branch.jsontext import compact
 from agent_branch.merge import Decisions, Strategy
 from agent_branch.records import dataclass, field
-from agent_branch.rowqueries import key_condition
 from agent_branch.sqltext import Session, Statement, WritingSession, parse_array, quote_literal
-from agent_branch.staging import MAX_COLUMNS, Kind, Stage, is_plain, output_text
-from agent_branch.tableshape import Column, TableShape, positions
+from agent_branch.staging import MAX_COLUMNS, Kind, Stage
+from agent_branch.tableshape import TableShape
 
 # Characters of changes in one statement; a single change that is longer is left alone.
 CHARACTERS = 2 << 20
@@ -140,11 +141,12 @@ def finder(
         return Finder(session, shape)
     if stage is None:
         return None
-    return Finder(session, shape, strategy, stage, _sent(session, decisions, stage.number))
+    sides = decisions_table(session, decisions, stage.number)
+    return Finder(session, shape, strategy, stage, sides)
 
 
-def _sent(session: WritingSession, decisions: Decisions, number: int) -> str | None:
-    """A temporary table of the target with the decisions."""
+def decisions_table(session: WritingSession, decisions: Decisions, number: int) -> str | None:
+    """A temporary table of the target with the decisions; None: there are none."""
     if not decisions:
         return None
     table = f"pg_temp.ab_sides_{number}"
@@ -169,58 +171,13 @@ def _sent(session: WritingSession, decisions: Decisions, number: int) -> str | N
 
 # ---- the statement ----------------------------------------------------------------
 
-# What becomes of a row (merge.decide): kind of the conflict; other: it is decided elsewhere;
-# NULL: nothing.  ours, theirs: masks of the columns that differ from the base; apart: from each
-# other; had: has the target the row?
-_KINDS: dict[ChangeKind, str] = {
-    "added": "CASE WHEN NOT m.had THEN 'other' WHEN m.apart <> 0 THEN 'insert_insert' END",
-    "removed": "CASE WHEN NOT m.had THEN NULL WHEN m.ours <> 0 THEN 'update_delete'"
-    " ELSE 'other' END",
-    "modified": "CASE WHEN m.theirs = 0 THEN NULL WHEN NOT m.had THEN 'delete_update'"
-    " WHEN m.theirs & m.ours & m.apart <> 0 THEN 'update_update'"
-    " WHEN m.theirs & ~m.ours <> 0 THEN 'other' END",
-}
-
-# Columns in conflict, and those that only the source changed.
-_MASKS = (
-    "CASE c.kind WHEN 'insert_insert' THEN c.apart"
-    " WHEN 'update_update' THEN c.theirs & c.ours & c.apart ELSE 0 END AS columns,"
-    " CASE c.kind WHEN 'update_update' THEN c.theirs & ~c.ours ELSE 0 END AS merged"
-)
-
-# Digest of the versions as of merge.digest: a jsonb is the text that json.dumps makes of the same.
-_DIGEST = (
-    "('x' || pg_catalog.left(pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to("
-    "pg_catalog.concat('[', c.key, ', ', c.before, ', ', c.now, ', ', c.after, ']'),"
-    " CASE pg_catalog.getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END"
-    ")), 'hex'), 16))::pg_catalog.bit(64)::pg_catalog.int8"
-)
-
-_KEPT = (
-    "pg_catalog.concat('[\"conflict\", ', d.key, ', ', d.columns, ', ', d.merged, ', ', d.before,"
-    " ', ', d.now, ', ', d.after, ', ', d.versions, ']')"
-)
-
-# What is done in a conflict that was decided (merge.resolve), and which columns are set.
-_WHAT = (
-    "CASE WHEN e.kind = 'other' OR e.side IS NULL THEN NULL"
-    " WHEN e.side = 'theirs' AND e.kind = 'update_delete' THEN 'd'"
-    " WHEN e.side = 'theirs' AND e.kind = 'delete_update' THEN 'i'"
-    " WHEN e.merged <> 0 OR e.side = 'theirs' THEN 'u' END AS what,"
-    " e.merged | CASE e.side WHEN 'theirs' THEN e.columns ELSE 0 END AS mask"
-)
-
 
 def _finding(finder: Finder, kind: ChangeKind, text: str) -> Statement:
     """Answer: numbers of the changes that are left / conflicts: how many, open ones, these kept,
     all shown / lines of actions / "what mask number" of each kind of them."""
     shape = finder.shape
-    shown = (
-        f"pg_catalog.concat('[', {_name(shape)}, ', \"', d.kind, '\", ', d.shown_key, ', ',"
-        f" {_names(shape, 'd.columns')}, ', ', d.base_row, ', ', d.our_row, ', ', d.their_row,"
-        " ', null, null, ', d.versions, ', ',"
-        " COALESCE(pg_catalog.to_json(d.side)::text, 'null'), ']')"
-    )
+    shown = conflictsql.shown(shape, ("d.shown_key", "d.base_row", "d.our_row", "d.their_row"))
+    kept = conflictsql.kept(("d.key", "d.before", "d.now", "d.after"))
     conflict = "FILTER (WHERE d.kind <> 'other')"
     undecided = "FILTER (WHERE d.kind <> 'other' AND d.side IS NULL)"
     staged, actions, kinds = "", "NULL", "NULL"
@@ -235,32 +192,21 @@ def _finding(finder: Finder, kind: ChangeKind, text: str) -> Statement:
             " ' ') FROM (SELECT d.what, d.mask, pg_catalog.count(*) AS number FROM d"
             " WHERE d.what IS NOT NULL GROUP BY d.what, d.mask) AS k)"
         )
+    decided = conflictsql.decided(
+        f"SELECT m.*, {conflictsql.KINDS[kind]} AS kind FROM ({_matched(finder, kind, text)}) AS m"
+        " OFFSET 0",
+        finder.strategy,
+        finder.decisions,
+        digest=conflictsql.digest(("c.key", "c.before", "c.now", "c.after")),
+    )
     return Statement(
-        f"WITH d AS MATERIALIZED ({_decided(finder, kind, text)}){staged}"
+        f"WITH d AS MATERIALIZED ({decided}){staged}"
         " SELECT pg_catalog.array_agg(d.n) FILTER (WHERE d.kind = 'other'),"
         f" pg_catalog.count(*) {conflict}, pg_catalog.count(*) {undecided},"
-        f" pg_catalog.string_agg({_KEPT}, E'\\n') {undecided},"
+        f" pg_catalog.string_agg({kept}, E'\\n') {undecided},"
         f" pg_catalog.string_agg({shown}, E'\\n') {conflict},"
         f" {actions}, {kinds}"
         " FROM (SELECT * FROM d ORDER BY d.n) AS d"
-    )
-
-
-def _decided(finder: Finder, kind: ChangeKind, text: str) -> str:
-    """Changes with what becomes of them, but for those that nothing becomes of."""
-    side, joined = "NULL::text", ""
-    if finder.strategy != "manual":
-        side = quote_literal(finder.strategy)
-    if finder.decisions is not None:
-        side = f"COALESCE(s.s, {side})"
-        joined = f" LEFT JOIN {finder.decisions} AS s ON s.v = c.versions"
-    return (
-        f"SELECT e.*, {_WHAT} FROM (SELECT c.*, {side} AS side"
-        f" FROM (SELECT c.*, {_MASKS},"
-        f" CASE WHEN c.kind <> 'other' THEN {_DIGEST} END AS versions"
-        f" FROM (SELECT m.*, {_KINDS[kind]} AS kind"
-        f" FROM ({_matched(finder, kind, text)}) AS m OFFSET 0) AS c"
-        f" WHERE c.kind IS NOT NULL) AS c{joined}) AS e"
     )
 
 
@@ -300,16 +246,20 @@ def _matched(finder: Finder, kind: ChangeKind, text: str) -> str:
         casts += [f"{columns[i].cast(f'(l.a -> 2 ->> {i})')} AS v{i}" for i in width]
     ours = [f"t.{column.sql}" for column in columns]
     others = [f"r.{'v' if after else 'b'}{i}" for i in width]
-    keys = (f"CASE WHEN {_HAD} THEN {ours[i]} ELSE {others[i]} END" for i in shape.key)
-    now = ", ".join(output_text(c, value) for c, value in zip(columns, ours, strict=True))
+    keys = [f"CASE WHEN {_HAD} THEN {ours[i]} ELSE {others[i]} END" for i in shape.key]
+    none = "'null'::text"
     answer = {
-        "now": _if_had(f"pg_catalog.to_jsonb(ARRAY[{now}]::text[])"),
-        "ours": _differences(shape, shape.compared, "r.b") if before else "0::int8",
-        "apart": _differences(shape, shape.updatable, "r.v") if after else "0::int8",
-        "base_row": _row(columns, [f"r.b{i}" for i in width]) if before else "'null'::text",
-        "their_row": _row(columns, [f"r.v{i}" for i in width]) if after else "'null'::text",
-        "our_row": _if_had(_row(columns, ours)),
-        "shown_key": _row([columns[i] for i in shape.key], list(keys)),
+        "now": if_there(_HAD, array_text(columns, ours)),
+        "ours": differences(shape, shape.compared, ours.__getitem__, "r.b{}".format)
+        if before
+        else "0::int8",
+        "apart": differences(shape, shape.updatable, ours.__getitem__, "r.v{}".format)
+        if after
+        else "0::int8",
+        "base_row": row_text(columns, [f"r.b{i}" for i in width]) if before else none,
+        "their_row": row_text(columns, [f"r.v{i}" for i in width]) if after else none,
+        "our_row": if_there(_HAD, row_text(columns, ours)),
+        "shown_key": row_text([columns[i] for i in shape.key], keys),
     }
     if finder.decides:
         answer |= {f"k{j}": f"r.k{j}" for j, _ in enumerate(shape.key)}
@@ -320,47 +270,8 @@ def _matched(finder: Finder, kind: ChangeKind, text: str) -> str:
         f" FROM (SELECT l.n - 1 AS n, (l.a -> 0)::text AS key, (l.a -> 1)::text AS before,"
         f" (l.a -> 2)::text AS after, (l.a ->> 3)::int8 AS theirs, {', '.join(casts)}"
         f" FROM pg_catalog.jsonb_array_elements({quote_literal(text)}::jsonb)"
-        " WITH ORDINALITY AS l (a, n) OFFSET 0) AS r"
-        f" LEFT JOIN {shape.only} AS t ON {key_condition(shape, 't', 'r')} OFFSET 0"
+        f" WITH ORDINALITY AS l (a, n) OFFSET 0) AS r {joined(shape, 'r')} OFFSET 0"
     )
 
 
 _HAD = "(t.ctid IS NOT NULL)"
-
-
-def _if_had(value: str) -> str:
-    return f"CASE WHEN {_HAD} THEN {value}::text ELSE 'null' END"
-
-
-def _differences(shape: TableShape, wanted: int, others: str) -> str:
-    """Mask of the wanted columns in which the target's row is not the same."""
-    bits = (
-        f"CASE WHEN {column.same(f't.{column.sql}', f'{others}{i}')} THEN 0 ELSE {1 << i} END"
-        for i, column in ((i, shape.columns[i]) for i in positions(wanted))
-    )
-    return f"({' | '.join(['0::int8', *bits])})"
-
-
-def _row(columns: Sequence[Column], values: Sequence[str]) -> str:
-    """A row as the text of an object, in one line; as jsonb it is that of rowqueries.json_rows."""
-    # A json has the line breaks that it was given.
-    made = "row_to_json" if all(map(is_plain, columns)) else "to_jsonb"
-    fields = (f"{value} AS {column.sql}" for value, column in zip(values, columns, strict=True))
-    return f"(SELECT pg_catalog.{made}(x.*) FROM (SELECT {', '.join(fields)}) AS x)::text"
-
-
-def _name(shape: TableShape) -> str:
-    parts = (f"pg_catalog.quote_ident({quote_literal(part)})" for part in shape.id)
-    return f"pg_catalog.to_json({' || $$.$$ || '.join(parts)})"
-
-
-def _names(shape: TableShape, mask: str) -> str:
-    """Names of the columns of a mask, as the text of an array; null for none."""
-    some = (
-        f"CASE WHEN {mask} & {1 << i} <> 0 THEN {quote_literal(shape.columns[i].name)} END"
-        for i in positions(shape.updatable)
-    )
-    return (
-        f"CASE WHEN {mask} <> 0 THEN pg_catalog.array_to_json("
-        f"pg_catalog.array_remove(ARRAY[{', '.join(some)}]::text[], NULL))::text ELSE 'null' END"
-    )

@@ -15,8 +15,8 @@ from agent_branch.blocks import block_of
 from agent_branch.diffplan import TableDiff
 from agent_branch.hints import Iterable, Iterator, Literal, Protocol, Sequence
 from agent_branch.records import dataclass
-from agent_branch.rowqueries import SHOWN, by_place, mask_from, match, scan
-from agent_branch.sqltext import Limits, Row, Session, Statement, Value, batches, size_of
+from agent_branch.rowqueries import SHOWN, mask_from, match, scan
+from agent_branch.sqltext import Limits, Row, Session, Value, batches, size_of
 from agent_branch.tableshape import TableShape, mask_of, positions
 
 ChangeKind = Literal["added", "modified", "removed"]
@@ -185,24 +185,3 @@ def _different(
         else:
             row = answer[2 : 2 + width] + answer[3 + width :]
             yield int(number), block_of(ctid), row, mask_from(answer[2 + width])
-
-
-def changes_at(
-    shape: TableShape,
-    before: Session,
-    after: Session,
-    places: tuple[Iterable[str], Iterable[str]],
-    limits: Limits,
-) -> Iterator[RowChange]:
-    """What differs of the rows at some places, before and after, each with its key looked up on
-    the other side; ``places``: texts of tid[].  Rows that are at places on both sides come once."""
-    head, tail = by_place(shape)
-    width = len(shape.columns)
-    for text in places[1]:
-        for batch in batches(after.rows(Statement(head + text + tail)), limits, size_of):
-            yield from _asked(shape, before, batch, ())
-    for text in places[0]:
-        for batch in batches(before.rows(Statement(head + text + tail)), limits, size_of):
-            for n, _, other, _ in _different(shape, after, batch, ()):
-                if other is None:
-                    yield _change(shape, batch[n], None, 0, width)

@@ -8,14 +8,15 @@ conflicts is the caller's; memory holds a batch of rows at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 
 from agent_branch import bags
 from agent_branch.carriage import Carrier, Found, Keeper
 from agent_branch.carrying import Carrying
 from agent_branch.claims import claims_of
-from agent_branch.conflictsets import finder
+from agent_branch.conflictsets import decisions_table, finder
+from agent_branch.contested import Contest
 from agent_branch.diff import Pairing, RowChange, can_pair, diff_rows
 from agent_branch.merge import Conflict, Decisions, Recount, Strategy, TableMerge, versions_of
 from agent_branch.mergeplan import TablePlan
@@ -26,7 +27,7 @@ from agent_branch.spool import Room
 from agent_branch.sqltext import Limits, Row, Session, WritingSession
 from agent_branch.staging import Stage, may_stage
 from agent_branch.tableorder import TableId
-from agent_branch.tablerun import Sets, Spool, TableRun
+from agent_branch.tablerun import Sets, Spool, TableRun, Take
 from agent_branch.tableshape import TableShape
 
 
@@ -39,7 +40,8 @@ class MergeRun:
     ``stage_from``: with so many changes of a table or more they are staged (staging.py), which
     needs a target that can be written to; ``sets_from``: then conflicts are found many at once,
     and ``take_set`` gets them, unless they are decided and nothing can be staged;
-    ``keeper``: for what is carried (carrying.py).
+    ``carry_from``: with so many it is carried to where it is decided (carrying.py); ``keeper``: of
+    that, None: nothing is to be written.
     """
 
     ours: WritingSession
@@ -50,8 +52,9 @@ class MergeRun:
     left_out: Mapping[TableId, set[Row]] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     stage_from: int | None = None
+    carry_from: int | None = None
     sets_from: int | None = None
-    take_set: Callable[[int, int, str], None] | None = None
+    take_set: Take | None = None
     keeper: Keeper | None = None
     tables: dict[TableId, TableRun] = field(default_factory=dict)
     room: Room = field(default_factory=Room)
@@ -69,7 +72,7 @@ class MergeRun:
         if plan.course == "rows":
             assert plan.theirs is not None
             run = self._run(plan)
-            changes = self._carried(run, base, theirs, carrier)
+            changes = self._carried(run, theirs, carrier)
             if changes is None:
                 changes = diff_rows(plan.theirs, base, theirs, self.limits, pairing=pairing)
             yield from self._decided(run, changes, as_read=True)
@@ -96,16 +99,14 @@ class MergeRun:
         yield from self._decided(self._run(plan), changes, as_read=as_read)
 
     def _carried(
-        self, run: TableRun, base: Session, theirs: Session, carrier: Carrier | None
+        self, run: TableRun, theirs: Session, carrier: Carrier | None
     ) -> Iterator[RowChange] | None:
-        """Stage what only the source has changed, without reading it here: what is left; where
-        there are few changes, all of them.
+        """Have the target decide about all that the source has changed, without reading it here:
+        then nothing is left; where there are few changes, all of them.
 
-        None: it cannot be done so, as where some rows are left out."""
-        plan, shape = run.plan, run.merge.shape
-        if carrier is None or self.keeper is None:
-            return None
-        if self.stage_from is None or shape.id in self.left_out:
+        None: it cannot be done so."""
+        plan, shape, take = run.plan, run.merge.shape, self.take_set
+        if carrier is None or take is None or self.carry_from is None:
             return None
         if not may_stage(self.ours, shape):
             return None
@@ -114,7 +115,7 @@ class MergeRun:
         if found is None:
             return None
         first: list[Found] = []
-        while sum(some.count for some in first) < self.stage_from:
+        while sum(some.count for some in first) < self.carry_from:
             some = next(found, None)
             if some is None:
                 return carrier.few(plan, first, self.limits) if first else iter(())
@@ -122,10 +123,16 @@ class MergeRun:
         places = carrier.places(plan, chain(first, found))
         if places is None:
             return None
+        made = run.merge
         run.stage = Stage(self.ours, shape)
-        run.kept = self.keeper.table(shape)
-        carrying = Carrying(plan, run.stage, run.merge, carrier, run.kept, self.room)
-        return carrying.changes(places, base, theirs, self.limits)
+        run.kept = None if self.keeper is None else self.keeper.table(shape)
+        decisions = decisions_table(self.ours, made.decisions, run.stage.number)
+        left_out = self.left_out.get(shape.id, set())
+        contest = Contest(run.stage, made.strategy, decisions, left_out, self.keeper is None)
+        carrying = Carrying(plan, run.stage, made, carrier, run.kept, contest, self.room)
+        for conflicts in carrying.run(places, theirs):
+            run.take_found(conflicts, take)
+        return iter(())
 
     def _decided(
         self, run: TableRun, changes: Iterable[RowChange], *, as_read: bool

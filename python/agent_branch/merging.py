@@ -80,7 +80,7 @@ def rehearse(pair: Pair, options: Options) -> Outcome:
     """Collect only, from the databases as they are now; constraints are not asked."""
     progress = Progress()
     begins = open_bases(pair, mergelog.look_up_bases(pair), options.tables, progress)
-    theirs, ours = Reading(pair.source, progress), Reading(pair.target, progress)
+    theirs, ours = Reading(pair.source, progress), Reading(pair.target, progress, temporary=True)
     run, outcome = Merging(options, ours, pair, begins, theirs).collect(locking=False)
     run.close()
     outcome.clashes.close()

@@ -42,12 +42,17 @@ class Asked(Protocol):
 
 
 class Reading:
-    """A ``Session`` in another database, for queries."""
+    """A ``Session`` in another database, for queries.
 
-    def __init__(self, database: str, progress: Progress | None = None) -> None:
+    ``temporary``: it may have temporary tables, unless the caller's transaction is read only.
+    """
+
+    def __init__(
+        self, database: str, progress: Progress | None = None, *, temporary: bool = False
+    ) -> None:
         self.progress = progress or Progress()
         self.database = database
-        self._remote = Remote(database, read_only=True, isolation="repeatable read")
+        self._remote = Remote(database, read_only=not temporary, isolation="repeatable read")
         self._set = False
 
     @property

@@ -17,7 +17,7 @@ import plpy
 from agent_branch.catalog import Table
 from agent_branch.diff import ChangeKind, Counts, Pair
 from agent_branch.diffplan import TableDiff
-from agent_branch.hints import Any, Iterator, Mapping, Sequence
+from agent_branch.hints import Any, Callable, Iterator, Mapping, Sequence
 from agent_branch.progress import Progress
 from agent_branch.records import dataclass
 from agent_branch.remote import Remote
@@ -61,6 +61,12 @@ SELECT {picked}, pg_catalog.num_nonnulls(a.r, b.r) AS versions FROM (
 # The line without places comes first.
 _PAIRED = f"""
 SELECT c.* FROM branch._changed_pairs({_databases(1)}, $8, $9, $10, $11, $12, 0, '') AS c"""
+# Told of places of rows before, and of as many that belong to them, or none: which of them have the
+# same row after, and what belongs to these; and the same of the others.  Texts of tid[], or empty.
+Apart = Callable[[str, str], tuple[str, str, str, str]]
+
+_APART = f"SELECT r.* FROM branch._rows_apart({_databases(1)}, $8, $9, $10, $11) AS r"
+
 # So many columns, dropped ones too, have a bit in its answer.
 MAX_PAIRED_COLUMNS = 63
 
@@ -114,12 +120,6 @@ class PagePairing:
         """Those of the rows at known places of either side, by key; texts of tid[], None: none."""
         return self._pairs(plan, (), [before, after])
 
-    def lines(self, plan: TableDiff) -> Iterator[tuple[str | None, str | None]] | None:
-        """Places of row versions that only one side has, before and after, some at a time: texts
-        of tid[]; those of one key need not be in one line.  None as of ``pairs``."""
-        tables = self._tables(plan)
-        return None if tables is None else self._unpaired(plan, tables)
-
     def _unpaired(
         self, plan: TableDiff, tables: tuple[Table, Table]
     ) -> Iterator[tuple[str | None, str | None]]:
@@ -129,8 +129,10 @@ class PagePairing:
         return ((line["a_rows"], line["b_rows"]) for line in found)
 
     def paired(self, plan: TableDiff) -> Iterator[tuple[int | None, str | None, str | None]] | None:
-        """The same, with a mask of the columns in which versions differ, where it is known: then
-        the line has the versions of one key on both sides, in the same order."""
+        """Places of row versions that only one side has, before and after, some at a time: texts
+        of tid[]; those of one key need not be in one line.  A mask of the columns in which versions
+        differ, where it is known: then the line has the versions of one key on both sides, in the
+        same order.  None as of ``pairs``."""
         tables = self._tables(plan)
         if tables is None:
             return None
@@ -145,6 +147,20 @@ class PagePairing:
                     for line in lines
                 )
         return ((None, before, after) for before, after in self._unpaired(plan, tables))
+
+    def apart(self, plan: TableDiff) -> Apart | None:
+        """None as of ``pairs``."""
+        tables = self._tables(plan)
+        if tables is None:
+            return None
+        pages = [*self._pages(plan, tables), *self._sessions]
+        asked = plpy.prepare(_APART, [*_DATABASES_TYPES, "int4", "int4", "text", "text"])
+
+        def told(rows: str, others: str) -> tuple[str, str, str, str]:
+            row = plpy.execute(asked, [*pages, rows, others])[0]
+            return row["same"], row["same_others"], row["apart"], row["apart_others"]
+
+        return told
 
     def kinds(self, plan: TableDiff) -> Iterator[ChangeKind] | None:
         tables = self._tables(plan)

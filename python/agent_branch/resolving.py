@@ -73,7 +73,10 @@ def _decisions(number: int) -> dict[TableId, Decisions]:
             "SELECT c.table_name, COALESCE(c.resolution, m.resolution), c.versions"
             " FROM branch.merge_conflicts AS c JOIN branch.merge_log AS m ON m.id = c.merge_id"
             f" WHERE m.id = {number} AND COALESCE(c.resolution, m.resolution) IS NOT NULL"
-            " AND c.versions IS NOT NULL AND c.table_name IS NOT NULL ORDER BY c.versions",
+            " AND c.versions IS NOT NULL AND c.table_name IS NOT NULL"
+            " UNION ALL SELECT d.table_name, d.resolution, d.versions"
+            f" FROM branch._decided_conflicts({number}) AS d WHERE d.versions IS NOT NULL"
+            " ORDER BY 3",
             deciding.PIECE,
         ):
             one = found.setdefault(table or "", Decisions())

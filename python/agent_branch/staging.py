@@ -35,6 +35,7 @@ MAX_COLUMNS = 62
 
 _MAY = Statement(
     "SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMPORARY')"
+    " AND pg_catalog.current_setting('transaction_read_only') OPERATOR(pg_catalog.=) 'off'"
     " AND NOT EXISTS (SELECT FROM pg_catalog.pg_event_trigger AS e"
     " WHERE e.evtenabled OPERATOR(pg_catalog.<>) 'D')"
 )

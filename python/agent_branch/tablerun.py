@@ -10,7 +10,7 @@ from itertools import chain
 
 from agent_branch.carriage import Kept
 from agent_branch.claims import Claims
-from agent_branch.conflictsets import Finder
+from agent_branch.conflictsets import Finder, Found
 from agent_branch.diff import RowChange
 from agent_branch.keptlines import from_line
 from agent_branch.merge import Action, TableMerge
@@ -35,13 +35,17 @@ class Spool(Lines):
         return map(from_json, self.lines())
 
 
+# Gets conflicts: how many, how many of them are open, and the lines of those that are to be written
+# down yet.
+Take = Callable[[int, int, str], None]
+
+
 @dataclass(frozen=True, slots=True)
 class Sets:
-    """Conflicts are found many at once (conflictsets.py): ``take`` gets how many, how many of them
-    are open, and the lines of all."""
+    """Conflicts are found many at once (conflictsets.py)."""
 
     finder: Finder
-    take: Callable[[int, int, str], None]
+    take: Take
 
 
 @dataclass(slots=True)
@@ -113,15 +117,19 @@ class TableRun:
             return changes
         left, found = self.sets.finder.find(changes)
         for one in found:
-            self.merge.count_found(one.count, one.open)
-            self.open.add_text(one.kept)
-            self.open.count += one.open
-            if self.stage is not None:
-                self.stage.counts.update(one.kinds)
-                self._count_staged(one.kinds, one.actions)
-            self.sets.take(one.count, one.open, one.shown)
+            self.take_found(one, self.sets.take)
         self.contested = 2 * len(left) < len(changes)
         return left
+
+    def take_found(self, found: Found, take: Take) -> None:
+        """Conflicts, and what was staged for them."""
+        self.merge.count_found(found.count, found.open)
+        self.open.add_text(found.kept)
+        self.open.count += found.open
+        if self.stage is not None:
+            self.stage.counts.update(found.kinds)
+            self._count_staged(found.kinds, found.actions)
+        take(found.count, found.open, found.shown)
 
     def _count_staged(self, kinds: Counter[Kind], lines: str) -> None:
         for (what, _), number in kinds.items():
