@@ -149,7 +149,7 @@ WITHOUT_A_KEEPER: dict[str, Answer] = {
     "SELECT branch.verify()": NO_KEEPER,
     "SELECT branch.diff('b', 'main', 't')": NO_WORKERS,
     "SELECT branch.schema_diff('b', 'main')": NO_WORKERS,
-    "SELECT branch.merge('b')": NO_KEEPER,
+    "SELECT branch.merge('b')": NO_WORKERS,
     **dict.fromkeys(
         (
             *("SELECT branch.tree()", "SELECT branch.current()", "SELECT branch.health()"),
