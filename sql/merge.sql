@@ -226,7 +226,9 @@ SET ROLE regress_merger;
 SELECT branch.merge('merge_b', 'merge_main', schema => 'ignore');
 \echo :LAST_ERROR_SQLSTATE
 SELECT state FROM branch.merges WHERE source_name = 'merge_b' ORDER BY id DESC LIMIT 1;
+\set VERBOSITY sqlstate
 SELECT count(*) FROM branch.conflict_rows(:m);
+\set VERBOSITY terse
 RESET ROLE;
 
 -- arguments

@@ -236,6 +236,38 @@ def test_counts_stay_exact(make_cluster: Callable[..., Cluster], rng: random.Ran
     }
 
 
+def test_counted_while_dropped(make_cluster: Callable[..., Cluster]) -> None:
+    """Who counts while a DROP DATABASE has removed the branch's origin, and its commit waits, does
+    not have it taken off twice."""
+    cluster = make_cluster("dropped")
+    cluster.sql("CREATE ROLE a")
+    cluster.sql("SELECT branch.set_quota(role => 'a', max_branches => 2)")
+    for name in ("x", "y"):
+        cluster.sql(f"SELECT branch.create('{name}', owner => 'a')")
+    cluster.sql("SELECT branch.create('other')")
+    cluster.set(synchronous_commit="local", synchronous_standby_names="nobody")
+    with ThreadPoolExecutor(1) as pool, cluster.connect() as conn:
+        try:
+            conn.execute("SET synchronous_commit = on")
+            dropping = pool.submit(conn.execute, "DROP DATABASE x")
+            wait_for(
+                lambda: cluster.sql(
+                    "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND wait_event = 'SyncRep'",
+                    (conn.info.backend_pid,),
+                ),
+                what="the commit of DROP DATABASE to wait",
+            )
+            cluster.sql("ALTER DATABASE other OWNER TO postgres")  # counts are made anew
+            assert cluster.scalar("SELECT branches FROM branch.quotas") == 1
+        finally:
+            cluster.set(synchronous_commit="on", synchronous_standby_names="")
+        dropping.result()
+    assert cluster.scalar("SELECT branches FROM branch.quotas") == 1
+    cluster.sql("SELECT branch.create('z', owner => 'a')")
+    with pytest.raises(Refused, match="quota of role"):
+        cluster.sql("SELECT branch.create('too_many', owner => 'a')")
+
+
 def test_quotas_that_nobody_needs(make_cluster: Callable[..., Cluster]) -> None:
     """Those of roles and databases that are gone go; so do all with the extension."""
     cluster = make_cluster(

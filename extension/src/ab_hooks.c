@@ -211,7 +211,10 @@ run_dropdb(const UtilityCall *c)
 	PG_END_TRY();
 
 	if (OidIsValid(dropped_db))
+	{
 		ab_storage_drop_origin(dropped_db);
+		ab_quota_origin_dropped();
+	}
 	dropped_db = InvalidOid;
 }
 

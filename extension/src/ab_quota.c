@@ -45,7 +45,7 @@ typedef struct Change
 
 static dlist_head changes = DLIST_STATIC_INIT(changes);
 static bool unrecorded = false; /* something changed that no quota was there for */
-static bool owners_changed = false;
+static bool count_anew = false;
 
 /* ---- the transaction's end ---- */
 
@@ -79,7 +79,7 @@ static void
 forget(void)
 {
 	dlist_init(&changes);
-	unrecorded = owners_changed = false;
+	unrecorded = count_anew = false;
 }
 
 static void
@@ -87,10 +87,10 @@ at_commit(void)
 {
 	dlist_iter	it;
 
+	if (count_anew || unrecorded)
+		ab_quotatable_forget_counts();
 	dlist_foreach(it, &changes)
 		apply(dlist_container(Change, node, it.cur));
-	if (owners_changed || unrecorded)
-		ab_quotatable_forget_counts();
 	if (!dlist_is_empty(&changes))
 		ab_quotatable_after_commit();
 	forget();
@@ -570,7 +570,18 @@ void
 ab_quota_owners_changed(void)
 {
 	register_callbacks();
-	owners_changed = true;
+	count_anew = true;
+}
+
+/*
+ * Who counts between this and the commit finds the row of a database that is no branch any
+ * more, and must not have it taken off once more.
+ */
+void
+ab_quota_origin_dropped(void)
+{
+	register_callbacks();
+	count_anew = true;
 }
 
 void
