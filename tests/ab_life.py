@@ -51,6 +51,7 @@ class Node:
 @dataclass(eq=False)
 class Snapshot:
     source: Node
+    source_name: str  # then, which is told when the source is no more
     rows: set[str]
     resets: int  # of the source when it was taken: whose files it needs
 
@@ -284,9 +285,11 @@ class Life:
         if node is None:
             return frozenset({NO_SUCH})
         node.lend_above()
-        self.snapshots[name] = Snapshot(node, set(node.rows), node.resets)
+        self.snapshots[name] = Snapshot(node, source, set(node.rows), node.resets)
         self.tell("snapshot_taken", source)
         return NOTHING_WRONG
 
     def drop_snapshot(self, name: str) -> None:
-        self.tell("snapshot_dropped", self.snapshots.pop(name).source.name)
+        gone = self.snapshots.pop(name)
+        there = gone.source in self.nodes
+        self.tell("snapshot_dropped", gone.source.name if there else gone.source_name)
