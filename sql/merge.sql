@@ -228,7 +228,7 @@ SELECT branch.merge('merge_b', 'merge_main', schema => 'ignore');
 SELECT state FROM branch.merges WHERE source_name = 'merge_b' ORDER BY id DESC LIMIT 1;
 \set VERBOSITY sqlstate
 SELECT count(*) FROM branch.conflict_rows(:m);
-\set VERBOSITY terse
+\set VERBOSITY default
 RESET ROLE;
 
 -- arguments
