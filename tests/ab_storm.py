@@ -151,11 +151,13 @@ def rows(rng: random.Random) -> str:
     )
 
 
-# What an interrupted REINDEX CONCURRENTLY leaves; the next one would make twins of all of it.
+# What an interrupted REINDEX CONCURRENTLY leaves; the next one would make twins of all of it.  By
+# the names that were found: another client's may just be giving the table's own to such an index.
 DROP_LEFTOVERS = (
-    "DO $$ DECLARE left_over regclass; BEGIN FOR left_over IN SELECT i.indexrelid FROM pg_index i"
+    "DO $$ DECLARE left_over name; BEGIN FOR left_over IN SELECT c.relname FROM pg_index i"
     " JOIN pg_class c ON c.oid = i.indexrelid WHERE i.indrelid = 'a'::regclass"
-    " AND c.relname ~ '_cc(new|old)' LOOP EXECUTE 'DROP INDEX ' || left_over; END LOOP; END $$"
+    " AND c.relname ~ '_cc(new|old)'"
+    " LOOP EXECUTE format('DROP INDEX IF EXISTS %I', left_over); END LOOP; END $$"
 )
 
 
