@@ -22,11 +22,8 @@ extern void ab_quota_check_create(Oid owner, Oid parent_db, int n);
  */
 extern void ab_quota_gone(Oid db);
 
-/* Databases may have changed hands: count anew once this transaction has committed. */
-extern void ab_quota_owners_changed(void);
-
-/* The same, of who has removed the origin file of a branch before he commits. */
-extern void ab_quota_origin_dropped(void);
+/* Count anew once this transaction has committed. */
+extern void ab_quota_count_anew(void);
 
 /* Let the quota of that key be so when this transaction has committed; NULL: gone. */
 extern void ab_quota_change(AbQuotaKey key, const AbQuotaLimits *limits);

@@ -213,7 +213,12 @@ run_dropdb(const UtilityCall *c)
 	if (OidIsValid(dropped_db))
 	{
 		ab_storage_drop_origin(dropped_db);
-		ab_quota_origin_dropped();
+
+		/*
+		 * Who counts before this commits finds a database that is no branch, which must
+		 * not be taken off once more.
+		 */
+		ab_quota_count_anew();
 	}
 	dropped_db = InvalidOid;
 }
@@ -249,7 +254,7 @@ run_utility(const UtilityCall *call)
 	else
 		run_writer(call, ab_utility_kind(stmt));
 	if (ab_changes_owners(stmt))
-		ab_quota_owners_changed();
+		ab_quota_count_anew();
 }
 
 /* BEGIN, SAVEPOINT, COMMIT and their like: nothing above has anything to do for them. */

@@ -44,8 +44,7 @@ typedef struct Change
 } Change;
 
 static dlist_head changes = DLIST_STATIC_INIT(changes);
-static bool unrecorded = false; /* something changed that no quota was there for */
-static bool count_anew = false;
+static bool count_anew = false; /* once this transaction has committed */
 
 /* ---- the transaction's end ---- */
 
@@ -79,7 +78,7 @@ static void
 forget(void)
 {
 	dlist_init(&changes);
-	unrecorded = count_anew = false;
+	count_anew = false;
 }
 
 static void
@@ -87,7 +86,7 @@ at_commit(void)
 {
 	dlist_iter	it;
 
-	if (count_anew || unrecorded)
+	if (count_anew)
 		ab_quotatable_forget_counts();
 	dlist_foreach(it, &changes)
 		apply(dlist_container(Change, node, it.cur));
@@ -544,7 +543,7 @@ ab_quota_check_create(Oid owner, Oid parent_db, int n)
 	register_callbacks();
 	if (nothing_is_limited())
 	{
-		unrecorded = true;
+		count_anew = true;		/* nothing is recorded */
 		return;
 	}
 	nwishes = find_wishes(owner, parent_db, wishes);
@@ -560,25 +559,14 @@ ab_quota_gone(Oid db)
 	register_callbacks();
 	if (nothing_is_limited() || !ab_storage_read_origin(db, &header))
 	{
-		unrecorded = true;
+		count_anew = true;		/* nothing is recorded */
 		return;
 	}
 	record(ab_database_owner(db), header.parent_db, -1, NULL, 0);
 }
 
 void
-ab_quota_owners_changed(void)
-{
-	register_callbacks();
-	count_anew = true;
-}
-
-/*
- * Who counts between this and the commit finds the row of a database that is no branch any
- * more, and must not have it taken off once more.
- */
-void
-ab_quota_origin_dropped(void)
+ab_quota_count_anew(void)
 {
 	register_callbacks();
 	count_anew = true;
