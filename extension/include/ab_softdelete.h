@@ -22,6 +22,9 @@ extern bool ab_database_is_deleted(Oid db);
 /* The name that a deleted branch had, or its present one if that is not known. */
 extern char *ab_deleted_old_name(Oid db);
 
+/* The name of a database, that it had if it is a deleted branch; NULL if it is gone. */
+extern char *ab_name_or_old_name(Oid db);
+
 /* Raise 55000: it has to be recovered first. */
 extern void ab_raise_deleted(Oid db) pg_attribute_noreturn();
 

@@ -19,8 +19,7 @@
 static const char *
 name_now(Oid source, const char *then)
 {
-	const char *now = ab_database_is_deleted(source) ?
-		ab_deleted_old_name(source) : ab_database_name(source);
+	const char *now = ab_name_or_old_name(source);
 
 	return now ? now : then;
 }

@@ -88,6 +88,12 @@ ab_deleted_old_name(Oid db)
 	return TextDatumGetCString(row.value[AB_REGISTRY_DELETED_NAME]);
 }
 
+char *
+ab_name_or_old_name(Oid db)
+{
+	return ab_database_is_deleted(db) ? ab_deleted_old_name(db) : ab_database_name(db);
+}
+
 void
 ab_raise_deleted(Oid db)
 {
@@ -105,8 +111,7 @@ report(const char *event, Oid db, const char *name, const char *detail)
 	char	   *parent = NULL;
 
 	if (ab_storage_read_origin(db, &header))
-		parent = ab_database_is_deleted(header.parent_db) ?
-			ab_deleted_old_name(header.parent_db) : ab_database_name(header.parent_db);
+		parent = ab_name_or_old_name(header.parent_db);
 	ab_event(event, db, name, parent, detail);
 }
 

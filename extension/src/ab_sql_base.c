@@ -58,12 +58,6 @@ name_of_snapshot(AbSnapId id)
 	return NULL;
 }
 
-static char *
-name_of_database(Oid db)
-{
-	return ab_database_is_deleted(db) ? ab_deleted_old_name(db) : ab_database_name(db);
-}
-
 static void
 put_text(const char *text, Datum *value, bool *null)
 {
@@ -103,7 +97,7 @@ ab_sql_merge_base(PG_FUNCTION_ARGS)
 	values[0] = CStringGetTextDatum(text);
 	put_text(name_of_snapshot(base.at), &values[1], &nulls[1]);
 	values[2] = ObjectIdGetDatum(base.db);
-	put_text(name_of_database(base.db), &values[3], &nulls[3]);
+	put_text(ab_name_or_old_name(base.db), &values[3], &nulls[3]);
 	values[4] = LSNGetDatum(base.at.lsn);
 	values[5] = TimestampTzGetDatum(m.taken_at);
 	values[6] = ObjectIdGetDatum(via);

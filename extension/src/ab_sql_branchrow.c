@@ -13,7 +13,6 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_database.h"
-#include "commands/dbcommands.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -87,13 +86,6 @@ put_remembered(BranchRow *row, const char *column, const Known *k, AbRegistryFie
 	put(row, column, k->registry.value[field], k->registry.isnull[field]);
 }
 
-/* The name of a database, or that of a deleted branch; NULL if it is gone. */
-static char *
-name_of(Oid db)
-{
-	return ab_database_is_deleted(db) ? ab_deleted_old_name(db) : get_database_name(db);
-}
-
 static bool
 look_up(Oid db, Known *k)
 {
@@ -126,7 +118,7 @@ put_origin(BranchRow *row, const Known *k)
 	bool		readable = ab_manifest_read_header(k->origin.snapshot, &m);
 
 	put(row, "parent_id", ObjectIdGetDatum(k->origin.parent_db), false);
-	put_name(row, "parent_name", name_of(k->origin.parent_db));
+	put_name(row, "parent_name", ab_name_or_old_name(k->origin.parent_db));
 	put(row, "parent_lsn", LSNGetDatum(k->origin.snapshot.lsn), false);
 	put(row, "parent_timestamp", TimestampTzGetDatum(readable ? m.taken_at : 0), !readable);
 	put(row, "depth", Int32GetDatum((int32) k->origin.depth), false);
