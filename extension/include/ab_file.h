@@ -24,7 +24,10 @@ extern void ab_file_write_durably(const char *path, const void *data, size_t len
 extern void ab_file_write_via(const char *tmp, const char *path,
 							  const void *data, size_t len, bool sync);
 
-/* unlink and fsync the directory; false if it did not exist. */
+/* unlink; false if it did not exist. */
+extern bool ab_file_remove(const char *path);
+
+/* The same, and fsync the directory. */
 extern bool ab_file_remove_durably(const char *path);
 
 /* Sync the directory that holds path. */

@@ -44,12 +44,6 @@ extern bool ab_storage_relmap_sound(Oid db, Oid spc);
 extern bool ab_storage_has_small_files(Oid db, Oid spc);
 
 /*
- * In PG_CATCH: the error, if a snapshot or a part of it is damaged, poisoned or gone, which
- * whoever asks goes on after; any other is raised again.
- */
-extern ErrorData *ab_storage_catch_damage(MemoryContext cxt);
-
-/*
  * The manifest, or NULL with *missing saying whether there is none at all (as
  * opposed to one that is damaged or poisoned).
  */

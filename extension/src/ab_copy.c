@@ -7,6 +7,7 @@
  * flushed the database's buffers and looks afterwards, in WAL, for what was changed
  * meanwhile; so files that vanish or change their length here are no errors.
  */
+#include "ab_caught.h"
 #include "ab_method.h"
 
 #include "ab_forknotes.h"
@@ -94,7 +95,7 @@ list_everything(AbCapture *c)
 static AbManifest *
 try_manifest(AbSnapId id)
 {
-	MemoryContext cxt = CurrentMemoryContext;
+	AbBeforeTry before = ab_before_try();
 	AbManifest *volatile m = NULL;
 
 	PG_TRY();
@@ -103,11 +104,8 @@ try_manifest(AbSnapId id)
 	}
 	PG_CATCH();
 	{
-		ErrorData  *e;
+		ErrorData  *e = ab_caught(&before);
 
-		MemoryContextSwitchTo(cxt);
-		e = CopyErrorData();
-		FlushErrorState();
 		ereport(LOG,
 				(errcode(e->sqlerrcode),
 				 errmsg_internal("listing all files of a database: %s", e->message)));

@@ -26,6 +26,7 @@
 
 #include "ab_agentrole.h"
 #include "ab_catalogrows.h"
+#include "ab_caught.h"
 #include "ab_complete.h"
 #include "ab_events.h"
 #include "ab_lifecycle.h"
@@ -56,8 +57,7 @@ static Pending *pending = NULL; /* in TopMemoryContext */
 static void
 detach(const Pending *p)
 {
-	MemoryContext cxt = CurrentMemoryContext;
-	uint32		holdoff = InterruptHoldoffCount;
+	AbBeforeTry before = ab_before_try();
 
 	PG_TRY();
 	{
@@ -68,10 +68,7 @@ detach(const Pending *p)
 		ErrorData  *edata;
 
 		LWLockReleaseAll();		/* ours */
-		MemoryContextSwitchTo(cxt);
-		edata = CopyErrorData();
-		FlushErrorState();
-		InterruptHoldoffCount = holdoff;
+		edata = ab_caught(&before);
 		ereport(WARNING,
 				(errcode(edata->sqlerrcode),
 				 errmsg("database %u is still a branch: %s", p->complete.db, edata->message),

@@ -174,16 +174,22 @@ ab_file_sync_parent(const char *path)
 }
 
 bool
-ab_file_remove_durably(const char *path)
+ab_file_remove(const char *path)
 {
-	if (unlink(path) < 0)
-	{
-		if (errno == ENOENT)
-			return false;
+	if (unlink(path) == 0)
+		return true;
+	if (errno != ENOENT)
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not remove file \"%s\": %m", path)));
-	}
+	return false;
+}
+
+bool
+ab_file_remove_durably(const char *path)
+{
+	if (!ab_file_remove(path))
+		return false;
 	ab_file_sync_parent(path);
 	return true;
 }

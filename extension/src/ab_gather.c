@@ -24,6 +24,7 @@
 #include "storage/smgr.h"
 #include "utils/memutils.h"
 
+#include "ab_caught.h"
 #include "ab_failpoint.h"
 #include "ab_file.h"
 #include "ab_origin.h"
@@ -191,8 +192,7 @@ gather_batch(const AbOriginHeader *batch, int n)
 static bool
 try_batch(bool (*work) (const AbOriginHeader *batch, int n), const AbOriginHeader *batch, int n)
 {
-	MemoryContext cxt = CurrentMemoryContext;
-	uint32		holdoff = InterruptHoldoffCount;
+	AbBeforeTry before = ab_before_try();
 	volatile bool done = false;
 
 	PG_TRY();
@@ -206,10 +206,7 @@ try_batch(bool (*work) (const AbOriginHeader *batch, int n), const AbOriginHeade
 		if (MyProc != NULL)
 			MyProc->delayChkptFlags &= ~DELAY_CHKPT_START;
 		LWLockReleaseAll();
-		MemoryContextSwitchTo(cxt);
-		e = CopyErrorData();
-		FlushErrorState();
-		InterruptHoldoffCount = holdoff;	/* ereport has zeroed it */
+		e = ab_caught(&before);
 		ereport(WARNING,
 				(errcode(e->sqlerrcode),
 				 errmsg("could not gather the origins of branches: %s", e->message)));

@@ -29,6 +29,7 @@
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 
+#include "ab_caught.h"
 #include "ab_epoch.h"
 #include "ab_file.h"
 #include "ab_originfile.h"
@@ -253,24 +254,18 @@ load_or_tolerate(AbBranch *b)
 	MemoryContext old = CurrentMemoryContext;
 	MemoryContext cxt = AllocSetContextCreate(old, "agent_branch load",
 											  ALLOCSET_SMALL_SIZES);
-	uint32		holdoff = InterruptHoldoffCount;
+	AbBeforeTry before;
 
 	MemoryContextSwitchTo(cxt);
+	before = ab_before_try();
 	PG_TRY();
 	{
 		load_files(b);
 	}
 	PG_CATCH();
 	{
-		ErrorData  *e;
+		ErrorData  *e = ab_caught_damage(&before);
 
-		MemoryContextSwitchTo(cxt);
-		e = CopyErrorData();
-		if (e->sqlerrcode != ERRCODE_DATA_CORRUPTED &&
-			e->sqlerrcode != ERRCODE_UNDEFINED_FILE)
-			PG_RE_THROW();
-		FlushErrorState();
-		InterruptHoldoffCount = holdoff;	/* ereport has zeroed it */
 		forget(b);
 		b->broken = true;
 		b->as_plain = passes_for_plain(b);

@@ -19,6 +19,7 @@
 #include "miscadmin.h"
 #include "storage/fd.h"
 
+#include "ab_caught.h"
 #include "ab_failpoint.h"
 #include "ab_file.h"
 
@@ -112,12 +113,12 @@ ab_originkeys_read(int *n)
 bool
 ab_originkeys_any(void)
 {
-	int			n;
-	Oid		   *keys = ab_originkeys_read(&n);
+	char	   *file = read_file();
+	bool		any = file != NULL && ((AbKeysHeader *) file)->n > 0;
 
-	if (keys != NULL)
-		pfree(keys);
-	return n > 0;
+	if (file != NULL)
+		pfree(file);
+	return any;
 }
 
 void
@@ -141,10 +142,7 @@ ab_originkeys_write(const Oid *keys, int n)
 void
 ab_originkeys_drop(void)
 {
-	if (unlink(AB_KEYS_FILE) < 0 && errno != ENOENT)
-		ereport(ERROR,
-				(errcode_for_file_access(),
-				 errmsg("could not remove file \"%s\": %m", AB_KEYS_FILE)));
+	(void) ab_file_remove(AB_KEYS_FILE);
 }
 
 static void
@@ -163,31 +161,26 @@ write_without(Oid db, const Oid *keys, int n)
 bool
 ab_originkeys_remove(Oid db)
 {
-	MemoryContext cxt = CurrentMemoryContext;
-	uint32		holdoff = InterruptHoldoffCount;
-	volatile bool done = false;
+	AbBeforeTry before = ab_before_try();
 	int			n;
 	Oid		   *keys = ab_originkeys_read(&n);
+	volatile bool done = keys == NULL || ab_originkeys_place(db, keys, n) < 0;
 
-	if (keys == NULL || ab_originkeys_place(db, keys, n) < 0)
-		return true;
 	PG_TRY();
 	{
-		write_without(db, keys, n);
+		if (!done)
+			write_without(db, keys, n);
 		done = true;
 	}
 	PG_CATCH();
 	{
-		ErrorData  *e;
+		ErrorData  *e = ab_caught(&before);
 
-		MemoryContextSwitchTo(cxt);
-		e = CopyErrorData();
-		FlushErrorState();
-		InterruptHoldoffCount = holdoff;	/* ereport has zeroed it */
 		ereport(WARNING, (errcode(e->sqlerrcode), errmsg_internal("%s", e->message)));
 		FreeErrorData(e);
 	}
 	PG_END_TRY();
-	pfree(keys);
+	if (keys != NULL)
+		pfree(keys);
 	return done;
 }

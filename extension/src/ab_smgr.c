@@ -26,6 +26,7 @@
 #include "storage/md.h"
 
 #include "ab_capture.h"
+#include "ab_caught.h"
 #include "ab_dir.h"
 #include "ab_epoch.h"
 #include "ab_failpoint.h"
@@ -189,8 +190,7 @@ ab_smgr_exists(SMgrRelation reln, ForkNumber fork)
 static bool
 tombstone(RelFileNodeBackend rnode, ForkNumber fork)
 {
-	MemoryContext cxt = CurrentMemoryContext;
-	uint32		holdoff = InterruptHoldoffCount;
+	AbBeforeTry before = ab_before_try();
 	volatile bool is_branch = false;
 
 	PG_TRY();
@@ -204,12 +204,8 @@ tombstone(RelFileNodeBackend rnode, ForkNumber fork)
 	}
 	PG_CATCH();
 	{
-		ErrorData  *e;
+		ErrorData  *e = ab_caught(&before);
 
-		MemoryContextSwitchTo(cxt);
-		e = CopyErrorData();
-		FlushErrorState();
-		InterruptHoldoffCount = holdoff;	/* ereport has zeroed it */
 		ereport(WARNING,
 				(errcode(e->sqlerrcode),
 				 errmsg("could not record that relation %u of branch database %u was dropped: %s",
@@ -305,8 +301,7 @@ ab_smgr_prefetch(SMgrRelation reln, ForkNumber fork, BlockNumber block)
 static void
 read_if_still_there(AbBranch *b, AbFork *f, BlockNumber block, char *page)
 {
-	MemoryContext cxt = CurrentMemoryContext;
-	uint32		holdoff = InterruptHoldoffCount;
+	AbBeforeTry before = ab_before_try();
 
 	PG_TRY();
 	{
@@ -314,15 +309,8 @@ read_if_still_there(AbBranch *b, AbFork *f, BlockNumber block, char *page)
 	}
 	PG_CATCH();
 	{
-		ErrorData  *e;
+		ErrorData  *e = ab_caught_damage(&before);
 
-		MemoryContextSwitchTo(cxt);
-		e = CopyErrorData();
-		if (e->sqlerrcode != ERRCODE_DATA_CORRUPTED &&
-			e->sqlerrcode != ERRCODE_UNDEFINED_FILE)
-			PG_RE_THROW();
-		FlushErrorState();
-		InterruptHoldoffCount = holdoff;	/* ereport has zeroed it */
 		ereport(DEBUG1,
 				(errcode(e->sqlerrcode), errmsg_internal("%s", e->message)));
 		if (ab_recovery_note_gap(ab_branch_header(b)->db))

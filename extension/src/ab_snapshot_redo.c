@@ -11,6 +11,7 @@
  * they may be from the future: then only files made when the time was right can
  * be used, by this server before a crash or, in a base backup, by its primary.
  */
+#include "ab_caught.h"
 #include "ab_snapshot.h"
 
 #include <fcntl.h>
@@ -308,7 +309,7 @@ release_capture(AbCapture *c)
 static bool
 try_to(void (*step) (Replay *r), Replay *r)
 {
-	MemoryContext cxt = CurrentMemoryContext;
+	AbBeforeTry before = ab_before_try();
 	volatile bool done = false;
 
 	PG_TRY();
@@ -320,10 +321,8 @@ try_to(void (*step) (Replay *r), Replay *r)
 	{
 		ErrorData  *edata;
 
-		MemoryContextSwitchTo(cxt);
-		edata = CopyErrorData();
-		FlushErrorState();
 		LWLockReleaseAll();
+		edata = ab_caught(&before);
 		ereport(WARNING,
 				(errcode(edata->sqlerrcode),
 				 errmsg("could not keep a snapshot of database %u that the primary has taken",

@@ -33,6 +33,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "ab_caught.h"
 #include "ab_dir.h"
 #include "ab_failpoint.h"
 #include "ab_file.h"
@@ -88,8 +89,7 @@ discard_files(const AbCreated *c)
 static void
 discard(const AbCreated *c)
 {
-	MemoryContext cxt = CurrentMemoryContext;
-	uint32		holdoff = InterruptHoldoffCount;
+	AbBeforeTry before = ab_before_try();
 
 	PG_TRY();
 	{
@@ -101,10 +101,7 @@ discard(const AbCreated *c)
 
 		/* abort has released all LWLocks before; these are ours */
 		LWLockReleaseAll();
-		MemoryContextSwitchTo(cxt);
-		edata = CopyErrorData();
-		FlushErrorState();
-		InterruptHoldoffCount = holdoff;
+		edata = ab_caught(&before);
 		ereport(WARNING,
 				(errcode(edata->sqlerrcode),
 				 errmsg("could not remove the files of unfinished branch %u now: %s",

@@ -7,6 +7,7 @@
  * future: a later incarnation of the number, or a snapshot already retired.  Each
  * function leaves what its record says and may be repeated.
  */
+#include "ab_caught.h"
 #include "ab_storage.h"
 
 #include "access/xlog.h"
@@ -33,7 +34,7 @@
 static void
 try_make_unlogged(Oid db, const AbManifest *m)
 {
-	MemoryContext cxt = CurrentMemoryContext;
+	AbBeforeTry before = ab_before_try();
 
 	PG_TRY();
 	{
@@ -41,7 +42,7 @@ try_make_unlogged(Oid db, const AbManifest *m)
 	}
 	PG_CATCH();
 	{
-		ErrorData  *edata = ab_storage_catch_damage(cxt);
+		ErrorData  *edata = ab_caught_damage(&before);
 
 		ereport(WARNING,
 				(errcode(edata->sqlerrcode),

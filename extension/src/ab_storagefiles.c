@@ -19,6 +19,7 @@
 #include "miscadmin.h"
 #include "storage/fd.h"
 
+#include "ab_caught.h"
 #include "ab_file.h"
 #include "ab_layer.h"
 #include "ab_origin.h"
@@ -436,24 +437,10 @@ ab_storage_make_unlogged(Oid db, const AbManifest *m, bool redo)
 
 /* ---- what may be damaged, or not be there ---- */
 
-ErrorData *
-ab_storage_catch_damage(MemoryContext cxt)
-{
-	ErrorData  *edata;
-
-	MemoryContextSwitchTo(cxt);
-	edata = CopyErrorData();
-	if (edata->sqlerrcode != ERRCODE_UNDEFINED_FILE &&
-		edata->sqlerrcode != ERRCODE_DATA_CORRUPTED)
-		PG_RE_THROW();
-	FlushErrorState();
-	return edata;
-}
-
 AbManifest *
 ab_storage_try_manifest(AbSnapId snapshot, bool *missing)
 {
-	MemoryContext cxt = CurrentMemoryContext;
+	AbBeforeTry before = ab_before_try();
 	AbManifest *volatile m = NULL;
 
 	*missing = false;
@@ -463,7 +450,7 @@ ab_storage_try_manifest(AbSnapId snapshot, bool *missing)
 	}
 	PG_CATCH();
 	{
-		ErrorData  *edata = ab_storage_catch_damage(cxt);
+		ErrorData  *edata = ab_caught_damage(&before);
 
 		*missing = edata->sqlerrcode == ERRCODE_UNDEFINED_FILE;
 		ereport(LOG,
@@ -511,7 +498,7 @@ ab_storage_read_listed(const AbOrigins *origins, int i, AbOriginHeader *header)
 bool
 ab_storage_read_origin(Oid db, AbOriginHeader *header)
 {
-	MemoryContext cxt = CurrentMemoryContext;
+	AbBeforeTry before = ab_before_try();
 	volatile bool found = false;
 
 	PG_TRY();
@@ -522,11 +509,9 @@ ab_storage_read_origin(Oid db, AbOriginHeader *header)
 	{
 		ErrorData  *edata;
 
-		MemoryContextSwitchTo(cxt);
-		edata = CopyErrorData();
-		if (edata->sqlerrcode != ERRCODE_DATA_CORRUPTED)
+		if (geterrcode() != ERRCODE_DATA_CORRUPTED)
 			PG_RE_THROW();
-		FlushErrorState();
+		edata = ab_caught(&before);
 		ereport(WARNING,
 				(errcode(edata->sqlerrcode),
 				 errmsg_internal("%s", edata->message),
