@@ -245,18 +245,22 @@ ab_originpack_note_new(Oid db)
 	pg_atomic_fetch_add_u32(&ab_shared->gathered[ab_generation_place(db)], 1);
 }
 
-/* The file cannot be opened or read: who cannot be in it goes on (B2). */
-static void
-require_not_gathered(Oid db, const char *verb)
+/*
+ * The file cannot be opened or read (errno): who cannot be in it goes on (B2).  For others an
+ * ERROR, or a WARNING and false.
+ */
+static bool
+goes_on_without(Oid db, const char *verb, int elevel)
 {
 	int			save_errno = errno;
 
 	if (ab_originkeys_ask(db) == AB_KEYS_HAVE_NOT)
-		return;
+		return true;
 	errno = save_errno;
-	ereport(ERROR,
+	ereport(elevel,
 			(errcode_for_file_access(),
 			 errmsg("could not %s file \"%s\": %m", verb, AB_PACK_FILE)));
+	return false;
 }
 
 /* There is no file: nobody is in it.  Or it is gone. */
@@ -282,7 +286,7 @@ find_in_file(Oid db, AbOriginHeader *header, bool *sure)
 	*sure = false;
 	if (fd < 0)
 	{
-		require_not_gathered(db, "open");
+		(void) goes_on_without(db, "open", ERROR);
 		return AB_PACK_NONE;
 	}
 	is_read = find_in(fd, db, &at, &e, sure, &answer);
@@ -291,7 +295,7 @@ find_in_file(Oid db, AbOriginHeader *header, bool *sure)
 	errno = save_errno;
 	if (!is_read)
 	{
-		require_not_gathered(db, "read");
+		(void) goes_on_without(db, "read", ERROR);
 		return AB_PACK_NONE;
 	}
 	if (answer == AB_PACK_FOUND)
@@ -373,21 +377,6 @@ mark_dead(int fd, int at)
 	return true;
 }
 
-/* False if db may be in the file, which could not be opened or read. */
-static bool
-goes_on_without(Oid db, const char *verb)
-{
-	int			save_errno = errno;
-
-	if (ab_originkeys_ask(db) == AB_KEYS_HAVE_NOT)
-		return true;
-	errno = save_errno;
-	ereport(WARNING,
-			(errcode_for_file_access(),
-			 errmsg("could not %s file \"%s\": %m", verb, AB_PACK_FILE)));
-	return false;
-}
-
 /* Of one that cannot be told from others nothing can be marked. */
 static bool
 kill_in(int fd, Oid db, bool *there)
@@ -398,7 +387,7 @@ kill_in(int fd, Oid db, bool *there)
 	int			at;
 
 	if (!find_in(fd, db, &at, &e, &sure, &answer))
-		return goes_on_without(db, "read");
+		return goes_on_without(db, "read", WARNING);
 	*there = answer != AB_PACK_NONE;
 	if (!*there)
 		return true;
@@ -416,7 +405,7 @@ ab_originpack_kill(Oid db, bool *there)
 		return true;
 	fd = BasicOpenFile(AB_PACK_FILE, O_RDWR | PG_BINARY);
 	if (fd < 0)
-		return errno == ENOENT ? ab_originkeys_remove(db) : goes_on_without(db, "open");
+		return errno == ENOENT ? ab_originkeys_remove(db) : goes_on_without(db, "open", WARNING);
 	done = kill_in(fd, db, there);
 	close(fd);
 	return done;

@@ -278,20 +278,18 @@ void
 ab_originpack_write(const AbOriginHeader *headers, int n)
 {
 	if (n > 0)
-		write_keys(headers, n);
-	else
-		ab_originkeys_drop();
-	if (n > 0)
 	{
 		char	   *image = image_of(headers, n);
 
+		write_keys(headers, n);
 		ab_file_write_via(AB_PACK_TMP, AB_PACK_FILE, image, ab_pack_length(n), true);
 		pfree(image);
 	}
-	else if (unlink(AB_PACK_FILE) < 0 && errno != ENOENT)
-		ereport(ERROR,
-				(errcode_for_file_access(),
-				 errmsg("could not remove file \"%s\": %m", AB_PACK_FILE)));
+	else
+	{
+		ab_originkeys_drop();
+		(void) ab_file_remove(AB_PACK_FILE);
+	}
 	AB_FAILPOINT_NO_ERROR("gather-renamed");
 	fsync_fname(AB_DIR, true);
 }
