@@ -15,10 +15,13 @@
 #include "funcapi.h"
 #include "utils/timestamp.h"
 
+/* 22023, which names the argument, if it is null. */
+extern void ab_sql_require(FunctionCallInfo fcinfo, int n, const char *argument);
+
 /* A text argument as a C string; NULL if it is null or was not given. */
 extern char *ab_sql_text(FunctionCallInfo fcinfo, int n);
 
-/* Same, but null is an error (22023) that names the argument. */
+/* Same, but it is required. */
 extern char *ab_sql_required_text(FunctionCallInfo fcinfo, int n, const char *argument);
 
 /* Boolean argument; null counts as the value given. */

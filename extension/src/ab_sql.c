@@ -20,6 +20,15 @@
 
 #include "ab_file.h"
 
+void
+ab_sql_require(FunctionCallInfo fcinfo, int n, const char *argument)
+{
+	if (PG_ARGISNULL(n))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must not be null", argument)));
+}
+
 char *
 ab_sql_text(FunctionCallInfo fcinfo, int n)
 {
@@ -31,13 +40,8 @@ ab_sql_text(FunctionCallInfo fcinfo, int n)
 char *
 ab_sql_required_text(FunctionCallInfo fcinfo, int n, const char *argument)
 {
-	char	   *value = ab_sql_text(fcinfo, n);
-
-	if (value == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("argument \"%s\" must not be null", argument)));
-	return value;
+	ab_sql_require(fcinfo, n, argument);
+	return ab_sql_text(fcinfo, n);
 }
 
 bool
@@ -76,8 +80,8 @@ ab_sql_time_from(TimestampTz from, const Interval *span, int sign, const char *a
 }
 
 /*
- * The plan is saved and generic: planning such a query takes longer than running it.  At most a handful of queries, all of them literals, so the address
- * identifies one.
+ * The plan is saved and generic: planning such a query takes longer than running it.  At
+ * most a handful of queries, all of them literals, so the address identifies one.
  */
 static SPIPlanPtr
 saved_plan(const char *query, Oid type)

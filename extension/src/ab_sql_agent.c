@@ -74,10 +74,7 @@ read_array(FunctionCallInfo fcinfo, int arg, const char *argument, bool **nulls,
 {
 	Datum	   *values;
 
-	if (PG_ARGISNULL(arg))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("argument \"%s\" must not be null", argument)));
+	ab_sql_require(fcinfo, arg, argument);
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(arg), TEXTOID, -1, false, TYPALIGN_INT,
 					  &values, nulls, n);
 	return values;

@@ -334,10 +334,7 @@ ab_sql_create_many(PG_FUNCTION_ARGS)
 
 	ab_require_control_database();
 	InitMaterializedSRF(fcinfo, 0);
-	if (PG_ARGISNULL(0))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("argument \"names\" must not be null")));
+	ab_sql_require(fcinfo, 0, "names");
 	new.opt.parent = ab_sql_text(fcinfo, 1);
 	new.fields = ab_sql_registry_arguments(fcinfo, 2, &new.row);
 	new.opt.without_settings = !ab_sql_bool(fcinfo, 6, true);

@@ -138,10 +138,7 @@ ab_sql_require_merge(PG_FUNCTION_ARGS)
 	Datum		values[2];
 
 	ab_require_control_database();
-	if (PG_ARGISNULL(0))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("argument \"%s\" must not be null", "merge_id")));
+	ab_sql_require(fcinfo, 0, "merge_id");
 	values[0] = PG_GETARG_DATUM(0);
 	values[1] = ObjectIdGetDatum(GetUserId());
 	if (SPI_connect() != SPI_OK_CONNECT)

@@ -187,7 +187,7 @@ add_pairs(AbPlaces *places, const AbRowPair *pairs, uint64 n)
 static void
 put_unknown(ReturnSetInfo *rsinfo, const AbRowPair *pairs, uint64 n)
 {
-	AbPlaces		places[2] = {0};
+	AbPlaces	places[2] = {0};
 	Datum		values[6] = {0};
 	bool		nulls[6] = {false, false, true, true, true, true};
 
@@ -212,7 +212,7 @@ put_counts(ReturnSetInfo *rsinfo, const Counting *c, int64 read_before)
 static void
 put_pairs(ReturnSetInfo *rsinfo, const AbRowPair *pairs, uint64 n)
 {
-	AbPlaces		places[2] = {0};
+	AbPlaces	places[2] = {0};
 	Datum		values[3] = {0};
 	bool		nulls[3] = {false};
 
@@ -258,7 +258,7 @@ put_left(ReturnSetInfo *rsinfo, Counting *c)
 {
 	AbWaitingRow *rows;
 	uint64		n = ab_rowmatch_left(c->match, &rows);
-	AbPlaces		places[2] = {0};
+	AbPlaces	places[2] = {0};
 	Datum		values[3] = {0};
 	bool		nulls[3] = {true, true, true};
 

@@ -81,15 +81,6 @@ check_every(const Interval *every)
 				 errmsg("argument \"every\" must be at least one minute")));
 }
 
-static void
-require_interval(FunctionCallInfo fcinfo, int n, const char *argument)
-{
-	if (PG_ARGISNULL(n))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("argument \"%s\" must not be null", argument)));
-}
-
 /* The first one is due at once; one that is changed not later than it was. */
 static void
 put_schedule(Oid parent, const char *prefix, const Interval *every, const Interval *keep)
@@ -127,8 +118,8 @@ ab_sql_schedule_snapshots(PG_FUNCTION_ARGS)
 
 	ab_require_control_database();
 	name = ab_sql_required_text(fcinfo, 0, "parent");
-	require_interval(fcinfo, 1, "every");
-	require_interval(fcinfo, 2, "keep");
+	ab_sql_require(fcinfo, 1, "every");
+	ab_sql_require(fcinfo, 2, "keep");
 	check_every(PG_GETARG_INTERVAL_P(1));
 	(void) ab_sql_keep_until(PG_GETARG_INTERVAL_P(2));
 	prefix = choose_prefix(ab_sql_text(fcinfo, 3), name);
