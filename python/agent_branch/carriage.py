@@ -3,13 +3,14 @@ them to the target, and who keeps what is done to them."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from agent_branch.diff import RowChange
 from agent_branch.hints import Protocol
 from agent_branch.mergeplan import TablePlan
 from agent_branch.records import dataclass
-from agent_branch.sqltext import Limits
+from agent_branch.sqltext import Limits, batches
 from agent_branch.tableshape import TableShape
 
 
@@ -108,20 +109,18 @@ def in_bulk(places: Iterable[Places], most: int) -> Iterator[Places]:
 def _one(held: Sequence[Places]) -> Places:
     if len(held) == 1:
         return held[0]
-    sides = ([some.same for some in held], [some.theirs for some in held])
-    same, theirs = ("{" + ",".join(text[1:-1] for text in side) + "}" for side in sides)
+    same = joined(some.same for some in held)
+    theirs = joined(some.theirs for some in held)
     return Places(same, "", theirs, held[0].columns)
 
 
 def together(texts: Iterable[str], most: int) -> Iterator[str]:
-    """Texts of arrays, some put together to one."""
-    some: list[str] = []
-    length = 0
-    for text in texts:
-        if some and length + len(text) > most:
-            yield "{" + ",".join(some) + "}"
-            some, length = [], 0
-        some.append(text[1:-1])
-        length += len(text)
-    if some:
-        yield "{" + ",".join(some) + "}"
+    """Texts of arrays, some put together to one of up to so many characters."""
+    limits = Limits(rows=sys.maxsize, bytes=most)
+    return (joined(some) for some in batches(texts, limits, len))
+
+
+def joined(texts: Iterable[str]) -> str:
+    """Texts of arrays put together to one.  An empty text, as the answer, has no places."""
+    inside = ",".join(text[1:-1] for text in texts if text)
+    return f"{{{inside}}}" if inside else ""

@@ -4,13 +4,13 @@ to another (carrying.py); in the server.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
 import plpy
 
 from agent_branch.blocks import Blocks
-from agent_branch.carriage import Found, Places
+from agent_branch.carriage import Found, Places, joined
 from agent_branch.diff import RowChange, paired
 from agent_branch.diffplan import TableDiff
 from agent_branch.mergeplan import TablePlan
@@ -43,8 +43,9 @@ class PageCarrier:
 
     def few(self, plan: TablePlan, found: Sequence[Found], limits: Limits) -> Iterator[RowChange]:
         assert plan.theirs is not None
-        places = (_together(some.base for some in found), _together(some.theirs for some in found))
-        pairs = self.pairing.pairs_at(plan.theirs, *places)
+        base = joined(some.base for some in found) or None
+        theirs = joined(some.theirs for some in found) or None
+        pairs = self.pairing.pairs_at(plan.theirs, base, theirs)
         return paired(plan.theirs.shape, self.base, pairs, limits)
 
     def places(self, plan: TablePlan, found: Iterator[Found]) -> Iterator[Places] | None:
@@ -88,11 +89,6 @@ class PageCarrier:
         number: int = rows[0]["n"]
         self.pairing.progress.rows_more(number)
         return number
-
-
-def _together(texts: Iterable[str]) -> str | None:
-    inside = ",".join(text[1:-1] for text in texts if text)
-    return f"{{{inside}}}" if inside else None
 
 
 def _places(some: Found, apart: Apart) -> Iterator[Places]:

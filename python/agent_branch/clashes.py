@@ -6,7 +6,7 @@ kept in a file, so memory holds a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from agent_branch.jsontext import written
 from agent_branch.merge import Action, Conflict, Delete, Insert, Recount, Side, Update, digest
@@ -58,7 +58,7 @@ class Clashes:
         head = [clash.table, clash.kind, clash.key or None, clash.columns or None]
         rows = ["null" if row is None else row for row in clash.rows]
         tail = [clash.constraint or None, clash.detail or None, clash.versions, clash.resolution]
-        self._lines.add_line(", ".join((_json_text(head)[:-1], *rows, _json_text(tail)[1:])))
+        self._lines.add_line(", ".join((written(head)[:-1], *rows, written(tail)[1:])))
 
     def add_lines(self, count: int, text: str) -> None:
         """Conflicts that are lines already."""
@@ -71,10 +71,6 @@ class Clashes:
 
     def close(self) -> None:
         self._lines.close()
-
-
-def _json_text(values: Sequence[object]) -> str:
-    return written(values)
 
 
 def _json(session: Session, shape: TableShape, rows: Iterable[Row | None]) -> list[Value]:
