@@ -240,7 +240,8 @@ def create_rate(size: Sizes) -> None:
                 "SELECT branch.delete(name, hard => true) FROM unnest(%s::text[]) AS name",
                 (wanted,),
             )
-        session.execute("SELECT * FROM branch.gc()")
+            # or the next turn would have to share the disk with the removal of this one
+            session.execute("SELECT * FROM branch.gc()")
         report("create-rate-one-transaction", 5000, True, together[1:], unit="1/s", absolute=True)
         pairs = [
             (
