@@ -86,6 +86,33 @@ def test_long_rows(cluster: Cluster, rows: int) -> None:
     assert {v for _, v, _, _ in cluster.sql(WHOLE, dbname=name)} == {7}
 
 
+def highest_memory(pid: int) -> int:
+    """In bytes, of all its life."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
+
+
+def test_long_rows_are_written_down_a_few_at_a_time(cluster: Cluster) -> None:
+    """What is done when conflicts are decided at once is kept; rows are long that take little
+    space in the table they are staged in."""
+    pair(cluster, "few", 24, 4)
+    for dbname in ("few", "few_b"):
+        cluster.psql("UPDATE t SET w = repeat(left(w, 1), 1000000)", dbname)
+    merged = "SELECT merge_id, conflicts FROM branch.merge('few_b', 'few')"
+    ((merge, conflicts),) = cluster.sql(merged)
+    assert conflicts == 24
+    with cluster.connect() as conn:
+        conn.execute("SELECT * FROM branch.preview_merge('few_b', 'few')")
+        start = highest_memory(conn.info.backend_pid)
+        resolved = "SELECT rows_applied FROM branch.conflicts_resolve(%s, 'theirs')"
+        assert conn.execute(resolved, [merge]).fetchall() == [(24,)]
+        grown = highest_memory(conn.info.backend_pid) - start
+    print(f"{grown / (1 << 20):.1f} MB more than before")
+    assert grown < 32 << 20
+    assert {letter for _, _, _, letter in cluster.sql(WHOLE, dbname="few")} == {"t"}
+
+
 def test_unknown_merge(cluster: Cluster) -> None:
     cluster.sql("CREATE ROLE somebody")
     with pytest.raises(psycopg.errors.InsufficientPrivilege, match="merge 0 is none that"):

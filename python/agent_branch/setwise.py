@@ -22,8 +22,10 @@ from agent_branch.tableshape import CASCADING, TableShape, positions
 MAX_COLUMNS = 62
 # Sets of columns that are updated together: a statement for each.
 MAX_SETS = 50
-# Blocks of a temporary table of which the changes are one piece of text.
+# Blocks of a temporary table of which the changes are read at once, and how many bytes of what
+# they store, or have stored elsewhere, are one piece of text: that has bounds (1 GB).
 BLOCKS = 8
+STORED = 1 << 16
 
 
 class UnfitError(Exception):
@@ -327,9 +329,13 @@ def _lines(table: Table, start: int, end: int) -> str:
         f" WHEN 'd' THEN concat('[\"delete\",', {key}, ',', {before}, ']')"
         f" ELSE concat('[\"update\",', {key}, ',', r.mask, ',', {before}, ',', {after}, ']') END"
     )
+    sizes = " + ".join(f"COALESCE(pg_column_size(r.{x}{i}), 0)" for x in "bv" for i in width)
     return (
-        f"SELECT string_agg({line}, E'\\n') FROM {table.rows} AS r"
+        f"SELECT string_agg({line}, E'\\n') FROM ("
+        f"SELECT r.*, sum({sizes}) OVER (ORDER BY r.ctid) / {STORED} AS piece"
+        f" FROM {table.rows} AS r"
         f" WHERE r.what <> 'k' AND r.ctid >= '({start},0)' AND r.ctid < '({end},0)'"
+        ") AS r GROUP BY r.piece ORDER BY r.piece"
     )
 
 
