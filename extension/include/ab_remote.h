@@ -76,11 +76,12 @@ typedef enum AbRemoteEvent
 /*
  * Open a session in a database.  42501 without the privilege CONNECT, 55000 if it takes
  * no connections (a base that this transaction has opened does) or was changed by the
- * current transaction, 3D000, 53400 no free background worker.  Errors of connecting come with the first answer.
+ * current transaction, 3D000, 53400 no free background worker within a second.  Errors of
+ * connecting come with the first answer.
  */
 extern AbRemote *ab_remote_open(Oid db, const AbRemoteOptions *options);
 
-/* Same, but NULL if there is no free background worker. */
+/* Same, but NULL if there is no free background worker now. */
 extern AbRemote *ab_remote_try_open(Oid db, const AbRemoteOptions *options);
 
 /*

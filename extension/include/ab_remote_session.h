@@ -41,6 +41,7 @@ struct AbRemote
 	shm_mq_handle *answers;
 	shm_mq_handle *requests;
 	int			pid;			/* 0: not known yet */
+	bool		connected;		/* it has answered */
 	bool		binary;			/* values of the request's rows are */
 	bool		survives;		/* an error of the request does not end the session */
 	bool		goes_on;		/* the commit does not end it */

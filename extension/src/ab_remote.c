@@ -32,6 +32,7 @@
 #include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
+#include "storage/procarray.h"
 #include "tcop/dest.h"
 #include "utils/acl.h"
 #include "utils/array.h"
@@ -40,6 +41,7 @@
 #include "utils/memutils.h"
 #include "utils/relcache.h"
 #include "utils/syscache.h"
+#include "utils/timestamp.h"
 
 #include "ab_agentrole.h"
 #include "ab_base.h"
@@ -48,11 +50,26 @@
 #include "ab_registry.h"
 #include "ab_worker.h"
 
+/* How long one that is needed waits for a slot: others' workers may just be ending. */
+#define SLOT_WAIT_MS	1000
+#define SLOT_POLL_MS	5
+
 static AbRemote *open_sessions = NULL;
 static AbRemote *left_sessions = NULL;	/* their workers were not waited for */
 static int	last_number = 0;
 
 /* ---- end of a session ---- */
+
+static void
+wait_for_latch(long timeout)
+{
+	int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
+
+	(void) WaitLatch(MyLatch, timeout < 0 ? events : events | WL_TIMEOUT, timeout,
+					 PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+}
 
 /* The worker is told and not waited for; also called where a transaction aborts. */
 static void
@@ -70,14 +87,21 @@ let_go(AbRemote *session)
 	dsm_detach(session->seg);
 }
 
+static void
+add_left(AbRemote *session)
+{
+	MemoryContextSetParent(session->context, TopMemoryContext);
+	MemoryContextDeleteChildren(session->context);
+	session->next = left_sessions;
+	left_sessions = session;
+}
+
 /* Where a transaction aborts; its worker goes on taking a slot until it has ended. */
 static void
 leave(AbRemote *session)
 {
 	let_go(session);
-	MemoryContextDeleteChildren(session->context);
-	session->next = left_sessions;
-	left_sessions = session;
+	add_left(session);
 }
 
 /* Forgets those that were left and have ended; if told to wait, each has. */
@@ -103,6 +127,25 @@ forget_left(bool wait)
 	}
 }
 
+/*
+ * Wait until it holds no locks and is no connection any more.  Its process takes some time
+ * more to end, ten milliseconds if it has looked at much of shared buffers, and a slot until
+ * then; false: it has ended.
+ */
+static bool
+is_ending(AbRemote *session)
+{
+	pid_t		pid;
+	BgwHandleStatus status;
+
+	if (!session->connected)	/* it may not be one yet */
+		return WaitForBackgroundWorkerShutdown(session->handle) != BGWH_STOPPED;
+	while ((status = GetBackgroundWorkerPid(session->handle, &pid)) == BGWH_STARTED &&
+		   BackendPidGetProc(pid) != NULL)
+		wait_for_latch(1);
+	return status != BGWH_STOPPED;
+}
+
 void
 ab_remote_close_each(AbRemote **sessions, int n)
 {
@@ -111,12 +154,12 @@ ab_remote_close_each(AbRemote **sessions, int n)
 		let_go(sessions[i]);
 		MemoryContextSetParent(sessions[i]->context, CurTransactionContext);
 	}
-
-	/* they hold locks and connections until they are gone */
 	for (int i = 0; i < n; i++)
 	{
-		(void) WaitForBackgroundWorkerShutdown(sessions[i]->handle);
-		MemoryContextDelete(sessions[i]->context);
+		if (is_ending(sessions[i]))
+			add_left(sessions[i]);
+		else
+			MemoryContextDelete(sessions[i]->context);
 	}
 }
 
@@ -420,9 +463,11 @@ AbRemote *
 ab_remote_open(Oid db, const AbRemoteOptions *options)
 {
 	AbRemote   *session = find_ahead(db, options);
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), SLOT_WAIT_MS);
 
-	if (session == NULL)
-		session = ab_remote_try_open(db, options);
+	while (session == NULL && (session = ab_remote_try_open(db, options)) == NULL &&
+		   GetCurrentTimestamp() < deadline)
+		wait_for_latch(SLOT_POLL_MS);
 	if (session == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
@@ -466,17 +511,6 @@ int
 ab_remote_check(const char *sql)
 {
 	return list_length(ab_remote_parse(sql, false));
-}
-
-static void
-wait_for_latch(long timeout)
-{
-	int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
-
-	(void) WaitLatch(MyLatch, timeout < 0 ? events : events | WL_TIMEOUT, timeout,
-					 PG_WAIT_EXTENSION);
-	ResetLatch(MyLatch);
-	CHECK_FOR_INTERRUPTS();
 }
 
 /*

@@ -166,6 +166,7 @@ take_row(AbRemote *session, StringInfo msg)
 static AbRemoteEvent
 take_done(AbRemote *session)
 {
+	session->connected = true;
 	session->state = session->state == AB_SESSION_COMMITTING && !session->goes_on ?
 		AB_SESSION_OVER : AB_SESSION_READY;
 	return session->failed ? AB_REMOTE_FAILED : AB_REMOTE_READY;

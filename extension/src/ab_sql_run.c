@@ -280,7 +280,10 @@ take_row(Run *run, Visit *visit)
 
 /* ---- visits ---- */
 
-/* A session in the branch, or the error why there is none; both null: no free worker. */
+/*
+ * A session in the branch, or the error why there is none; both null: there is no free worker
+ * now, and others of ours are at work.
+ */
 static AbRemote *
 open_session(Run *run, const Branch *branch, ErrorData **error)
 {
@@ -294,7 +297,8 @@ open_session(Run *run, const Branch *branch, ErrorData **error)
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		session = ab_remote_try_open(branch->db, &options);
+		session = run->nbusy > 0 ? ab_remote_try_open(branch->db, &options) :
+			ab_remote_open(branch->db, &options);
 		if (session != NULL)
 			ab_remote_send(session, run->sql, 0);
 		ReleaseCurrentSubTransaction();
@@ -315,17 +319,6 @@ open_session(Run *run, const Branch *branch, ErrorData **error)
 	return session;
 }
 
-static void
-no_worker(ErrorData *error)
-{
-	MemSet(error, 0, sizeof(*error));
-	error->elevel = ERROR;
-	error->sqlerrcode = ERRCODE_CONFIGURATION_LIMIT_EXCEEDED;
-	error->message = "out of background worker slots";
-	error->detail = "Reaching another database takes one for a moment.";
-	error->hint = "You might need to increase max_worker_processes.";
-}
-
 /*
  * Begin the next branch.  Without a free worker it waits for one of the others to
  * end; if there is none of ours, the first branch makes it an error, and any
@@ -337,18 +330,13 @@ begin_visit(Run *run, Visit *visit)
 	const Branch *branch = &run->branches[run->next];
 	TimestampTz now = GetCurrentTimestamp();
 	ErrorData  *error;
-	ErrorData	none;
 	AbRemote   *session = open_session(run, branch, &error);
 
 	if (session == NULL && error == NULL)
-	{
-		if (run->nbusy > 0)
-			return false;
-		no_worker(&none);
-		if (run->next == 0)
-			ThrowErrorData(&none);
-		error = &none;
-	}
+		return false;
+	if (error != NULL && run->next == 0 &&
+		error->sqlerrcode == ERRCODE_CONFIGURATION_LIMIT_EXCEEDED)
+		ReThrowError(error);
 	run->next++;
 	if (error != NULL)
 	{
