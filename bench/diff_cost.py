@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from ab_cluster import Cluster
+from ab_cluster import Cluster, wait_for
 
 ROW_BYTES = 1000
 PAGES = (
@@ -37,6 +37,15 @@ def changed(cluster: Cluster, name: str, rows: int, count: int, *, scattered: bo
     cluster.sql(f"UPDATE t SET v = v + 1 WHERE {which}", dbname=name)
 
 
+def ended(*pids: int) -> None:
+    """Wait until processes are gone: to give back what they have mapped takes time of both cores,
+    after their last answer."""
+    wait_for(
+        lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids),
+        what="processes of sessions to end",
+    )
+
+
 def diff_ms(cluster: Cluster, name: str, count: int) -> float:
     """Time that branch.diff_summary takes to find them."""
     with cluster.connect() as conn:
@@ -44,6 +53,8 @@ def diff_ms(cluster: Cluster, name: str, count: int) -> float:
         began = time.perf_counter()
         found = conn.execute(SUMMARY, [name]).fetchall()
         took = time.perf_counter() - began
+        pid = conn.info.backend_pid
+    ended(pid)
     assert found == [(count,)], found
     return took * 1000
 
@@ -56,6 +67,8 @@ def full_ms(cluster: Cluster, name: str, count: int) -> float:
         with one.cursor().copy(copy) as left, other.cursor().copy(copy) as right:
             different = sum(a != b for a, b in zip(left, right, strict=True))
         took = time.perf_counter() - began
+        pids = [conn.info.backend_pid for conn in (one, other)]
+    ended(*pids)
     assert different == count, different
     return took * 1000
 
