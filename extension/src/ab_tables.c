@@ -99,13 +99,14 @@ ab_tables_execute(const char *sql, int nargs, Oid *types, Datum *values,
 	return SPI_processed;
 }
 
-bool
-ab_tables_snapshot_kept(AbSnapId id)
+/* Does a query, of which the only parameter is a snapshot's text, give a row? */
+static bool
+any_of_snapshot(const char *sql, AbSnapId id)
 {
 	char		text[AB_SNAPID_TEXT_LEN + 1];
 	Oid			types[1] = {TEXTOID};
 	Datum		values[1];
-	bool		kept;
+	bool		any;
 
 	if (!ab_tables_installed())
 		return false;
@@ -113,31 +114,22 @@ ab_tables_snapshot_kept(AbSnapId id)
 	values[0] = CStringGetTextDatum(text);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	kept = ab_tables_execute("SELECT 1 FROM branch." AB_NAMED_TABLE
-							  " WHERE id = $1 AND " PROTECTS,
-							  1, types, values, NULL) > 0;
+	any = ab_tables_execute(sql, 1, types, values, NULL) > 0;
 	SPI_finish();
-	return kept;
+	return any;
+}
+
+bool
+ab_tables_snapshot_kept(AbSnapId id)
+{
+	return any_of_snapshot("SELECT 1 FROM branch." AB_NAMED_TABLE
+						   " WHERE id = $1 AND " PROTECTS, id);
 }
 
 bool
 ab_tables_is_merge_base(AbSnapId id)
 {
-	char		text[AB_SNAPID_TEXT_LEN + 1];
-	Oid			types[1] = {TEXTOID};
-	Datum		values[1];
-	bool		is_base;
-
-	if (!ab_tables_installed())
-		return false;
-	ab_snapid_format(id, text);
-	values[0] = CStringGetTextDatum(text);
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-	is_base = ab_tables_execute(MERGED_SNAPSHOTS " AND m.source_snapshot = $1",
-								1, types, values, NULL) > 0;
-	SPI_finish();
-	return is_base;
+	return any_of_snapshot(MERGED_SNAPSHOTS " AND m.source_snapshot = $1", id);
 }
 
 List *
