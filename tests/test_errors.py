@@ -219,6 +219,7 @@ def test_on_a_standby(alone: Cluster) -> None:
 
 def test_while_the_keeper_is_away(alone: Cluster) -> None:
     """No worker can start: what needs the keeper says so after some seconds, the rest works."""
+    alone.sql("INSERT INTO t VALUES (1)", dbname="main")  # else its last snapshot would do
     alone.configure(max_worker_processes="0")
     alone.restart()
     assert answers(alone, WITHOUT_A_KEEPER) == WITHOUT_A_KEEPER
