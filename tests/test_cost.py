@@ -317,15 +317,16 @@ def test_old_history_goes(priced: Cluster) -> None:
     priced.sql("SELECT branch.create('h', 'main')")
     add_up(priced)
     number = account(priced, "h")["id"]
+    today = priced.scalar("SELECT now()::date")  # it may be tomorrow soon
     for unit in ("hour", "day"):
         priced.sql(
-            "INSERT INTO branch.usage_rows SELECT %s, %s, date_trunc('day', now()) - d * interval"
-            " '1 day', 1, 1, 1, 1, 1, 1, 1 FROM unnest(ARRAY[29, 32, 399, 402]) AS d",
-            (number, unit),
+            "INSERT INTO branch.usage_rows SELECT %s, %s, %s - d * interval '1 day',"
+            " 1, 1, 1, 1, 1, 1, 1 FROM unnest(ARRAY[29, 32, 399, 402]) AS d",
+            (number, unit, today),
         )
     add_up(priced)
-    left = "SELECT unit, (now()::date - at::date) FROM branch.usage_rows WHERE account = %s"
-    assert sorted(priced.sql(left, (number,))) == [
+    left = "SELECT unit, (%s - at::date) FROM branch.usage_rows WHERE account = %s"
+    assert sorted(priced.sql(left, (today, number))) == [
         ("day", 29),
         ("day", 32),
         ("day", 399),
