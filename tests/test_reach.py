@@ -442,13 +442,17 @@ def test_no_free_workers(make_cluster: Callable[..., Cluster]) -> None:
         holder.rollback()
 
 
-def test_calls_that_fail_one_after_the_other(make_cluster: Callable[..., Cluster]) -> None:
-    """The workers that they leave to their end take no slots from the next ones, be it a
-    transaction or a subtransaction that fails."""
+def test_calls_one_after_the_other(make_cluster: Callable[..., Cluster]) -> None:
+    """The workers that they leave to their end take no slots from the next ones, of whatever
+    session: of calls that succeed, and of a transaction or a subtransaction that fails."""
     cluster = make_cluster(
         "failing", {"max_worker_processes": "5", "agent_branch.sweep_interval": "0"}
     )
-    with cluster.connect() as conn:
+    cluster.sql("SELECT branch.create('b', 'main')")
+    with cluster.connect() as conn, cluster.connect() as other:
+        for _ in range(30):
+            for session in (conn, other):
+                session.execute("SELECT * FROM branch.diff_summary('b')")
         for _ in range(30):
             with pytest.raises(psycopg.errors.InvalidCatalogName, match='"nosuch"'):
                 conn.execute("SELECT branch.diff('nosuch', 'main', 't')")
