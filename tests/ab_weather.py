@@ -177,7 +177,7 @@ class Weather:
         if not victims:
             return
         victim = self.rng.choice(victims)
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, FileNotFoundError):  # it has ended meanwhile
             if self.rng.random() < 0.5:
                 os.kill(victim, signal.SIGKILL)
                 self.done["killed one"] += 1
