@@ -14,7 +14,7 @@ ab_before_try(void)
 	return (AbBeforeTry) {.cxt = CurrentMemoryContext, .holdoff = InterruptHoldoffCount};
 }
 
-/* ereport(ERROR) has let interrupts through: who held them off still counts on it. */
+/* To raise it has let interrupts through: who held them off still counts on that. */
 ErrorData *
 ab_caught(const AbBeforeTry *before)
 {

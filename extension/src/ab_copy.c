@@ -7,9 +7,9 @@
  * flushed the database's buffers and looks afterwards, in WAL, for what was changed
  * meanwhile; so files that vanish or change their length here are no errors.
  */
-#include "ab_caught.h"
 #include "ab_method.h"
 
+#include "ab_caught.h"
 #include "ab_forknotes.h"
 
 /* One segment's blocks into the layer; a segment that is gone is zeros. */

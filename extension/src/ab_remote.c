@@ -130,10 +130,10 @@ forget_left(bool wait)
 /*
  * Wait until it holds no locks and is no connection any more.  Its process takes some time
  * more to end, ten milliseconds if it has looked at much of shared buffers, and a slot until
- * then; false: it has ended.
+ * then; false: it has ended already.
  */
 static bool
-is_ending(AbRemote *session)
+wait_until_disconnected(AbRemote *session)
 {
 	pid_t		pid;
 	BgwHandleStatus status;
@@ -156,7 +156,7 @@ ab_remote_close_each(AbRemote **sessions, int n)
 	}
 	for (int i = 0; i < n; i++)
 	{
-		if (is_ending(sessions[i]))
+		if (wait_until_disconnected(sessions[i]))
 			add_left(sessions[i]);
 		else
 			MemoryContextDelete(sessions[i]->context);

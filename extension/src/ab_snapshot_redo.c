@@ -11,7 +11,6 @@
  * they may be from the future: then only files made when the time was right can
  * be used, by this server before a crash or, in a base backup, by its primary.
  */
-#include "ab_caught.h"
 #include "ab_snapshot.h"
 
 #include <fcntl.h>
@@ -28,6 +27,7 @@
 #include "storage/lwlock.h"
 #include "utils/memutils.h"
 
+#include "ab_caught.h"
 #include "ab_epoch.h"
 #include "ab_failpoint.h"
 #include "ab_file.h"

@@ -7,7 +7,6 @@
  * future: a later incarnation of the number, or a snapshot already retired.  Each
  * function leaves what its record says and may be repeated.
  */
-#include "ab_caught.h"
 #include "ab_storage.h"
 
 #include "access/xlog.h"
@@ -22,6 +21,7 @@
 #include "storage/smgr.h"
 #include "storage/standby.h"
 
+#include "ab_caught.h"
 #include "ab_dir.h"
 #include "ab_failpoint.h"
 #include "ab_file.h"
