@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import socket
@@ -71,11 +72,13 @@ def names(series: Series) -> set[str]:
 # ---- programs ----
 
 
-def free_port() -> int:
+def free_address() -> str:
+    """Not of 127.0.0.1, whose ports outgoing connections may take before it is used."""
+    process = os.getpid()
+    host = f"127.{1 + (process >> 16) % 254}.{process >> 8 & 255}.{process & 255}"
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        probe.bind((host, 0))
+        return f"{host}:{probe.getsockname()[1]}"
 
 
 def get(url: str) -> str:
@@ -127,7 +130,7 @@ def place(server: Cluster) -> Path:
 
 @pytest.fixture(scope="module")
 def exporter(server: Cluster, place: Path) -> Iterator[str]:
-    address = f"127.0.0.1:{free_port()}"
+    address = free_address()
     command = [
         program("prometheus-postgres-exporter"),
         "--extend.query-path=postgres_exporter.yml",
@@ -147,7 +150,7 @@ def exporter(server: Cluster, place: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def sql_exporter(server: Cluster, place: Path) -> Iterator[str]:
     """Debian's, with nothing changed in its file but where the server is."""
-    address = f"127.0.0.1:{free_port()}"
+    address = free_address()
     shipped = (place / "prometheus-sql-exporter.yml").read_text()
     where = f"host={server.socket_dir}&port={server.port}"
     assert shipped.count("host=/var/run/postgresql") == 1
@@ -172,7 +175,7 @@ def scrape_configs() -> list[Any]:
 @pytest.fixture(scope="module")
 def prometheus(server: Cluster, place: Path, exporter: str, sql_exporter: str) -> Iterator[str]:
     """As README.md says for both exporters; the second one's job has another name here."""
-    address = f"127.0.0.1:{free_port()}"
+    address = free_address()
     one, other = scrape_configs()
     one |= {"scrape_interval": "1s", "static_configs": [{"targets": [exporter]}]}
     other |= {"scrape_interval": "1s", "static_configs": [{"targets": [sql_exporter]}]}
