@@ -42,6 +42,45 @@ def merge_floor(size: Sizes) -> None:
         report("merge-floor", math.inf, False, pairs, unit="ms", note="beside a plain UPDATE")
 
 
+def merge_row(size: Sizes) -> None:
+    """Merging a branch that changed one row, beside a plain UPDATE of it: what does not depend on
+    rows, in a session that has merged before, and in one of its own."""
+    update = "UPDATE t SET v = v + 1 WHERE id = 1"
+    with server("row", **CALM) as cluster:
+        diff_cost.table(cluster, 10_000)
+        turns = count()
+
+        def merge(name: str, session: psycopg.Connection[Any]) -> None:
+            session.execute("SELECT * FROM branch.merge(%s)", (name,))
+
+        def branch() -> str:
+            name = f"m{next(turns)}"
+            cluster.sql(f"CREATE DATABASE {name} TEMPLATE main STRATEGY branch")
+            cluster.sql(update, dbname=name)
+            cluster.sql("UPDATE t SET v = v + 1 WHERE id = 10000", dbname="main")
+            return name
+
+        def plain() -> float:
+            with cluster.connect("main") as session:
+                return ms(lambda: session.execute(update))
+
+        def in_a_new_one() -> float:
+            name = branch()
+            with cluster.connect() as session:
+                return ms(lambda: merge(name, session))
+
+        with cluster.connect() as session:
+
+            def in_the_same() -> float:
+                name = branch()
+                return ms(lambda: merge(name, session))
+
+            pairs = alternate(4 * size.repeats, in_the_same, plain)
+        report("merge-row", math.inf, False, pairs, unit="ms", note="in one session")
+        pairs = alternate(4 * size.repeats, in_a_new_one, plain)
+        report("merge-row-new", math.inf, False, pairs, unit="ms", note="each in a new session")
+
+
 def resolve(size: Sizes) -> None:
     """Finding conflicts in all rows of a table, and resolving them, beside one UPDATE of all rows;
     and memory (MB).

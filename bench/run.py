@@ -63,6 +63,7 @@ BENCHMARKS: dict[str, Callable[[Sizes], None]] = {
     "merge-changed": comparing.merge_changed,
     "diff-memory": comparing.diff_memory,
     "merge-floor": merging.merge_floor,
+    "merge-row": merging.merge_row,
     "resolve": merging.resolve,
     "strategy": merging.strategy,
     "many-asleep": keeping.many_asleep,
