@@ -32,6 +32,8 @@ OF_STANDBY: dict[str, object] = {
 READ = """
     SELECT sum(pg_relation_size(oid)), count(*) FROM pg_class WHERE relpersistence = 'p'
 """
+# But those that a DROP DATABASE which a crash cut off has marked.
+READABLE = "SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY 1"
 
 
 def wanted(settings: Mapping[str, object]) -> bool:
@@ -76,5 +78,5 @@ def settle(cluster: Cluster, shadow: Cluster) -> None:
     if not running:
         return
     assert _databases(shadow) == _databases(cluster), f"databases on standby of {cluster.name}"
-    for (name,) in cluster.sql("SELECT datname FROM pg_database WHERE datallowconn ORDER BY 1"):
+    for (name,) in cluster.sql(READABLE):
         shadow.sql(READ, dbname=str(name))
