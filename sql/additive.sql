@@ -47,6 +47,12 @@ ALTER TYPE mood ADD VALUE 'zen';
 UPDATE item SET m = 'mad' WHERE id = 5;
 CREATE FUNCTION shout() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.note := NEW.note || ''!''; RETURN NEW; END';
 CREATE TRIGGER shouting BEFORE INSERT ON "New one".ord FOR EACH ROW EXECUTE FUNCTION shout();
+CREATE STATISTICS both_of ON id, item FROM "New one".ord;
+COMMENT ON STATISTICS both_of IS 'of both';
+COMMENT ON TRIGGER shouting ON "New one".ord IS 'loud';
+COMMENT ON POLICY few ON log IS 'not many';
+COMMENT ON CONSTRAINT not_bad ON "New one".ord IS 'good';
+CREATE EXTENSION hstore;  -- has a comment
 \c additive_main
 UPDATE item SET v = 99 WHERE id = 2;
 CREATE VIEW mine AS SELECT id FROM item;

@@ -109,7 +109,7 @@ ON_A_STANDBY: dict[str, Answer] = {
     ),
     "SELECT branch.conflict_rows(1)": (
         "42501",
-        "merge 1 is none that the current role has made",
+        "the current role has made no merge 1",
         None,
         "The view branch.merges lists merges; who merged sees the conflicts.",
     ),

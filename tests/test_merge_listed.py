@@ -112,6 +112,25 @@ def test_partitions(cluster: Cluster, b: str) -> None:
     assert options["tables"]
 
 
+def test_strategies_of_partitions(cluster: Cluster, b: str) -> None:
+    """A partitioned table's strategy is that of its partitions that have none of their own."""
+    cluster.sql("UPDATE parts SET v = 1", dbname=b)
+    cluster.sql("UPDATE parts SET v = 2", dbname="p")
+    call = "SELECT rows_applied, conflicts FROM branch.merge('b', strategies => %s::jsonb)"
+    chosen = '{"low": "ours", "parts": "theirs"}'
+    ((rows,),) = cluster.sql(
+        "SELECT sum(rows_updated) FROM branch.preview_merge('b', strategies => %s::jsonb)", [chosen]
+    )
+    assert rows == 2
+    assert cluster.sql(call, [chosen]) == [(2, 5)]
+    assert cluster.sql("SELECT DISTINCT id >= 100, v FROM parts ORDER BY 1", dbname="p") == [
+        (False, 2),
+        (True, 1),
+    ]
+    with pytest.raises(psycopg.errors.UndefinedTable, match="partes"):
+        cluster.sql(call, ['{"partes": "theirs"}'])
+
+
 def test_foreign_keys_to_others(cluster: Cluster, b: str) -> None:
     """A row that points to one that is not merged, and one that takes along what is not."""
     cluster.sql(

@@ -112,6 +112,23 @@ def test_for_whom(cluster: Cluster, method: str) -> None:
     cluster.sql(f"DROP DATABASE {parent}")
 
 
+def test_for_merges(cluster: Cluster) -> None:
+    """What the next merge of two databases begins with is held for the last one, and says so."""
+    parent = create_database(cluster, "merged", "CREATE TABLE t (i int PRIMARY KEY)")
+    create(cluster, "b1", parent)
+    for value in (1, 2):
+        run(cluster, "b1", f"INSERT INTO t VALUES ({value})")
+        cluster.sql("SELECT * FROM branch.merge('b1')")
+        cluster.sql("SELECT * FROM branch.gc()")
+        last = cluster.sql("SELECT source_snapshot, id FROM branch.merges ORDER BY id DESC LIMIT 1")
+        held = cluster.sql("SELECT id, holders FROM branch.pinned WHERE holders::text ~ 'merge'")
+        assert held == [(last[0][0], [f"merge {last[0][1]}"])]
+    drop_all_branches(cluster)
+    cluster.sql("SELECT * FROM branch.gc()")
+    assert cluster.sql("SELECT id FROM branch.pinned") == []
+    cluster.sql(f"DROP DATABASE {parent}")
+
+
 def test_bytes_follow_what_is_written(cluster: Cluster) -> None:
     """Before-images: nothing at first, then about what was overwritten; what two snapshots
     need is freed with neither; dropping the last one gives all of it back."""

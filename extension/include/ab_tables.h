@@ -57,6 +57,9 @@ extern List *ab_tables_kept_snapshots(void);
 /* All names, as palloc'd AbNamedSnapshot *, in order of name. */
 extern List *ab_tables_names(void);
 
+/* Of which later merges need a snapshot, likewise: the merge's number is the name. */
+extern List *ab_tables_merge_bases(void);
+
 /* Forget what merges changed longer ago than agent_branch.merge_retention says. */
 extern void ab_tables_prune_merges(void);
 

@@ -275,7 +275,7 @@ COMMENT ON COLUMN branch.pinned.zombie_bytes
 IS 'how much of that is files of relations that its database has dropped, or of a branch that was deleted';
 COMMENT ON COLUMN branch.pinned.freed_if_dropped IS 'how much of that no other snapshot needs';
 COMMENT ON COLUMN branch.pinned.holders
-IS 'why it is there: branches on it, its names, snapshots of deeper branches that share its pages; empty: gc frees it';
+IS 'why it is there: branches on it, its names, merges that need it later, deeper snapshots; empty: gc frees it';
 
 CREATE VIEW branch.snapshot_schedules WITH (security_barrier) AS
 SELECT -- noqa: ST06

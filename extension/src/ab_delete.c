@@ -169,8 +169,9 @@ check_no_children(Oid db, const char *name, const char *verb)
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("branch \"%s\" has branches", name),
 				 errdetail("They are: %s.", ab_name_list(children)),
-				 strcmp(verb, "delete") != 0 ? errhint("Delete these first.") :
-				 errhint("Delete these first, or say what becomes of them with argument on_children of branch.delete().")));
+				 strcmp(verb, "delete") == 0 ?
+				 errhint("Delete these first, or say what becomes of them with argument on_children of branch.delete().") :
+				 errhint("Delete these first, or leave them on what is there now with argument preserve_under_name.")));
 }
 
 /* ---- who uses it ---- */
@@ -250,8 +251,9 @@ ab_find_own_branch(const char *name, const char *verb)
 			ereport(ERROR,
 					(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 					 errmsg("database \"%s\" is not a branch", name),
-					 strcmp(verb, "delete") != 0 ? 0 :
-					 errhint("Use DROP DATABASE to drop a database that is not a branch.")));
+					 strcmp(verb, "delete") == 0 ?
+					 errhint("Use DROP DATABASE to drop a database that is not a branch.") :
+					 errhint("The view branch.branches lists the branches.")));
 	}
 
 	if (db == MyDatabaseId)

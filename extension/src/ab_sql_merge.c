@@ -148,7 +148,7 @@ ab_sql_require_merge(PG_FUNCTION_ARGS)
 						  2, types, values, NULL) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("merge " INT64_FORMAT " is none that the current role has made",
+				 errmsg("the current role has made no merge " INT64_FORMAT,
 						DatumGetInt64(values[0])),
 				 errhint("The view branch.merges lists merges; who merged sees the conflicts.")));
 	SPI_finish();

@@ -26,6 +26,7 @@
 #include "ab_sql_at.h"
 #include "ab_storage.h"
 #include "ab_storagefiles.h"
+#include "ab_tables.h"
 
 PG_FUNCTION_INFO_V1(ab_sql_pinned);
 PG_FUNCTION_INFO_V1(ab_sql_pinned_bytes);
@@ -218,12 +219,16 @@ add_holder(HTAB *holders, AbSnapId id, char *text)
 	e->texts = lappend(e->texts, text);
 }
 
-/* Branches on snapshots, then names of these, then deeper snapshots on their layers. */
+/*
+ * Branches on snapshots, then names of these, merges, of which later ones begin with them,
+ * and deeper snapshots on their layers.
+ */
 static HTAB *
 find_holders(const Holdings *h, const AbKnownSnapshot *known, int nknown)
 {
 	HTAB	   *holders = id_table(sizeof(Holders), CurrentMemoryContext);
 	AbOrigins  *origins = ab_origin_all();
+	ListCell   *lc;
 
 	for (int i = 0; i < origins->n; i++)
 	{
@@ -236,12 +241,14 @@ find_holders(const Holdings *h, const AbKnownSnapshot *known, int nknown)
 			add_holder(holders, origin.snapshot, psprintf("branch %s", name));
 	}
 	for (int i = 0; i < nknown; i++)
-	{
-		ListCell   *lc;
-
 		foreach(lc, known[i].names)
 			add_holder(holders, known[i].slot.id,
 					   psprintf("name %s", (char *) lfirst(lc)));
+	foreach(lc, ab_tables_merge_bases())
+	{
+		AbNamedSnapshot *base = lfirst(lc);
+
+		add_holder(holders, base->id, psprintf("merge %s", base->name));
 	}
 	for (int i = 0; i < h->npins; i++)
 	{

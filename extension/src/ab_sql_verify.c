@@ -519,7 +519,8 @@ ab_sql_verify(PG_FUNCTION_ARGS)
 	if (!ab_origin_exists(db))
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("database \"%s\" is not a branch", name)));
+				 errmsg("database \"%s\" is not a branch", name),
+				 errhint("The view branch.branches lists the branches.")));
 	check_branch(&v, db);
 	return (Datum) 0;
 }

@@ -33,8 +33,8 @@
 	" AND greatest(l.source_id, l.target_id) = greatest(m.source_id, m.target_id)" \
 	" AND l.id > m.id AND l.state = 'merged' AND l.source_snapshot IS NOT NULL"
 
-#define MERGED_SNAPSHOTS \
-	"SELECT m.source_snapshot AS id FROM branch.merge_log AS m" \
+#define MERGED(columns) \
+	"SELECT " columns " FROM branch.merge_log AS m" \
 	" JOIN pg_database AS s ON s.oid = m.source_id" \
 	" JOIN pg_database AS t ON t.oid = m.target_id" \
 	" WHERE m.source_snapshot IS NOT NULL AND (m.state IN ('committing', 'merged')" \
@@ -45,6 +45,8 @@
 	" AND (m.options -> 'tables' IS NULL OR EXISTS (" \
 	"SELECT 1 FROM jsonb_array_elements(m.options -> 'tables') AS e (one) WHERE NOT EXISTS (" \
 	LATER_MERGE " AND l.options -> 'tables' @> jsonb_build_array(e.one))))"
+
+#define MERGED_SNAPSHOTS MERGED("m.source_snapshot AS id")
 
 bool
 ab_tables_installed(void)
@@ -176,8 +178,9 @@ timestamp_column(HeapTuple tuple, TupleDesc desc, int column)
 	return isnull ? 0 : DatumGetTimestampTz(value);
 }
 
-List *
-ab_tables_names(void)
+/* From a query of name, id, source_id, closed_at, warned_at. */
+static List *
+named_snapshots(const char *sql)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	List	   *result = NIL;
@@ -187,9 +190,7 @@ ab_tables_names(void)
 		return NIL;
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	n = ab_tables_execute("SELECT name, id, source_id, closed_at, warned_at"
-						  " FROM branch." AB_NAMED_TABLE " ORDER BY name",
-						  0, NULL, NULL, NULL);
+	n = ab_tables_execute(sql, 0, NULL, NULL, NULL);
 	for (uint64 i = 0; i < n; i++)
 	{
 		HeapTuple	tuple = SPI_tuptable->vals[i];
@@ -208,6 +209,21 @@ ab_tables_names(void)
 	}
 	SPI_finish();
 	return result;
+}
+
+List *
+ab_tables_names(void)
+{
+	return named_snapshots("SELECT name, id, source_id, closed_at, warned_at"
+						   " FROM branch." AB_NAMED_TABLE " ORDER BY name");
+}
+
+List *
+ab_tables_merge_bases(void)
+{
+	return named_snapshots(MERGED("CAST(m.id AS text), m.source_snapshot, m.source_id,"
+								  " CAST(NULL AS timestamptz), CAST(NULL AS timestamptz)")
+						   " ORDER BY m.id");
 }
 
 void

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import plpy
 
@@ -127,24 +127,23 @@ def parse_name(name: str | list[str]) -> list[str]:
     return parts
 
 
-def with_leaves(pair: Pair, listed: Collection[TableId]) -> frozenset[TableId]:
-    """Partitioned tables replaced by those that have their rows, on either side.
+def leaves(pair: Pair, asked: Sequence[TableId]) -> dict[TableId, set[TableId]]:
+    """Each of the tables asked for, and those that have its rows on either side: of a partitioned
+    one its partitions, of another one itself.
 
     Raises ``ReportedError`` 42P01: neither side has such a table.
     """
-    asked = sorted(listed)
-    known: set[int] = set()
-    tables: set[TableId] = set()
+    found: dict[TableId, set[TableId]] = {}
     for database in (pair.target, pair.source):
         session = Reading(database)
         columns = [schema for schema, _ in asked], [name for _, name in asked]
         for n, schema, name in session.rows(Statement(_LISTED, columns)):
-            known.add(int(n or 0))
+            those = found.setdefault(asked[int(n or 0) - 1], set())
             if schema is not None and name is not None:
-                tables.add((schema, name))
+                those.add((schema, name))
         session.close()
-    for number, table in enumerate(asked, 1):
-        if number not in known:
+    for table in asked:
+        if table not in found:
             raise ReportedError(
                 UNDEFINED_TABLE,
                 f"table {qualified(*table)} exists neither in database"
@@ -152,4 +151,4 @@ def with_leaves(pair: Pair, listed: Collection[TableId]) -> frozenset[TableId]:
                 hint="Name tables with their schemas, if that is not public; views and foreign"
                 " tables are not merged.",
             )
-    return frozenset(tables)
+    return found

@@ -25,9 +25,9 @@ from agent_branch.mergescope import (
     advance_all_sequences,
     close_sides,
     find_pair,
+    leaves,
     open_bases,
     parse_name,
-    with_leaves,
 )
 from agent_branch.opening import Reading, required, target_of
 from agent_branch.outcome import Outcome, Result, result_of
@@ -92,9 +92,17 @@ def rehearse(pair: Pair, options: Options) -> Outcome:
 
 
 def _with_leaves(pair: Pair, options: Options) -> Options:
-    if options.tables is None:
+    """Partitioned tables replaced by their partitions; what is said of fewer of these counts."""
+    asked = sorted({*(options.tables or ()), *options.strategies})
+    if not asked:
         return options
-    return replace(options, tables=with_leaves(pair, options.tables))
+    found = leaves(pair, asked)
+    wide_first = sorted(options.strategies, key=lambda t: (t in found[t], -len(found[t])))
+    strategies = {leaf: options.strategies[table] for table in wide_first for leaf in found[table]}
+    tables = options.tables
+    if tables is not None:
+        tables = frozenset(leaf for table in tables for leaf in found[table])
+    return replace(options, tables=tables, strategies=strategies)
 
 
 def merge(
@@ -152,7 +160,7 @@ def sync(
     try:
         named = required("name", name)
         _check_may_see(named)
-        parent = target_of(named, None)
+        parent = target_of(named, None, "sync_branch_data(source, target) takes any two databases.")
     except ReportedError as error:
         report(error)
     options = strategy, message, strategies, fire_triggers, schema, dry_run, tables

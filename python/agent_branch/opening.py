@@ -92,7 +92,7 @@ def required(name: str, value: str | None) -> str:
     return value
 
 
-def target_of(source: str, target: str | None) -> str:
+def target_of(source: str, target: str | None, hint: str = "Name the target, too.") -> str:
     """The target that was named, else the source's parent: not that of a deleted branch which
     had the name."""
     if target is not None:
@@ -111,7 +111,7 @@ def target_of(source: str, target: str | None) -> str:
             NO_PARENT,
             f'database "{source}" has no parent to compare it with',
             detail="It is not a branch, or its parent is no more.",
-            hint="Name the target, too.",
+            hint=hint,
         )
     return parent
 

@@ -105,7 +105,7 @@ def _merge_to_resolve(number: int) -> ToResolve:
     if not rows:
         raise ReportedError(
             NO_RIGHT,
-            f"merge {number} is none that the current role has made",
+            f"the current role has made no merge {number}",
             hint="The view branch.merges lists merges; who merged decides about conflicts.",
         )
     source, target, strategy, message, text, state, reverts = rows[0]

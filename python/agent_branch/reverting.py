@@ -120,7 +120,7 @@ def find_merged(number: int) -> Pair:
     if not rows:
         raise ReportedError(
             NO_RIGHT,
-            f"merge {number} is none that the current role has made",
+            f"the current role has made no merge {number}",
             hint="The view branch.merges lists merges; who merged takes them back.",
         )
     source_id, source, target_id, once = rows[0]

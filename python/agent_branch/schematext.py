@@ -99,19 +99,20 @@ def grants(one: SchemaObject) -> list[str]:
 
 def comment(one: SchemaObject) -> str:
     kind, _, name = one.name.partition(" ")
-    for words in ("materialized view", "table column", "table constraint"):
+    for words in ("materialized view", "statistics object", "table column", "table constraint"):
         if one.name.startswith(f"{words} "):
             kind, name = words, one.name.removeprefix(f"{words} ")
     match kind:
         case "table" | "view" | "materialized view" | "index" | "sequence" | "type" | "schema":
             on = f"{kind.upper()} {name}"
-        case "function" | "procedure":
-            on = f"{kind.upper()} {name}"
+        case "function" | "procedure" | "extension" | "trigger" | "policy" | "rule":
+            on = f"{kind.upper()} {name}"  # of the last three "<name> on <table>"
         case "table column":
             on = f"COLUMN {name}"
         case "table constraint":
-            constraint, _, table = name.rpartition(" on ")
-            on = f"CONSTRAINT {constraint} ON {table}"
+            on = f"CONSTRAINT {name}"
+        case "statistics object":
+            on = f"STATISTICS {name}"
         case _:
             raise RefusedError("a comment on it is not carried over")
     return f"COMMENT ON {on} IS {quote_literal(one.definition)}"
