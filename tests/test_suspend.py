@@ -257,6 +257,36 @@ def test_statistics_over_the_nap(server: Cluster, branch: str) -> None:
     assert server.scalar(entry, (branch,))
 
 
+DROPS = {
+    "delete": ["SELECT branch.delete('{}', hard => true)"],
+    "delete later": ["SELECT branch.delete('{}')", "SELECT branch.delete('{}', hard => true)"],
+    "reset": ["SELECT branch.reset('{}')"],
+    "statement": ["DROP DATABASE {}"],
+    "rolled back": [
+        "BEGIN; SELECT branch.delete('{}', hard => true); ROLLBACK",
+        "SELECT branch.delete('{}', hard => true)",
+    ],
+    "detached": ["SELECT branch.detach('{}')", "DROP DATABASE {}"],
+}
+
+
+@pytest.mark.parametrize("how", DROPS)
+def test_dropped_while_its_statistics_are_in_use(server: Cluster, branch: str, how: str) -> None:
+    """A session that has looked at the statistics keeps hold of them.  They are marked as gone
+    when the branch sleeps, and the server, which would mark them again, must not fail after it has
+    committed: that is a PANIC."""
+    went = "SELECT count(*) = 0 FROM pg_stat_database WHERE datname = %s AND xact_commit > 0"
+    server.sql("SELECT count(*) FROM t", dbname=branch)
+    with server.connect() as reader:
+        assert not reader.execute(went, (branch,)).fetchone()[0]  # type: ignore[index]
+        assert suspend(server, branch) is None
+        wait_for(lambda: server.scalar(went, (branch,)), what="the statistics to go")
+        for statement in DROPS[how]:
+            server.sql(statement.format(branch))
+        assert reader.execute("SELECT 1").fetchone() == (1,)
+    assert "PANIC" not in server.log_text()
+
+
 def test_nobody_active_is_ended(server: Cluster, branch: str) -> None:
     """Clients connect, write and leave while the branch is suspended without pause.  Whoever
     is ended was idle: its statement has not begun, and nothing of it is there."""

@@ -17,6 +17,14 @@ extern bool ab_suspendstats_bring_back(void);
 extern void ab_suspendstats_committed(void);
 extern void ab_suspendstats_tidy(void);
 
+/*
+ * Called with the database locked, before it is dropped.  An entry that was dropped with the
+ * others stays for a while, marked, if a session still has it in use: autovacuum's launcher,
+ * or whoever has read pg_stat_database.  The server drops it after it has committed, when an
+ * error is a PANIC, and to find it marked is one.  So it is made anew for that.
+ */
+extern void ab_suspendstats_before_drop(Oid db);
+
 /* Which ones are put away; once after the server has started. */
 extern void ab_suspendstats_load(void);
 

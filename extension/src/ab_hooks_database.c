@@ -35,6 +35,7 @@
 #include "ab_snapshot.h"
 #include "ab_snaptable.h"
 #include "ab_softdelete.h"
+#include "ab_suspendstats.h"
 
 static DefElem *
 find_option(List *options, const char *name)
@@ -327,6 +328,7 @@ ab_check_drop_database(Oid db, bool files_go)
 		check_protection(db, name);
 	if (files_go)
 		ab_gc_before_files_go(db, "drop");
+	ab_suspendstats_before_drop(db);
 	pfree(name);
 }
 

@@ -26,8 +26,10 @@
 #include "pgstat.h"
 #include "storage/lock.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/pgstat_internal.h"
+#include "utils/syscache.h"
 
 #include "ab_tables.h"
 
@@ -390,9 +392,27 @@ drop_copied(const Moved *m)
 		pgstat_request_entry_refs_gc();
 }
 
+void
+ab_suspendstats_before_drop(Oid db)
+{
+	PgStat_HashKey key;
+	PgStatShared_HashEntry *entry;
+	bool		dropped;
+
+	memset(&key, 0, sizeof(key));
+	key.kind = PGSTAT_KIND_DATABASE;
+	key.dboid = db;
+	entry = dshash_find(pgStatLocal.shared_hash, &key, false);
+	dropped = entry != NULL && entry->dropped;
+	if (entry != NULL)
+		dshash_release_lock(pgStatLocal.shared_hash, entry);
+	if (dropped)
+		(void) pgstat_get_entry_ref(key.kind, db, InvalidOid, true, NULL);
+}
+
 /*
- * False: it was resumed meanwhile, or somebody has it locked.  Who connects waits for a
- * moment, if it is just now.
+ * False: it was resumed meanwhile, is gone, or somebody has it locked.  Who connects waits
+ * for a moment, if it is just now.
  */
 static bool
 drop_entries(const Moved *m)
@@ -405,7 +425,11 @@ drop_entries(const Moved *m)
 	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, m->db, 0);
 	if (LockAcquire(&tag, ShareLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
 		return false;
-	suspended = ab_activity_suspended_at(m->db) != 0;
+
+	/* who drops the database gives its lock back before he drops its entries */
+	AcceptInvalidationMessages();
+	suspended = ab_activity_suspended_at(m->db) != 0 &&
+		SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(m->db));
 	if (suspended)
 		drop_copied(m);
 	(void) LockRelease(&tag, ShareLock, false);
