@@ -11,15 +11,23 @@ from agent_branch.tableorder import TableId
 # Sequences whose states are read by one query.
 AT_ONCE = 200
 
+# The target answers these when its search_path is the database's own again, under which no
+# operator can be trusted to be the server's.
+_EQ, _NE = "OPERATOR(pg_catalog.=)", "OPERATOR(pg_catalog.<>)"
+_IN_CLASS = f"{_EQ} 'pg_catalog.pg_class'::pg_catalog.regclass"
+_IN_DEFAULTS = f"{_EQ} 'pg_catalog.pg_attrdef'::pg_catalog.regclass"
+
 # (schema, name, increment, cycles) of those that the role may read.
 _READABLE = Statement(
     "SELECT n.nspname, c.relname, s.seqincrement, s.seqcycle"
     " FROM pg_catalog.pg_sequence AS s"
-    " JOIN pg_catalog.pg_class AS c ON c.oid = s.seqrelid AND c.relpersistence <> 't'"
-    " JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace"
-    " WHERE n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%'"
+    f" JOIN pg_catalog.pg_class AS c ON c.oid {_EQ} s.seqrelid AND c.relpersistence {_NE} 't'"
+    f" JOIN pg_catalog.pg_namespace AS n ON n.oid {_EQ} c.relnamespace"
+    f" WHERE n.nspname {_NE} 'information_schema'"
+    " AND n.nspname OPERATOR(pg_catalog.!~~) 'pg\\_%'"
     " AND pg_catalog.has_schema_privilege(n.oid, 'USAGE')"
-    " AND CASE c.relkind WHEN 'S' THEN pg_catalog.has_sequence_privilege(c.oid, 'SELECT') END"
+    f" AND CASE WHEN c.relkind {_EQ} 'S'"
+    " THEN pg_catalog.has_sequence_privilege(c.oid, 'SELECT') END"
     " ORDER BY n.nspname, c.relname"
 )
 
@@ -27,18 +35,18 @@ _READABLE = Statement(
 _USED = Statement(
     "SELECT DISTINCT n.nspname, c.relname, m.nspname, t.relname"
     " FROM pg_catalog.pg_class AS c"
-    " JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace"
+    f" JOIN pg_catalog.pg_namespace AS n ON n.oid {_EQ} c.relnamespace"
     " CROSS JOIN LATERAL ("
     "SELECT d.refobjid AS oid FROM pg_catalog.pg_depend AS d"
-    " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid"
-    " AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjsubid > 0"
+    f" WHERE d.classid {_IN_CLASS} AND d.objid {_EQ} c.oid"
+    f" AND d.refclassid {_IN_CLASS} AND d.refobjsubid OPERATOR(pg_catalog.>) 0"
     " UNION ALL SELECT e.adrelid FROM pg_catalog.pg_depend AS d"
-    " JOIN pg_catalog.pg_attrdef AS e ON e.oid = d.objid"
-    " WHERE d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = c.oid"
-    " AND d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass) AS u"
-    " JOIN pg_catalog.pg_class AS t ON t.oid = u.oid"
-    " JOIN pg_catalog.pg_namespace AS m ON m.oid = t.relnamespace"
-    " WHERE c.relkind = 'S'"
+    f" JOIN pg_catalog.pg_attrdef AS e ON e.oid {_EQ} d.objid"
+    f" WHERE d.refclassid {_IN_CLASS} AND d.refobjid {_EQ} c.oid"
+    f" AND d.classid {_IN_DEFAULTS}) AS u"
+    f" JOIN pg_catalog.pg_class AS t ON t.oid {_EQ} u.oid"
+    f" JOIN pg_catalog.pg_namespace AS m ON m.oid {_EQ} t.relnamespace"
+    f" WHERE c.relkind {_EQ} 'S'"
 )
 
 States = dict[TableId, SequenceState]

@@ -38,12 +38,13 @@ _REFUSING = ("0A", "22", "23", "2B", "42")
 # merge that gives way, never a client of the target.
 ROUND_MS = 200
 
+# Also asked when the search_path is the database's own again.
 _TRIGGERS = """
 SELECT n.nspname, c.relname, t.tgname, t.tgenabled
 FROM pg_catalog.pg_trigger AS t
-JOIN pg_catalog.pg_class AS c ON c.oid = t.tgrelid
-JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-WHERE NOT t.tgisinternal AND t.tgenabled <> 'D'
+JOIN pg_catalog.pg_class AS c ON c.oid OPERATOR(pg_catalog.=) t.tgrelid
+JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+WHERE NOT t.tgisinternal AND t.tgenabled OPERATOR(pg_catalog.<>) 'D'::pg_catalog."char"
 ORDER BY n.nspname, c.relname, t.tgname"""
 
 _ENABLE = {"O": "ENABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA"}
@@ -172,9 +173,12 @@ class Target:
             left = [one for one, _ in failed]
 
     def shape(self, table: TableId) -> TableShape:
-        """Of one of its tables, as it is now."""
-        shapes = (table_from(row).shape for row in self.rows(TABLES))
-        return next(shape for shape in list(shapes) if shape.id == table)
+        """Of one of its tables, as it is now.  Rows are being written: the settings are theirs."""
+        self.execute(settings_statement())
+        shapes = [table_from(row).shape for row in self.rows(TABLES)]
+        for statement in restore_statements():
+            self.execute(statement)
+        return next(shape for shape in shapes if shape.id == table)
 
     def _define(self, statement: str) -> str | None:
         try:
@@ -221,7 +225,7 @@ class Target:
     def transaction(self) -> str:
         """Its id, which it has from now on."""
         self._remote.run("SET LOCAL synchronous_commit = on")
-        return self._one("SELECT pg_current_xact_id()::text") or ""
+        return self._one("SELECT pg_catalog.pg_current_xact_id()::pg_catalog.text") or ""
 
     def commit(self) -> None:
         self._remote.commit()
