@@ -257,6 +257,7 @@ def tables_statement(which: str = "") -> Statement:
     return Statement(f"""
 WITH RECURSIVE tables AS (
     SELECT c.oid, c.relname, n.nspname, c.relreplident, c.relfilenode, c.reltablespace,
+        c.relpersistence,
         CASE WHEN c.relpages > 0 AND c.reltuples >= 0 THEN
             c.reltuples::pg_catalog.float8 OPERATOR(pg_catalog./) c.relpages END AS density
     {FROM_TABLES}{which}
@@ -268,6 +269,7 @@ SELECT pg_catalog.jsonb_build_object(
     'tablespace', t.reltablespace,
     'file', t.relfilenode,
     'file_now', pg_catalog.pg_relation_filenode(t.oid),
+    'logged', t.relpersistence = 'p',
     'density', t.density,
     'layout', (
         SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(a.attlen, a.attalign)
@@ -292,7 +294,7 @@ class Table:
     ``file``: number of its file, in ``tablespace`` (0: the database's default), as the
     transaction sees it; ``file_now``: as it is.  ``density``: rows in a page, about, as of the
     last VACUUM or ANALYZE; None: not known.  ``layout``: (length, alignment) of each column by
-    its number, dropped ones too, as in pg_attribute.
+    its number, dropped ones too, as in pg_attribute.  ``logged``: if not, snapshots have none.
     """
 
     shape: TableShape
@@ -302,6 +304,7 @@ class Table:
     file_now: int
     density: float | None = None
     layout: tuple[tuple[int, str], ...] = ()
+    logged: bool = True
 
 
 def table_from(row: Row) -> Table:
@@ -358,7 +361,9 @@ def table_of(found: dict[str, Any]) -> Table:
         int(found[name]) for name in ("oid", "tablespace", "file", "file_now")
     )
     layout = tuple((length, align) for length, align in found["layout"] or [])
-    return Table(shape, oid, tablespace, file, file_now, found["density"], layout)
+    return Table(
+        shape, oid, tablespace, file, file_now, found["density"], layout, logged=found["logged"]
+    )
 
 
 def type_text(name: str) -> str:

@@ -17,13 +17,14 @@ class TableState:
 
     ``lineage``: same for two sides if they have the same file, or copies of one file that
     differ in the changed pages only.  ``changed``: pages changed since the two parted; None
-    if that cannot be told.  ``pages``: size, in blocks.
+    if that cannot be told.  ``pages``: size, in blocks.  ``logged``: if not, a frozen one is empty.
     """
 
     shape: TableShape
     lineage: object = None
     changed: Blocks | None = None
     pages: int = 0
+    logged: bool = True
 
 
 @dataclass(frozen=True, slots=True)

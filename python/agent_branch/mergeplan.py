@@ -21,6 +21,8 @@ from agent_branch.tableshape import (
 # key; create: only the source has it; conflict: the three are not the same kind of table.
 Course = Literal["nothing", "rows", "counts", "create", "conflict"]
 
+UNLOGGED = "the table is unlogged in the source: its rows are in no snapshot"
+
 
 @dataclass(frozen=True, slots=True)
 class TablePlan:
@@ -65,6 +67,11 @@ def plan_table(
         if ours is None:
             return TablePlan("create", theirs.shape)
         return TablePlan("conflict", ours.shape, reason="both have made a table of this name")
+    if not theirs.logged:
+        # Its rows were not frozen, which does not mean that they were deleted.
+        if lenient or not base.logged:
+            return TablePlan("nothing", theirs.shape, reason=UNLOGGED)
+        return TablePlan("conflict", theirs.shape, reason=UNLOGGED)
     if untouched(base, theirs):
         return TablePlan("nothing")
     if ours is None:

@@ -136,8 +136,6 @@ def _state(table: Table | None, extent: Extent, *, before: bool = False) -> Tabl
     """A version of a table; the base has changed nothing, but that may not be known."""
     if table is None:
         return None
-    if extent.changed is None:
-        return TableState(table.shape, table.file, None, extent.before if before else extent.after)
-    if before:
-        return TableState(table.shape, table.file, NONE, extent.before)
-    return TableState(table.shape, table.file, extent.changed, extent.after)
+    changed = NONE if before and extent.changed is not None else extent.changed
+    pages = extent.before if before else extent.after
+    return TableState(table.shape, table.file, changed, pages, logged=table.logged)

@@ -77,6 +77,7 @@ SELECT pg_catalog.jsonb_build_object(
     'tablespace', c.reltablespace,
     'file', c.relfilenode,
     'file_now', pg_catalog.pg_relation_filenode(c.oid),
+    'logged', c.relpersistence = 'p',
     'density', CASE WHEN c.relpages > 0 AND c.reltuples >= 0 THEN
         c.reltuples::pg_catalog.float8 OPERATOR(pg_catalog./) c.relpages END,
     'columns', ({_COLUMNS}),
