@@ -17,6 +17,26 @@ def steps(text: str) -> list[tuple[str, str]]:
     return PROMPT.findall(text)
 
 
+def test_extension_is_dropped_too_early(cluster: Cluster) -> None:
+    """Whoever goes on after an error of the first steps is told before he removes the library."""
+    said: list[str] = []
+    cluster.sql("SELECT branch.create('left', 'main'), branch.create('gone', 'main')")
+    with cluster.connect() as conn:
+        conn.add_notice_handler(lambda notice: said.append(str(notice.message_primary)))
+        conn.execute("BEGIN")
+        conn.execute("DROP EXTENSION agent_branch")
+        assert said == ['extension "agent_branch" is dropped while there are branches']
+        conn.execute("ROLLBACK")
+        conn.execute("SELECT branch.delete('gone', hard => true), branch.delete('left')")
+        conn.execute("DROP EXTENSION agent_branch")
+        assert len(said) == 2, "a deleted branch can be recovered, and lacks its pages as well"
+        conn.execute("CREATE EXTENSION agent_branch")
+        conn.execute("SELECT branch.delete(name, hard => true) FROM branch.branches")
+        conn.execute("DROP EXTENSION agent_branch")
+        assert len(said) == 2
+        conn.execute("CREATE EXTENSION agent_branch")
+
+
 def test_plain_databases_stay_as_they_are(cluster: Cluster) -> None:
     """Nothing of the extension is left, and all that its users have is there."""
     section = README.read_text().split("## Removing it\n", 1)[1].split("\n## ", 1)[0]

@@ -46,6 +46,12 @@ extern void ab_report_drop_database(Oid db);
  */
 extern void ab_check_created_database(Oid db);
 
+/*
+ * Warn if it is this one, in the control database, and there are branches: who removes the
+ * library next must not start the server without it.
+ */
+extern void ab_warn_drop_extension(Oid extension);
+
 /* Raise if a branch or an open snapshot has relations in the tablespace. */
 extern void ab_check_drop_tablespace(Oid spc, const char *name);
 

@@ -13,6 +13,7 @@
 #include "catalog/objectaccess.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_extension.h"
 #include "catalog/pg_tablespace.h"
 #include "commands/tablespace.h"
 #include "executor/executor.h"
@@ -114,6 +115,8 @@ object_changes(ObjectAccessType access, Oid classId, Oid objectId)
 	}
 	if (access == OAT_DROP && classId == AuthIdRelationId)
 		ab_agent_check_drop_role(objectId);
+	if (access == OAT_DROP && classId == ExtensionRelationId)
+		ab_warn_drop_extension(objectId);
 	if (access == OAT_DROP && classId == TableSpaceRelationId)
 		ab_check_drop_tablespace(objectId, get_tablespace_name(objectId));
 }

@@ -14,6 +14,7 @@
 #include "catalog/pg_database.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
+#include "commands/extension.h"
 #include "miscadmin.h"
 #include "nodes/pg_list.h"
 #include "storage/lmgr.h"
@@ -346,6 +347,39 @@ ab_report_drop_database(Oid db)
 	}
 	else if (name != NULL && ab_database_is_invalid(db))
 		ab_event_find_out();
+}
+
+static List *
+living_branches(void)
+{
+	AbOrigins  *origins = ab_origin_all();
+	List	   *found = NIL;
+
+	for (int i = 0; i < origins->n; i++)
+	{
+		char	   *name = ab_database_name(origins->dbs[i]);
+
+		if (name != NULL && !is_hidden_name(name) && !ab_base_name_is_reserved(name))
+			found = lappend_oid(found, origins->dbs[i]);
+	}
+	ab_origins_free(origins);
+	return found;
+}
+
+void
+ab_warn_drop_extension(Oid extension)
+{
+	List	   *branches;
+
+	if (extension != get_extension_oid("agent_branch", true) || !ab_in_control_database())
+		return;
+	branches = living_branches();
+	if (branches != NIL)
+		ereport(WARNING,
+				(errmsg("extension \"agent_branch\" is dropped while there are branches"),
+				 errdetail("They stay: %s. What has been said about them is forgotten.",
+						   ab_name_list(branches)),
+				 errhint("The server must not be started without the library before they are deleted: CREATE EXTENSION agent_branch finds them again.")));
 }
 
 /* A snapshot whose manifest is damaged needs nothing any more. */

@@ -135,7 +135,8 @@ class Target:
                     "could not lock the tables to be merged",
                     detail="Their writers did not leave a moment within"
                     f" {lock_timeout / 1000:g} s (lock_timeout).",
-                    hint="Merge when there are fewer long transactions.",
+                    hint="Merge when there are fewer long transactions, or raise lock_timeout with"
+                    " ALTER ROLE or ALTER DATABASE.",
                 )
             from random import shuffle  # few merges wait, and it takes long to import
 
