@@ -200,10 +200,8 @@ def test_only_who_may_see(cluster: Cluster) -> None:
 def other_space(cluster: Cluster) -> str:
     with cluster.connect() as conn:
         if not conn.execute("SELECT 1 FROM pg_tablespace WHERE spcname = 'other'").fetchall():
-            path = cluster.root / "other_space"
-            path.mkdir(mode=0o700)
-            cluster.give(path)
-            conn.execute(f"CREATE TABLESPACE other LOCATION '{path}'")
+            conn.execute("SET allow_in_place_tablespaces = on")
+            conn.execute("CREATE TABLESPACE other LOCATION ''")
     return "other"
 
 
