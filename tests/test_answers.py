@@ -81,3 +81,31 @@ def test_parent_that_is_deleted(cluster: Cluster) -> None:
     assert orphan["parent_name"] == "mother"
     assert answered(cluster, "branch.set_default('child')")[0]["is_default"]
     cluster.sql("SELECT branch.set_default('main')")
+
+
+def test_in_a_parallel_plan(cluster: Cluster) -> None:
+    """With many databases the planner has processes look at pg_database side by side; what the
+    views call beside them must be allowed to run then."""
+    cluster.sql("SELECT branch.create('kept', 'main'), branch.create('gone', 'main')")
+    cluster.sql("SELECT branch.delete('gone'), branch.snapshot('main', 'named')")
+    views = cluster.sql(
+        "SELECT d.objid::regclass::text FROM pg_depend AS d JOIN pg_class AS c ON c.oid = d.objid"
+        " WHERE d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'agent_branch')"
+        " AND d.classid = 'pg_class'::regclass AND d.deptype = 'e' AND c.relkind = 'v'"
+    )
+    assert ("branch.branches",) in views
+    with cluster.connect() as conn:
+        for setting, value in (
+            ("force_parallel_mode", "on"),
+            ("parallel_setup_cost", "0"),
+            ("parallel_tuple_cost", "0"),
+            ("min_parallel_table_scan_size", "0"),
+            ("min_parallel_index_scan_size", "0"),
+        ):
+            conn.execute("SELECT set_config(%s, %s, false)", (setting, value))
+        for (view,) in views:
+            conn.execute(f"SELECT * FROM {view}")
+        for call in ("tree()", "current()", "health()", "verify()", "gc(true)", "cleanup(true)"):
+            conn.execute(f"SELECT d.datname, b.* FROM pg_database AS d, branch.{call} AS b")
+        rows = conn.execute("SELECT name FROM branch.branches WHERE created_by <> 'x'").fetchall()
+    assert {("kept",), ("gone",)} <= set(rows)

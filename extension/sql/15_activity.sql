@@ -52,7 +52,7 @@ CREATE FUNCTION branch._activity(
     OUT suspended_at timestamptz,
     OUT sessions integer
 ) RETURNS SETOF record
-LANGUAGE c VOLATILE PARALLEL RESTRICTED COST 1000 ROWS 1000
+LANGUAGE c VOLATILE PARALLEL UNSAFE COST 1000 ROWS 1000
 AS 'MODULE_PATHNAME', 'ab_sql_activity_all';
 
 COMMENT ON FUNCTION branch._activity()
@@ -71,7 +71,7 @@ CREATE FUNCTION branch._activity_of(
     OUT suspended_at timestamptz,
     OUT sessions integer
 ) RETURNS record
-LANGUAGE c VOLATILE STRICT PARALLEL RESTRICTED COST 50
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE COST 50
 AS 'MODULE_PATHNAME', 'ab_sql_activity';
 
 COMMENT ON FUNCTION branch._activity_of(oid)

@@ -88,7 +88,7 @@ COMMENT ON FUNCTION branch._default_parent()
 IS 'name of the database that this session branches when it names no parent';
 
 CREATE FUNCTION branch._deleted_name(db oid) RETURNS name
-LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 10
+LANGUAGE c STABLE STRICT PARALLEL UNSAFE COST 10
 AS 'MODULE_PATHNAME', 'ab_sql_deleted_name';
 
 COMMENT ON FUNCTION branch._deleted_name(oid)

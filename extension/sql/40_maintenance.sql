@@ -40,7 +40,7 @@ AS 'MODULE_PATHNAME', 'ab_sql_current';
 COMMENT ON FUNCTION branch.current() IS 'name of the branch this session is connected to; null if it is none';
 
 CREATE FUNCTION branch.tree() RETURNS SETOF text
-LANGUAGE sql STABLE PARALLEL RESTRICTED
+LANGUAGE sql STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
     WITH RECURSIVE

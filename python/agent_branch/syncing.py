@@ -124,7 +124,7 @@ def _catch_up(source: str, target: str, only: Sequence[Published] | None = None)
         raise ReportedError(
             WRONG_STATE,
             f'database "{target}" has changes that are in conflict with "{source}"',
-            detail=f"Merge {number} has {conflicts} conflicts.",
+            detail=f"Conflicts of merge {number}: {conflicts}.",
             hint="branch.conflicts_resolve decides them; start the sync after that.",
         )
 
