@@ -275,6 +275,9 @@ class TableMerge:
 
 # ---- reading the versions ----------------------------------------------------------------
 
+# Columns of versions in one statement; the server takes 1664, the key and the rest are among them.
+AT_ONCE = 1600
+
 
 def versions_of(
     shape: TableShape,
@@ -310,18 +313,28 @@ def versions_of(
 def _look_up(
     shape: TableShape, ours: Session, batch: Sequence[RowChange], width: int, texts: bool
 ) -> Iterator[tuple[int, tuple[Row, int, int]]]:
-    # Where texts tell, the versions need not travel.
+    keys = [change.key for change in batch]
     versions = [[change.before for change in batch], [change.after for change in batch]]
-    statement = match(shape, [change.key for change in batch], [] if texts else versions)
-    for answer in ours.rows(statement):
-        if answer[1] is not None:
-            number, row = int(answer[0] or 0), answer[2 : 2 + width]
-            if texts:
-                masks = (_text_mask(shape, row, version[number]) for version in versions)
-            else:
-                masks = (mask_from(text) for text in answer[2 + width :])
-            before, after = masks
-            yield number, (row, before, after)
+    if texts:
+        # The versions need not travel.
+        for answer in ours.rows(match(shape, keys, [])):
+            if answer[1] is not None:
+                number, row = int(answer[0] or 0), answer[2 : 2 + width]
+                before, after = (_text_mask(shape, row, version[number]) for version in versions)
+                yield number, (row, before, after)
+        return
+    # The columns of both may be too many for one statement.
+    together = [versions] if len(versions) * width <= AT_ONCE else [[one] for one in versions]
+    found: dict[int, tuple[Row, list[int]]] = {}
+    for some in together:
+        for answer in ours.rows(match(shape, keys, some)):
+            if answer[1] is not None:
+                of_row = found.setdefault(int(answer[0] or 0), (answer[2 : 2 + width], []))
+                of_row[1].extend(mask_from(text) for text in answer[2 + width :])
+    # Nobody can tell of a row that came or went in between, in a preview.
+    for number, (row, masks) in found.items():
+        if len(masks) == len(versions):
+            yield number, (row, masks[0], masks[1])
 
 
 def _text_mask(shape: TableShape, row: Row, version: Row | None) -> int:

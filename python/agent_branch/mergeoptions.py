@@ -104,6 +104,7 @@ def options(
     """
     not_null("strategy", strategy)
     not_null("schema", schema)
+    not_null("fire_triggers", fire_triggers)
     given = parsed(strategies or "{}")
     if not isinstance(given, dict):
         raise ReportedError(

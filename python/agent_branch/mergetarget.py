@@ -101,7 +101,11 @@ class Target:
         return (tuple(row) for row in self._remote.rows(statement.inline(), LONG_AT_ONCE))
 
     def execute(self, statement: Statement) -> int:
-        return _count(self._remote.run(statement.inline()))
+        try:
+            return _count(self._remote.run(statement.inline()))
+        except plpy.SPIError as error:
+            self._check_lock(error)
+            raise
 
     def attempt(self, statement: Statement) -> int | Refusal:
         try:
@@ -110,10 +114,22 @@ class Target:
                 return _count(tag)
             return sum(int(row[0] or 0) for row in self._remote.fetch(2))
         except plpy.SPIError as error:
+            self._check_lock(error)
             refusal = refusal_of(error)
             if refusal is None:
                 raise
             return refusal
+
+    def _check_lock(self, error: plpy.SPIError) -> None:
+        """Who has locked rows, as for UPDATE, holds no lock on their table that would be waited for
+        before."""
+        if error.sqlstate == LOCK_NOT_AVAILABLE:
+            raise ReportedError(
+                LOCK_NOT_AVAILABLE,
+                f'could not lock the rows to be merged in database "{self.database}"',
+                detail=f"{str(error)[:1].upper()}{str(error)[1:]} (lock_timeout).",
+                hint="Merge when there are fewer long transactions.",
+            ) from error
 
     # ---- locks ----
 

@@ -19,7 +19,7 @@ from agent_branch.errors import ReportedError
 from agent_branch.inside import report
 from agent_branch.logbook import Book
 from agent_branch.mergelog import Pair
-from agent_branch.mergeoptions import Options
+from agent_branch.mergeoptions import Options, not_null
 from agent_branch.mergeoptions import options as parse_options
 from agent_branch.mergescope import (
     advance_all_sequences,
@@ -124,6 +124,7 @@ def merge(
     triggers.
     """
     try:
+        not_null("dry_run", dry_run)
         chosen = parse_options(
             strategy, strategies, fire_triggers, schema, message, parse_name, tables
         )

@@ -16,13 +16,13 @@ import plpy
 from agent_branch import mergechanges, mergelog
 from agent_branch.clashes import Clash, Clashes
 from agent_branch.conduct import Attempt, Facts, Merged, attempt, carry_out
-from agent_branch.errors import INVALID_PARAMETER_VALUE, UNDEFINED_DATABASE, ReportedError
+from agent_branch.errors import UNDEFINED_DATABASE, ReportedError
 from agent_branch.inside import report
 from agent_branch.logbook import Book, Log
 from agent_branch.merge import Conflict, Recount
 from agent_branch.mergechanges import Kept
 from agent_branch.mergelog import Pair
-from agent_branch.mergeoptions import Options
+from agent_branch.mergeoptions import Options, not_null
 from agent_branch.mergeoptions import options as parse_options
 from agent_branch.mergeplan import TablePlan, with_key
 from agent_branch.mergerun import MergeRun
@@ -168,7 +168,8 @@ def check_merged(number: int) -> None:
         raise ReportedError(
             WRONG_STATE,
             f"what merge {number} has changed is not kept any more",
-            detail="It was older than agent_branch.merge_retention says, or was removed.",
+            detail="It was older than agent_branch.merge_retention says, or was removed,"
+            " or triggers had left nothing of it.",
         )
 
 
@@ -216,8 +217,9 @@ def revert(
     has changed nothing, was taken back already, or what it changed is not kept; those of a merge.
     """
     try:
-        if number is None:
-            raise ReportedError(INVALID_PARAMETER_VALUE, 'argument "merge_id" must not be null')
+        not_null("merge_id", number)
+        assert number is not None
+        not_null("dry_run", dry_run)
         chosen = parse_options(strategy, strategies, fire_triggers, "stop", message, parse_name)
         if dry_run:
             return result_of(None, rehearse(number, chosen), done=True)

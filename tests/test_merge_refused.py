@@ -1,0 +1,84 @@
+"""Merges that are refused, or cannot go on: what they say, and that nothing is left of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from ab_cluster import Cluster
+
+
+@pytest.fixture(scope="module")
+def server(cluster: Cluster) -> Cluster:
+    cluster.psql(
+        "CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t VALUES (1, 1), (2, 2);", "main"
+    )
+    return cluster
+
+
+@pytest.fixture
+def b(server: Cluster) -> Iterator[str]:
+    server.sql("SELECT branch.create('b', 'main')")
+    server.psql("UPDATE t SET v = v + 1", "b")
+    yield "b"
+    server.sql("SELECT branch.delete('b', hard => true)")
+
+
+@pytest.mark.parametrize(
+    ("call", "argument"),
+    [
+        ("branch.merge('b', dry_run => null)", "dry_run"),
+        ("branch.merge('b', fire_triggers => null)", "fire_triggers"),
+        ("branch.sync('b', dry_run => null)", "dry_run"),
+        ("branch.revert(1, dry_run => null)", "dry_run"),
+        ("branch.revert(1, fire_triggers => null)", "fire_triggers"),
+        ("branch.revert(null)", "merge_id"),
+    ],
+)
+def test_null_is_no_answer(server: Cluster, b: str, call: str, argument: str) -> None:
+    before = server.sql("SELECT * FROM t ORDER BY id", dbname="main")
+    with pytest.raises(psycopg.errors.InvalidParameterValue) as caught:
+        server.sql(f"SELECT * FROM {call}")
+    assert caught.value.diag.message_primary == f'argument "{argument}" must not be null'
+    assert server.sql("SELECT * FROM t ORDER BY id", dbname="main") == before
+    assert server.sql("SELECT FROM branch.merges WHERE source_name = %s", (b,)) == []
+
+
+def test_locked_rows(server: Cluster, b: str) -> None:
+    """Who has locked rows holds no lock of the table that a merge would wait for before."""
+    server.sql("ALTER DATABASE main SET lock_timeout = '100ms'")
+    try:
+        with server.connect("main", autocommit=False) as other:
+            other.execute("SELECT FROM t WHERE id = 1 FOR UPDATE")
+            with pytest.raises(psycopg.errors.LockNotAvailable) as caught:
+                server.sql("SELECT branch.merge(%s)", (b,))
+        said = caught.value.diag
+        assert said.message_primary == 'could not lock the rows to be merged in database "main"'
+        assert said.message_detail == "Canceling statement due to lock timeout (lock_timeout)."
+        assert said.message_hint == "Merge when there are fewer long transactions."
+        state = "SELECT state FROM branch.merges WHERE source_name = %s"
+        assert server.sql(state, (b,)) == [("failed",)]
+        assert server.sql("SELECT rows_applied FROM branch.merge(%s)", (b,)) == [(2,)]
+    finally:
+        server.sql("ALTER DATABASE main RESET lock_timeout")
+
+
+def test_nothing_left_by_triggers(server: Cluster) -> None:
+    """A trigger that gives rows another key: what was merged cannot be found to be taken back."""
+    server.sql("CREATE DATABASE moved")
+    server.psql(
+        "CREATE TABLE t (id int PRIMARY KEY);"
+        "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql"
+        " AS 'BEGIN new.id = new.id + 1000; RETURN new; END';"
+        "CREATE TRIGGER x BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f()",
+        "moved",
+    )
+    server.sql("SELECT branch.create('moved_b', 'moved')")
+    server.psql("INSERT INTO t VALUES (1)", "moved_b")
+    ((merge, applied),) = server.sql("SELECT merge_id, rows_applied FROM branch.merge('moved_b')")
+    assert applied == 1
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as caught:
+        server.sql("SELECT branch.revert(%s)", (merge,))
+    assert "or triggers had left nothing of it" in (caught.value.diag.message_detail or "")
+    assert server.sql("SELECT id FROM t", dbname="moved") == [(2001,)], "1001 in the branch"
