@@ -425,7 +425,7 @@ def test_courses() -> None:
     assert plan_table(base, None, version()).course == "nothing"
     assert plan_table(base, None, edited).course == "conflict"
     assert plan_table(None, None, edited).course == "create"
-    assert plan_table(None, edited, edited).course == "conflict"
+    assert plan_table(None, edited, edited).course == "both"
     plan = plan_table(base, version(), edited)
     assert (plan.course, plan.pages_read, plan.reason) == ("rows", 2, "")
     plan = plan_table(base, edited, version("g"))

@@ -101,7 +101,8 @@ def turn(server: Cluster, databases: tuple[str, str], *, evil: bool) -> None:
 
 @pytest.mark.parametrize("options", ["", ", fire_triggers => false", ", tables => '{public.t}'"])
 def test_nothing_of_another_schema_is_called(server: Cluster, options: str) -> None:
-    databases = source, target = both(server, f"m{abs(hash(options))}")
+    name = {"f": "no_triggers", "t": "listed"}.get(options[2:3], "plain")
+    databases = source, target = both(server, name)
     server.psql(THEIRS, source)
     server.psql(OURS, target)
     before = server.sql("SELECT t::text FROM t ORDER BY id", dbname=target)

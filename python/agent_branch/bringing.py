@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 # Tables that came or changed between being planned and being locked: plan again so often.
 ROUNDS = 10
 
+# Courses in which rows of the target are looked at.
+_LOCKED = ("rows", "counts", "both")
+
 
 def _without(database: str) -> tuple[str, ...]:
     """In the control database the tables of this extension are not merged."""
@@ -105,7 +108,7 @@ class Merging(Attempt):
         plans = self._planned(parts, ours)
         locked: set[TableId] = set()
         for _ in range(ROUNDS if locking else 0):
-            wanted = {name for name, plan in plans.items() if plan[1].course in ("rows", "counts")}
+            wanted = {name for name, plan in plans.items() if plan[1].course in _LOCKED}
             if wanted <= locked:
                 break
             self.ours.lock(sorted(wanted - locked))
@@ -175,7 +178,7 @@ class Merging(Attempt):
             line.conflicts = 1
             return line
         assert plan.shape is not None
-        if plan.course == "create":
+        if plan.course in ("create", "both"):
             self._take(run, plan.shape, self._copied(run, plan.shape), line, outcome)
             return line
         base = part.frozen.session
@@ -184,7 +187,7 @@ class Merging(Attempt):
         return line
 
     def _copied(self, run: MergeRun, shape: TableShape) -> Iterator[Conflict]:
-        """All rows of a table that the target has got empty."""
+        """All rows of a table that the target has got empty, or has made itself."""
         if shape.key:
             rows = self.theirs.rows(scan(shape, ALL))
             changes = (RowChange("added", shape.key_of(row), None, row) for row in rows)

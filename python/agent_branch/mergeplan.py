@@ -9,6 +9,7 @@ from agent_branch.hints import Literal
 from agent_branch.records import dataclass, replace
 from agent_branch.sqltext import TEXT
 from agent_branch.tableshape import (
+    Column,
     TableShape,
     Unique,
     common_key,
@@ -16,10 +17,12 @@ from agent_branch.tableshape import (
     same_places,
     same_rows,
 )
+from agent_branch.widening import as_wide, widened
 
 # nothing: the source has nothing to bring into it; rows: matched by key; counts: rows without a
-# key; create: only the source has it; conflict: the three are not the same kind of table.
-Course = Literal["nothing", "rows", "counts", "create", "conflict"]
+# key; create: only the source has it; both: both have made it alike, with a key; conflict: the
+# three are not the same kind of table.
+Course = Literal["nothing", "rows", "counts", "create", "both", "conflict"]
 
 UNLOGGED = "the table is unlogged in the source: its rows are in no snapshot"
 
@@ -66,7 +69,7 @@ def plan_table(
     if base is None:
         if ours is None:
             return TablePlan("create", theirs.shape)
-        return TablePlan("conflict", ours.shape, reason="both have made a table of this name")
+        return _made_by_both(ours, theirs)
     if not theirs.logged:
         # Its rows were not frozen, which does not mean that they were deleted.
         if lenient or not base.logged:
@@ -84,9 +87,20 @@ def plan_table(
     return _plan_rows(base, ours, theirs)
 
 
+def _made_by_both(ours: TableState, theirs: TableState) -> TablePlan:
+    """All rows are new on either side.  Without a key nothing tells which are the same."""
+    shape = ours.shape
+    kinds = ({c.name: _kind(c) for c in one.shape.columns} for one in (ours, theirs))
+    if theirs.logged and shape.key and common_key([shape, theirs.shape]) and not _differ(kinds):
+        return TablePlan("both", shape, reason="both have made the table")
+    return TablePlan("conflict", shape, reason="both have made a table of this name")
+
+
 def _plan_rows(base: TableState, ours: TableState, theirs: TableState) -> TablePlan:
-    key = common_key([ours.shape, theirs.shape, base.shape])
+    key = common_key([ours.shape, theirs.shape, as_wide(base.shape, theirs.shape)])
     shape = with_key(restricted(ours.shape, _common_columns(base, ours, theirs)), key)
+    # A preview: the target has not got labels yet that values of the source have.
+    shape = _readable(shape, theirs.shape)
     diff = plan_diff(base, theirs, _readable(shape, base.shape, theirs.shape))
     if shape.key:
         return TablePlan("rows", shape, diff, reason=diff.reason)
@@ -155,18 +169,19 @@ def _different_columns(
 ) -> str:
     sides = (("base", base.shape), ("target", ours.shape), ("source", theirs.shape))
     kinds = {
-        side: {
-            c.name: (c.type_name, c.generated, "" if vetted else c.definition)
-            for c in shape.columns
-        }
-        for side, shape in sides
+        side: {c.name: _kind(c, vetted=vetted) for c in shape.columns} for side, shape in sides
     }
+    wider = widened(base.shape, theirs.shape)
     every = dict.fromkeys(name for columns in kinds.values() for name in columns)
     for name in every:
         if name in added:
             continue
         having = [side for side, columns in kinds.items() if name in columns]
-        if having == ["target"] or (lenient and ("target" not in having or "source" not in having)):
+        if having in (["target"], ["base"]):
+            continue
+        if lenient and ("target" not in having or "source" not in having):
+            continue
+        if name in wider and kinds["target"].get(name) == kinds["source"].get(name):
             continue
         if len({columns.get(name) for columns in kinds.values()}) > 1:
             facts = ", ".join(
@@ -177,6 +192,15 @@ def _different_columns(
                 facts = f"{facts}; the type is not the same everywhere"
             return f'column "{name}" differs ({facts})'
     return ""
+
+
+def _kind(column: Column, *, vetted: bool = False) -> tuple[str, bool, str]:
+    return column.type_name, column.generated, "" if vetted else column.definition
+
+
+def _differ(kinds: Iterable[object]) -> bool:
+    first, *others = kinds
+    return any(other != first for other in others)
 
 
 def with_key(shape: TableShape, names: tuple[str, ...]) -> TableShape:

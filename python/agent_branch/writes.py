@@ -283,10 +283,12 @@ class RecountPart:
         stored = [self.shape.columns[i] for i in self.shape.stored]
         names = [f"v{i}" for i in range(len(self.shape.columns))]
         values = (self.shape.columns[i].cast(f"u.v{i}") for i in self.shape.stored)
+        # A table may have no columns, or computed ones only.
+        into = f" ({', '.join(c.sql for c in stored)})" if stored else ""
         return (
-            f"INSERT INTO {self.shape.sql} ({', '.join(c.sql for c in stored)})"
+            f"INSERT INTO {self.shape.sql}{into}"
             f" OVERRIDING SYSTEM VALUE SELECT {', '.join(values)}"
-            f" FROM {unnest(1, len(names) + 1)} AS u (copies, {', '.join(names)})"
+            f" FROM {unnest(1, len(names) + 1)} AS u ({', '.join(['copies', *names])})"
             " CROSS JOIN pg_catalog.generate_series(1, u.copies::pg_catalog.int8)"
         )
 
@@ -299,7 +301,7 @@ class RecountPart:
             "SELECT x.ctid FROM (SELECT t.ctid, u.copies::pg_catalog.int8 AS copies,"
             " pg_catalog.row_number() OVER (PARTITION BY u.n) AS number"
             f" FROM {unnest(1, len(names) + 1)} WITH ORDINALITY"
-            f" AS u (copies, {', '.join(names)}, n)"
+            f" AS u ({', '.join(['copies', *names, 'n'])})"
             f" JOIN {self.shape.only} AS t ON ARRAY[{there}]::pg_catalog.text[]"
             f" OPERATOR(pg_catalog.=) ARRAY[{given}]::pg_catalog.text[]"
             ") AS x WHERE x.number OPERATOR(pg_catalog.<=) x.copies))"
