@@ -131,6 +131,21 @@ def test_strategies_of_partitions(cluster: Cluster, b: str) -> None:
         cluster.sql(call, ['{"partes": "theirs"}'])
 
 
+def test_strategies_of_partitions_in_a_revert(cluster: Cluster, b: str) -> None:
+    """As in the merge that it takes back."""
+    cluster.sql("UPDATE parts SET v = 1", dbname=b)
+    merge = cluster.scalar("SELECT merge_id FROM branch.merge('b')")
+    cluster.sql("UPDATE parts SET v = 3", dbname="p")
+    call = "SELECT rows_applied, conflicts FROM branch.revert(%s, strategies => %s::jsonb)"
+    assert cluster.sql(call, [merge, '{"low": "ours", "parts": "theirs"}']) == [(2, 5)]
+    assert cluster.sql("SELECT DISTINCT id >= 100, v FROM parts ORDER BY 1", dbname="p") == [
+        (False, 3),
+        (True, 0),
+    ]
+    with pytest.raises(psycopg.errors.UndefinedTable, match=r'"partes" does not exist in .* "p"'):
+        cluster.sql(call, [merge, '{"partes": "theirs"}'])
+
+
 def test_foreign_keys_to_others(cluster: Cluster, b: str) -> None:
     """A row that points to one that is not merged, and one that takes along what is not."""
     cluster.sql(

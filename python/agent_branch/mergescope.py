@@ -9,11 +9,12 @@ import plpy
 from agent_branch import bases
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
 from agent_branch.mergelog import Pair
+from agent_branch.mergeoptions import Options
 from agent_branch.mergeparts import Base, Part, divide
 from agent_branch.mergesequences import advance_sequences
 from agent_branch.opening import Reading, required, target_of
 from agent_branch.progress import Progress
-from agent_branch.records import dataclass
+from agent_branch.records import dataclass, replace
 from agent_branch.remote import close_each
 from agent_branch.sqltext import Session, Statement, qualified, unnest
 from agent_branch.tableorder import TableId
@@ -127,14 +128,28 @@ def parse_name(name: str | list[str]) -> list[str]:
     return parts
 
 
-def leaves(pair: Pair, asked: Sequence[TableId]) -> dict[TableId, set[TableId]]:
-    """Each of the tables asked for, and those that have its rows on either side: of a partitioned
-    one its partitions, of another one itself.
+def with_leaves(options: Options, databases: Sequence[str]) -> Options:
+    """Partitioned tables replaced by their partitions; what is said of fewer of these counts.
 
-    Raises ``ReportedError`` 42P01: neither side has such a table.
+    Raises ``ReportedError`` 42P01: none of the databases has such a table.
     """
+    asked = sorted({*(options.tables or ()), *options.strategies})
+    if not asked:
+        return options
+    found = _leaves(databases, asked)
+    wide_first = sorted(options.strategies, key=lambda t: (t in found[t], -len(found[t])))
+    strategies = {leaf: options.strategies[table] for table in wide_first for leaf in found[table]}
+    tables = options.tables
+    if tables is not None:
+        tables = frozenset(leaf for table in tables for leaf in found[table])
+    return replace(options, tables=tables, strategies=strategies)
+
+
+def _leaves(databases: Sequence[str], asked: Sequence[TableId]) -> dict[TableId, set[TableId]]:
+    """Each of the tables asked for, and those that have its rows in one of the databases: of a
+    partitioned one its partitions, of another one itself."""
     found: dict[TableId, set[TableId]] = {}
-    for database in (pair.target, pair.source):
+    for database in databases:
         session = Reading(database)
         columns = [schema for schema, _ in asked], [name for _, name in asked]
         for n, schema, name in session.rows(Statement(_LISTED, columns)):
@@ -144,10 +159,10 @@ def leaves(pair: Pair, asked: Sequence[TableId]) -> dict[TableId, set[TableId]]:
         session.close()
     for table in asked:
         if table not in found:
+            places = " or ".join(f'"{database}"' for database in databases)
             raise ReportedError(
                 UNDEFINED_TABLE,
-                f"table {qualified(*table)} exists neither in database"
-                f' "{pair.target}" nor in "{pair.source}"',
+                f"table {qualified(*table)} does not exist in database {places}",
                 hint="Name tables with their schemas, if that is not public; views and foreign"
                 " tables are not merged.",
             )

@@ -25,14 +25,13 @@ from agent_branch.mergescope import (
     advance_all_sequences,
     close_sides,
     find_pair,
-    leaves,
     open_bases,
     parse_name,
+    with_leaves,
 )
 from agent_branch.opening import Reading, required, target_of
 from agent_branch.outcome import Outcome, Result, result_of
 from agent_branch.progress import Progress
-from agent_branch.records import replace
 
 NO_RIGHT = "42501"
 OPEN_CONFLICTS = "55000"
@@ -91,20 +90,6 @@ def rehearse(pair: Pair, options: Options) -> Outcome:
 # ---- what SQL calls ----------------------------------------------------------------
 
 
-def _with_leaves(pair: Pair, options: Options) -> Options:
-    """Partitioned tables replaced by their partitions; what is said of fewer of these counts."""
-    asked = sorted({*(options.tables or ()), *options.strategies})
-    if not asked:
-        return options
-    found = leaves(pair, asked)
-    wide_first = sorted(options.strategies, key=lambda t: (t in found[t], -len(found[t])))
-    strategies = {leaf: options.strategies[table] for table in wide_first for leaf in found[table]}
-    tables = options.tables
-    if tables is not None:
-        tables = frozenset(leaf for table in tables for leaf in found[table])
-    return replace(options, tables=tables, strategies=strategies)
-
-
 def merge(
     source: str | None,
     target: str | None,
@@ -129,7 +114,7 @@ def merge(
             strategy, strategies, fire_triggers, schema, message, parse_name, tables
         )
         pair = find_pair(source, target)
-        chosen = _with_leaves(pair, chosen)
+        chosen = with_leaves(chosen, (pair.target, pair.source))
         if dry_run:
             outcome = rehearse(pair, chosen)
             return result_of(None, outcome, done=True)
@@ -201,7 +186,7 @@ def preview(
     try:
         chosen = parse_options(strategy, strategies, True, schema, None, parse_name, tables)
         pair = find_pair(source, target)
-        outcome = rehearse(pair, _with_leaves(pair, chosen))
+        outcome = rehearse(pair, with_leaves(chosen, (pair.target, pair.source)))
     except ReportedError as error:
         report(error)
     return [

@@ -26,7 +26,7 @@ from agent_branch.mergeoptions import Options, not_null
 from agent_branch.mergeoptions import options as parse_options
 from agent_branch.mergeplan import TablePlan, with_key
 from agent_branch.mergerun import MergeRun
-from agent_branch.mergescope import parse_name
+from agent_branch.mergescope import parse_name, with_leaves
 from agent_branch.mergetarget import Target
 from agent_branch.outcome import Line, Outcome, Result, result_of
 from agent_branch.progress import name_of
@@ -213,14 +213,17 @@ def revert(
 ) -> Result:
     """branch.revert.
 
-    Errors: 22023 arguments; 42501 no merge of the caller's; 3D000 its target is no more; 55000 it
-    has changed nothing, was taken back already, or what it changed is not kept; those of a merge.
+    Errors: 22023 arguments; 42P01 no such table; 42501 no merge of the caller's; 3D000 its target
+    is no more; 55000 it has changed nothing, was taken back already, or what it changed is not
+    kept; those of a merge.
     """
     try:
         not_null("merge_id", number)
         assert number is not None
         not_null("dry_run", dry_run)
         chosen = parse_options(strategy, strategies, fire_triggers, "stop", message, parse_name)
+        if chosen.strategies:
+            chosen = with_leaves(chosen, [find_merged(number).target])
         if dry_run:
             return result_of(None, rehearse(number, chosen), done=True)
         return run_revert(number, chosen)[0]
