@@ -169,14 +169,21 @@ WHERE b.datname = current_database()
     AND split_part(c.setting, '=', 1) IN ({_literals(LOADING_SETTINGS)})
 """
 
-# One row: is there a table of pg_cron's jobs, and may the role read it?
+# One row: is there a table of pg_cron's jobs, and may the role read it?  What else has the name may
+# be anybody's, also a view, which calls functions with the rights of who looks.
 CRON_TABLE = """
 SELECT
     c.oid IS NOT NULL,
     has_schema_privilege(c.relnamespace, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
 FROM (VALUES (1)) AS v (x)
 LEFT JOIN pg_namespace AS n ON n.nspname = 'cron'
-LEFT JOIN pg_class AS c ON n.oid = c.relnamespace AND c.relname = 'job'
+LEFT JOIN pg_class AS c ON n.oid = c.relnamespace AND c.relname = 'job' AND c.relkind = 'r'
+    AND EXISTS (
+        SELECT FROM pg_depend AS d
+        INNER JOIN pg_extension AS e ON d.refobjid = e.oid
+        WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+            AND d.refclassid = 'pg_extension'::regclass AND e.extname = 'pg_cron'
+    )
 """
 
 # (id, name, schedule, database, active)
