@@ -14,7 +14,11 @@ CREATE TABLE branch.merge_log (
     merged_by oid NOT NULL,
     strategy text NOT NULL,
     message text,
-    options jsonb NOT NULL DEFAULT '{}', -- noqa: RF04
+    options jsonb NOT NULL DEFAULT '{}' -- noqa: RF04
+    CHECK (
+        jsonb_typeof(options -> 'tables') = 'array'
+        AND NOT options @? 'strict $.tables[*] ? (@.type() <> "array" || @.size() <> 2)'
+    ),
     state text NOT NULL DEFAULT 'running'
     CHECK (state IN ('running', 'conflicts', 'resolved', 'committing', 'merged', 'failed')),
     started_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
@@ -152,7 +156,9 @@ SELECT pg_catalog.pg_extension_config_dump('branch.merge_decided', '');
 
 -- Whoever may say that one database has another one's changes could as well write such changes
 -- into the database that is theirs; hence the owner of either. Rows of tables are shown to who
--- merged them only.
+-- merged them only. All rows are looked at by garbage collection and by others' merges, so what
+-- would be an error there cannot be written down: options, numbers (nobody is granted to choose
+-- one), transactions of the future (pg_xact_status raises an error).
 
 CREATE FUNCTION branch._may_merge(source_id oid, target_id oid) RETURNS boolean
 LANGUAGE sql STABLE PARALLEL RESTRICTED
@@ -213,6 +219,7 @@ WITH CHECK (
         WHEN reverts IS null THEN branch._may_merge(source_id, target_id)
         ELSE source_snapshot IS null AND branch._may_revert(reverts, target_id)
     END
+    AND coalesce(pg_catalog.pg_xact_status(target_xid), '') IS NOT null
 );
 
 CREATE POLICY see ON branch.merge_conflicts FOR SELECT

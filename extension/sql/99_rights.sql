@@ -116,8 +116,12 @@ GRANT EXECUTE ON FUNCTION branch.suspend(text) TO public;
 GRANT EXECUTE ON FUNCTION branch.resume(text) TO public;
 
 -- Merging: tables are guarded by policies; in the databases the caller's rights count.
+GRANT SELECT ON TABLE branch.merge_log TO public;
+GRANT INSERT (
+    source_id, source_name, target_id, target_name, merged_by, strategy, message, options, reverts
+) ON TABLE branch.merge_log TO public;
 GRANT SELECT, INSERT ON TABLE
-branch.merge_log, branch.merge_conflicts, branch.merge_decided, branch.merge_changes TO public;
+branch.merge_conflicts, branch.merge_decided, branch.merge_changes TO public;
 GRANT UPDATE (
     state, finished_at, target_xid, base_snapshot, source_snapshot, fast_forward,
     rows_inserted, rows_updated, rows_deleted, conflicts, note, resolution, resolves
