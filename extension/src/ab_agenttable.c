@@ -48,7 +48,7 @@ static const char look_for_table[] =
 
 /* Schemas of users; that of this extension is nobody's business. */
 #define USER_SCHEMA \
-" n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'" \
+" n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'" \
 " AND NOT EXISTS (SELECT FROM pg_depend AS d INNER JOIN pg_extension AS e ON d.refobjid = e.oid" \
 " WHERE d.classid = 'pg_namespace'::regclass AND d.objid = n.oid AND d.deptype = 'e'" \
 " AND d.refclassid = 'pg_extension'::regclass AND e.extname = 'agent_branch')"

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from agent_branch.records import dataclass, field
 from agent_branch.schemadiff import ObjectId, SchemaObject
 from agent_branch.schematext import (
+    OWNED,
     RefusedError,
     comment,
     grants,
@@ -57,7 +58,8 @@ _CONSTANT = re.compile(
     r" DEFAULT (?:\(?-?[0-9.]+\)?|true|false|NULL|'(?:[^']|'')*')(?:::[a-z_ .\"0-9(),\[\]]+)?$"
 )
 _KEPT = re.compile(r"(?: STORAGE (PLAIN|EXTERNAL|MAIN|EXTENDED))?(?: COMPRESSION (pglz|lz4))?$")
-_IDENTITY = re.compile(r" GENERATED (?:ALWAYS|BY DEFAULT) AS IDENTITY")
+# At the end: names and defaults may have these words, too.
+_IDENTITY = re.compile(r" GENERATED (?:ALWAYS|BY DEFAULT) AS IDENTITY\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +189,13 @@ class _Planner:
 
     def _is_identity(self, column: str) -> bool:
         found = self.theirs.get(("column", column))
-        return found is not None and _IDENTITY.search(found.definition) is not None
+        return found is not None and _IDENTITY.search(_plain(found.definition)) is not None
 
     def _statements(self, one: SchemaObject) -> list[str]:
-        text, owner = without_owner(one.definition)
-        own = [] if owner is None else [owner_statement(one, owner)]
+        text, own = one.definition, list[str]()
+        if one.kind in OWNED:
+            text, owner = without_owner(text)
+            own = [] if owner is None else [owner_statement(one, owner)]
         match one.kind:
             case "sequence":
                 text, _, column = text.partition("\nOWNED BY ")
@@ -259,7 +263,7 @@ class _Planner:
 
     def _type(self, one: SchemaObject) -> str:
         """The definition as it is written in CREATE TABLE."""
-        text = _KEPT.sub("", one.definition, count=1)
+        text = _plain(one.definition)
         identity = _IDENTITY.search(text)
         if identity is None:
             return text
@@ -267,7 +271,7 @@ class _Planner:
             if other.kind == "sequence" and owned_by(other.definition) == one.name:
                 options = other.definition.partition("\n")[0].partition(" INCREMENT ")[2]
                 sequence = f" (SEQUENCE NAME {other.name} INCREMENT {options})"
-                return text[: identity.end()] + sequence + text[identity.end() :]
+                return text + sequence
         return text
 
     @staticmethod
@@ -280,6 +284,11 @@ class _Planner:
             for word, value in zip(("STORAGE", "COMPRESSION"), found.groups(), strict=True)
             if value
         ]
+
+
+def _plain(definition: str) -> str:
+    """Of a column, without what is set afterwards."""
+    return _KEPT.sub("", definition, count=1)
 
 
 def _keys_first(one: SchemaObject) -> tuple[bool, str]:

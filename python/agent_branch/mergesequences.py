@@ -24,7 +24,7 @@ _READABLE = Statement(
     f" JOIN pg_catalog.pg_class AS c ON c.oid {_EQ} s.seqrelid AND c.relpersistence {_NE} 't'"
     f" JOIN pg_catalog.pg_namespace AS n ON n.oid {_EQ} c.relnamespace"
     f" WHERE n.nspname {_NE} 'information_schema'"
-    " AND n.nspname OPERATOR(pg_catalog.!~~) 'pg\\_%'"
+    " AND n.nspname OPERATOR(pg_catalog.!~) '^pg_'"
     " AND pg_catalog.has_schema_privilege(n.oid, 'USAGE')"
     f" AND CASE WHEN c.relkind {_EQ} 'S'"
     " THEN pg_catalog.has_sequence_privilege(c.oid, 'SELECT') END"

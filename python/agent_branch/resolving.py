@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import plpy
 
 from agent_branch import deciding, mergelog
-from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
+from agent_branch.errors import INVALID_PARAMETER_VALUE, UNDEFINED_DATABASE, ReportedError
 from agent_branch.inside import report
 from agent_branch.logbook import Log, literal
 from agent_branch.merge import Decisions
@@ -86,7 +86,8 @@ def _decisions(number: int) -> dict[TableId, Decisions]:
 
 @dataclass(frozen=True, slots=True)
 class ToResolve:
-    """``reverts``: the merge that this one is to take back."""
+    """Databases by their names of today; ``reverts``: the merge that this one is to take back,
+    which knows them itself."""
 
     source: str
     target: str
@@ -97,10 +98,13 @@ class ToResolve:
 def _merge_to_resolve(number: int) -> ToResolve:
     with Log() as log:
         rows = log.rows(
-            "SELECT m.source_name, m.target_name, m.strategy, m.message, m.options::text, m.state,"
-            " m.reverts"
-            f" FROM branch.merge_log AS m WHERE m.id = {number}"
-            " AND pg_has_role(m.merged_by, 'USAGE')"
+            "SELECT m.source_name, s.datname, m.target_name, t.datname, m.strategy, m.message,"
+            " m.options::text, m.state, m.reverts FROM branch.merge_log AS m"
+            " LEFT JOIN pg_database AS s"
+            " ON s.oid = m.source_id AND branch._deleted_name(s.oid) IS NULL"
+            " LEFT JOIN pg_database AS t"
+            " ON t.oid = m.target_id AND branch._deleted_name(t.oid) IS NULL"
+            f" WHERE m.id = {number} AND pg_has_role(m.merged_by, 'USAGE')"
         )
     if not rows:
         raise ReportedError(
@@ -108,7 +112,7 @@ def _merge_to_resolve(number: int) -> ToResolve:
             f"the current role has made no merge {number}",
             hint="The view branch.merges lists merges; who merged decides about conflicts.",
         )
-    source, target, strategy, message, text, state, reverts = rows[0]
+    source, source_now, target, target_now, strategy, message, text, state, reverts = rows[0]
     if state != "conflicts":
         raise ReportedError(
             WRONG_STATE,
@@ -116,9 +120,16 @@ def _merge_to_resolve(number: int) -> ToResolve:
             detail=f"Its state is {state}.",
         )
     chosen = parse_options(strategy, None, True, "stop", message, parse_name)
+    for once, name in ((source, source_now), (target, target_now)):
+        if name is None and reverts is None:
+            raise ReportedError(
+                UNDEFINED_DATABASE,
+                f'database "{once}" does not exist',
+                detail=f"Merge {number} was of this database, which is no more.",
+            )
     return ToResolve(
-        source or "",
-        target or "",
+        source_now or "",
+        target_now or "",
         mergelog.with_recorded(chosen, text or "{}"),
         None if reverts is None else int(reverts),
     )

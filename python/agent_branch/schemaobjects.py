@@ -42,7 +42,7 @@ relations AS MATERIALIZED (
 _SCHEMAS = f"""
 schemas AS MATERIALIZED (
     SELECT n.* FROM pg_catalog.pg_namespace AS n
-    WHERE n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'
+    WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
         AND {_own("pg_namespace", "n.oid")}
 )"""
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 import re
 
 from agent_branch.schemadiff import SchemaObject
-from agent_branch.sqltext import quote_literal
+from agent_branch.sqltext import quote_ident, quote_literal
 
 _OWNER = "\nOWNER TO "
-_OWNED = {
+# Objects whose definitions end with their owner.
+OWNED = {
     "schema": "SCHEMA",
     "type": "TYPE",
     "sequence": "SEQUENCE",
@@ -36,7 +37,7 @@ _PRIVILEGES = {
 }
 
 _ENUM = re.compile(r"CREATE TYPE (.*) AS ENUM \((.*)\)", re.DOTALL)
-_LABEL = re.compile(r"'(?:[^']|'')*'")
+_LABEL = re.compile(r"E?'(?:[^']|'')*'")
 _IN_TABLE = re.compile(r'((?:"(?:[^"]|"")*"|[^".]+)\.(?:"(?:[^"]|"")*"|[^".]+))\.(.+)', re.DOTALL)
 _ACL = re.compile(r"((?:\"(?:[^\"]|\"\")*\"|[^=\"])*)=([a-zA-Z*]*)/(.*)", re.DOTALL)
 
@@ -63,7 +64,7 @@ def owned_by(definition: str) -> str:
 
 
 def owner_statement(one: SchemaObject, owner: str) -> str:
-    return f"ALTER {_OWNED[one.kind]} {one.name} OWNER TO {owner}"
+    return f"ALTER {OWNED[one.kind]} {one.name} OWNER TO {owner}"
 
 
 def table_and_part(name: str) -> tuple[str, str]:
@@ -91,10 +92,16 @@ def grants(one: SchemaObject) -> list[str]:
         if grantee == grantor:
             continue
         for letter, option in re.findall(r"([a-zA-Z])(\*?)", privileges):
-            to = grantee or "PUBLIC"
+            to = _role(grantee) if grantee else "PUBLIC"
             more = " WITH GRANT OPTION" if option else ""
             made.append(f"GRANT {_PRIVILEGES[letter]} ON {on} TO {to}{more}")
     return made
+
+
+def _role(name: str) -> str:
+    """A role as it stands in an ACL, where one of letters, digits and _ has no quotes: "Bob" and
+    "PUBLIC" would be others."""
+    return name if name.startswith('"') else quote_ident(name)
 
 
 def comment(one: SchemaObject) -> str:

@@ -43,7 +43,7 @@ READ_SEQUENCES = Statement(
     " FROM pg_catalog.pg_sequence AS s"
     " JOIN pg_catalog.pg_class AS c ON c.oid = s.seqrelid AND c.relpersistence <> 't'"
     " JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace"
-    " WHERE n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%'"
+    " WHERE n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'"
     " ORDER BY n.nspname, c.relname"
 )
 

@@ -212,6 +212,8 @@ class WritingSession(Session, Protocol):
 
 # Under these the text form of every value can be read back, and is the same in all databases,
 # and queries of the catalogs mean what they say.
+# standard_conforming_strings: definitions that one database writes are run in another one, where
+# the end of a literal must be where it was.
 # jit: guesses about arrays and catalogs make it pay never.  row_security: a policy that would
 # hide rows raises 42501; hidden rows would look deleted.
 SETTINGS: dict[str, str] = {
@@ -225,6 +227,7 @@ SETTINGS: dict[str, str] = {
     "quote_all_identifiers": "off",
     "row_security": "off",
     "search_path": "pg_catalog, pg_temp",
+    "standard_conforming_strings": "on",
     "TimeZone": "UTC",
     "xmloption": "content",
 }
@@ -237,6 +240,7 @@ ONLY_FOR_READING = (
     "IntervalStyle",
     "quote_all_identifiers",
     "search_path",
+    "standard_conforming_strings",
     "TimeZone",
 )
 

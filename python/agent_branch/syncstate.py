@@ -24,7 +24,7 @@ SELECT n.nspname, c.relname, CASE c.relreplident
     ELSE false END
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relkind = 'r' AND c.relpersistence = 'p'
-    AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'
+    AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
     AND NOT EXISTS (
         SELECT FROM pg_depend AS d WHERE d.deptype = 'e'
             AND d.classid = 'pg_class'::regclass AND d.objid = c.oid)

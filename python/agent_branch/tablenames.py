@@ -13,7 +13,7 @@ FROM_TABLES = """
     FROM pg_catalog.pg_class AS c
     JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
     WHERE c.relkind = 'r' AND c.relpersistence <> 't'
-        AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%'"""
+        AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'"""
 
 # Catalogs of large objects that the role may read.
 READABLE = (
