@@ -77,6 +77,10 @@ def settle(cluster: Cluster, shadow: Cluster) -> None:
     assert shadow.is_running(), shadow.log_tail()
     if not running:
         return
-    assert _databases(shadow) == _databases(cluster), f"databases on standby of {cluster.name}"
+    # Jobs and workers of the primary may be at it still.
+    cluster.wait_for(
+        lambda: _databases(shadow) == _databases(cluster),
+        what=f"databases on standby of {cluster.name} to be the same",
+    )
     for (name,) in cluster.sql(READABLE):
         shadow.sql(READ, dbname=str(name))

@@ -23,7 +23,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if path.stem != "ab_image"  # adoption images: WAL, no store
     )
     # Functions of the server that its library for programs has as well.
-    port = Path(pg_config("--pkglibdir")) / "libpgport.a"
+    folders = [Path(pg_config(option)) for option in ("--pkglibdir", "--libdir")]
+    port = next(path for path in (f / "libpgport.a" for f in folders) if path.exists())
     command = [
         "gcc",
         *["-std=gnu11", "-g", "-O1", "-D_GNU_SOURCE", "-DUSE_ASSERT_CHECKING"],
