@@ -287,6 +287,42 @@ def test_dropped_while_its_statistics_are_in_use(server: Cluster, branch: str, h
     assert "PANIC" not in server.log_text()
 
 
+def test_dropped_statistics_go(server: Cluster, branch: str) -> None:
+    """The entry of a branch that was dropped while it slept goes with the last session that had
+    it in use.  One that stays is in the server's memory for ever, and ends a server with
+    assertions when it stops."""
+    entry = "SELECT xact_commit FROM pg_stat_database WHERE datname = %s"
+    server.sql("SELECT count(*) FROM t", dbname=branch)
+    with server.connect() as reader:
+        assert reader.execute(entry, (branch,)).fetchone()
+        assert suspend(server, branch) is None
+        wait_for(lambda: not server.scalar(entry, (branch,)), what="the statistics to go")
+        server.sql("SELECT branch.delete(%s, hard => true)", (branch,))
+        reader.execute("SELECT count(*) FROM pg_stat_database")
+    start = len(server.log_text())
+    server.restart()
+    assert "terminated by signal" not in server.log_text()[start:]
+
+
+def test_statistics_when_a_drop_is_rolled_back(server: Cluster, branch: str) -> None:
+    """They come back once, although a session has had what was dropped in use all the time."""
+    counted = "SELECT sum(xact_commit) FROM pg_stat_database WHERE datname = %s"
+    with server.connect(branch) as conn:
+        for _ in range(500):
+            conn.execute("SELECT 1")
+        conn.execute("SELECT pg_stat_force_next_flush()")
+    wait_for(lambda: (server.scalar(counted, (branch,)) or 0) >= 500, what="the statistics")
+    with server.connect() as reader:
+        reader.execute(counted, (branch,))
+        assert suspend(server, branch) is None
+        wait_for(lambda: not server.scalar(counted, (branch,)), what="the statistics to go")
+        server.sql(f"BEGIN; SELECT branch.delete('{branch}', hard => true); ROLLBACK")
+        assert not server.scalar(counted, (branch,))
+        server.sql("SELECT 1", dbname=branch)
+        wait_for(lambda: (server.scalar(counted, (branch,)) or 0) >= 500, what="them to come back")
+        assert server.scalar(counted, (branch,)) < 1000
+
+
 def test_nobody_active_is_ended(server: Cluster, branch: str) -> None:
     """Clients connect, write and leave while the branch is suspended without pause.  Whoever
     is ended was idle: its statement has not begun, and nothing of it is there."""

@@ -103,8 +103,8 @@ SELECT
     d.datconnlimit < -1 AS is_invalid
 FROM pg_catalog.pg_database AS d
 WHERE
-    d.datname NOT LIKE 'agent\_branch\_deleted\_%'
-    AND d.datname NOT LIKE 'agent\_branch\_base\_%'
+    NOT pg_catalog.starts_with(d.datname, 'agent_branch_deleted_')
+    AND NOT pg_catalog.starts_with(d.datname, 'agent_branch_base_')
 UNION ALL
 SELECT
     d.oid,
@@ -113,7 +113,7 @@ SELECT
     branch._deleted_name(d.oid) IS NOT null AS is_deleted,
     d.datconnlimit < -1 AS is_invalid
 FROM pg_catalog.pg_database AS d
-WHERE d.datname LIKE 'agent\_branch\_deleted\_%';
+WHERE pg_catalog.starts_with(d.datname, 'agent_branch_deleted_');
 
 COMMENT ON VIEW branch._databases IS 'all databases but bases; deleted branches under the names that they had';
 COMMENT ON COLUMN branch._databases.oid IS 'OID';

@@ -392,22 +392,35 @@ drop_copied(const Moved *m)
 		pgstat_request_entry_refs_gc();
 }
 
+/*
+ * Not by pgstat_get_entry_ref(), which would make it another generation: then the last
+ * session that lets go of the one before leaves it where it is, for ever.  But one that
+ * has let go already, and is about to free it, has to find another one.
+ */
 void
 ab_suspendstats_before_drop(Oid db)
 {
 	PgStat_HashKey key;
 	PgStatShared_HashEntry *entry;
-	bool		dropped;
+	PgStatShared_Common *body;
 
 	memset(&key, 0, sizeof(key));
 	key.kind = PGSTAT_KIND_DATABASE;
 	key.dboid = db;
-	entry = dshash_find(pgStatLocal.shared_hash, &key, false);
-	dropped = entry != NULL && entry->dropped;
-	if (entry != NULL)
-		dshash_release_lock(pgStatLocal.shared_hash, entry);
-	if (dropped)
-		(void) pgstat_get_entry_ref(key.kind, db, InvalidOid, true, NULL);
+	entry = dshash_find(pgStatLocal.shared_hash, &key, true);
+	if (entry == NULL)
+		return;
+	if (entry->dropped)
+	{
+		if (pg_atomic_fetch_add_u32(&entry->refcount, 1) == 0)
+			pg_atomic_fetch_add_u32(&entry->generation, 1);
+		entry->dropped = false;
+
+		/* what it has is in the table, should the drop be rolled back */
+		body = dsa_get_address(pgStatLocal.dsa, entry->body);
+		memset(pgstat_get_entry_data(key.kind, body), 0, pgstat_get_entry_len(key.kind));
+	}
+	dshash_release_lock(pgStatLocal.shared_hash, entry);
 }
 
 /*

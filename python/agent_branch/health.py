@@ -58,7 +58,7 @@ def _transaction_ids() -> dict[str, Any]:
     return _row(
         "SELECT age(datfrozenxid) AS oldest_xid_age, datname AS oldest_database,"
         " current_setting('autovacuum_freeze_max_age')::integer AS freeze_max_age"
-        " FROM pg_database WHERE datname NOT LIKE 'agent\\_branch\\_snapshot\\_%'"
+        " FROM pg_database WHERE NOT pg_catalog.starts_with(datname, 'agent_branch_snapshot_')"
         " ORDER BY 1 DESC, 2 LIMIT 1"
     )
 

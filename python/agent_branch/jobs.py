@@ -106,7 +106,7 @@ RUN_JOB = (
 )
 OURS = (
     "SELECT jobid, jobname, schedule, command, database, active FROM cron.job"
-    f" WHERE username = '{joblist.ROLE}' AND jobname LIKE 'agent\\_branch\\_%'"
+    f" WHERE username = '{joblist.ROLE}' AND pg_catalog.starts_with(jobname, 'agent_branch_')"
 )
 
 
