@@ -52,6 +52,21 @@ def told(pages: Pages, user: str, function: str, **other: object) -> str:
             return f"{error.sqlstate} {error.diag.message_primary}"
 
 
+@pytest.mark.parametrize(
+    ("places", "others", "message"),
+    [
+        ("soup", "", '"soup" is no text of places of rows'),
+        ('{"(0,1)"', "", '"{"(0,1)"" is no text of places of rows'),
+        ('{"(0,x)"}', "", "is no text of places of rows"),
+        ('{"(0,1)","(0,2)"}', '{"(7,1)"}', "1 places cannot belong to 2"),
+    ],
+)
+def test_no_places(pages: Pages, places: str, others: str, message: str) -> None:
+    found = told(pages, "postgres", "_rows_apart", rows=places, others=others)
+    assert found.startswith("22023 ")
+    assert message in found
+
+
 LINES = {function: f"{2 if function == '_changed_pairs' else 1} lines" for function in FUNCTIONS}
 DENIED = "42501 permission denied for table public.p"
 POLICY = '42501 query would be affected by row-level security policy for table "public.p"'

@@ -37,6 +37,12 @@ REFUSED = {
         "22023",
         "differ in length",
     ),
+    "sides": (
+        "SELECT branch._changed_blocks("
+        "{p}, '{{1663,1663}}', '{{1,2}}', {p}, '{{1663}}', '{{1}}')",
+        "22023",
+        "arrays differ in length",
+    ),
     "ranges": (
         "SELECT branch._changed_rows({p}, 1663, 1, {p}, 1663, 1, '12345', 0, 0)",
         "22023",
@@ -56,6 +62,11 @@ REFUSED = {
         "SELECT branch._remote_send_each('{{1,2}}', '{{SELECT 1}}')",
         "22023",
         "differ in length",
+    ),
+    "twice": (
+        "SELECT branch._remote_copy(s, 'SELECT 1', s, 'there') FROM branch._remote_open('p') AS s",
+        "22023",
+        "a session is named twice",
     ),
     "nulls": (
         "SELECT branch._remote_send_each('{{null}}', '{{SELECT 1}}')",
