@@ -38,8 +38,7 @@ REFUSED = {
         "differ in length",
     ),
     "sides": (
-        "SELECT branch._changed_blocks("
-        "{p}, '{{1663,1663}}', '{{1,2}}', {p}, '{{1663}}', '{{1}}')",
+        "SELECT branch._changed_blocks({p}, '{{1663,1663}}', '{{1,2}}', {p}, '{{1663}}', '{{1}}')",
         "22023",
         "arrays differ in length",
     ),
