@@ -323,6 +323,16 @@ def test_statistics_when_a_drop_is_rolled_back(server: Cluster, branch: str) -> 
         assert server.scalar(counted, (branch,)) < 1000
 
 
+def test_temporary_tables_of_an_idle_session(server: Cluster, branch: str) -> None:
+    """A session that leaves drops its temporary tables first.  That is nothing that keeps the
+    branch awake."""
+    for _ in range(5):
+        with suppress(psycopg.OperationalError), server.connect(branch) as conn:
+            for table in range(30):
+                conn.execute(f"CREATE TEMPORARY TABLE t{table} (id int PRIMARY KEY, v text)")
+            assert suspend(server, branch) is None
+
+
 def test_nobody_active_is_ended(server: Cluster, branch: str) -> None:
     """Clients connect, write and leave while the branch is suspended without pause.  Whoever
     is ended was idle: its statement has not begun, and nothing of it is there."""

@@ -53,6 +53,7 @@ typedef struct pg_attribute_aligned(PG_CACHE_LINE_SIZE) AbActivitySlot
 
 	/* the owner's; readers take them when count is even and has not moved */
 	uint32		count;
+	bool		leaving;		/* as it was asked to; it may drop temporary tables yet */
 	TimestampTz running_since;	/* 0: no statement is running */
 	TimestampTz last_active;
 	AbUse		use;

@@ -56,6 +56,7 @@ typedef struct Guest
 	bool		holds;			/* a snapshot or a transaction id */
 	bool		counted;		/* it has a slot, hence is a client's */
 	bool		running;
+	bool		leaving;
 	TimestampTz last_active;
 } Guest;
 
@@ -70,6 +71,7 @@ look_at_slot(Guest *g, Oid db)
 		return;
 	g->counted = true;
 	g->running = slot->running_since != 0;
+	g->leaving = slot->leaving;
 	g->last_active = slot->last_active;
 }
 
@@ -248,12 +250,13 @@ count_clients(const Guest *guests, int n)
 	return nclients;
 }
 
-/* A client's process that has given its slot back; or it replicates. */
+/* A client's process that does as it was asked, or has given its slot back; or it replicates. */
 static bool
 may_be_leaving(const Guest *guests, int n)
 {
 	for (int i = 0; i < n; i++)
-		if (!guests[i].counted && !guests[i].autovacuum && !guests[i].worker)
+		if (guests[i].leaving ||
+			(!guests[i].counted && !guests[i].autovacuum && !guests[i].worker))
 			return true;
 	return false;
 }

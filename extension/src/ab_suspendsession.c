@@ -94,9 +94,10 @@ is_to_leave(const volatile AbActivitySlot *slot)
 }
 
 static void
-leave(const AbActivitySlot *slot)
+leave(AbActivitySlot *slot)
 {
 	leaving = true;
+	slot->leaving = true;
 	ereport(FATAL,
 			(errcode(ERRCODE_ADMIN_SHUTDOWN),
 			 errmsg("terminating connection because branch \"%s\" is suspended",
