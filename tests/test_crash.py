@@ -300,7 +300,7 @@ def small_disk(
     make_cluster: Callable[..., Cluster],
 ) -> Iterator[Callable[[str, int], tuple[Cluster, SmallDisk]]]:
     """``small_disk(directory, spare)``: a server one of whose directories has so much room."""
-    disks: list[SmallDisk] = []
+    disks: list[tuple[Cluster, SmallDisk]] = []
 
     def make(directory: str, spare: int) -> tuple[Cluster, SmallDisk]:
         server = make_cluster("full", {"autovacuum": "off"})
@@ -314,12 +314,13 @@ def small_disk(
         server.stop()
         place = server.data / directory
         disk = SmallDisk(place, disk_bytes(list(place.rglob("*"))) + spare)
-        disks.append(disk)
+        disks.append((server, disk))
         server.start()
         return server, disk
 
     yield make
-    for disk in disks:
+    for server, disk in disks:
+        server.kill()
         disk.release()
 
 
