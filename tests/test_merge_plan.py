@@ -30,6 +30,7 @@ from agent_branch.revert import from_json, inverse, to_json
 from agent_branch.rowqueries import mask_from
 from agent_branch.sequences import SequenceState, advanced
 from agent_branch.sqltext import (
+    TEXT,
     Limits,
     Row,
     Statement,
@@ -51,6 +52,7 @@ from agent_branch.tableshape import (
     mask_of,
     positions,
 )
+from agent_branch.widening import widened
 from hypothesis import HealthCheck, given, settings
 from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
@@ -732,3 +734,30 @@ def test_kept_actions(seed: int) -> None:
     for bad in ("", "i", "i\t0\t0", "x\t0\t0\t0", "u\ta\t1\t1\t1", "d\t0\t0\tone\t1"):
         with pytest.raises(ValueError, match="not an action"):
             from_line(bad)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "wider"),
+    [
+        ("smallint", "bigint", True),
+        ("integer", "numeric", True),
+        ("bigint", "integer", False),
+        ("bigint", "double precision", False),
+        ("numeric", "numeric(6,2)", False),
+        ("character varying(5)", "character varying(9)", True),
+        ("character varying(5)", "character varying(5)", False),
+        ("character varying(5)", "character varying", True),
+        ("character varying(5)", TEXT, True),
+        ("character varying(5)[]", "character varying(9)[]", False),
+        ("character varying(5)", "integer", False),
+        ("character varying", TEXT, False),
+        ("numeric(6,2)", "numeric(8,2)", True),
+        ("numeric(6,2)", "numeric(8,3)", False),
+        ("numeric(8,2)", "numeric(6,2)", False),
+        ("numeric(8,2)", "numeric(8,2)", False),
+    ],
+)
+def test_wider_types(before: str, after: str, wider: bool) -> None:
+    """Of which each value is one of the other by its text."""
+    one, other = (TableShape("public", "t", (Column("c", name),)) for name in (before, after))
+    assert widened(one, other) == ({"c"} if wider else set())

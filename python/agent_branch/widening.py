@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 from agent_branch.records import replace
 from agent_branch.sqltext import TEXT
 from agent_branch.tableshape import Column, TableShape
 
 _WHOLE = ("smallint", "integer", "bigint", "numeric")
-_VARCHAR = re.compile(r"character varying\((\d+)\)")
-_NUMERIC = re.compile(r"numeric\((\d+),(\d+)\)")
+_VARCHAR = "character varying"
+_NUMERIC = "numeric"
 
 
 def widened(before: TableShape, after: TableShape) -> set[str]:
@@ -37,18 +35,21 @@ def _is_wider(old: Column, new: Column) -> bool:
     one, other = old.type_name, new.type_name
     if one in _WHOLE and other in _WHOLE:
         return _WHOLE.index(one) < _WHOLE.index(other)
-    if (letters := _VARCHAR.fullmatch(one)) is not None:
-        if other in (TEXT, "character varying"):
-            return True
-        more = _VARCHAR.fullmatch(other)
-        return more is not None and int(more[1]) > int(letters[1])
-    digits, more = _NUMERIC.fullmatch(one), _NUMERIC.fullmatch(other)
-    return (
-        digits is not None
-        and more is not None
-        and digits[2] == more[2]
-        and int(digits[1]) < int(more[1])
+    letters, more = _modifiers(one, _VARCHAR), _modifiers(other, _VARCHAR)
+    if letters:
+        return other in (TEXT, _VARCHAR) or more > letters
+    (digits, scale), (more_digits, same_scale) = (
+        _modifiers(name, _NUMERIC) or (0, 0) for name in (one, other)
     )
+    return 0 < digits < more_digits and scale == same_scale
+
+
+def _modifiers(type_name: str, of: str) -> tuple[int, ...]:
+    """What stands in parentheses behind the name of a type; (): it is another type, or has none."""
+    name, _, rest = type_name.partition("(")
+    if name != of or not rest.endswith(")"):
+        return ()
+    return tuple(int(number) for number in rest[:-1].split(","))
 
 
 def _has_more_labels(old: Column, new: Column) -> bool:
