@@ -27,7 +27,8 @@ LEFT_OUT = {"cut_off_index", "failpoints", "live_full", "live_standby", "standby
 # length, or wants no checkpoint to come, which the images exceed.
 DESELECTED = (
     *("tablespace", "storage_commands", "durable_after_a_checkpoint", "changed_map_is_durable"),
-    *("origin_that_cannot_be_read", "reuses_its_snapshot", "busy_neighbours"),
+    *("interrupted_at_any_call", "origin_that_cannot_be_read"),
+    *("reuses_its_snapshot", "busy_neighbours"),
     "(test_torn_writes and test_power_cut)",
 )
 
