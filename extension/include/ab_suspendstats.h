@@ -21,7 +21,7 @@ extern void ab_suspendstats_tidy(void);
  * Called with the database locked, before it is dropped.  An entry that was dropped with the
  * others stays for a while, marked, if a session still has it in use: autovacuum's launcher,
  * or whoever has read pg_stat_database.  The server drops it after it has committed, when an
- * error is a PANIC, and to find it marked is one.  So it is made anew for that.
+ * error is a PANIC, and to find it marked is one.  So the mark is taken off for that.
  */
 extern void ab_suspendstats_before_drop(Oid db);
 

@@ -193,8 +193,7 @@ class Target:
         """Of one of its tables, as it is now.  Rows are being written: the settings are theirs."""
         self.execute(settings_statement())
         shapes = [table_from(row).shape for row in self.rows(TABLES)]
-        for statement in restore_statements():
-            self.execute(statement)
+        self._restore_settings()
         return next(shape for shape in shapes if shape.id == table)
 
     def _define(self, statement: str) -> str | None:
@@ -208,10 +207,13 @@ class Target:
 
     # ---- writing ----
 
-    def prepare(self, tables: Collection[TableId], *, fire_triggers: bool) -> None:
-        """Before rows are written; ``finish`` afterwards."""
+    def _restore_settings(self) -> None:
         for statement in restore_statements():
             self.execute(statement)
+
+    def prepare(self, tables: Collection[TableId], *, fire_triggers: bool) -> None:
+        """Before rows are written; ``finish`` afterwards."""
+        self._restore_settings()
         if fire_triggers:
             return
         found = self._triggers()
