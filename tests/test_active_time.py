@@ -85,10 +85,14 @@ def function(client: Client) -> None:
 
 def fast_path(client: Client) -> None:
     """Idle in a transaction after a call, while another session is not."""
+
+    def action() -> None:
+        row = client.conn.execute("SELECT 'nap_in_parts'::regproc::oid::int8").fetchone()
+        assert row is not None
+        call(client.conn, row[0], str(client.nap))
+
     client.run("BEGIN")
-    row = client.conn.execute("SELECT 'nap_in_parts'::regproc::oid::int8").fetchone()
-    assert row is not None
-    client.timed(lambda: call(client.conn, row[0], str(client.nap)))
+    client.timed(action)
     client.timed(lambda: client.holder.execute(f"SELECT pg_sleep({client.nap})"))
     client.run("COMMIT")
 
