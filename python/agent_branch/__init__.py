@@ -17,7 +17,7 @@ first in its group; what it uses comes after it, high to low.
   target takes it; ``outcome``; ``mergerun``, ``tablerun``: rows decided, ``conflictsets``,
   ``contested``, ``conflictsql``, ``clashes``: conflicts; below them
   - what it is about: ``mergeoptions``, ``mergescope``, ``mergeparts``, ``mergeplan``, ``widening``,
-    ``threeway``
+    ``newcolumns``, ``threeway``
   - what becomes of a row: ``merge``
   - how it is written: ``mergewrite``, ``mergetarget``; ``staging``: with few statements;
     ``carrier``, ``carrying``, ``carriage``: from pages; ``apply``, ``writes``, ``tableorder``,

@@ -151,6 +151,11 @@ CASE
     ELSE 'p' END"""
 
 
+# What rows have that are older than the column ``a``; null: they have null, or there are none.
+# The array of one element has the brackets of its own type, also if that is one of arrays.
+MISSING = """
+CASE WHEN a.atthasmissing THEN (a.attmissingval::pg_catalog.text::pg_catalog.text[])[1] END"""
+
 _COLUMNS = f"""
 SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
     'name', a.attname,
@@ -163,6 +168,7 @@ SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
     'stored', a.attnum::pg_catalog.text
         || CASE WHEN a.atthasmissing THEN ' ' || a.attmissingval::pg_catalog.text ELSE '' END
         || COALESCE(' ' || f.labels, ''),
+    'missing', {MISSING},
     'not_null', a.attnotnull,
     'generated', a.attgenerated <> '',
     'identity', a.attidentity) ORDER BY a.attnum)
@@ -347,6 +353,7 @@ def table_of(found: dict[str, Any]) -> Table:
                 definition=column["definition"],
                 exact=column["exact"],
                 stored=column["stored"],
+                missing=column["missing"],
                 number=column["number"],
                 bytes="b" if column["bytes"] == "p" and not column["exact"] else column["bytes"],
             )

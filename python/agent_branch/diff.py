@@ -90,17 +90,17 @@ def diff_rows(
             yield from paired(shape, before, pairs, limits, extra)
             return
     for batch in batches(after.rows(scan(shape, plan.blocks, extra)), limits, size_of):
-        for n, _, other, changed in _different(shape, before, batch, extra):
+        for n, _, other, changed in _different(plan.before, before, batch, extra):
             yield _change(shape, other, batch[n], changed, width)
     # What differs is known already where the other row lies in a page that was read.
-    for batch in batches(before.rows(scan(shape, plan.blocks, extra)), limits, size_of):
+    for batch in batches(before.rows(scan(plan.before, plan.blocks, extra)), limits, size_of):
         for n, block, other, changed in _different(shape, after, batch, extra):
             if other is None or block not in plan.blocks:
                 yield _change(shape, batch[n], other, changed, width)
 
 
 def can_pair(plan: TableDiff) -> bool:
-    return not plan.blocks.whole and plan.shape.exact_key
+    return not plan.blocks.whole and plan.shape.exact_key and not plan.lacking
 
 
 def paired(

@@ -7,7 +7,8 @@ read.  Where a side's files were rewritten, or cannot tell, both are read whole.
 from __future__ import annotations
 
 from agent_branch.blocks import ALL, Blocks
-from agent_branch.records import dataclass
+from agent_branch.records import dataclass, replace
+from agent_branch.sqltext import Value
 from agent_branch.tableshape import Column, TableShape, common_key
 
 
@@ -33,13 +34,20 @@ class TableDiff:
 
     ``shape``: what is compared, which is the columns that both have, under the names of both;
     its key is what rows are matched by, empty if they can only be counted.  ``blocks``: what is
-    read on either side.  ``reason``: why they are read whole, empty if they are not.
+    read on either side.  ``reason``: why they are read whole, empty if they are not.  ``lacking``:
+    columns of ``shape`` that the version before has not got, as TableShape has them.
     """
 
     shape: TableShape
     blocks: Blocks
     reason: str
     pages_read: int
+    lacking: tuple[tuple[str, Value], ...] = ()
+
+    @property
+    def before(self) -> TableShape:
+        """``shape`` as the version before is read."""
+        return replace(self.shape, lacking=self.lacking) if self.lacking else self.shape
 
     @property
     def counted(self) -> bool:

@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterable
 
 from agent_branch.diffplan import TableDiff, TableState, plan_diff
 from agent_branch.hints import Literal
+from agent_branch.newcolumns import added_alike
 from agent_branch.records import dataclass, replace
-from agent_branch.sqltext import TEXT
+from agent_branch.sqltext import TEXT, Value
 from agent_branch.tableshape import (
     Column,
     TableShape,
@@ -58,7 +59,8 @@ def plan_table(
     """Plan the merge of one table, given its three versions; None where it does not exist.
 
     ``changed`` of ours and theirs counts from the base, whose own is empty.  A column that only
-    ours has keeps what it has, or gets its default; ``lenient``: tables and columns that only one
+    ours has keeps what it has, or gets its default; one that both have added alike is merged as if
+    the base had it; ``lenient``: tables and columns that only one
     of the two has are left as they are.  ``added``: columns that ours has got from theirs;
     ``vetted``: so are labels of enums, and nothing else about types differs.
     """
@@ -81,10 +83,12 @@ def plan_table(
         if lenient:
             return TablePlan("nothing", theirs.shape, reason="the target has dropped the table")
         return TablePlan("conflict", theirs.shape, reason="the target has dropped the table")
-    different = _different_columns(base, ours, theirs, lenient, added, vetted)
+    lacking = tuple(one for one in added_alike(base, ours, theirs) if one[0] not in added)
+    named = {*added, *(name for name, _ in lacking)}
+    different = _different_columns(base, ours, theirs, lenient, named, vetted)
     if different:
         return TablePlan("conflict", ours.shape, reason=different)
-    return _plan_rows(base, ours, theirs)
+    return _plan_rows(base, ours, theirs, lacking)
 
 
 def _made_by_both(ours: TableState, theirs: TableState) -> TablePlan:
@@ -96,12 +100,19 @@ def _made_by_both(ours: TableState, theirs: TableState) -> TablePlan:
     return TablePlan("conflict", shape, reason="both have made a table of this name")
 
 
-def _plan_rows(base: TableState, ours: TableState, theirs: TableState) -> TablePlan:
+def _plan_rows(
+    base: TableState,
+    ours: TableState,
+    theirs: TableState,
+    lacking: tuple[tuple[str, Value], ...],
+) -> TablePlan:
     key = common_key([ours.shape, theirs.shape, as_wide(base.shape, theirs.shape)])
-    shape = with_key(restricted(ours.shape, _common_columns(base, ours, theirs)), key)
+    common = _common_columns(base, ours, theirs).union(name for name, _ in lacking)
+    shape = with_key(restricted(ours.shape, common), key)
     # A preview: the target has not got labels yet that values of the source have.
     shape = _readable(shape, theirs.shape)
     diff = plan_diff(base, theirs, _readable(shape, base.shape, theirs.shape))
+    diff = replace(diff, lacking=lacking)
     if shape.key:
         return TablePlan("rows", shape, diff, reason=diff.reason)
     other = plan_diff(base, ours, shape)
@@ -110,7 +121,7 @@ def _plan_rows(base: TableState, ours: TableState, theirs: TableState) -> TableP
     reason = diff.reason or other.reason
     if ours.shape.key or theirs.shape.key:
         reason = "the key was changed: rows are counted"
-    return TablePlan("counts", shape, TableDiff(shape, blocks, reason, pages), reason)
+    return TablePlan("counts", shape, TableDiff(shape, blocks, reason, pages, lacking), reason)
 
 
 def _readable(shape: TableShape, *sides: TableShape) -> TableShape:

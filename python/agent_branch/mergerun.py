@@ -79,7 +79,8 @@ class MergeRun:
         elif plan.course == "counts":
             assert plan.theirs is not None
             shape, blocks = plan.theirs.shape, plan.theirs.blocks
-            counted = [bags.lines(side, shape, blocks) for side in (base, self.ours, theirs)]
+            sides = (base, plan.theirs.before), (self.ours, shape), (theirs, shape)
+            counted = [bags.lines(side, version, blocks) for side, version in sides]
             self.collect_counts(plan, bags.merge_counts(*counted))
 
     def collect_counts(self, plan: TablePlan, actions: Iterable[Recount]) -> None:

@@ -30,11 +30,11 @@ def scan(
     columns = ", ".join([*listed, *extra])
     ranges = blocks.ranges
     if ranges is None:
-        return Statement(f"SELECT {columns} FROM {shape.only} AS t")
+        return Statement(f"SELECT {columns} FROM {shape.rows} AS t")
     # OFFSET 0 keeps the subquery apart, so that the bounds are constants to its plan.
     return Statement(
         f"SELECT {columns} FROM {unnest(1, 2)} AS b (low, high),"
-        f" LATERAL (SELECT t.* FROM {shape.only} AS t"
+        f" LATERAL (SELECT t.* FROM {shape.rows} AS t"
         " WHERE t.ctid OPERATOR(pg_catalog.>=) b.low::pg_catalog.tid"
         " AND t.ctid OPERATOR(pg_catalog.<) b.high::pg_catalog.tid OFFSET 0) AS t",
         (
@@ -84,7 +84,7 @@ def match(
     return Statement(
         f"SELECT {', '.join(answer)} FROM (SELECT u.n OPERATOR(pg_catalog.-) 1 AS n,"
         f" {', '.join(casts)} FROM {unnest(1, len(parameters))} WITH ORDINALITY"
-        f" AS u ({', '.join(names)}, n)) AS r LEFT JOIN {shape.only} AS t ON {joined}{filtered}",
+        f" AS u ({', '.join(names)}, n)) AS r LEFT JOIN {shape.rows} AS t ON {joined}{filtered}",
         tuple(parameters),
         len(keys),
     )
@@ -142,7 +142,7 @@ def by_place(shape: TableShape, extra: Sequence[str] = ()) -> tuple[str, str]:
     """A query of rows like ``scan``, in two parts; the text of a tid[] goes between them."""
     columns = ", ".join([*(f"t.{column.sql}" for column in shape.columns), *extra])
     return (
-        f"SELECT {columns} FROM {shape.only} AS t WHERE t.ctid OPERATOR(pg_catalog.=) ANY ('",
+        f"SELECT {columns} FROM {shape.rows} AS t WHERE t.ctid OPERATOR(pg_catalog.=) ANY ('",
         "'::pg_catalog.tid[])",
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from agent_branch.hints import Collection, Iterable, Iterator, Sequence
 from agent_branch.records import dataclass, field, replace
-from agent_branch.sqltext import TEXT, Row, qualified, quote_ident
+from agent_branch.sqltext import TEXT, Row, Value, qualified, quote_ident, quote_literal
 
 # Referential actions that change other rows than the ones a statement names.
 CASCADING = frozenset("cnd")
@@ -36,6 +36,8 @@ class Column:
     equal values: its number, what rows have that are older than it, and the labels of enums in
     the order of the numbers that stand for them.
 
+    ``missing``: what rows have, as text, that are older than the column and were not written since.
+
     ``number``: in pg_attribute.  ``bytes``: what the bytes of two values say: 'p' they are the
     same if and only if their bytes are, 'b' if their bytes are, 'u' nothing.
     """
@@ -49,6 +51,7 @@ class Column:
     definition: str = ""
     exact: bool = field(default=False, compare=False)
     stored: str = field(default="", compare=False)
+    missing: Value = field(default=None, compare=False)
     number: int = field(default=0, compare=False)
     bytes: str = field(default="u", compare=False)
 
@@ -124,6 +127,9 @@ class TableShape:
     ``key``: positions of the columns that identify a row, none of them null: those of the
     primary key, else of the replica identity index.  Empty: there is none, and rows can only
     be counted.  ``other_keys``: further sets of columns that are unique and never null.
+
+    ``lacking``: columns that the table does not have where it is read, and the texts that its rows
+    have in them all the same.
     """
 
     schema: str
@@ -133,6 +139,7 @@ class TableShape:
     other_keys: tuple[tuple[int, ...], ...] = ()
     uniques: tuple[Unique, ...] = ()
     foreign_keys: tuple[ForeignKey, ...] = ()
+    lacking: tuple[tuple[str, Value], ...] = ()
 
     @property
     def id(self) -> tuple[str, str]:
@@ -146,6 +153,17 @@ class TableShape:
     def only(self) -> str:
         """The table without tables that inherit from it."""
         return f"ONLY {self.sql}"
+
+    @property
+    def rows(self) -> str:
+        """What rows are read from: the table, with the columns that it is lacking."""
+        if not self.lacking:
+            return self.only
+        others = ", ".join(
+            f"{'NULL' if text is None else quote_literal(text)}::{TEXT} AS {quote_ident(name)}"
+            for name, text in self.lacking
+        )
+        return f"(SELECT t.*, t.ctid, {others} FROM {self.only} AS t)"
 
     @property
     def stored(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from agent_branch.catalog import (
     EXACT,
+    MISSING,
     Table,
     table_from,
     table_of,
@@ -45,6 +46,7 @@ SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
     'bytes', {what_bytes_say(f"'{_EQUALS}'")},
     'stored', a.attnum::pg_catalog.text
         || CASE WHEN a.atthasmissing THEN ' ' || a.attmissingval::pg_catalog.text ELSE '' END,
+    'missing', {MISSING},
     'not_null', a.attnotnull,
     'identity', a.attidentity) ORDER BY a.attnum)
 FROM pg_catalog.pg_attribute AS a
