@@ -3,7 +3,7 @@ SELECT l.lanpltrusted AS trusted, l.lanplcallfoid::regproc AS handler, l.laninli
     l.lanvalidator::regproc AS validator
 FROM pg_language AS l WHERE l.lanname = 'agent_branch_python';
 
--- As a user sees it; what was raised where stays in the context.
+-- As a user sees it; where a statement failed stays in the context.
 CREATE FUNCTION asking(wanted text) RETURNS void LANGUAGE agent_branch_python AS $$
 if wanted == 'x':
     plpy.error('branch "x" does not exist', detail='facts', hint='next step', sqlstate='3D000')
@@ -65,7 +65,8 @@ WITH said AS (
     ]) WITH ORDINALITY AS e (how, n)
 )
 
-SELECT n, ours[1] AS ours, theirs[1] AS theirs, ours[2] AS code, ours[2:] = theirs[2:] AS same
+SELECT n, ours[1] AS ours, theirs[1] AS theirs, ours[2] AS code, ours[2:9] = theirs[2:9] AS same,
+    ours[10] LIKE 'Traceback%' AS traced
 FROM said ORDER BY n;
 
 -- Only names that PL/Python has put there go, and only one; Python's own say that something is broken.
@@ -114,6 +115,14 @@ SELECT rows_until(0, 'plpy.error("text", detail="d", hint="h", sqlstate="3D000")
 SELECT * FROM rows_until(2, 'plpy.execute("SELECT 1 / 0")');
 \echo :LAST_ERROR_SQLSTATE
 SELECT * FROM rows_until(2, '[][1]');
+-- With the DETAIL, too, as the package raises them.
+CREATE FUNCTION reported() RETURNS SETOF int LANGUAGE agent_branch_python AS $$
+from agent_branch.errors import ReportedError
+from agent_branch.inside import report
+yield 1
+report(ReportedError("3D000", "text", detail="facts", hint="next step"))
+$$;
+SELECT * FROM reported();
 
 -- Procedures that commit, and errors after that.
 CREATE PROCEDURE filling(how text) LANGUAGE agent_branch_python AS $$

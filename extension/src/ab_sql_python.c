@@ -5,7 +5,9 @@
  * PL/Python puts the name of the exception before the text of every error that comes out of a
  * function: 'plpy.Error: branch "x" does not exist'.  To who calls a function of the extension
  * it is all the same what that is written in.  So these functions have a language of their own,
- * whose handler calls PL/Python's and takes the name away again; all other fields stay.
+ * whose handler calls PL/Python's and takes the name away again.  Of errors that a function
+ * raises itself it takes the traceback out of the context, too: that is for who writes functions.
+ * All other fields stay.
  * PL/Python knows a function by its OID and never asks for its language.  The names of Python's
  * own exceptions ('KeyError: ...') stay: with these it is the extension that is wrong.
  *
@@ -18,6 +20,14 @@
 #include "utils/memutils.h"
 
 PG_FUNCTION_INFO_V1(ab_sql_python_handler);
+
+/* Between message and DETAIL, where the package raises an error (inside.py). */
+#define DETAIL_FOLLOWS '\x1f'
+
+/* How the text of what plpy.error() raised begins. */
+#define RAISED "plpy.Error: "
+
+#define TRACEBACK "Traceback (most recent call last):\n"
 
 /*
  * Behind the name of an exception that PL/Python made of an error, and put before its text;
@@ -43,21 +53,50 @@ behind_exception(char *text)
 	return NULL;
 }
 
+/* The context without the traceback that it begins with; its lines are indented. */
+static char *
+behind_traceback(char *context)
+{
+	if (context == NULL || strncmp(context, TRACEBACK, strlen(TRACEBACK)) != 0)
+		return context;
+	context += strlen(TRACEBACK);
+	while (*context == ' ')
+	{
+		char	   *end = strchr(context, '\n');
+
+		if (end == NULL)
+			return NULL;
+		context = end + 1;
+	}
+	return context;
+}
+
 /*
- * An error that comes after a set's first row is all in the DETAIL: the message is only that
- * there is no next one, and the DETAIL it had itself is lost already.
+ * An error of a function that returns a set is all in the DETAIL: the message is only that there
+ * is no next row, and the DETAIL it had itself is lost, unless it came with the message.
  */
 static void
 name_no_exception(ErrorData *error)
 {
-	char	   *text = behind_exception(error->message);
+	char	   *said = error->message;
+	char	   *text = behind_exception(said);
+	char	   *detail;
 
 	if (text == NULL)
 	{
-		text = behind_exception(error->detail);
+		said = error->detail;
+		text = behind_exception(said);
 		if (text == NULL)
 			return;
 		error->detail = NULL;
+	}
+	if (strncmp(said, RAISED, strlen(RAISED)) == 0)
+		error->context = behind_traceback(error->context);
+	detail = strchr(text, DETAIL_FOLLOWS);
+	if (detail != NULL)
+	{
+		*detail = '\0';
+		error->detail = detail + 1;
 	}
 	error->message = text;
 }

@@ -7,10 +7,19 @@ import plpy
 from agent_branch.errors import READ_ONLY_TRANSACTION, ReportedError
 from agent_branch.hints import Any, NoReturn, Sequence
 
+# What the language of these functions puts the two apart by (ab_sql_python.c).
+_DETAIL_FOLLOWS = "\x1f"
+
 
 def report(error: ReportedError) -> NoReturn:
-    """Raise it in the server, with all its parts."""
-    plpy.error(error.message, **error.fields())
+    """Raise it in the server, with all its parts.
+
+    PL/Python would forget the DETAIL of a function that returns a set: it comes with the message.
+    """
+    fields = error.fields()
+    detail = fields.pop("detail", None)
+    text = error.message if detail is None else f"{error.message}{_DETAIL_FOLLOWS}{detail}"
+    plpy.error(text, **fields)
     raise error  # plpy.error has raised already
 
 
