@@ -280,8 +280,18 @@ def abandoned_number(statement: str) -> bool:
     return statement.startswith(("VACUUM FULL pg_", "REINDEX TABLE pg_"))
 
 
+# What libpq says of a server that was killed or is about to be.
+GONE = re.compile(
+    r"server closed the connection|connection is (closed|lost)|[Cc]onnection (refused|reset)"
+    r"|No such file|Broken pipe|could not (send|receive)|no connection to the server"
+    r"|consuming input failed|the database system is|terminating connection"
+)
+
+
 def lost_connection(error: psycopg.Error) -> bool:
-    return error.sqlstate is None or error.sqlstate.startswith(("57P", "08"))
+    if error.sqlstate is None:
+        return GONE.search(str(error)) is not None
+    return error.sqlstate.startswith(("57P", "08"))
 
 
 class Storm:
@@ -328,6 +338,7 @@ class Storm:
             thread.join(LONG)
             assert not thread.is_alive(), "a client of the storm hangs"
         self._threads = []
+        print(f"storm: {self.steps} steps; refused: {self.refused}")
         if check:
             assert self.errors == [], "statements of the parent failed:\n" + "\n".join(self.errors)
 
@@ -363,6 +374,8 @@ class Storm:
         except psycopg.Error as error:
             if not lost_connection(error):
                 self.errors.append(f"client {number}: {error.sqlstate} {error}")
+            else:
+                print(f"storm: client {number} ends: {error}")
 
     def _session(self, conn: Conn, rng: random.Random, what: str | Action | None) -> str | Action:
         """One statement after the other, the first one given or not, until told to end.
