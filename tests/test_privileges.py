@@ -241,6 +241,14 @@ CASES: dict[str, Case] = {
         f"SELECT branch._require_merge(m.id) FROM {OWN_MERGES} AS m"
     ),
     "branch._merge_snapshot": owners(f"SELECT branch._merge_snapshot({BRANCH}, {VAULT})"),
+    # by hand nobody, superusers neither: test_security.py
+    "branch._merge_lock": Case(f"SELECT branch._merge_lock({BRANCH}, {VAULT})", ()),
+    "branch._remote_open_book": Case("SELECT branch._remote_open_book('read committed')", ()),
+    "branch._remote_open_target": Case("SELECT branch._remote_open_target('vault')", ()),
+    "branch._written_by_merges": superusers(
+        "CREATE TEMP TABLE written (id int); CREATE TRIGGER t BEFORE INSERT ON written"
+        " FOR EACH STATEMENT EXECUTE FUNCTION branch._written_by_merges()"
+    ),
     "branch._merge_over": everybody("SELECT branch._merge_over(max(id)) FROM branch.merge_log"),
     "branch._may_merge": everybody(f"SELECT branch._may_merge({BRANCH}, {VAULT})"),
     "branch._merge_state": everybody("SELECT branch._merge_state(pg_current_xact_id())"),
@@ -338,27 +346,27 @@ def vault(cluster: Cluster) -> Cluster:
         conn.execute("SELECT branch.delete('gone')")
         conn.execute("SELECT create_agent_branch('1', 'vault')")
         conn.execute("SELECT branch.schedule_snapshots('vault', '1 year', '1 day', 'top_secret')")
-        conn.execute(
-            "INSERT INTO branch.merge_log (source_id, source_name, target_id, target_name,"
-            " merged_by, strategy, message) SELECT a.oid, a.datname, b.oid, b.datname,"
-            " 'platform'::regrole, 'manual', 'top_secret'"
-            " FROM pg_database AS a, pg_database AS b"
-            " WHERE a.datname = 'vault_branch' AND b.datname = 'vault'"
-        )
-        conn.execute("UPDATE branch.merge_log SET state = 'conflicts'")
-        conn.execute(
-            "INSERT INTO branch.merge_conflicts (merge_id, n, kind, our_row)"
-            " SELECT id, 1, 'update_update', to_jsonb('classified'::text) FROM branch.merge_log"
-        )
-        conn.execute(
-            "INSERT INTO branch.merge_decided (merge_id, n, rows, conflicts)"
-            """ SELECT id, 1, 1, '{"our_row": "classified"}' FROM branch.merge_log"""
-        )
-        conn.execute(
-            "INSERT INTO branch.merge_changes (merge_id, n, table_schema, table_name, shape, rows,"
-            " changes) SELECT id, 1, 'public', 'secrets', '[]', 1, 'classified'"
-            " FROM branch.merge_log"
-        )
+    cluster.sql(
+        "INSERT INTO branch.merge_log (source_id, source_name, target_id, target_name,"
+        " merged_by, strategy, message) SELECT a.oid, a.datname, b.oid, b.datname,"
+        " 'platform'::regrole, 'manual', 'top_secret'"
+        " FROM pg_database AS a, pg_database AS b"
+        " WHERE a.datname = 'vault_branch' AND b.datname = 'vault'"
+    )
+    cluster.sql("UPDATE branch.merge_log SET state = 'conflicts'")
+    cluster.sql(
+        "INSERT INTO branch.merge_conflicts (merge_id, n, kind, our_row)"
+        " SELECT id, 1, 'update_update', to_jsonb('classified'::text) FROM branch.merge_log"
+    )
+    cluster.sql(
+        "INSERT INTO branch.merge_decided (merge_id, n, rows, conflicts)"
+        """ SELECT id, 1, 1, '{"our_row": "classified"}' FROM branch.merge_log"""
+    )
+    cluster.sql(
+        "INSERT INTO branch.merge_changes (merge_id, n, table_schema, table_name, shape, rows,"
+        " changes) SELECT id, 1, 'public', 'secrets', '[]', 1, 'classified'"
+        " FROM branch.merge_log"
+    )
     return cluster
 
 

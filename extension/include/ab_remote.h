@@ -6,8 +6,9 @@
  * no password, no pg_hba line, nothing but that role's privileges, and no way back to
  * the role that the caller has logged in as.  It works under the settings of that role
  * in that database (statement_timeout and so on), except that search_path is
- * pg_catalog, pg_temp, and that lock_timeout is 10 s where the settings have none: the
- * deadlock detector does not see that the caller waits for the worker.
+ * pg_catalog, pg_temp, and that lock_timeout is what the calling session has said itself, by
+ * SET or when it connected, else 10 s where the settings have none: the deadlock detector
+ * does not see that the caller waits for the worker.
  *
  * Rows come through a queue of fixed size: a worker whose rows are not read waits.
  *
@@ -35,6 +36,14 @@ typedef enum AbRemoteAccess
 	AB_REMOTE_READ_WRITE
 } AbRemoteAccess;
 
+/* The last two are for functions of the extension alone (ab_sql_remote.c sees to that). */
+typedef enum AbRemotePurpose
+{
+	AB_REMOTE_FOR_ANYTHING,
+	AB_REMOTE_FOR_TARGET,		/* writes what is merged: holds ab_mergelock.h's lock there */
+	AB_REMOTE_FOR_BOOK			/* writes merges down (ab_remote_is_book) */
+} AbRemotePurpose;
+
 typedef struct AbRemoteOptions
 {
 	AbRemoteAccess access;
@@ -48,6 +57,7 @@ typedef struct AbRemoteOptions
 	 * to a database leaves there (relation cache, 160 kB) is removed again.
 	 */
 	bool		autocommit;
+	AbRemotePurpose purpose;
 } AbRemoteOptions;
 
 typedef struct AbRemoteColumn
@@ -97,6 +107,14 @@ extern void ab_remote_open_ahead(Oid db, const AbRemoteOptions *options);
  */
 extern int	ab_remote_number(AbRemote *session);
 extern AbRemote *ab_remote_find(int number);
+
+extern AbRemotePurpose ab_remote_purpose(const AbRemote *session);
+
+/*
+ * In any process: is it the worker of a session in which merges are written down?  That runs
+ * what functions of the extension have put together, and nothing else.
+ */
+extern bool ab_remote_is_book(void);
 
 /* Name of the database that it is in. */
 extern const char *ab_remote_database(const AbRemote *session);

@@ -12,6 +12,20 @@ AS 'MODULE_PATHNAME', 'ab_sql_remote_open';
 COMMENT ON FUNCTION branch._remote_open(text, boolean, text)
 IS 'opens a session in another database, one transaction there, that ends with the transaction here; its number';
 
+CREATE FUNCTION branch._remote_open_book(isolation text) RETURNS integer
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_remote_open_book';
+
+COMMENT ON FUNCTION branch._remote_open_book(text)
+IS 'the same here, to write a merge down; for functions that merge';
+
+CREATE FUNCTION branch._remote_open_target(db text) RETURNS integer
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_remote_open_target';
+
+COMMENT ON FUNCTION branch._remote_open_target(text)
+IS 'the same to write what is merged, one at a time; for functions that merge';
+
 CREATE FUNCTION branch._remote_run(
     session integer,
     statements text,

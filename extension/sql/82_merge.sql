@@ -3,7 +3,15 @@
 -- A merge is written down by transactions of its own, before and after that of the target: what
 -- happens to the caller's does not matter. Its row names the target's transaction before that
 -- commits, so whoever looks later knows what became of it. Rows are written with the rights of
--- who merges; policies say who may.
+-- who merges; policies say who may. But only sessions that functions of the extension have opened
+-- for it write them (branch._written_by_merges): nobody says by hand that something was merged.
+
+CREATE FUNCTION branch._written_by_merges() RETURNS trigger
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_written_by_merges';
+
+COMMENT ON FUNCTION branch._written_by_merges()
+IS 'before a table of merges is written: an error but for merges, and those who restore a dump';
 
 CREATE TABLE branch.merge_log (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -79,6 +87,9 @@ COMMENT ON COLUMN branch.merge_log.system_id IS 'system identifier of the cluste
 
 CREATE TRIGGER restored_row BEFORE INSERT ON branch.merge_log
 FOR EACH ROW EXECUTE FUNCTION branch._restored_row('merge');
+CREATE TRIGGER written_by_merges BEFORE INSERT OR UPDATE ON branch.merge_log
+FOR EACH STATEMENT EXECUTE FUNCTION branch._written_by_merges();
+ALTER TABLE branch.merge_log ENABLE ALWAYS TRIGGER written_by_merges;
 
 SELECT pg_catalog.pg_extension_config_dump('branch.merge_log', '');
 SELECT pg_catalog.pg_extension_config_dump('branch.merge_log_id_seq', '');
@@ -126,6 +137,9 @@ COMMENT ON COLUMN branch.merge_conflicts.system_id IS 'system identifier of the 
 
 CREATE TRIGGER restored_row BEFORE INSERT ON branch.merge_conflicts
 FOR EACH ROW EXECUTE FUNCTION branch._restored_row('here');
+CREATE TRIGGER written_by_merges BEFORE INSERT OR UPDATE ON branch.merge_conflicts
+FOR EACH STATEMENT EXECUTE FUNCTION branch._written_by_merges();
+ALTER TABLE branch.merge_conflicts ENABLE ALWAYS TRIGGER written_by_merges;
 
 SELECT pg_catalog.pg_extension_config_dump('branch.merge_conflicts', '');
 
@@ -151,6 +165,9 @@ COMMENT ON COLUMN branch.merge_decided.system_id IS 'system identifier of the cl
 
 CREATE TRIGGER restored_row BEFORE INSERT ON branch.merge_decided
 FOR EACH ROW EXECUTE FUNCTION branch._restored_row('here');
+CREATE TRIGGER written_by_merges BEFORE INSERT OR UPDATE ON branch.merge_decided
+FOR EACH STATEMENT EXECUTE FUNCTION branch._written_by_merges();
+ALTER TABLE branch.merge_decided ENABLE ALWAYS TRIGGER written_by_merges;
 
 SELECT pg_catalog.pg_extension_config_dump('branch.merge_decided', '');
 
@@ -264,9 +281,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT EXISTS (
     SELECT FROM pg_locks AS l
-    WHERE l.locktype = 'advisory' AND l.classid = 1094864199 AND l.objid = $1
-        AND l.objsubid = 2 AND l.mode = 'ExclusiveLock' AND l.granted
-        AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+    WHERE l.locktype = 'advisory' AND l.database = 0 AND l.classid = 1094864199
+        AND l.objid = $1 AND l.objsubid = 171 AND l.mode = 'ExclusiveLock' AND l.granted
 )
 $$;
 
@@ -455,6 +471,13 @@ ORDER BY 1
 $$;
 
 COMMENT ON FUNCTION branch.conflict_rows(bigint) IS 'all conflicts of a merge, decided ones too';
+
+CREATE FUNCTION branch._merge_lock(source_id oid, target_id oid) RETURNS void
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ab_sql_merge_lock';
+
+COMMENT ON FUNCTION branch._merge_lock(oid, oid)
+IS 'keeps others from merging into target, and into source, for the transaction; for functions that merge';
 
 CREATE FUNCTION branch._merge_snapshot(source_id oid, target_id oid) RETURNS text
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE

@@ -29,6 +29,9 @@ COMMENT ON COLUMN branch.merge_changes.system_id IS 'system identifier of the cl
 
 CREATE TRIGGER restored_row BEFORE INSERT ON branch.merge_changes
 FOR EACH ROW EXECUTE FUNCTION branch._restored_row('here');
+CREATE TRIGGER written_by_merges BEFORE INSERT OR UPDATE ON branch.merge_changes
+FOR EACH STATEMENT EXECUTE FUNCTION branch._written_by_merges();
+ALTER TABLE branch.merge_changes ENABLE ALWAYS TRIGGER written_by_merges;
 
 SELECT pg_catalog.pg_extension_config_dump('branch.merge_changes', '');
 

@@ -46,6 +46,8 @@ GRANT EXECUTE ON FUNCTION branch.set_default(text) TO public;
 
 -- Reaching other databases: with the caller's rights there.
 GRANT EXECUTE ON FUNCTION branch._remote_open(text, boolean, text) TO public;
+GRANT EXECUTE ON FUNCTION branch._remote_open_book(text) TO public;
+GRANT EXECUTE ON FUNCTION branch._remote_open_target(text) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_run(integer, text, boolean) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_columns(integer) TO public;
 GRANT EXECUTE ON FUNCTION branch._remote_fetch(integer, integer) TO public;
@@ -115,7 +117,8 @@ GRANT SELECT ON TABLE branch.metrics TO pg_monitor;
 GRANT EXECUTE ON FUNCTION branch.suspend(text) TO public;
 GRANT EXECUTE ON FUNCTION branch.resume(text) TO public;
 
--- Merging: tables are guarded by policies; in the databases the caller's rights count.
+-- Merging: tables are guarded by policies, and written by merges only (branch._written_by_merges);
+-- in the databases the caller's rights count.
 GRANT SELECT ON TABLE branch.merge_log TO public;
 GRANT INSERT (
     source_id, source_name, target_id, target_name, merged_by, strategy, message, options, reverts
@@ -132,6 +135,7 @@ GRANT EXECUTE ON FUNCTION branch._may_merge(oid, oid) TO public;
 GRANT EXECUTE ON FUNCTION branch._may_revert(bigint, oid) TO public;
 GRANT EXECUTE ON FUNCTION branch._is_merging(oid) TO public;
 GRANT EXECUTE ON FUNCTION branch._merge_state(pg_catalog.xid8) TO public;
+GRANT EXECUTE ON FUNCTION branch._merge_lock(oid, oid) TO public;
 GRANT EXECUTE ON FUNCTION branch._merge_snapshot(oid, oid) TO public;
 GRANT EXECUTE ON FUNCTION branch._merge_over(bigint) TO public;
 GRANT EXECUTE ON FUNCTION branch._decided_conflicts(bigint) TO public;

@@ -450,7 +450,8 @@ find_ahead(Oid db, const AbRemoteOptions *options)
 		if (session->ahead && session->db == db && session->role == GetUserId() &&
 			session->options.access == options->access &&
 			session->options.isolation == options->isolation &&
-			session->options.autocommit == options->autocommit)
+			session->options.autocommit == options->autocommit &&
+			session->options.purpose == options->purpose)
 		{
 			session->ahead = false;
 			session->opener = GetCurrentSubTransactionId();
@@ -491,6 +492,12 @@ ab_remote_find(int number)
 	while (session != NULL && session->number != number)
 		session = session->next;
 	return session != NULL && session->role == GetUserId() ? session : NULL;
+}
+
+AbRemotePurpose
+ab_remote_purpose(const AbRemote *session)
+{
+	return session->options.purpose;
 }
 
 const char *

@@ -44,12 +44,23 @@
 #include "utils/syscache.h"
 #include "utils/timeout.h"
 
+#include "ab_mergelock.h"
+
 PGDLLEXPORT void ab_remote_main(Datum arg);
 
 #define LOCK_TIMEOUT_DEFAULT "10s"
 
 /* Statements and plans of one request. */
 static MemoryContext request_context = NULL;
+
+/* Nothing that a user can call or set makes it true. */
+static bool is_book = false;
+
+bool
+ab_remote_is_book(void)
+{
+	return is_book;
+}
 
 /* ---- connecting ---- */
 
@@ -455,11 +466,16 @@ run_share(const char *request, Size size)
 /* ---- requests ---- */
 
 static void
-begin(void)
+begin(const AbRemoteTask *task)
 {
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	BeginTransactionBlock();
+	CommitTransactionCommand();
+	if (task->options.purpose != AB_REMOTE_FOR_TARGET)
+		return;
+	StartTransactionCommand();
+	ab_mergelock_take_inside();
 	CommitTransactionCommand();
 }
 
@@ -479,7 +495,7 @@ static void
 serve(AbRemoteTask *task, shm_mq_handle *requests)
 {
 	if (!task->options.autocommit)
-		begin();
+		begin(task);
 	for (;;)
 	{
 		Size		size;
@@ -504,7 +520,7 @@ serve(AbRemoteTask *task, shm_mq_handle *requests)
 		{
 			commit();
 			pgstat_report_stat(false);
-			begin();
+			begin(task);
 		}
 		else if (request[0] == AB_REMOTE_LOAD)
 			run_load(request + 1, requests);
@@ -616,5 +632,6 @@ ab_remote_main(Datum arg)
 	process_session_preload_libraries();
 	apply_settings(&task->options);
 	set_client_encoding(task->encoding);
+	is_book = task->options.purpose == AB_REMOTE_FOR_BOOK;
 	serve_and_note_errors(task, requests);
 }

@@ -1,7 +1,9 @@
 /*
  * ab_sql_merge.c
- *	  branch._merge_snapshot: the state of a database that is merged into another one;
- *	  branch._merge_over: the target has it; branch._require_merge: whose it is.
+ *	  branch._merge_lock: one merge at a time; branch._merge_snapshot: the state of a
+ *	  database that is merged into another one; branch._merge_over: the target has it;
+ *	  branch._require_merge: whose it is; branch._written_by_merges: that nobody else writes
+ *	  it down.
  *
  * Backends in the control database.  The snapshot is taken as the owner of the extension's
  * tables would take it: who merges needs no right to branch, only those that are checked
@@ -13,23 +15,30 @@
 #include "catalog/pg_database.h"
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
+#include "commands/trigger.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/rel.h"
 #include "utils/syscache.h"
 
 #include "ab_catalogrows.h"
 #include "ab_events.h"
+#include "ab_mergelock.h"
+#include "ab_remote.h"
 #include "ab_settings.h"
 #include "ab_sql.h"
+#include "ab_sql_python.h"
 #include "ab_sql_snapshot.h"
 #include "ab_tables.h"
 
+PG_FUNCTION_INFO_V1(ab_sql_merge_lock);
 PG_FUNCTION_INFO_V1(ab_sql_merge_snapshot);
 PG_FUNCTION_INFO_V1(ab_sql_merge_over);
 PG_FUNCTION_INFO_V1(ab_sql_require_merge);
+PG_FUNCTION_INFO_V1(ab_sql_written_by_merges);
 
 /* Is the caller let in, and does it own the database? */
 static bool
@@ -66,6 +75,30 @@ check_may_merge(Oid source, Oid target, char **source_name)
 				 errdetail("Role \"%s\" owns neither of them.",
 						   GetUserNameFromId(GetUserId(), true)),
 				 errhint("Have the owner of one of them merge, or a superuser.")));
+}
+
+/*
+ * Whoever could take it at any time could hold up others' merges.  One that takes a merge back
+ * locks the target alone, and has seen to it that the merge is the caller's.
+ */
+Datum
+ab_sql_merge_lock(PG_FUNCTION_ARGS)
+{
+	Oid			source = PG_GETARG_OID(0);
+	Oid			target = PG_GETARG_OID(1);
+	char	   *name;
+
+	ab_require_control_database();
+	if (!ab_sql_python_is_running())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to lock databases for a merge"),
+				 errdetail("Only functions of the extension that merge do so."),
+				 errhint("branch.merge() merges.")));
+	if (source != target)
+		check_may_merge(source, target, &name);
+	ab_mergelock_take(source, target);
+	PG_RETURN_VOID();
 }
 
 Datum
@@ -153,4 +186,29 @@ ab_sql_require_merge(PG_FUNCTION_ARGS)
 				 errhint("The view branch.merges lists merges; who merged sees the conflicts.")));
 	SPI_finish();
 	PG_RETURN_VOID();
+}
+
+/*
+ * Before statements that write the tables of merges.  Users have the privileges, because it is
+ * with their rights that merges are written down, by sessions in which nothing else is run;
+ * elsewhere it is for those who restore a dump.
+ */
+Datum
+ab_sql_written_by_merges(PG_FUNCTION_ARGS)
+{
+	Relation	table;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("branch._written_by_merges() must be called as a trigger")));
+	table = ((TriggerData *) fcinfo->context)->tg_relation;
+	if (!ab_remote_is_book() && !has_privs_of_role(GetUserId(), table->rd_rel->relowner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to write table \"branch.%s\"",
+						RelationGetRelationName(table)),
+				 errdetail("Only functions of the extension that merge do so."),
+				 errhint("branch.merge() merges.")));
+	return PointerGetDatum(NULL);
 }

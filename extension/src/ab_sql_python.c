@@ -11,9 +11,14 @@
  * PL/Python knows a function by its OID and never asks for its language.  The names of Python's
  * own exceptions ('KeyError: ...') stay: with these it is the extension that is wrong.
  *
+ * The language is not trusted, so only superusers make functions in it, and what a function of
+ * the extension runs in this process is the extension's own: statements with a fixed
+ * search_path, no triggers of others.  So what is for functions of the extension alone can
+ * ask whether one is running.
+ *
  * Backends, in every database that has the functions.  No locks; a crash leaves nothing.
  */
-#include "ab_compat.h"
+#include "ab_sql_python.h"
 
 #include "fmgr.h"
 #include "utils/elog.h"
@@ -28,6 +33,14 @@ PG_FUNCTION_INFO_V1(ab_sql_python_handler);
 #define RAISED "plpy.Error: "
 
 #define TRACEBACK "Traceback (most recent call last):\n"
+
+static bool is_running = false;
+
+bool
+ab_sql_python_is_running(void)
+{
+	return is_running;
+}
 
 /*
  * Behind the name of an exception that PL/Python made of an error, and put before its text;
@@ -122,16 +135,19 @@ ab_sql_python_handler(PG_FUNCTION_ARGS)
 {
 	PGFunction	handler = plpython_handler();
 	MemoryContext caller = CurrentMemoryContext;
+	bool		outer = is_running;
 	Datum		result;
 
 	PG_TRY();
 	{
+		is_running = true;
 		result = handler(fcinfo);
 	}
 	PG_CATCH();
 	{
 		ErrorData  *error;
 
+		is_running = outer;
 		MemoryContextSwitchTo(caller);
 		error = CopyErrorData();
 		FlushErrorState();
@@ -139,5 +155,6 @@ ab_sql_python_handler(PG_FUNCTION_ARGS)
 		ReThrowError(error);
 	}
 	PG_END_TRY();
+	is_running = outer;
 	return result;
 }

@@ -3,7 +3,9 @@
  *	  Sessions in other databases for PL/Python and SQL: branch._remote_*.
  *
  * Backends in the control database.  A session is named by its number, which only the
- * role that opened it can use; everything else is ab_remote.h's.
+ * role that opened it can use; everything else is ab_remote.h's.  Sessions of merges are
+ * opened and used while a function of the extension runs, and never by others: what such a
+ * one has left open ends with the transaction.
  */
 #include "ab_compat.h"
 
@@ -23,9 +25,12 @@
 #include "ab_settings.h"
 #include "ab_softdelete.h"
 #include "ab_sql.h"
+#include "ab_sql_python.h"
 #include "ab_storagefiles.h"
 
 PG_FUNCTION_INFO_V1(ab_sql_remote_open);
+PG_FUNCTION_INFO_V1(ab_sql_remote_open_book);
+PG_FUNCTION_INFO_V1(ab_sql_remote_open_target);
 PG_FUNCTION_INFO_V1(ab_sql_sides_ahead);
 PG_FUNCTION_INFO_V1(ab_sql_remote_run);
 PG_FUNCTION_INFO_V1(ab_sql_remote_columns);
@@ -77,7 +82,8 @@ session_of(int number)
 {
 	AbRemote   *session = ab_remote_find(number);
 
-	if (session == NULL)
+	if (session == NULL ||
+		(ab_remote_purpose(session) != AB_REMOTE_FOR_ANYTHING && !ab_sql_python_is_running()))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("there is no such session in another database"),
@@ -197,6 +203,45 @@ ab_sql_remote_open(PG_FUNCTION_ARGS)
 		options.access = PG_GETARG_BOOL(1) ? AB_REMOTE_READ_ONLY : AB_REMOTE_READ_WRITE;
 	options.isolation = parse_isolation(ab_sql_text(fcinfo, 2));
 	PG_RETURN_INT32(ab_remote_number(ab_remote_open(find_database(name), &options)));
+}
+
+static void
+require_own_function(void)
+{
+	ab_require_control_database();
+	if (!ab_sql_python_is_running())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to open a session of a merge"),
+				 errdetail("Only functions of the extension that merge do so."),
+				 errhint("branch.merge() merges.")));
+}
+
+Datum
+ab_sql_remote_open_book(PG_FUNCTION_ARGS)
+{
+	AbRemoteOptions options = {
+		.access = AB_REMOTE_READ_WRITE,
+		.purpose = AB_REMOTE_FOR_BOOK
+	};
+
+	require_own_function();
+	options.isolation = parse_isolation(ab_sql_required_text(fcinfo, 0, "isolation"));
+	PG_RETURN_INT32(ab_remote_number(ab_remote_open(MyDatabaseId, &options)));
+}
+
+Datum
+ab_sql_remote_open_target(PG_FUNCTION_ARGS)
+{
+	AbRemoteOptions options = {
+		.access = AB_REMOTE_READ_WRITE,
+		.isolation = XACT_READ_COMMITTED,
+		.purpose = AB_REMOTE_FOR_TARGET
+	};
+
+	require_own_function();
+	PG_RETURN_INT32(ab_remote_number(ab_remote_open(find_database(ab_sql_required_text(fcinfo, 0, "db")),
+													&options)));
 }
 
 /* InvalidOid: it has none, or none that is connected to by its own name. */

@@ -156,7 +156,7 @@ def attempt(pair: Pair, make: Callable[[Target], Attempt]) -> Merged:
     ready to be committed or closed."""
     left_out: list[Clash] = []
     while True:
-        target = Target(pair.target, pair.target_id)
+        target = Target(pair.target)
         one = make(target)
         run, outcome = one.collect(locking=True)
         for clash in left_out:

@@ -158,7 +158,7 @@ def resolve(number: int, names: tuple[str, str], options: Options, reverts: int 
     """The merge, done, under a number of its own.  Raises ``UnfitError``, and errors of merges."""
     found = _find(number, names, options, reverts)
     theirs = _open_source(found)
-    target = Target(found.pair.target, found.pair.target_id)
+    target = Target(found.pair.target)
     try:
         tables = _write(found, target)
     except UnfitError:

@@ -2,6 +2,9 @@
 the server.
 
 They are not the caller's: what the target does cannot be rolled back by that, so neither can they.
+They have the caller's rights, but nobody else can write what they write: their sessions can only be
+opened and used while a function of the extension runs.  So nothing is run in them that the caller
+could have put together.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ def control_database() -> str:
 
 def _open(isolation: str) -> Remote:
     """A session in the control database; nothing waits for it to be there."""
-    remote = Remote(control_database(), read_only=False, isolation=isolation)
+    remote = Remote.book(isolation)
     # Somebody's setting would make policies errors.
     send_each([remote], ["SET row_security = on; SET synchronous_commit = on"])
     return remote

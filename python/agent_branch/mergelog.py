@@ -1,9 +1,9 @@
 """The rows that say what became of a merge (branch.merge_log, branch.merge_conflicts).
 
-They are written by transactions of their own in the control database, with the caller's rights:
-what the target does cannot be rolled back by the caller's transaction, so neither can they.  The
-row names the target's transaction before that commits; whatever is killed then, its fate is
-known to the server (pg_xact_status).
+They are written by transactions of their own in the control database, with the caller's rights,
+but nobody else can (logbook.py): what the target does cannot be rolled back by the caller's
+transaction, so neither can they.  The row names the target's transaction before that commits;
+whatever is killed then, its fate is known to the server (pg_xact_status).
 """
 
 from __future__ import annotations
@@ -19,10 +19,6 @@ from agent_branch.mergeparts import Base
 from agent_branch.records import dataclass, replace
 from agent_branch.sqltext import Limits, batches, quote_literal
 from agent_branch.tableorder import TableId
-
-# First key of advisory locks: who merges holds (LOCK, OID of the target), and that of the source
-# in shared mode.  View branch.merges knows it.
-LOCK = 1094864199
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +42,12 @@ class Begun:
 def lock_pair(pair: Pair) -> None:
     """One merge into a database at a time, and none out of it; until the transaction ends.
 
-    A source that is the target is locked as the target.
-
-    In the order of their OIDs, so that nobody waits in a circle.
+    A source that is the target is locked as the target.  Errors: 42501, 55P03.
     """
-    plan = plpy.prepare(
-        "SELECT CASE WHEN $3 THEN pg_advisory_xact_lock_shared($1, $2)"
-        " ELSE pg_advisory_xact_lock($1, $2) END",
-        ["int4", "int4", "bool"],
+    plpy.execute(
+        plpy.prepare("SELECT branch._merge_lock($1, $2)", ["oid", "oid"]),
+        [pair.source_id, pair.target_id],
     )
-    for oid in sorted({pair.source_id, pair.target_id}):
-        signed = oid - (1 << 32) if oid >= 1 << 31 else oid
-        plpy.execute(plan, [LOCK, signed, oid != pair.target_id])
 
 
 _OVER = "UPDATE branch.merge_log SET finished_at = clock_timestamp() WHERE id = {}"

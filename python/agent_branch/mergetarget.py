@@ -9,8 +9,6 @@ import plpy
 
 from agent_branch.catalog import TABLES, table_from
 from agent_branch.errors import ReportedError
-from agent_branch.logbook import control_database
-from agent_branch.mergelog import LOCK
 from agent_branch.remote import Remote, send_each
 from agent_branch.sqltext import (
     Refusal,
@@ -67,18 +65,16 @@ def refusal_of(error: plpy.SPIError) -> Refusal | None:
 
 
 class Target:
-    """A ``WritingSession`` in the target.  Nothing of it stays unless ``commit`` returns."""
+    """A ``WritingSession`` in the target.  Nothing of it stays unless ``commit`` returns.
 
-    def __init__(self, database: str, oid: int) -> None:
+    Who was killed while it committed may not be over yet: that is waited for.
+    """
+
+    def __init__(self, database: str) -> None:
         self.database = database
-        self._remote = Remote(database, read_only=False, isolation="read committed")
+        self._remote = Remote.target(database)
         self._disabled: list[tuple[str, str, str]] = []
         commands = [f"SET LOCAL temp_buffers = '{TEMP_BUFFERS}'", settings_commands()]
-        # Who was killed while it committed may not be over yet.  In the control database it held
-        # the very lock that the caller holds.
-        if database != control_database():
-            signed = oid - (1 << 32) if oid >= 1 << 31 else oid
-            commands.insert(0, f"SELECT pg_advisory_xact_lock({LOCK}, {signed})")
         # Nothing waits for it here: other sessions begin side by side.
         send_each([self._remote], ["; ".join(commands)])
 

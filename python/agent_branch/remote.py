@@ -36,6 +36,26 @@ class Remote:
             [db, read_only, isolation],
         )
 
+    @classmethod
+    def book(cls, isolation: str) -> Remote:
+        """One in the control database that may write merges down.
+
+        This one and the next are for functions of the extension: 42501 for others, who cannot use
+        them either.
+        """
+        return cls._of("SELECT branch._remote_open_book($1)", isolation)
+
+    @classmethod
+    def target(cls, db: str) -> Remote:
+        """One that writes what is merged, in ``db``, when no other one does (55P03)."""
+        return cls._of("SELECT branch._remote_open_target($1)", db)
+
+    @classmethod
+    def _of(cls, opening: str, argument: str) -> Remote:
+        session = cls.__new__(cls)
+        session._number = _value(opening, ["text"], [argument])
+        return session
+
     @property
     def number(self) -> int:
         return self._number

@@ -194,7 +194,7 @@ def rehearse(number: int, options: Options) -> Outcome:
     """Collect only; constraints are not asked."""
     pair = find_merged(number)
     check_merged(number)
-    target = Target(pair.target, pair.target_id)
+    target = Target(pair.target)
     with Log("repeatable read") as log:
         run, outcome = Undoing(options, target, log, number).collect(locking=False)
     run.close()
