@@ -55,13 +55,99 @@ def test_locked_rows(server: Cluster, b: str) -> None:
                 server.sql("SELECT branch.merge(%s)", (b,))
         said = caught.value.diag
         assert said.message_primary == 'could not lock the rows to be merged in database "main"'
-        assert said.message_detail == "Canceling statement due to lock timeout (lock_timeout)."
+        assert said.message_detail == (
+            "Canceling statement due to lock timeout."
+            ' In database "main", with a lock_timeout of 100 ms.'
+        )
         assert said.message_hint == "Merge when there are fewer long transactions."
         state = "SELECT state FROM branch.merges WHERE source_name = %s"
         assert server.sql(state, (b,)) == [("failed",)]
         assert server.sql("SELECT rows_applied FROM branch.merge(%s)", (b,)) == [(2,)]
     finally:
         server.sql("ALTER DATABASE main RESET lock_timeout")
+
+
+def refused(server: Cluster, call: str, *settings: str) -> psycopg.errors.Diagnostic:
+    """What a call says that is given up, in a session with settings."""
+    with server.connect() as conn:
+        for setting in settings:
+            conn.execute(f"SET {setting}")
+        with pytest.raises(psycopg.OperationalError) as caught:
+            conn.execute(f"SELECT {call}")
+        # No merge is left waiting, and none has been done.
+        assert server.sql("SELECT FROM branch.merges WHERE state IN ('running', 'merged')") == []
+        return caught.value.diag
+
+
+def test_the_callers_lock_timeout(server: Cluster, b: str) -> None:
+    """What the caller has SET counts in the other databases, before what these say."""
+    server.sql("ALTER DATABASE main SET lock_timeout = '300s'")
+    try:
+        with server.connect("main", autocommit=False) as other:
+            other.execute("LOCK TABLE t IN ROW EXCLUSIVE MODE")
+            said = refused(server, f"branch.merge('{b}')", "lock_timeout = '150ms'")
+            assert said.sqlstate == "55P03"
+            assert said.message_primary == "could not lock the tables to be merged"
+            assert said.message_detail == (
+                "Their writers did not leave a moment within 0.15 s (lock_timeout)."
+            )
+            other.execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
+            for call in ("preview_merge('b')", "diff_summary('b')", "diff('b', 'main', 't')"):
+                said = refused(server, f"branch.{call}", "lock_timeout = '150ms'")
+                assert said.sqlstate == "55P03"
+                assert said.message_detail == ('In database "main", with a lock_timeout of 150 ms.')
+        server.sql("INSERT INTO t VALUES (3, 3)", dbname="main")
+        with server.connect(b, autocommit=False) as other:
+            other.execute("LOCK TABLE t IN ROW EXCLUSIVE MODE")
+            said = refused(server, f"branch.sync('{b}')", "lock_timeout = '150ms'")
+            assert said.message_primary == "could not lock the tables to be merged"
+    finally:
+        server.sql("ALTER DATABASE main RESET lock_timeout")
+        server.sql("DELETE FROM t WHERE id = 3", dbname="main")
+    assert server.sql("SELECT rows_applied FROM branch.merge(%s)", (b,)) == [(2,)]
+
+
+def test_waiting_for_another_merge(server: Cluster, b: str) -> None:
+    """Up to the caller's lock_timeout, and to its statement_timeout."""
+    with server.connect(autocommit=False) as other:
+        other.execute("SELECT branch.merge(%s, dry_run => false, strategy => 'ours')", (b,))
+        server.sql("DELETE FROM branch.merge_log")
+        said = refused(server, f"branch.merge('{b}')", "lock_timeout = '150ms'")
+        assert said.sqlstate == "55P03"
+        assert said.message_primary == (
+            'could not begin to merge, because database "main" is being merged'
+        )
+        assert said.message_detail == "That was not over within 150 ms (lock_timeout)."
+        said = refused(server, f"branch.merge('{b}')", "statement_timeout = '150ms'")
+        assert said.sqlstate == "57014"
+        assert said.message_detail is None, "its own"
+
+
+def test_the_callers_statement_timeout(server: Cluster, b: str) -> None:
+    with server.connect("main", autocommit=False) as other:
+        other.execute("SELECT FROM t WHERE id = 1 FOR UPDATE")
+        said = refused(server, f"branch.merge('{b}')", "statement_timeout = '300ms'")
+    assert said.sqlstate == "57014"
+    assert said.message_detail is None, "its own"
+    assert server.sql("SELECT rows_applied FROM branch.merge(%s)", (b,)) == [(2,)]
+
+
+def test_a_statement_timeout_of_the_target(server: Cluster, b: str) -> None:
+    """The caller has none, and does not know of that one."""
+    server.sql("ALTER DATABASE main SET statement_timeout = '300ms'")
+    try:
+        with server.connect("main", autocommit=False) as other:
+            other.execute("SELECT FROM t WHERE id = 1 FOR UPDATE")
+            said = refused(server, f"branch.merge('{b}')")
+    finally:
+        server.sql("ALTER DATABASE main RESET statement_timeout")
+    assert said.sqlstate == "57014"
+    assert said.message_primary == "canceling statement due to statement timeout"
+    assert said.message_detail == 'In database "main" it is 300 ms for this role.'
+    assert said.message_hint == (
+        "Raise it there, with ALTER DATABASE or ALTER ROLE ... SET statement_timeout."
+    )
+    assert server.sql("SELECT rows_applied FROM branch.merge(%s)", (b,)) == [(2,)]
 
 
 def test_nothing_left_by_triggers(server: Cluster) -> None:

@@ -24,6 +24,7 @@ typedef struct AbRemoteTask
 	bool		closed;			/* the database takes no connections but this one */
 	bool		leave_no_cache; /* the relation cache file is to go with the worker */
 	AbRemoteOptions options;
+	int			lock_timeout;	/* that the caller has said itself, in ms; 0: none */
 
 	/* but this: counted up by all who share blocks (ab_rowshare.c) */
 	pg_atomic_uint32 blocks_taken;
@@ -33,6 +34,10 @@ typedef struct AbRemoteTask
 	 * the middle of a message that the queue has no room for, it can send no other one.
 	 */
 	volatile sig_atomic_t ended_by;
+
+	/* And this, before it sends an error: which of its settings that may be due to, in ms. */
+	volatile int lock_timeout_there;
+	volatile int statement_timed_out;	/* 0: it was not that */
 } AbRemoteTask;
 
 /* The segment: the task, the answers' queue, the requests' queue. */

@@ -38,6 +38,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
+#include "utils/guc_tables.h"
 #include "utils/memutils.h"
 #include "utils/relcache.h"
 #include "utils/syscache.h"
@@ -324,6 +325,22 @@ check_database(Oid db, bool *has_cache, bool *closed)
 	return name;
 }
 
+/*
+ * What was said by SET, or when the caller connected: that is meant for what it does in other
+ * databases, too.  The array moves when settings are added; what it points to stays.
+ */
+static int
+said_lock_timeout(void)
+{
+	static struct config_generic *setting = NULL;
+	struct config_generic **vars = get_guc_variables();
+
+	for (int i = 0; setting == NULL && i < GetNumConfigOptions(); i++)
+		if (strcmp(vars[i]->name, "lock_timeout") == 0)
+			setting = vars[i];
+	return setting != NULL && setting->source >= PGC_S_CLIENT ? LockTimeout : 0;
+}
+
 /* A read-only transaction does not write elsewhere either. */
 static void
 make_segment(AbRemote *session, Oid db, const AbRemoteOptions *options, bool has_cache,
@@ -342,6 +359,8 @@ make_segment(AbRemote *session, Oid db, const AbRemoteOptions *options, bool has
 	task->closed = closed;
 	task->leave_no_cache = options->autocommit && !has_cache;
 	task->options = *options;
+	if (options->purpose != AB_REMOTE_FOR_BOOK)
+		task->lock_timeout = said_lock_timeout();
 	if (XactReadOnly)
 		task->options.access = AB_REMOTE_READ_ONLY;
 

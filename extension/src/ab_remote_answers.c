@@ -70,6 +70,25 @@ readable(char *text)
 	return text;
 }
 
+/* The caller may have no such setting, or another one. */
+static void
+tell_timeout(AbRemote *session, ErrorData *error)
+{
+	const AbRemoteTask *task = dsm_segment_address(session->seg);
+
+	if (error->detail != NULL)
+		return;
+	if (error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE && task->lock_timeout_there > 0)
+		error->detail = psprintf("In database \"%s\", with a lock_timeout of %d ms.",
+								 session->database, task->lock_timeout_there);
+	else if (error->sqlerrcode == ERRCODE_QUERY_CANCELED && task->statement_timed_out > 0)
+	{
+		error->detail = psprintf("In database \"%s\" it is %d ms for this role.",
+								 session->database, task->statement_timed_out);
+		error->hint = "Raise it there, with ALTER DATABASE or ALTER ROLE ... SET statement_timeout.";
+	}
+}
+
 /* Remember what was raised there; weaker messages are passed on. */
 static void
 take_error_or_notice(AbRemote *session, StringInfo msg)
@@ -85,6 +104,8 @@ take_error_or_notice(AbRemote *session, StringInfo msg)
 	error.context = readable(error.context);
 	error.internalquery = readable(error.internalquery);
 	error.context = error.context ? psprintf("%s\n%s", error.context, where) : where;
+	if (error.elevel >= ERROR)
+		tell_timeout(session, &error);
 	MemoryContextSwitchTo(old);
 	if (error.elevel < ERROR)
 	{

@@ -70,6 +70,16 @@ set_for_session(const char *name, const char *value)
 	SetConfigOption(name, value, PGC_USERSET, PGC_S_SESSION);
 }
 
+/* What the caller has said comes first. */
+static void
+set_lock_timeout(const AbRemoteTask *task, const char *value)
+{
+	char		said[32];
+
+	snprintf(said, sizeof(said), "%d", task->lock_timeout);
+	set_for_session("lock_timeout", task->lock_timeout > 0 ? said : value);
+}
+
 /*
  * The role is the caller's current one, not one that logs in: it needs CONNECT, which
  * is checked, and not LOGIN, hence the way in that parallel workers have.  There is no
@@ -87,7 +97,7 @@ connect_as_caller(const AbRemoteTask *task)
 	SetCurrentRoleId(InvalidOid, false);
 
 	/* connecting waits for a lock, too */
-	set_for_session("lock_timeout", LOCK_TIMEOUT_DEFAULT);
+	set_lock_timeout(task, LOCK_TIMEOUT_DEFAULT);
 	BackgroundWorkerInitializeConnectionByOid(task->db, task->role,
 											  task->closed ? BGWORKER_BYPASS_ALLOWCONN : 0);
 	InitializingParallelWorker = false;
@@ -130,12 +140,13 @@ check_connection_limit(Oid db)
  * could make a fixed statement mean something else, and what the caller asked for.
  */
 static void
-apply_settings(const AbRemoteOptions *options)
+apply_settings(const AbRemoteTask *task)
 {
+	const AbRemoteOptions *options = &task->options;
 	const char *lock_timeout = GetConfigOptionResetString("lock_timeout");
 
 	if (lock_timeout != NULL && strcmp(lock_timeout, "0") != 0)
-		set_for_session("lock_timeout", lock_timeout);
+		set_lock_timeout(task, lock_timeout);
 	set_for_session("search_path", "pg_catalog, pg_temp");
 	set_for_session("client_min_messages", "warning");
 	if (options->access != AB_REMOTE_AS_SET)
@@ -352,9 +363,23 @@ run_statements(const char *sql, List *stmts, ParamListInfo params, int flags,
 	}
 }
 
+/*
+ * In PG_CATCH(): what its text says in any language.  Who is told to give up has not come to
+ * the end of its time.
+ */
+static void
+note_timeouts(AbRemoteTask *task)
+{
+	bool		timed_out = geterrcode() == ERRCODE_QUERY_CANCELED && StatementTimeout > 0 &&
+		!get_timeout_active(STATEMENT_TIMEOUT);
+
+	task->statement_timed_out = timed_out ? StatementTimeout : 0;
+	task->lock_timeout_there = LockTimeout;
+}
+
 /* Same, but an error undoes only these; it is reported, and the session goes on. */
 static void
-run_in_subtransaction(const char *sql, List *stmts, int flags)
+run_in_subtransaction(AbRemoteTask *task, const char *sql, List *stmts, int flags)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -367,6 +392,7 @@ run_in_subtransaction(const char *sql, List *stmts, int flags)
 	}
 	PG_CATCH();
 	{
+		note_timeouts(task);
 		disable_timeout(STATEMENT_TIMEOUT, false);
 		EmitErrorReport();
 		FlushErrorState();
@@ -396,7 +422,7 @@ params_of(const char *text)
 
 /* parameter NULL: there is none. */
 static void
-run_request(const AbRemoteTask *task, const char *sql, const char *parameter, int flags)
+run_request(AbRemoteTask *task, const char *sql, const char *parameter, int flags)
 {
 	ErrorContextCallback callback;
 	MemoryContext old;
@@ -422,7 +448,7 @@ run_request(const AbRemoteTask *task, const char *sql, const char *parameter, in
 	callback.previous = error_context_stack;
 	error_context_stack = &callback;
 	if (flags & AB_REMOTE_SAVEPOINT)
-		run_in_subtransaction(sql, stmts, flags);
+		run_in_subtransaction(task, sql, stmts, flags);
 	else
 		run_statements(sql, stmts, params, flags, task->options.autocommit);
 	error_context_stack = callback.previous;
@@ -564,6 +590,7 @@ serve_and_note_errors(AbRemoteTask *task, shm_mq_handle *requests)
 	}
 	PG_CATCH();
 	{
+		note_timeouts(task);
 		if (task->ended_by == 0)
 			task->ended_by = geterrcode();
 		PG_RE_THROW();
@@ -630,7 +657,7 @@ ab_remote_main(Datum arg)
 	connect_as_caller(task);
 	check_connection_limit(task->db);
 	process_session_preload_libraries();
-	apply_settings(&task->options);
+	apply_settings(task);
 	set_client_encoding(task->encoding);
 	is_book = task->options.purpose == AB_REMOTE_FOR_BOOK;
 	serve_and_note_errors(task, requests);

@@ -120,10 +120,11 @@ class Target:
         """Who has locked rows, as for UPDATE, holds no lock on their table that would be waited for
         before."""
         if error.sqlstate == LOCK_NOT_AVAILABLE:
+            said, where = str(error), error.spidata[1] or ""
             raise ReportedError(
                 LOCK_NOT_AVAILABLE,
                 f'could not lock the rows to be merged in database "{self.database}"',
-                detail=f"{str(error)[:1].upper()}{str(error)[1:]} (lock_timeout).",
+                detail=f"{said[:1].upper()}{said[1:]}. {where}".rstrip(),
                 hint="Merge when there are fewer long transactions.",
             ) from error
 
@@ -132,7 +133,8 @@ class Target:
     def lock(self, tables: Sequence[TableId]) -> None:
         """Hold writers of these tables off; readers go on.
 
-        Raises ``ReportedError`` 55P03 after lock_timeout (10 s if it is not set).
+        Raises ``ReportedError`` 55P03 after the session's lock_timeout: what the caller has said,
+        else what the role has here, else 10 s.
         """
         wanted = list(tables)
         if not wanted:
@@ -147,8 +149,7 @@ class Target:
                     "could not lock the tables to be merged",
                     detail="Their writers did not leave a moment within"
                     f" {lock_timeout / 1000:g} s (lock_timeout).",
-                    hint="Merge when there are fewer long transactions, or raise lock_timeout with"
-                    " ALTER ROLE or ALTER DATABASE.",
+                    hint="Merge when there are fewer long transactions, or raise lock_timeout.",
                 )
             from random import shuffle  # few merges wait, and it takes long to import
 
@@ -158,7 +159,7 @@ class Target:
         names = ", ".join(f"ONLY {qualified(*table)}" for table in tables)
         try:
             self._remote.run(
-                f"SET LOCAL lock_timeout = {ROUND_MS};"
+                f"SET LOCAL lock_timeout = {min(ROUND_MS, lock_timeout)};"
                 f" LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE;"
                 f" SET LOCAL lock_timeout = {lock_timeout}",
                 savepoint=True,
