@@ -217,7 +217,8 @@ end_of_slots(int fd)
 	if (fstat(fd, &st) < 0)
 		return -1;
 	at = TYPEALIGN(sizeof(AbLimitSlot), st.st_size);
-	(void) pg_pwrite(fd, zeros, AB_ORIGIN_BLOCK - at % AB_ORIGIN_BLOCK, at);
+	if (pg_pwrite(fd, zeros, AB_ORIGIN_BLOCK - at % AB_ORIGIN_BLOCK, at) < 0)
+		errno = 0;				/* the slot itself may have room still */
 	return at;
 }
 
