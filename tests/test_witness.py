@@ -416,6 +416,70 @@ def test_no_witness(server: Cluster) -> None:
     assert DISTRUST not in server.log_text()[since:]
 
 
+def refuses_to_start(cluster: Cluster, *says: str) -> None:
+    with pytest.raises(ServerError) as refused:
+        cluster.start()
+    for text in says:
+        assert text in str(refused.value)
+    cluster.stop()
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+@pytest.mark.parametrize("left", ["nothing", "a mount point", "the witness"])
+def test_directory_is_gone(server: Cluster, end: str, left: str) -> None:
+    """Of a filesystem that was not mounted, for example: the branches would pass for plain
+    databases.  When it is back, nothing has happened."""
+    settled(server)
+    getattr(server, end)()
+    home, away = server.data / "agent_branch", server.root / "away"
+    home.rename(away)
+    if left != "nothing":
+        home.mkdir()
+        home.chmod(0o700)
+        server.give(home)
+    if left == "the witness":
+        server.give(Path(shutil.copy2(away / "witness", home)))
+    refuses_to_start(server, 'directory "agent_branch/branches" is missing', "Mount or restore")
+    without = {path.name for path in home.iterdir()} if home.exists() else set()
+    assert without == ({"witness"} if left == "the witness" else set())
+    shutil.rmtree(home, ignore_errors=True)
+    away.rename(home)
+    server.start()
+    trusted(server)
+
+
+def test_directory_is_lost(server: Cluster) -> None:
+    """What the error says to do, then: plain databases and new branches are as ever."""
+    server.stop()
+    shutil.rmtree(server.data / "agent_branch")
+    refuses_to_start(server, f'remove "{TRIPWIRE}" and "pg_snapshots/agent-branch"')
+    (server.data / TRIPWIRE).rmdir()
+    (server.data / "pg_snapshots" / "agent-branch").unlink()
+    server.start()
+    for name in BRANCHES:
+        server.sql(f"DROP DATABASE {name}")
+    create(server, "afterwards", "p")
+    assert server.scalar("SELECT count(*) FROM t", dbname="afterwards") == 3000
+    delete(server, "afterwards")
+    server.sql("SELECT * FROM branch.gc()")
+    nothing_left(server)
+    healthy(server)
+
+
+@pytest.mark.parametrize("place", ["agent_branch", "agent_branch/images"])
+def test_directory_is_elsewhere(server: Cluster, place: str) -> None:
+    """A base backup would be without what is behind a symbolic link, and say nothing."""
+    server.stop()
+    home, away = server.data / place, server.root / "away"
+    home.rename(away)
+    home.symlink_to(away)
+    refuses_to_start(server, f'"{place}" is a symbolic link', "Base backups", "mount that here")
+    home.unlink()
+    away.rename(home)
+    server.start()
+    trusted(server)
+
+
 # ---- programs that change a stopped cluster -------------------------------------------------
 
 

@@ -12,6 +12,9 @@
 #include "catalog/pg_control.h"
 #include "nodes/pg_list.h"
 
+/* In the postmaster, first of all: FATAL if the library has run here and its directories are gone. */
+extern void ab_witness_expect_dirs(void);
+
 /*
  * In the postmaster, before anything reads manifests: judge (at its own start only)
  * what was done to the data directory since we last saw it, poison the live snapshots

@@ -18,13 +18,24 @@
 
 static uint32 tmp_counter = 0;
 
+/* In a base backup there would be nothing of what is behind a symbolic link. */
 static void
 make_dir(const char *path)
 {
-	if (MakePGDirectory(path) < 0 && errno != EEXIST)
+	struct stat st;
+
+	if (MakePGDirectory(path) == 0)
+		return;
+	if (errno != EEXIST)
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not create directory \"%s\": %m", path)));
+	if (lstat(path, &st) == 0 && S_ISLNK(st.st_mode))
+		ereport(FATAL,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("\"%s\" is a symbolic link", path),
+				 errdetail("Base backups leave symbolic links out, and would lack what branches are made of."),
+				 errhint("Move the directory here. To have it on another filesystem, mount that here.")));
 }
 
 void

@@ -77,6 +77,7 @@ prepare_files(void)
 
 	ab_recovery_begin(backup || !crc_ok || control->state != DB_SHUTDOWNED,
 					  backup && is_of_primary(control));
+	ab_witness_expect_dirs();
 	ab_file_make_dirs();
 	ab_initfile_drop_all();
 	ab_snapshot_remove_tmp();

@@ -12,7 +12,8 @@
  *
  * and ab_trust.c draws the conclusions, and says why they hold.
  *
- *	  the postmaster, before the startup process: judges, poisons, writes STARTING
+ *	  the postmaster, before the startup process: sees that the directories are there,
+ *							judges, poisons, writes STARTING
  *	  the startup process, when replay begins: tripwires, RUNNING
  *	  the keeper, when it starts: the same, if there was nothing to replay
  *	  the keeper, after each new redo pointer: a WITNESS record
@@ -108,6 +109,29 @@ calmly(void (*function) (void))
 		FlushErrorState();
 	}
 	PG_END_TRY();
+}
+
+/* ---- the directories ---- */
+
+/*
+ * Without them every branch would pass for a plain database, and be damaged by whoever
+ * connects to it, while the parents overwrite what could have been saved.
+ */
+void
+ab_witness_expect_dirs(void)
+{
+	static const char *const dirs[] = {AB_BRANCH_DIR, AB_SNAPSHOT_DIR, AB_IMAGE_DIR};
+
+	if (!ab_file_exists(AB_TRIPWIRE_START) && !ab_file_exists(AB_TRIPWIRE_REPLAY))
+		return;
+	for (int i = 0; i < lengthof(dirs); i++)
+		if (!ab_file_exists(dirs[i]))
+			ereport(FATAL,
+					(errcode(ERRCODE_UNDEFINED_FILE),
+					 errmsg("directory \"%s\" is missing", dirs[i]),
+					 errdetail("The server has run with agent_branch, and \"" AB_DIR "\" holds what its branches share with their parents."),
+					 errhint("Mount or restore \"" AB_DIR "\". If it is lost, so are all branches: to start without them, remove \"%s\" and \"%s\", and drop each database that was a branch.",
+							 AB_TRIPWIRE_START, AB_TRIPWIRE_REPLAY)));
 }
 
 /* ---- poison ---- */
