@@ -128,6 +128,12 @@ def test_healthy() -> None:
     assert healthcheck.status([]) == "ok"
 
 
+def test_no_workers_on_a_standby() -> None:
+    facts = {**healthy(), "keeper": {"running": False}, "activity_worker": {"running": False}}
+    assert healthcheck.judge({**facts, "standby": True}, NOW) == []
+    assert len(healthcheck.judge({**facts, "standby": False}, NOW)) == 2
+
+
 def test_nothing_known_is_no_reason() -> None:
     assert healthcheck.judge({}, NOW) == []
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from ab_archive import archive_all, archiving, recover
+from ab_archive import archive_all, archiving, copy_of, recover
 from ab_checks import (
     Row,
     amcheck,
@@ -24,6 +24,7 @@ from ab_checks import (
     healthy,
     nothing_left,
     oid_of,
+    refused,
     replays_calmly,
     run,
 )
@@ -316,6 +317,36 @@ def test_standby_reaches_branches(pair: tuple[Cluster, Cluster]) -> None:
     assert standby.scalar(query) == ["3000", "t"]
     rows = standby.sql("SELECT ok, sqlstate FROM branch.run_on_all('DELETE FROM public.t')")
     assert rows == [(False, "25006")]
+
+
+def test_standby_is_asked_for_more(pair: tuple[Cluster, Cluster]) -> None:
+    """It resumes nothing, but lets everybody in, and nobody misses workers that it has not."""
+    primary, standby = pair
+    primary.sql("SELECT branch.suspend('old')")
+    primary.stop()  # writes who is suspended into a file
+    copy = copy_of(primary.data, "by-hand")
+    (copy / "standby.signal").touch()
+    primary.start()
+    settings = {
+        "primary_conninfo": f"host={primary.socket_dir} port={primary.port} user=postgres",
+        "agent_branch.auto_resume_enabled": "off",
+    }
+    other = Cluster.from_data(primary.root.parent, "other", copy, settings)
+    for there in (standby, other):
+        primary.wait_caught_up(there)
+        refused(there, "SELECT branch.resume('old')", "25006")
+        assert there.scalar("SELECT count(*) FROM t", dbname="old") == 3000
+        facts = there.scalar("SELECT branch.health()")
+        assert (facts["status"], facts["standby"]) == ("ok", True), facts["reasons"]
+        workers = "SELECT value FROM branch.metrics WHERE name = 'agent_branch_workers'"
+        assert there.sql(workers) == []
+        assert primary.sql(workers) == [(2,)]
+    assert primary.scalar("SELECT branch.health() ->> 'standby'") == "false"
+    standby.promote()
+    standby.wait_for(
+        lambda: standby.scalar("SELECT branch.health() ->> 'status'") == "ok", what="its workers"
+    )
+    assert standby.sql(workers) == [(2,)]
 
 
 def test_promotion_in_the_middle(pair: tuple[Cluster, Cluster]) -> None:

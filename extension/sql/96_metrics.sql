@@ -140,6 +140,7 @@ SELECT
         WHERE (h.facts -> w.worker ->> 'running')::boolean
     ) AS value -- noqa: RF04
 FROM health AS h
+WHERE NOT coalesce((h.facts ->> 'standby')::boolean, false)
 UNION ALL
 SELECT
     x.name,

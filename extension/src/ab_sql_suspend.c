@@ -129,6 +129,7 @@ ab_sql_resume(PG_FUNCTION_ARGS)
 
 	ab_require_control_database();
 	name = ab_sql_required_text(fcinfo, 0, "name");
+	ab_prevent_read_only("resuming a branch");
 	db = own_branch(name, "resume");
 	(void) ab_resume(db);
 

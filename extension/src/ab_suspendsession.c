@@ -27,6 +27,7 @@
 #undef USE_OPENSSL
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "libpq/libpq-be.h"
 #include "libpq/libpq.h"
 #include "miscadmin.h"
@@ -149,7 +150,8 @@ arrive(void)
 	if (ab_activity == NULL || ab_activity->nsuspended == 0 ||
 		MyBackendType == B_AUTOVAC_WORKER || ab_activity_suspended_at(MyDatabaseId) == 0)
 		return;
-	if (MyBackendType == B_BACKEND && !ab_auto_resume_enabled)
+	/* a standby has nobody who could be told to resume it */
+	if (MyBackendType == B_BACKEND && !ab_auto_resume_enabled && !RecoveryInProgress())
 		ereport(FATAL,
 				(errcode(ERRCODE_CANNOT_CONNECT_NOW),
 				 errmsg("branch \"%s\" is suspended", MyProcPort->database_name),

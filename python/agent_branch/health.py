@@ -27,6 +27,10 @@ def _worker(name: str) -> dict[str, Any]:
     )
 
 
+def _standby() -> bool:
+    return bool(_row("SELECT pg_is_in_recovery() AS v")["v"])
+
+
 def _keeper() -> dict[str, Any]:
     return _worker("keeper")
 
@@ -125,6 +129,7 @@ def _jobs() -> list[dict[str, Any]]:
 
 
 GATHERERS: dict[str, Callable[[], Any]] = {
+    "standby": _standby,
     "keeper": _keeper,
     "activity_worker": _activity_worker,
     "disk": _disk,

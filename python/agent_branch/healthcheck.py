@@ -149,8 +149,8 @@ def _job(job: Mapping[str, Any], now: datetime.datetime) -> list[Reason]:
     return []
 
 
-def judge(facts: Mapping[str, Any], now: datetime.datetime) -> list[Reason]:
-    """Reasons to worry, worst first.  ``facts`` lacks what could not be gathered."""
+def _workers(facts: Mapping[str, Any]) -> list[Reason]:
+    """They begin when recovery is over: on a standby nobody misses them."""
     found: list[Reason] = []
     if facts.get("keeper") and not facts["keeper"]["running"]:
         found.append(
@@ -165,6 +165,12 @@ def judge(facts: Mapping[str, Any], now: datetime.datetime) -> list[Reason]:
                 " run: use of branches is not written",
             )
         )
+    return found
+
+
+def judge(facts: Mapping[str, Any], now: datetime.datetime) -> list[Reason]:
+    """Reasons to worry, worst first.  ``facts`` lacks what could not be gathered."""
+    found = [] if facts.get("standby") else _workers(facts)
     for name, check in (
         ("disk", _disk),
         ("snapshots", _snapshots),
