@@ -270,3 +270,22 @@ def test_too_many_snapshots(cluster: Cluster, p: int) -> None:
     cluster.sql("SELECT * FROM branch.gc()")
     nothing_left(cluster, "by snapshots for which there was no room")
     healthy(cluster)
+
+
+def test_room_for_snapshots_comes_back(cluster: Cluster, p: int) -> None:
+    """Each step of a search takes a snapshot, and so does each merge, that nobody needs a moment
+    later: whoever finds no place has them swept."""
+    cluster.sql("SELECT branch.create('q', 'p')")
+    places = int(cluster.scalar("SHOW agent_branch.max_snapshots"))
+    with cluster.connect() as conn, cluster.connect("p") as writer:
+        for _ in range(2 * places):
+            writer.execute("UPDATE t SET id = id + 1")
+            conn.execute("SELECT branch.create('step', 'p')")
+            conn.execute("SELECT branch.delete('step', hard => true)")
+        for _ in range(2 * places):
+            writer.execute("UPDATE t SET id = id + 1")
+            conn.execute("SELECT branch._merge_snapshot(%s, %s)", (p, oid_of(cluster, "q")))
+    delete(cluster, "q")
+    cluster.sql("SELECT * FROM branch.gc()")
+    nothing_left(cluster, "by snapshots that nobody needed")
+    healthy(cluster)

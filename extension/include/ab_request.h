@@ -37,6 +37,12 @@ extern bool ab_request_protection(Oid db, TimestampTz *until);
 /* Wait until the sweep after server start is done. */
 extern void ab_request_first_sweep(void);
 
+/*
+ * Have a sweep and wait until it is over, for so many milliseconds at most; not where
+ * agent_branch.sweep_interval says that there are none.  Interruptible.
+ */
+extern void ab_request_sweep(int timeout);
+
 /* Wake the keeper: there may be something to sweep.  No error, no wait. */
 extern void ab_request_wake_keeper(void);
 

@@ -230,8 +230,11 @@ typedef struct AbShared
 	Latch	   *keeper_latch;	/* keeper_lock */
 	bool		first_sweep_done;	/* keeper_lock */
 	bool		sweep_wanted;	/* keeper_lock; set to have a sweep soon */
-	ConditionVariable keeper_cv;	/* broadcast when a request or the first
-									 * sweep is finished */
+	bool		sweep_awaited;	/* keeper_lock; set to have one very soon */
+	uint32		sweeps_begun;	/* keeper_lock; one at a time */
+	uint32		sweeps_ended;	/* keeper_lock */
+	ConditionVariable keeper_cv;	/* broadcast when a request or a sweep is
+									 * finished */
 	AbRequest	request[AB_REQUESTS];
 
 	/* events of other databases (ab_eventnotes.h) */

@@ -16,6 +16,9 @@
  */
 extern void ab_snaptable_load(XLogRecPtr redo);
 
+/* Are hardly any slots left? */
+extern bool ab_snaptable_is_scarce(void);
+
 /* Raises 53400 when agent_branch.max_snapshots slots are taken: ask before working. */
 extern void ab_snaptable_check_room(void);
 

@@ -15,6 +15,7 @@
 #include "access/xact.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "portability/instr_time.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
@@ -41,12 +42,13 @@
 
 #define KEEPER_RESTART_S	5
 #define SWEEP_MIN_DELAY_MS	10000
+#define SWEEP_AWAITED_MS	1000	/* if somebody waits for it */
 #define QUOTA_RETRY_MS		200
 
 PGDLLEXPORT void ab_keeper_main(Datum arg);
 
 static BackgroundWorkerHandle *sweeper = NULL;	/* running, as far as we know */
-static TimestampTz last_sweep = 0;	/* when one was last started */
+static instr_time last_sweep;	/* when one was last started, by a clock that nobody sets */
 
 void
 ab_keeper_register(void)
@@ -235,6 +237,16 @@ set_first_sweep_done(void)
 	ConditionVariableBroadcast(&ab_shared->keeper_cv);
 }
 
+/* Those who wait for it go on. */
+static void
+note_sweep_ended(void)
+{
+	LWLockAcquire(ab_shared->keeper_lock, LW_EXCLUSIVE);
+	ab_shared->sweeps_ended = ab_shared->sweeps_begun;
+	LWLockRelease(ab_shared->keeper_lock);
+	ConditionVariableBroadcast(&ab_shared->keeper_cv);
+}
+
 /* Has the sweeper ended?  Then nobody has to wait for the first sweep any more. */
 static void
 check_sweeper(void)
@@ -245,6 +257,7 @@ check_sweeper(void)
 		return;
 	pfree(sweeper);
 	sweeper = NULL;
+	note_sweep_ended();
 	if (!first_sweep_done())
 		set_first_sweep_done();
 }
@@ -253,25 +266,31 @@ check_sweeper(void)
 static long
 sweep_due_in(void)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	instr_time	passed;
 	long		delay;
-	long		passed;
+	long		ms;
 	bool		wanted;
+	bool		awaited;
 
 	if (sweeper != NULL)
 		return -1;
-	if (!first_sweep_done() && last_sweep == 0)
+	if (!first_sweep_done() && INSTR_TIME_IS_ZERO(last_sweep))
 		return 0;
 	if (ab_sweep_interval <= 0)
 		return -1;
 	LWLockAcquire(ab_shared->keeper_lock, LW_SHARED);
 	wanted = ab_shared->sweep_wanted;
+	awaited = ab_shared->sweep_awaited;
 	LWLockRelease(ab_shared->keeper_lock);
 	delay = ab_sweep_interval * 1000L;
-	if (wanted)
+	if (awaited)
+		delay = Min(delay, SWEEP_AWAITED_MS);
+	else if (wanted)
 		delay = Min(delay, SWEEP_MIN_DELAY_MS);
-	passed = TimestampDifferenceMilliseconds(last_sweep, now);
-	return passed >= delay ? 0 : delay - passed;
+	INSTR_TIME_SET_CURRENT(passed);
+	INSTR_TIME_SUBTRACT(passed, last_sweep);
+	ms = (long) INSTR_TIME_GET_MILLISEC(passed);
+	return ms >= delay ? 0 : delay - ms;
 }
 
 static void
@@ -279,11 +298,14 @@ start_sweep(void)
 {
 	LWLockAcquire(ab_shared->keeper_lock, LW_EXCLUSIVE);
 	ab_shared->sweep_wanted = false;
+	ab_shared->sweep_awaited = false;
+	ab_shared->sweeps_begun++;
 	LWLockRelease(ab_shared->keeper_lock);
-	last_sweep = GetCurrentTimestamp();
+	INSTR_TIME_SET_CURRENT(last_sweep);
 	sweeper = ab_sweeper_start();
 	if (sweeper != NULL)
 		return;
+	note_sweep_ended();
 	ereport(LOG,
 			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 			 errmsg("agent_branch could not start its sweeper"),

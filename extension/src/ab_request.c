@@ -296,6 +296,37 @@ ab_request_first_sweep(void)
 	ConditionVariableCancelSleep();
 }
 
+/* One that runs already may have passed what is wanted of it: the next one counts. */
+void
+ab_request_sweep(int timeout)
+{
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout);
+	uint32		begun;
+	long		left;
+
+	if (!IsUnderPostmaster || ab_sweep_interval <= 0)
+		return;
+	LWLockAcquire(ab_shared->keeper_lock, LW_EXCLUSIVE);
+	begun = ab_shared->sweeps_begun;
+	ab_shared->sweep_awaited = true;
+	if (ab_shared->keeper_latch != NULL)
+		SetLatch(ab_shared->keeper_latch);
+	LWLockRelease(ab_shared->keeper_lock);
+	while ((left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline)) > 0)
+	{
+		bool		over;
+
+		LWLockAcquire(ab_shared->keeper_lock, LW_SHARED);
+		over = (int32) (ab_shared->sweeps_ended - begun) > 0;
+		LWLockRelease(ab_shared->keeper_lock);
+		if (over)
+			break;
+		ConditionVariableTimedSleep(&ab_shared->keeper_cv, Min(left, KEEPER_POLL_MS),
+									PG_WAIT_EXTENSION);
+	}
+	ConditionVariableCancelSleep();
+}
+
 static void
 wake_keeper(bool sweep)
 {

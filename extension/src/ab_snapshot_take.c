@@ -283,12 +283,24 @@ wait_for_turn(Oid db, const AbSnapId *known)
 	return !is_news(db, known);
 }
 
+/*
+ * Most of what takes all the slots may be waiting for a sweep: snapshots of deleted
+ * branches, and of merges.  Nothing is held yet that the sweeper cannot do without.
+ */
+static void
+make_room(void)
+{
+	if (ab_snaptable_is_scarce())
+		ab_request_sweep(ab_snapshot_timeout);
+	ab_snaptable_check_room();
+}
+
 static bool
 take(AbTaking *t, const AbSnapId *known)
 {
 	if (!wait_for_turn(t->capture.source_db, known))
 		return false;
-	ab_snaptable_check_room();
+	make_room();
 
 	/* holding nobody up: what is flushed here need not be flushed in the gate */
 	flush(t);

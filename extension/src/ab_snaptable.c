@@ -28,6 +28,8 @@
 #include "ab_origin.h"
 #include "ab_snapshot.h"
 
+#define MAX_RESERVE 16
+
 static AbSnapSlot *
 find_slot(AbSnapId id)
 {
@@ -268,6 +270,21 @@ ab_snaptable_load(XLogRecPtr redo)
 }
 
 /* ---- changing ---- */
+
+/* Not the last few: several may be taken side by side, each of which has asked before. */
+bool
+ab_snaptable_is_scarce(void)
+{
+	int			reserve = Min(ab_shared->nsnapslots / 8, MAX_RESERVE);
+	int			nfree = 0;
+
+	LWLockAcquire(ab_shared->snap_lock, LW_SHARED);
+	for (int i = 0; i < ab_shared->nsnapslots && nfree <= reserve; i++)
+		if (!AbSnapIdIsValid(ab_shared->snap[i].id))
+			nfree++;
+	LWLockRelease(ab_shared->snap_lock);
+	return nfree <= reserve;
+}
 
 void
 ab_snaptable_check_room(void)
