@@ -289,3 +289,38 @@ def test_room_for_snapshots_comes_back(cluster: Cluster, p: int) -> None:
     cluster.sql("SELECT * FROM branch.gc()")
     nothing_left(cluster, "by snapshots that nobody needed")
     healthy(cluster)
+
+
+# What stands for a snapshot, or for reading one, is nobody's to work with: {} is its name.
+ON_SNAPSHOTS = (
+    "SELECT branch.create('x', {})",
+    "SELECT branch.snapshot({}, 'x')",
+    "SELECT branch.schedule_snapshots({}, '1 hour', '1 day')",
+    "SELECT branch.set_quota({}, max_branches => 1)",
+    "SELECT branch.rename({}, 'x')",
+    "SELECT branch.detach({})",
+    "SELECT branch.delete({})",
+    "SELECT branch.reset({})",
+    "SELECT branch.suspend({})",
+    "SELECT branch.merge({}, 'p')",
+    "SELECT branch.merge('p', {})",
+    "SELECT branch._merge_snapshot((SELECT oid FROM pg_database WHERE datname = {}), {p})",
+)
+
+
+@pytest.mark.parametrize("statement", ON_SNAPSHOTS)
+def test_what_stands_for_snapshots(cluster: Cluster, p: int, statement: str) -> None:
+    with cluster.connect() as conn:
+        conn.execute("SELECT branch.ensure('q', 'p')")
+        conn.execute("SELECT * FROM branch.diff_summary('q', at => 'base')").fetchall()
+        stand_ins = conn.execute(
+            "SELECT quote_literal(min(datname)) FROM pg_database"
+            " WHERE datname ~ '^agent_branch_(base|snapshot)_' GROUP BY datname ~ 'base'"
+        ).fetchall()
+        assert len(stand_ins) == 2
+        for (name,) in stand_ins:
+            with pytest.raises(psycopg.Error) as error:
+                conn.execute(statement.format(name, p=p))
+            assert error.value.sqlstate in ("42809", "55000"), str(error.value)
+        assert not conn.execute("SELECT 1 FROM pg_database WHERE datname = 'x'").fetchall()
+        conn.execute("SELECT branch.delete('q', hard => true)")

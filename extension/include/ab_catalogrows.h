@@ -21,7 +21,10 @@ extern void ab_check_branch_name(const char *name);
 /* Lock the name to the end of the transaction (README.locking, 1). */
 extern void ab_lock_branch_name(const char *name);
 
-/* The parent's OID, not locked yet: 3D000, 42809 for a snapshot's hidden row. */
+/* Raises 42809 for a snapshot's hidden row and for the base that it is read in. */
+extern void ab_check_no_snapshot(const char *name);
+
+/* The parent's OID, not locked yet: 3D000, 42809 as above. */
 extern Oid	ab_find_parent(const char *name);
 
 /* Is this user a superuser, or does it have CREATEDB?  (The server's own is not exported by all.) */

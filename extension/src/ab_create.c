@@ -151,17 +151,25 @@ raise_no_parent(const char *name)
 			 errhint("Name an existing database as the parent, or create this one first.")));
 }
 
+void
+ab_check_no_snapshot(const char *name)
+{
+	AbSnapId	id;
+
+	if (!ab_hidden_name_parse(name, &id) && !ab_base_name_is_reserved(name))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+			 errmsg("\"%s\" is a snapshot, not a database", name),
+			 errhint("Name the database that the snapshot was taken of; branch.create() takes the snapshot as argument \"at\".")));
+}
+
 Oid
 ab_find_parent(const char *name)
 {
-	AbSnapId	id;
 	Oid			parent;
 
-	if (ab_hidden_name_parse(name, &id))
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("\"%s\" is a snapshot, not a database", name),
-				 errhint("Branch the database that the snapshot was taken of; branch.create() takes the snapshot as argument \"at\".")));
+	ab_check_no_snapshot(name);
 	parent = get_database_oid(name, true);
 	if (!OidIsValid(parent))
 		raise_no_parent(name);

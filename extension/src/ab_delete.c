@@ -237,6 +237,7 @@ ab_find_own_branch(const char *name, const char *verb)
 {
 	Oid			db;
 
+	ab_check_no_snapshot(name);
 	for (;;)
 	{
 		db = get_database_oid(name, true);

@@ -51,6 +51,7 @@ check_side(Oid db, char **name)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_DATABASE),
 				 errmsg("database with OID %u does not exist", db)));
+	ab_check_no_snapshot(*name);
 	if (pg_database_aclcheck(db, user, ACL_CONNECT) != ACLCHECK_OK)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
