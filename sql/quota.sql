@@ -92,6 +92,8 @@ SELECT branch.create('q12', 'q_plain');
 \set VERBOSITY default
 \echo :LAST_ERROR_SQLSTATE
 SELECT creations_in_last_minute FROM branch.quotas;
+SELECT branch.set_quota('q_plain', max_creations_per_minute => 0);
+SELECT branch.create('q12', 'q_plain');
 SELECT branch.set_quota('q_plain');
 
 -- Named snapshots.

@@ -61,7 +61,10 @@ def test_answers_are_rows_of_the_view(cluster: Cluster) -> None:
     assert not answered(cluster, "branch.unprotect('plain')")[0]["protected"]
     answered(cluster, "branch.unprotect('full')")
     answered(cluster, "branch.set_expiration('plain', now() + '1 year')")
-    answered(cluster, "branch.set_suspend_timeout('plain', '0')")
+    (never,) = answered(cluster, "branch.set_suspend_timeout('plain', '0')")
+    assert never["suspend_timeout_seconds"] == 0
+    (soon,) = answered(cluster, "branch.set_suspend_timeout('plain', '1 millisecond')")
+    assert soon["suspend_timeout_seconds"] == 1, "0 would be never"
     answered(cluster, "branch.set_labels('plain', %s)", LABELS)
     assert answered(cluster, "branch.suspend('plain')")[0]["current_state"] == "suspended"
     assert answered(cluster, "branch.resume('plain')")[0]["current_state"] == "ready"

@@ -147,7 +147,7 @@ SELECT -- noqa: ST06
     r.reset_at AS last_reset_at,
     CASE WHEN a.origin_at = o.created_at THEN a.last_active_at END AS last_active_at,
     r.expires_at,
-    extract(EPOCH FROM r.suspend_timeout)::integer AS suspend_timeout_seconds,
+    ceil(extract(EPOCH FROM r.suspend_timeout))::integer AS suspend_timeout_seconds,
     branch._logical_bytes(d.oid) AS logical_bytes,
     branch._own_bytes(d.oid) AS own_bytes,
     branch._pinned_bytes(d.oid) AS pinned_bytes,

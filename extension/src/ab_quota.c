@@ -401,14 +401,17 @@ refuse_cluster(int64 used)
 			 errhint("Delete branches, or raise agent_branch.max_branches.")));
 }
 
+/* n: how many were asked for at once. */
 static void
-refuse(const AbQuotaWish *wish, const AbQuotaReply *reply)
+refuse(const AbQuotaWish *wish, const AbQuotaReply *reply, int n)
 {
 	switch (reply->answer)
 	{
 		case AB_QUOTA_TOO_FAST:
 			ab_quota_refuse(wish->key, "creations per minute", wish->max_per_minute,
 							reply->used,
+							n > wish->max_per_minute ?
+							"Have the quota raised with branch.set_quota()." :
 							psprintf("Try again in %d s.", reply->seconds));
 			break;
 		case AB_QUOTA_UNCOUNTED:
@@ -503,7 +506,7 @@ reserve(AbQuotaWish *wishes, int nwishes, int n)
 	}
 	ConditionVariableCancelSleep();
 	if (reply.answer != AB_QUOTA_GRANTED)
-		refuse(&wishes[reply.wish], &reply);
+		refuse(&wishes[reply.wish], &reply, n);
 }
 
 /* Each key that has, or may get, a quota. */

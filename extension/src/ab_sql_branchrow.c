@@ -179,7 +179,7 @@ put_suspend_timeout(BranchRow *row, const Known *k)
 	{
 		seconds = DirectFunctionCall2(extract_interval, CStringGetTextDatum("epoch"),
 									  k->registry.value[AB_REGISTRY_SUSPEND_TIMEOUT]);
-		seconds = DirectFunctionCall1(numeric_int4, seconds);
+		seconds = DirectFunctionCall1(numeric_int4, DirectFunctionCall1(numeric_ceil, seconds));
 	}
 	put(row, "suspend_timeout_seconds", seconds, isnull);
 }
