@@ -150,6 +150,115 @@ def test_a_statement_timeout_of_the_target(server: Cluster, b: str) -> None:
     assert server.sql("SELECT rows_applied FROM branch.merge(%s)", (b,)) == [(2,)]
 
 
+# What raises, on what the branch does; what DETAIL says of it, and where. Ids are 1 to 400.
+GUARD = """
+CREATE FUNCTION guard() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF tg_level = 'ROW' AND tg_op <> 'DELETE' AND coalesce(new.v, 0) < 1000 THEN RETURN new; END IF;
+    IF tg_op = 'DELETE' AND tg_level = 'ROW' THEN
+        IF old.id <> 7 THEN RETURN old; END IF;
+    END IF;
+    RAISE 'not here' USING ERRCODE = 'AB123', DETAIL = 'It says so.', HINT = 'Ask.';
+END $$;
+"""
+ROW_OF_T = 'It was raised for the row (id)=({}) of table "public.t".'
+RAISING = {
+    "one row": ("", "UPDATE t SET v = 1000 WHERE id = 3", ROW_OF_T.format(3)),
+    "a few": (
+        "",
+        "UPDATE t SET v = CASE WHEN id = 5 THEN 2000 ELSE 6 END WHERE id < 9",
+        ROW_OF_T.format(5),
+    ),
+    "many": ("", "UPDATE t SET v = CASE WHEN id = 321 THEN 1000 ELSE 6 END", ROW_OF_T.format(321)),
+    "inserted": (
+        "",
+        "INSERT INTO t SELECT g, g FROM generate_series(900, 1100) AS g",
+        ROW_OF_T.format(1000),
+    ),
+    "deleted": ("", "DELETE FROM t WHERE id < 300", ROW_OF_T.format(7)),
+    "afterwards": (
+        "AFTER",
+        "UPDATE t SET v = CASE WHEN id > 17 THEN 1000 ELSE 6 END",
+        ROW_OF_T.format(18),
+    ),
+    "a statement": ("STATEMENT", "UPDATE t SET v = 6", 'It was raised for table "public.t".'),
+    "no key": (
+        "BAG",
+        "INSERT INTO bag VALUES (1, 1), (2, 5000)",
+        'It was raised for the row (id, v)=(2, 5000) of table "public.bag".',
+    ),
+    "at last": (
+        "DEFERRED",
+        "UPDATE t SET v = 1000 WHERE id = 3",
+        'It was raised by trigger "guard" of table "public.t".',
+    ),
+}
+TRIGGERS = {
+    "": "CREATE TRIGGER guard BEFORE INSERT OR UPDATE OR DELETE ON t FOR EACH ROW",
+    "AFTER": "CREATE TRIGGER guard AFTER UPDATE ON t FOR EACH ROW",
+    "STATEMENT": "CREATE TRIGGER guard AFTER UPDATE ON t FOR EACH STATEMENT",
+    "BAG": "CREATE TRIGGER guard BEFORE INSERT ON bag FOR EACH ROW",
+    "DEFERRED": "CREATE CONSTRAINT TRIGGER guard AFTER UPDATE ON t"
+    " DEFERRABLE INITIALLY DEFERRED FOR EACH ROW",
+}
+
+
+@pytest.fixture
+def guarded(server: Cluster) -> Iterator[str]:
+    server.sql("CREATE DATABASE guarded")
+    server.psql(
+        f"{GUARD} CREATE TABLE t (id int PRIMARY KEY, v int); CREATE TABLE bag (id int, v int);"
+        "INSERT INTO t SELECT g, g FROM generate_series(1, 400) AS g",
+        "guarded",
+    )
+    server.sql("SELECT branch.create('guarded_b', 'guarded')")
+    yield "guarded"
+    server.sql("SELECT branch.delete('guarded_b', hard => true)")
+    server.sql("SELECT branch.gc()")
+    server.sql("DROP DATABASE guarded")
+
+
+@pytest.mark.parametrize("what", RAISING)
+def test_a_trigger_that_raises(server: Cluster, guarded: str, what: str) -> None:
+    """All is as it says, and DETAIL says for which row besides."""
+    trigger, change, where = RAISING[what]
+    server.psql(f"{TRIGGERS[trigger]} EXECUTE FUNCTION guard()", guarded)
+    server.psql(change, "guarded_b")
+    rows = "SELECT t.* FROM t UNION ALL SELECT b.* FROM bag AS b ORDER BY 1, 2"
+    before = server.sql(rows, dbname=guarded)
+    with pytest.raises(psycopg.Error) as caught:
+        server.sql("SELECT branch.merge('guarded_b')")
+    said = caught.value.diag
+    assert (said.sqlstate, said.message_primary) == ("AB123", "not here")
+    assert (said.message_detail or "").split("\n") == ["It says so.", where]
+    assert said.message_hint == "Ask."
+    state = "SELECT state, note FROM branch.merges WHERE source_name = 'guarded_b' ORDER BY id DESC"
+    assert server.sql(state)[0] == ("failed", "not here")
+    assert server.sql(rows, dbname=guarded) == before
+    server.psql(f"DROP TRIGGER guard ON {'bag' if trigger == 'BAG' else 't'}", guarded)
+    assert server.scalar("SELECT rows_applied FROM branch.merge('guarded_b')") > 0
+
+
+def test_all_rows_together_raise(server: Cluster, guarded: str) -> None:
+    """The error stays, though each half of the rows would have been written."""
+    server.psql(
+        "CREATE FUNCTION few() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$BEGIN IF (SELECT count(*) FROM n) > 3 THEN RAISE 'too many'; END IF;"
+        " RETURN NULL; END$$;"
+        "CREATE TRIGGER few AFTER UPDATE ON t REFERENCING NEW TABLE AS n FOR EACH STATEMENT"
+        " EXECUTE FUNCTION few()",
+        guarded,
+    )
+    for rows, count in (("id <= 5", 5), ("id <= 300", 300)):
+        server.psql(f"UPDATE t SET v = -1 WHERE {rows}", "guarded_b")
+        with pytest.raises(psycopg.errors.RaiseException, match="too many") as caught:
+            server.sql("SELECT branch.merge('guarded_b')")
+        assert caught.value.diag.message_detail == 'It was raised for table "public.t".'
+        changed = server.scalar("SELECT count(*) FROM t WHERE v = -1", dbname="guarded_b")
+        assert (changed, count) == (count, count)
+        assert server.scalar("SELECT count(*) FROM t WHERE v = -1", dbname=guarded) == 0
+
+
 def test_nothing_left_by_triggers(server: Cluster) -> None:
     """A trigger that gives rows another key: what was merged cannot be found to be taken back."""
     server.sql("CREATE DATABASE moved")

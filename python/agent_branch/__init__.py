@@ -21,7 +21,7 @@ first in its group; what it uses comes after it, high to low.
   - what becomes of a row: ``merge``
   - how it is written: ``mergewrite``, ``mergetarget``; ``staging``: with few statements;
     ``carrier``, ``carrying``, ``carriage``: from pages; ``apply``, ``writes``, ``tableorder``,
-    ``claims``, ``exchange``, ``spares``
+    ``claims``, ``exchange``, ``spares``, ``culprit``
   - definitions and sequences: ``mergeschema``, ``additive``, ``schematext``; ``mergesequences``,
     ``sequences``
   - what is kept of it: ``mergelog``, ``logbook``, ``mergechanges``, ``keptlines``,

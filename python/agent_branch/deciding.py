@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 import plpy
 
 from agent_branch import mergechanges, mergelog, setwise
-from agent_branch.errors import ReportedError
+from agent_branch.errors import RaisedError, ReportedError
+from agent_branch.inside import sqlstate_of
 from agent_branch.logbook import Book, Log, control_database
 from agent_branch.mergelog import Pair
 from agent_branch.mergeoptions import Options, table_id
@@ -131,10 +132,11 @@ def _write(found: Decided, target: Target) -> list[Table]:
             else:
                 with Log("repeatable read") as other:
                     tables = setwise.load(target, shapes, texts, _decisions(other, found.number))
-    except plpy.SPIError as error:
+    except (plpy.SPIError, RaisedError) as error:
         # A table was dropped before it was locked, a value is none of its type any more, a row is
         # too large to be looked at so.
-        if error.sqlstate[:2] not in ("22", "23", "42", "54"):
+        sqlstate = error.sqlstate if isinstance(error, RaisedError) else sqlstate_of(error)
+        if sqlstate[:2] not in ("22", "23", "42", "54"):
             raise
         raise UnfitError from error
     setwise.check_cascades(tables, schema)

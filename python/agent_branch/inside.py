@@ -23,6 +23,12 @@ def report(error: ReportedError) -> NoReturn:
     raise error  # plpy.error has raised already
 
 
+def sqlstate_of(error: plpy.SPIError) -> str:
+    """Its ``sqlstate``, which it has not got where PL/Python does not know the code."""
+    packed: int = error.spidata[0]
+    return "".join(chr((packed >> 6 * i & 0x3F) + ord("0")) for i in range(5))
+
+
 def query(sql: str, types: Sequence[str], values: Sequence[object]) -> list[dict[str, Any]]:
     """Rows of a statement with arguments $1, $2, ... of these types."""
     return [dict(row) for row in plpy.execute(plpy.prepare(sql, list(types)), list(values))]

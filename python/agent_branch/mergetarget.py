@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterator, Sequence
 import plpy
 
 from agent_branch.catalog import TABLES, table_from
-from agent_branch.errors import ReportedError
+from agent_branch.errors import RaisedError, ReportedError
+from agent_branch.inside import sqlstate_of
 from agent_branch.remote import Remote, send_each
 from agent_branch.sqltext import (
     Refusal,
@@ -31,6 +32,9 @@ _LOCK_TIMEOUT = "SELECT (1000 * extract(epoch FROM current_setting('lock_timeout
 
 # Classes of errors that are about a definition, not about the session.
 _REFUSING = ("0A", "22", "23", "2B", "42")
+
+# Classes of errors that are about the session or the server, whatever was run in it.
+_OF_SESSION = ("08", "40", "53", "57", "58", "XX")
 
 # One round of locking ends before the server would look for deadlocks (after 1 s): so it is the
 # merge that gives way, never a client of the target.
@@ -56,12 +60,18 @@ LONG_AT_ONCE = 4
 
 def refusal_of(error: plpy.SPIError) -> Refusal | None:
     """What a constraint said; None: it was something else."""
-    if not error.sqlstate.startswith("23"):
+    sqlstate = sqlstate_of(error)
+    if not sqlstate.startswith("23"):
         return None
     _, detail, _, _, _, schema, table, _, _, constraint = error.spidata
-    return Refusal(
-        error.sqlstate, str(error), detail or "", constraint or "", schema or "", table or ""
-    )
+    return Refusal(sqlstate, str(error), detail or "", constraint or "", schema or "", table or "")
+
+
+def raised_by(error: plpy.SPIError) -> RaisedError:
+    _, detail, hint, _, _, *named = error.spidata
+    kinds = ("schema_name", "table_name", "column_name", "datatype_name", "constraint_name")
+    about = {kind: name for kind, name in zip(kinds, named, strict=True) if name}
+    return RaisedError(sqlstate_of(error), str(error), detail or "", hint or "", about)
 
 
 class Target:
@@ -112,14 +122,16 @@ class Target:
         except plpy.SPIError as error:
             self._check_lock(error)
             refusal = refusal_of(error)
-            if refusal is None:
+            if refusal is not None:
+                return refusal
+            if sqlstate_of(error)[:2] in _OF_SESSION:
                 raise
-            return refusal
+            raise raised_by(error) from error
 
     def _check_lock(self, error: plpy.SPIError) -> None:
         """Who has locked rows, as for UPDATE, holds no lock on their table that would be waited for
         before."""
-        if error.sqlstate == LOCK_NOT_AVAILABLE:
+        if sqlstate_of(error) == LOCK_NOT_AVAILABLE:
             said, where = str(error), error.spidata[1] or ""
             raise ReportedError(
                 LOCK_NOT_AVAILABLE,
@@ -165,7 +177,7 @@ class Target:
                 savepoint=True,
             )
         except plpy.SPIError as error:
-            if error.sqlstate != LOCK_NOT_AVAILABLE:
+            if sqlstate_of(error) != LOCK_NOT_AVAILABLE:
                 raise
             return False
         return True
@@ -197,7 +209,8 @@ class Target:
         try:
             self._remote.run(statement, savepoint=True)
         except plpy.SPIError as error:
-            if error.sqlstate == NO_RIGHT or error.sqlstate[:2] not in _REFUSING:
+            sqlstate = sqlstate_of(error)
+            if sqlstate == NO_RIGHT or sqlstate[:2] not in _REFUSING:
                 raise
             return str(error)
         return None

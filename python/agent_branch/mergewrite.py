@@ -1,7 +1,8 @@
 """Writes what a merge has collected into the target: the passes of apply.py.
 
 What a constraint refuses is found by halving a statement's rows, tried again after the others, or
-exchanged with what it is in the way of (exchange.py).
+exchanged with what it is in the way of (exchange.py).  Anything else that is raised ends the merge,
+and says for which row (culprit.py).
 """
 
 from __future__ import annotations
@@ -10,10 +11,19 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
 from agent_branch.apply import CHECK, DEFER, Kind, Pass, plan_passes, statements
 from agent_branch.claims import MAX_VALUES
+from agent_branch.errors import RaisedError, table_text
 from agent_branch.exchange import APART, WHY_NOT, exchange, groups, may_exchange
 from agent_branch.merge import Action, Delete, Update
 from agent_branch.records import dataclass, field, replace
-from agent_branch.sqltext import Limits, Refusal, Row, Statement, WritingSession, qualified
+from agent_branch.sqltext import (
+    Limits,
+    Refusal,
+    Row,
+    Statement,
+    WritingSession,
+    qualified,
+    quote_literal,
+)
 from agent_branch.staging import kind_of
 from agent_branch.tableorder import TableId, order_tables
 from agent_branch.tablerun import TableRun
@@ -60,11 +70,21 @@ class Refused:
 
 Step = Written | Endangered | Refused
 
-# Constraints that can be deferred: (schema, name).
+# Constraints that can be deferred: (schema, name).  The search_path is the database's own.
 DEFERRABLE = Statement(
     "SELECT DISTINCT n.nspname, c.conname FROM pg_catalog.pg_constraint AS c"
-    " JOIN pg_catalog.pg_namespace AS n ON n.oid = c.connamespace"
+    " JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.connamespace"
     " WHERE c.condeferrable ORDER BY n.nspname, c.conname"
+)
+
+# Tables that have constraints of a name: (schema, name).
+CONSTRAINED = (
+    "SELECT n.nspname, t.relname FROM pg_catalog.pg_constraint AS c"
+    " JOIN pg_catalog.pg_namespace AS s ON s.oid OPERATOR(pg_catalog.=) c.connamespace"
+    " JOIN pg_catalog.pg_class AS t ON t.oid OPERATOR(pg_catalog.=) c.conrelid"
+    " JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) t.relnamespace"
+    " WHERE s.nspname OPERATOR(pg_catalog.=) {} AND c.conname OPERATOR(pg_catalog.=) {}"
+    " ORDER BY n.nspname, t.relname"
 )
 
 
@@ -144,7 +164,11 @@ class Writing:
         if run.stage is None:
             return
         for kind, statement in run.stage.statements(part):
-            done = self.ours.attempt(statement)
+            try:
+                done = self.ours.attempt(statement)
+            except RaisedError as error:
+                rows = (batch for _, batch in self._batched(one, part, kind))
+                raise self._located(error, part, rows) from error
             if not isinstance(done, Refusal):
                 yield Written(part.shape.id, one.kind, statement.rows, done)
                 continue
@@ -168,7 +192,10 @@ class Writing:
         refused: list[tuple[Part, Statement, Refusal]],
     ) -> Iterator[Step]:
         """A batch in which something is refused is halved until it is known what."""
-        done = self.ours.attempt(statement)
+        try:
+            done = self.ours.attempt(statement)
+        except RaisedError as error:
+            raise self._located(error, part, [statement]) from error
         if not isinstance(done, Refusal):
             yield Written(part.shape.id, kind, statement.rows, done)
             return
@@ -212,21 +239,46 @@ class Writing:
         if list(self.ours.rows(may_exchange(shape))) != [("t",)]:
             return False
         whole = next(one for one in self.schema if one.id == shape.id)
-        return self.ours.attempt(exchange(shape, whole, updates)) == len(updates)
+        try:
+            return self.ours.attempt(exchange(shape, whole, updates)) == len(updates)
+        except RaisedError as error:
+            raise error.with_detail(f"It was raised for {table_text([shape.id])}.") from error
 
     def _checked(self) -> Iterator[Step]:
         """The server stops at the first constraint that does not hold; each is asked for."""
-        if not isinstance(self.ours.attempt(CHECK), Refusal):
-            return
+        raised = None
+        try:
+            if not isinstance(self.ours.attempt(CHECK), Refusal):
+                return
+        except RaisedError as error:
+            raised = error
         for schema, name in list(self.ours.rows(DEFERRABLE)):
             assert schema is not None
             assert name is not None
-            said = self.ours.attempt(
-                Statement(f"SET CONSTRAINTS {qualified(schema, name)} IMMEDIATE")
-            )
+            said = self._one_checked(schema, name)
             if isinstance(said, Refusal):
                 table = (said.schema, said.table)
                 yield Refused(table if said.table else None, None, said)
+        if raised is not None:
+            raise raised
+
+    def _located(
+        self, error: RaisedError, part: Part, statements: Iterable[Statement]
+    ) -> RaisedError:
+        from agent_branch.culprit import located  # few merges need it
+
+        return located(error, self.ours, part, statements)
+
+    def _one_checked(self, schema: str, name: str) -> int | Refusal:
+        try:
+            return self.ours.attempt(
+                Statement(f"SET CONSTRAINTS {qualified(schema, name)} IMMEDIATE")
+            )
+        except RaisedError as error:
+            found = CONSTRAINED.format(quote_literal(schema), quote_literal(name))
+            tables = [(s or "", t or "") for s, t in self.ours.rows(Statement(found))]
+            said = f'It was raised by trigger "{name}" of {table_text(tables)}.'
+            raise error.with_detail(said) from error
 
     def _endangered(self, part: GuardPart, answers: Iterator[Row]) -> Iterator[Endangered]:
         width = len(part.shape.key)

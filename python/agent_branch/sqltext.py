@@ -206,7 +206,7 @@ class WritingSession(Session, Protocol):
         """Run a statement that changes data: how many rows it changed, or why it did not.
 
         One that a constraint refuses (SQLSTATE class 23) has changed nothing, and the session
-        can be used further.
+        can be used further; likewise after a ``RaisedError``.
         """
 
 

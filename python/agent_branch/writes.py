@@ -320,6 +320,13 @@ def halves(part: Part, statement: Statement) -> list[Statement]:
     return [_slice(part, statement, rows) for rows in (slice(0, middle), slice(middle, number))]
 
 
+def no_rows(part: Part, statement: Statement) -> Statement | None:
+    """The same for none of its rows; None: there is no such statement."""
+    if not statement.parameters or statement.answers:
+        return None
+    return _slice(part, statement, slice(0, 0))
+
+
 def _slice(part: Part, statement: Statement, rows: slice) -> Statement:
     parameters = tuple(column[rows] for column in statement.parameters)
     if isinstance(part, RecountPart):
