@@ -210,6 +210,7 @@ IS 'what a branch, or all with some labels together, may cost in a day or month;
 CREATE FUNCTION branch._job_usage(OUT done bigint, OUT again boolean) RETURNS record
 LANGUAGE agent_branch_python VOLATILE PARALLEL UNSAFE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
 from agent_branch import usage
 return usage.roll_up()

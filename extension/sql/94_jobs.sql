@@ -70,6 +70,7 @@ COMMENT ON FUNCTION branch._job_scheduled(text[], text[]) IS 'remembers which jo
 CREATE FUNCTION branch._job_suspend(OUT done bigint, OUT again boolean) RETURNS record
 LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
     SELECT
         s.n::bigint,
@@ -82,6 +83,7 @@ COMMENT ON FUNCTION branch._job_suspend() IS 'a batch of job suspend: branches t
 CREATE FUNCTION branch._job_expire(OUT done bigint, OUT again boolean) RETURNS record
 LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
     SELECT count(*), count(*) >= 1000 FROM branch.expire() AS e WHERE e.action = 'delete'
 $$;
@@ -91,6 +93,7 @@ COMMENT ON FUNCTION branch._job_expire() IS 'a batch of job expire: branches who
 CREATE FUNCTION branch._job_cleanup(OUT done bigint, OUT again boolean) RETURNS record
 LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
     SELECT count(*), count(*) >= 500 FROM branch.cleanup(max_branches => 500) AS c WHERE c.action = 'delete'
 $$;
@@ -100,6 +103,7 @@ COMMENT ON FUNCTION branch._job_cleanup() IS 'a batch of job cleanup: branches t
 CREATE FUNCTION branch._job_gc(OUT done bigint, OUT again boolean) RETURNS record
 LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
     SELECT count(*), count(*) FILTER (WHERE g.kind = 'deleted branch') > 0 FROM branch.gc() AS g
 $$;
@@ -110,6 +114,7 @@ IS 'a batch of job gc: storage that nothing needs, that of deleted branches in t
 CREATE FUNCTION branch._job_snapshots(OUT done bigint, OUT again boolean) RETURNS record
 LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
     SELECT count(*), false FROM branch.take_scheduled_snapshots()
 $$;

@@ -52,6 +52,7 @@ ab_sweeper_settings(void)
 	SetConfigOption("lc_messages", "C", PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("max_parallel_workers_per_gather", "0",
 					PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("jit", "off", PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 static void
