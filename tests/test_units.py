@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import parse_qs, unquote, urlsplit
+
 import pytest
 from agent_branch import names, uri
 from agent_branch.errors import ReportedError
@@ -129,6 +131,20 @@ def test_templates_hold_names_apart(database: str, role: str, template: str) -> 
     assert known["dbname"] == database
     assert known["user"] == role
     assert known["host"] == ("10.0.0.1" if "{host}" in template else "pool.example")
+
+
+@pytest.mark.parametrize("driver", ["postgresql", "jdbc:postgresql", "postgresql+psycopg"])
+@pytest.mark.parametrize("address", ["::1", "10.0.0.1"])
+def test_templates_of_other_drivers(driver: str, address: str) -> None:
+    """Theirs are URIs as well, and want an address with colons in brackets."""
+    template = driver + "://{role}@{host}:{port}/{database}?from={host}"
+    endpoint = uri.Endpoint("", "", 5432, address)
+    text = uri.connection_string(AWKWARD, endpoint, template, AWKWARD)
+    parts = urlsplit(text.removeprefix("jdbc:"))
+    assert (parts.hostname, parts.port) == (address, 5432)
+    assert unquote(parts.path) == f"/{AWKWARD}"
+    assert unquote(parts.username or "") == AWKWARD
+    assert parse_qs(parts.query) == {"from": [address]}
 
 
 def test_unknown_placeholder() -> None:

@@ -8,8 +8,8 @@ from urllib.parse import quote
 
 from agent_branch.errors import INVALID_PARAMETER_VALUE, ReportedError
 
-URI_SCHEMES = ("postgresql://", "postgres://")
 ANY_ADDRESS = {"", "*", "0.0.0.0", "::"}
+SCHEME = re.compile(r"([a-z][a-z0-9+.-]*:)+//", re.IGNORECASE)  # jdbc:postgresql://, too
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 
@@ -55,6 +55,13 @@ def is_socket(host: str) -> bool:
     return host.startswith(("/", "@"))
 
 
+def authority_host(host: str) -> str:
+    """A host as it stands before port and path of a URI."""
+    if ":" in host and not is_socket(host):
+        return f"[{host}]"
+    return quote(host, safe="")
+
+
 def default_uri(database: str, endpoint: Endpoint, role: str) -> str:
     """A libpq URI for a database of this server; without a role libpq chooses one."""
     host = host_of(endpoint)
@@ -62,9 +69,7 @@ def default_uri(database: str, endpoint: Endpoint, role: str) -> str:
     user = f"{quote(role, safe='')}@" if role else ""
     if is_socket(host):
         return f"postgresql://{user}/{name}?host={quote(host, safe='')}&port={endpoint.port}"
-    if ":" in host:
-        host = f"[{host}]"
-    return f"postgresql://{user}{host}:{endpoint.port}/{name}"
+    return f"postgresql://{user}{authority_host(host)}:{endpoint.port}/{name}"
 
 
 def escape_value(value: str) -> str:
@@ -77,7 +82,7 @@ def fill_template(template: str, values: dict[str, str]) -> str:
 
     Raises ``ReportedError`` 22023 for a name that ``values`` has not.
     """
-    is_uri = template.startswith(URI_SCHEMES)
+    is_uri = SCHEME.match(template) is not None
 
     def value_of(found: re.Match[str]) -> str:
         name = found.group(1)
@@ -88,7 +93,11 @@ def fill_template(template: str, values: dict[str, str]) -> str:
                 f'unknown "{{{name}}}" in agent_branch.connection_template',
                 hint=f"It can have {known}.",
             )
-        return quote(values[name], safe="") if is_uri else escape_value(values[name])
+        if not is_uri:
+            return escape_value(values[name])
+        if name == "host" and "?" not in template[: found.start()]:
+            return authority_host(values[name])
+        return quote(values[name], safe="")
 
     return PLACEHOLDER.sub(value_of, template)
 
