@@ -167,6 +167,39 @@ def test_tablespace_that_is_not_there(make_cluster: Callable[..., Cluster]) -> N
     assert server.sql("SELECT i FROM s", dbname="p") == [(3,)]
 
 
+def test_tablespace_is_a_mount_point(make_cluster: Callable[..., Cluster]) -> None:
+    """Of a filesystem that is not mounted.  Who connects to a branch there, which needs none of
+    the files in it, must not make its directory in the mount point: others would take their own
+    pages for missing then, and what they write would not be there any more with the mount."""
+    server = make_cluster("mountpoint", STILL)
+    server.sql("CREATE TABLESPACE side LOCATION ''")
+    server.sql("CREATE DATABASE there TABLESPACE side")
+    server.sql("SET agent_branch.snapshot_method = copy; SELECT branch.create('a', 'there')")
+    create_database(
+        server, "p", "CREATE TABLE s (i int) TABLESPACE side", "INSERT INTO s VALUES (1)"
+    )
+    create(server, "b", "p")
+    run(server, "b", "UPDATE s SET i = 2")
+    run(server, "p", "UPDATE s SET i = 3")
+    server.restart()
+    place = next((server.data / "pg_tblspc").iterdir())
+    away = place.rename(server.root / "away")
+    place.mkdir(mode=0o700)
+    server.give(place)
+    for _ in range(2):
+        with pytest.raises(psycopg.OperationalError, match="Check that the tablespace is mounted"):
+            server.connect("a")
+        for statement in ("SELECT i FROM s", "UPDATE s SET i = 4"):
+            with pytest.raises(psycopg.errors.UndefinedFile, match="pg_tblspc"):
+                server.sql(statement, dbname="b")
+    assert not list(place.iterdir())
+    place.rmdir()
+    away.rename(place)
+    assert server.sql("SELECT i FROM s", dbname="b") == [(2,)]
+    assert server.sql("SELECT i FROM s", dbname="p") == [(3,)]
+    assert server.sql("SELECT current_database()", dbname="a") == [("a",)]
+
+
 def test_another_tablespace_is_dropped(make_cluster: Callable[..., Cluster]) -> None:
     """DROP TABLESPACE has a checkpoint done, with a lock held under which directories of databases
     are made in tablespaces.  The first page that a branch has in another tablespace is written

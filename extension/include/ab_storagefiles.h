@@ -26,6 +26,14 @@ extern bool ab_storage_dir_exists(Oid db, Oid spc);
 /* Remove them all; false, after a WARNING, if something is left. */
 extern bool ab_storage_remove_dirs(Oid db);
 
+/*
+ * Its directory is there.  Nobody makes it but CREATE TABLESPACE and recovery: in the mount point
+ * of a filesystem that is not mounted it would make branches pass for such that have no pages of
+ * their own in it, and what they write would be hidden when that is mounted again.
+ */
+extern bool ab_storage_has_tablespace(Oid spc);
+extern void ab_storage_require_tablespace(Oid spc);
+
 /* The directory in the default tablespace of the branch; false if there was one. */
 extern bool ab_storage_make_dir(Oid db, Oid spc);
 

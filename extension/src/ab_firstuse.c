@@ -49,6 +49,7 @@
 #include "ab_hidden.h"
 #include "ab_originfile.h"
 #include "ab_shmem.h"
+#include "ab_storagefiles.h"
 #include "ab_tables.h"
 
 /* Of the age at which autovacuum comes. */
@@ -186,11 +187,12 @@ emit_log(ErrorData *edata)
 
 /* ---- who comes uninvited ---- */
 
-/* Unless somebody is just removing it; a damaged one stays as it is. */
+/* Unless somebody is just removing it; a damaged one stays as it is, as does one not mounted. */
 static void
 prepare_uninvited(Oid db, Oid spc)
 {
-	if (ab_dir_is_whole(db, spc) || !ab_origin_exists(db) || !lock_database(db, false))
+	if (ab_dir_is_whole(db, spc) || !ab_origin_exists(db) || !ab_storage_has_tablespace(spc) ||
+		!lock_database(db, false))
 		return;
 	ab_dir_try(db);
 	UnlockSharedObject(DatabaseRelationId, db, 0, RowExclusiveLock);

@@ -34,6 +34,7 @@
 #include "ab_file.h"
 #include "ab_parentfile.h"
 #include "ab_shmem.h"
+#include "ab_storagefiles.h"
 
 static uint32 tmp_counter = 0;
 
@@ -63,26 +64,6 @@ static BlockNumber
 last_segment(BlockNumber limit)
 {
 	return limit == 0 ? 0 : (limit - 1) / (BlockNumber) RELSEG_SIZE;
-}
-
-/*
- * That there is no own file means something only if there could be one.  In recovery the
- * tablespace may be dropped further on.
- */
-static void
-require_tablespace(Oid spc)
-{
-	char		path[MAXPGPATH];
-	struct stat st;
-
-	if (spc == DEFAULTTABLESPACE_OID || RecoveryInProgress())
-		return;
-	snprintf(path, sizeof(path), "pg_tblspc/%u/%s", spc, TABLESPACE_VERSION_DIRECTORY);
-	if (stat(path, &st) < 0)
-		ereport(ERROR,
-				(errcode_for_file_access(),
-				 errmsg("could not stat directory \"%s\": %m", path),
-				 errhint("Check that the tablespace is mounted.")));
 }
 
 bool
@@ -117,7 +98,8 @@ long_enough(RelFileNode rnode, ForkNumber fork, BlockNumber limit, bool *exists)
 						 errmsg("could not stat file \"%s\": %m", path)));
 			if (segno == 0)
 			{
-				require_tablespace(rnode.spcNode);
+				/* that there is no own file means something only if there could be one */
+				ab_storage_require_tablespace(rnode.spcNode);
 				*exists = false;
 			}
 			return false;

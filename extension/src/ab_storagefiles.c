@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "access/xlog.h"
 #include "catalog/pg_tablespace_d.h"
 #include "commands/tablespace.h"
 #include "common/file_perm.h"
@@ -94,15 +95,44 @@ ab_storage_remove_dirs(Oid db)
 	return ok;
 }
 
+/* In recovery it may be dropped further on. */
+bool
+ab_storage_has_tablespace(Oid spc)
+{
+	char		path[MAXPGPATH];
+	struct stat st;
+
+	if (spc == DEFAULTTABLESPACE_OID || RecoveryInProgress())
+		return true;
+	snprintf(path, sizeof(path), "pg_tblspc/%u/%s", spc, TABLESPACE_VERSION_DIRECTORY);
+	return stat(path, &st) == 0;
+}
+
+void
+ab_storage_require_tablespace(Oid spc)
+{
+	if (!ab_storage_has_tablespace(spc))
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not stat directory \"pg_tblspc/%u/%s\": %m",
+						spc, TABLESPACE_VERSION_DIRECTORY),
+				 errhint("Check that the tablespace is mounted.")));
+}
+
 bool
 ab_storage_make_dir(Oid db, Oid spc)
 {
 	char	   *path = GetDatabasePath(db, spc);
 	bool		made = MakePGDirectory(path) == 0;
+	bool		failed = !made && errno != EEXIST;
 
 	/* in recovery a tablespace that is dropped later may be gone already */
-	if (!made && errno != EEXIST &&
-		(errno != ENOENT || pg_mkdir_p(path, pg_dir_create_mode) < 0))
+	if (failed && errno == ENOENT)
+	{
+		ab_storage_require_tablespace(spc);
+		failed = pg_mkdir_p(path, pg_dir_create_mode) < 0;
+	}
+	if (failed)
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not create directory \"%s\": %m", path)));
