@@ -441,6 +441,27 @@ def test_budgets(priced: Cluster) -> None:
     assert priced.sql("TABLE branch.budgets") == []
 
 
+def test_budgets_go_with_their_branches(priced: Cluster) -> None:
+    """A branch has another name, and a new one the old name, before the job comes by."""
+    query = "SELECT name, amount FROM branch.budgets ORDER BY amount"
+    priced.sql("SELECT branch.create('old', 'main')")
+    priced.sql("SELECT branch.set_budget('old', amount => 1)")
+    priced.sql("SELECT branch.rename('old', 'new')")
+    priced.sql("SELECT branch.create('old', 'main')")
+    priced.sql("SELECT branch.set_budget('old', amount => 2)")
+    assert priced.sql(query) == [("new", Decimal(1)), ("old", Decimal(2))]
+    priced.sql("SELECT branch.reset('new')")
+    add_up(priced)
+    assert priced.sql(query) == [("new", Decimal(1)), ("old", Decimal(2))]
+    priced.sql("SELECT branch.delete('new')")
+    assert priced.sql(query) == [("new", Decimal(1)), ("old", Decimal(2))]
+    priced.sql("SELECT branch.set_budget('old')")
+    priced.sql("SELECT branch.delete('new', hard => true), branch.delete('old', hard => true)")
+    add_up(priced)
+    add_up(priced)
+    assert priced.sql(query) == []
+
+
 def state(cluster: Cluster, name: str) -> str:
     query = "SELECT current_state FROM branch.branches WHERE name = %s"
     return str(cluster.scalar(query, (name,)))

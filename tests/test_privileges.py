@@ -153,6 +153,7 @@ CASES: dict[str, Case] = {
     "branch._note_prices": superusers("SELECT branch._note_prices()"),
     "branch._roll_up": superusers("SELECT branch._roll_up(1, now())"),
     "branch._setting_of": superusers(f"SELECT branch._setting_of({VAULT}, 'cleanup_after')"),
+    "branch._prune_budgets": superusers("SELECT branch._prune_budgets()"),
     "branch._prune_usage": superusers("SELECT branch._prune_usage()"),
     "branch._event": superusers(f"SELECT branch._event('x', {BRANCH}, 'vault_branch', '{{}}')"),
     # jobs and health; run_job is a procedure that commits: test_jobs.py

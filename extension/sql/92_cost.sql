@@ -147,9 +147,14 @@ COMMENT ON COLUMN branch._budget_use.id IS 'number of the budget';
 COMMENT ON COLUMN branch._budget_use.period_start IS 'when the period began';
 COMMENT ON COLUMN branch._budget_use.spent IS 'what its branches cost since, as added up last';
 
+-- An account has the name of the last run, which may be another branch's by now.
 CREATE VIEW branch.budgets WITH (security_barrier) AS
 SELECT -- noqa: ST06
-    a.name, -- noqa: RF04
+    coalesce((
+        SELECT d.name::text FROM branch._databases AS d
+        CROSS JOIN LATERAL branch._origin(d.oid) AS o
+        WHERE d.oid = a.db AND o.created_at = a.origin_at
+    ), a.name) AS name, -- noqa: RF04
     b.labels,
     b.period,
     b.amount,
@@ -182,6 +187,18 @@ COMMENT ON COLUMN branch.budgets.period_start IS 'when the present period began'
 COMMENT ON COLUMN branch.budgets.exceeded IS 'whether it was found exceeded in this period';
 COMMENT ON COLUMN branch.budgets.set_by IS 'role that set it';
 COMMENT ON COLUMN branch.budgets.set_at IS 'when that was';
+
+CREATE FUNCTION branch._prune_budgets() RETURNS void
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    DELETE FROM branch.budget_list AS b
+    WHERE b.account IS NOT null AND NOT EXISTS (
+        SELECT FROM branch.accounts AS a WHERE b.account = a.id AND a.closed_at IS null
+    )
+$$;
+
+COMMENT ON FUNCTION branch._prune_budgets() IS 'removes budgets of branches that are gone';
 
 CREATE FUNCTION branch._event(event text, db oid, name text, detail text) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE

@@ -288,7 +288,7 @@ def roll_up() -> tuple[int, bool]:
     )[0]["n"]
     if done == BATCH:
         return done, True
-    pruned: int = plpy.execute("SELECT branch._prune_usage() AS n")[0]["n"]
+    pruned: int = plpy.execute("SELECT branch._prune_usage() AS n, branch._prune_budgets()")[0]["n"]
     if pruned > 0:
         return done, True
     check_budgets()
