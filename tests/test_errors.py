@@ -86,6 +86,7 @@ ON_A_STANDBY: dict[str, Answer] = {
     "SELECT branch.preview_merge('b')": (
         *("25006", "cannot execute reading the state of a snapshot during recovery", None, None),
     ),
+    "SELECT branch.resume('b')": read_only("resuming a branch"),
     "SELECT branch.sync_start('main', 'b')": read_only("branch.sync_start()"),
     "SELECT branch.sync_stop('main', 'b')": read_only("branch.sync_stop()"),
     "SELECT branch.schedule_jobs()": NO_CRON,
@@ -95,9 +96,8 @@ ON_A_STANDBY: dict[str, Answer] = {
     **dict.fromkeys(
         (
             *("SELECT branch.tree()", "SELECT branch.current()", "SELECT branch.verify()"),
-            *("SELECT branch.resume('b')", "SELECT branch.usage_history('b')"),
+            *("SELECT branch.usage_history('b')", "SELECT branch.cost_report()"),
             *(
-                "SELECT branch.cost_report()",
                 "SELECT branch.health()",
                 "SELECT branch.run_on_all('SELECT 1')",
             ),
