@@ -79,6 +79,49 @@ def test_the_last_places(cluster: Cluster, rng: random.Random, kind: str) -> Non
             cluster.sql(f"SELECT branch.set_quota({arguments[kind]})")
 
 
+def test_batches_wait_with_empty_hands(cluster: Cluster) -> None:
+    """Who wants several places takes them at once: while he waits others can have what is left,
+    and of two who want most of them one gets them."""
+    names = "ARRAY(SELECT %s || i FROM generate_series(1, %s) AS i)"
+    many = f"SELECT branch.create_many({names}, 'main')"
+    cluster.sql("SELECT branch.set_quota('main', max_branches => 5)")
+    with cluster.connect(autocommit=False) as first, cluster.connect() as second:
+        first.execute("SELECT branch.create('f1', 'main')")
+        with ThreadPoolExecutor(1) as pool:
+            batch = pool.submit(second.execute, many, ("s", 5))
+            wait_for(
+                lambda: cluster.scalar(
+                    "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND state = 'active'"
+                    " AND wait_event_type = 'Extension'",
+                    (second.info.backend_pid,),
+                ),
+                what="the batch to wait",
+            )
+            first.execute("SELECT branch.create('f2', 'main')")
+            assert not batch.done(), "it has kept places while it waited, and given them up"
+            first.commit()
+            with pytest.raises(Refused):
+                batch.result()
+    assert living(cluster) == 2
+    delete_all(cluster)
+    barrier = threading.Barrier(THREADS)
+
+    def client(i: int) -> bool:
+        with cluster.connect() as conn:
+            barrier.wait()
+            try:
+                conn.execute(many, (f"c{i}_", 3))
+            except Refused:
+                return False
+            return True
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        assert list(pool.map(client, range(THREADS))).count(True) == 1
+    assert living(cluster) == 3
+    delete_all(cluster)
+    cluster.sql("SELECT branch.set_quota('main')")
+
+
 def test_errors_from_another_database(cluster: Cluster) -> None:
     """The same refusal where the table of quotas cannot be read."""
     cluster.sql("SELECT branch.set_quota('main', max_branches => 1)")

@@ -32,6 +32,12 @@ typedef struct AbCreateOptions
  */
 extern Oid	ab_create_branch(const AbCreateOptions *opt);
 
+/*
+ * Before n branches are created of a parent as it is now: have room for all of them in the quotas.
+ * Two who take place after place would wait for each other.  Sets parent and has_place.
+ */
+extern void ab_create_take_places(AbCreateOptions *opt, int n);
+
 typedef enum AbOnChildren
 {
 	AB_CHILDREN_ERROR,

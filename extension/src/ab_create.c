@@ -468,6 +468,20 @@ report_created(Oid db, const char *name, const char *parent_name, AbSnapId snaps
 	ab_event("created", db, name, parent_name, detail);
 }
 
+void
+ab_create_take_places(AbCreateOptions *opt, int n)
+{
+	const char *name;
+	Oid			parent;
+
+	ab_prevent_read_only("branch creation");
+	parent = choose_parent(opt, &name);
+	opt->parent = name;
+	ab_lock_parent(parent, name);
+	ab_quota_check_create(choose_owner(opt->owner), parent, n);
+	opt->has_place = true;
+}
+
 Oid
 ab_create_branch(const AbCreateOptions *opt)
 {

@@ -347,6 +347,8 @@ ab_sql_create_many(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("argument \"names\" must not contain nulls")));
 	}
+	if (n > 0)
+		ab_create_take_places(&new.opt, n);
 	dbs = palloc(Max(n, 1) * sizeof(Oid));
 	for (int i = 0; i < n; i++)
 	{
