@@ -244,18 +244,27 @@ def test_counts_stay_exact(make_cluster: Callable[..., Cluster], rng: random.Ran
         except psycopg.Error as error:
             states.append(str(error.sqlstate))
 
+    def counted(conn: psycopg.Connection[Any]) -> int:
+        """The role's, as of one moment, which branch.branches is not (it asks for the state of each
+        as it is); but for what a DROP DATABASE has a lock on: its place is free as soon as its
+        files are gone, a moment before the commit."""
+        row = conn.execute(
+            "WITH dropped AS MATERIALIZED (SELECT objid FROM pg_locks WHERE granted"
+            "  AND classid = 'pg_database'::regclass AND mode = 'AccessExclusiveLock')"
+            " SELECT count(*) FROM pg_database WHERE datdba = 'a'::regrole"
+            " AND datname !~ '^agent_branch_' AND oid NOT IN (SELECT objid FROM dropped)"
+        ).fetchone()
+        assert row is not None
+        return int(row[0])
+
     def client(me: int) -> None:
         own = random.Random(seeds[me])
         with cluster.connect() as conn:
             for _ in range(80):
                 step(conn, own, me)
-                row = conn.execute(
-                    "SELECT count(*) FROM branch.branches"
-                    " WHERE created_by = 'a' AND current_state <> 'deleted'"
-                ).fetchone()
-                assert row is not None
-                if row[0] > limit:
-                    too_many.append(row[0])
+                there = counted(conn)
+                if there > limit:
+                    too_many.append(there)
 
     with ThreadPoolExecutor(len(seeds)) as pool:
         for done in pool.map(client, range(len(seeds))):
