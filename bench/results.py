@@ -93,14 +93,14 @@ def about(figures: list[Figure]) -> list[str]:
     sizes = sorted({figure["size"] for figure in figures})
     seeds = sorted({figure["seed"] for figure in figures})
     commits = sorted({figure["machine"]["commit"] for figure in figures})
-    version = next((s["version"] for f in figures for s in f.get("servers", {}).values()), "?")
+    versions = sorted({s["version"] for f in figures for s in f.get("servers", {}).values()})
     minutes = {figure["benchmark"]: figure["seconds"] for figure in figures}
     return [
         "| | |",
         "|---|---|",
         f"| machine | {machine['system']}, {machine['cores']} x {machine['processor']},"
         f" {machine['memory_gb']} GB, {machine['filesystem']} |",
-        f"| server | PostgreSQL {version} |",
+        f"| server | PostgreSQL {', '.join(versions) or '?'} |",
         f"| sources | {', '.join(commits)} |",
         f"| run | {figures[0]['began']} UTC, {sum(minutes.values()) / 60:.0f} minutes,"
         f" size {', '.join(sizes)}, seed {', '.join(map(str, seeds))} |",
