@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 
 from agent_branch.diffplan import TableDiff, TableState, plan_diff
 from agent_branch.hints import Literal
-from agent_branch.newcolumns import added_alike
+from agent_branch.newcolumns import added_alike, kind_of
 from agent_branch.records import dataclass, replace
 from agent_branch.sqltext import TEXT, Value
 from agent_branch.tableshape import (
@@ -94,7 +94,7 @@ def plan_table(
 def _made_by_both(ours: TableState, theirs: TableState) -> TablePlan:
     """All rows are new on either side.  Without a key nothing tells which are the same."""
     shape = ours.shape
-    kinds = ({c.name: _kind(c) for c in one.shape.columns} for one in (ours, theirs))
+    kinds = ({c.name: kind_of(c) for c in one.shape.columns} for one in (ours, theirs))
     if theirs.logged and shape.key and common_key([shape, theirs.shape]) and not _differ(kinds):
         return TablePlan("both", shape, reason="both have made the table")
     return TablePlan("conflict", shape, reason="both have made a table of this name")
@@ -205,8 +205,9 @@ def _different_columns(
     return ""
 
 
-def _kind(column: Column, *, vetted: bool = False) -> tuple[str, bool, str]:
-    return column.type_name, column.generated, "" if vetted else column.definition
+def _kind(column: Column, *, vetted: bool) -> tuple[str, bool, str]:
+    type_name, generated, definition = kind_of(column)
+    return type_name, generated, "" if vetted else definition
 
 
 def _differ(kinds: Iterable[object]) -> bool:

@@ -21,7 +21,7 @@ def added_alike(
     found = []
     for column in theirs.shape.columns:
         other = mine.get(column.name)
-        if other is None or _kind(other) != _kind(column):
+        if other is None or kind_of(other) != kind_of(column):
             continue
         said = [
             one.missing
@@ -33,5 +33,6 @@ def added_alike(
     return tuple(found)
 
 
-def _kind(column: Column) -> tuple[str, bool, str]:
+def kind_of(column: Column) -> tuple[str, bool, str]:
+    """What has to be the same for values of one to be values of the other."""
     return column.type_name, column.generated, column.definition
