@@ -21,6 +21,10 @@
 extern void ab_capture_block(RelFileNode rnode, ForkNumber fork, BlockNumber block);
 extern void ab_capture_tail(RelFileNode rnode, ForkNumber fork, BlockNumber from);
 
+/* Blocks [from, end) of a fork, whether they change or not; the same otherwise. */
+extern void ab_capture_range(RelFileNode rnode, ForkNumber fork, BlockNumber from,
+							 BlockNumber end);
+
 /*
  * While a snapshot is taken and not usable yet: it is to see "page" in this block,
  * which changed physically around its record; older snapshots of the database go on

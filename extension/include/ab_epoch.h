@@ -32,6 +32,12 @@ extern bool ab_epoch_live(Oid db, AbSnapId *id);
 /* What is known of it in shared memory; NULL: it has no living snapshot. */
 extern AbParent *ab_epoch_parent(Oid db);
 
+/*
+ * A snapshot's manifest as this process has mapped it, complete or pending, poisoned or not:
+ * good until it has asked for those of seven others.  NULL: errno.
+ */
+extern const AbManifest *ab_epoch_view(AbSnapId id);
+
 /* Blocks that a snapshot has of a fork (0: none).  False: it cannot be said. */
 extern bool ab_epoch_nblocks(AbSnapId id, AbForkKey key, BlockNumber *nblocks);
 

@@ -241,6 +241,38 @@ ab_capture_block(RelFileNode rnode, ForkNumber fork, BlockNumber block)
 	LWLockRelease(ab_capture_lock(db));
 }
 
+/* Blocks [from, end) of a fork, those that the live snapshot sees and of which nothing is saved. */
+static void
+capture_blocks(Oid db, AbSnapId live, AbForkKey key, BlockNumber from, BlockNumber end)
+{
+	while (from < end)
+	{
+		bool		ok = true;
+
+		LWLockAcquire(ab_capture_lock(db), LW_EXCLUSIVE);
+		nbatch = 0;
+		for (; from < end && nbatch < AB_IMAGE_BATCH && ok; from++)
+		{
+			XLogRecPtr	newest;
+			Need		need = need_of(db, live, key, from, &newest);
+
+			ok = need != NEED_UNKNOWN;
+			if (need == NEED_IMAGE)
+				add_to_batch(key, from);
+		}
+		if (ok && nbatch > 0)
+			ok = read_batch(db, live, NULL, true) &&
+				ab_images_put(db, live, nbatch, batch, false, log_images);
+		if (!ok)
+		{
+			/* what comes behind is lost as well */
+			ab_epoch_poison(db, live, 0, errno);
+			from = end;
+		}
+		LWLockRelease(ab_capture_lock(db));
+	}
+}
+
 void
 ab_capture_tail(RelFileNode rnode, ForkNumber fork, BlockNumber from)
 {
@@ -258,32 +290,16 @@ ab_capture_tail(RelFileNode rnode, ForkNumber fork, BlockNumber from)
 		return;
 	}
 	AB_FAILPOINT_NO_ERROR("capture-tail");
-	while (from < nblocks)
-	{
-		bool		ok = true;
+	capture_blocks(db, live, key, from, nblocks);
+}
 
-		LWLockAcquire(ab_capture_lock(db), LW_EXCLUSIVE);
-		nbatch = 0;
-		for (; from < nblocks && nbatch < AB_IMAGE_BATCH && ok; from++)
-		{
-			XLogRecPtr	newest;
-			Need		need = need_of(db, live, key, from, &newest);
+void
+ab_capture_range(RelFileNode rnode, ForkNumber fork, BlockNumber from, BlockNumber end)
+{
+	AbSnapId	live;
 
-			ok = need != NEED_UNKNOWN;
-			if (need == NEED_IMAGE)
-				add_to_batch(key, from);
-		}
-		if (ok && nbatch > 0)
-			ok = read_batch(db, live, NULL, true) &&
-				ab_images_put(db, live, nbatch, batch, false, log_images);
-		if (!ok)
-		{
-			/* what comes behind is lost as well */
-			ab_epoch_poison(db, live, 0, errno);
-			from = nblocks;
-		}
-		LWLockRelease(ab_capture_lock(db));
-	}
+	if (ab_epoch_live(rnode.dbNode, &live))
+		capture_blocks(rnode.dbNode, live, key_of(rnode, fork), from, end);
 }
 
 /* ---- around a snapshot's record ---- */

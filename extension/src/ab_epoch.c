@@ -255,8 +255,8 @@ map_view(View *v, AbSnapId id, const char *suffix)
 	return true;
 }
 
-static const AbManifest *
-view_of(AbSnapId id)
+const AbManifest *
+ab_epoch_view(AbSnapId id)
 {
 	View	   *victim = &views[0];
 
@@ -299,7 +299,7 @@ typedef struct Source
 static bool
 open_source(AbSnapId id, Source *s)
 {
-	s->m = view_of(id);
+	s->m = ab_epoch_view(id);
 	if (s->m != NULL)
 		return true;
 	if (errno != ENOMEM)

@@ -23,6 +23,7 @@
 #include "ab_kept.h"
 #include "ab_latesync.h"
 #include "ab_snaptable.h"
+#include "ab_unseen.h"
 #include "ab_wal.h"
 
 /* ---- records and the files that belong to them (ab_latesync.c) ---- */
@@ -184,6 +185,8 @@ ab_taking_log(AbTaking *t)
 		t->id = ab_snapid_make(rec.tli, end);
 		return AbSnapIdIsValid(t->id);
 	}
+	ab_unseen_save(db, &t->view);
+	AB_FAILPOINT("snapshot-unseen-saved");
 	begin_late(t);
 	if (!ab_guard_try_close(db, t->deadline))
 		ab_gate_give_up(db, t->dbname);

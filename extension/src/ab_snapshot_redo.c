@@ -36,6 +36,7 @@
 #include "ab_recovery.h"
 #include "ab_shmem.h"
 #include "ab_snaptable.h"
+#include "ab_unseen.h"
 #include "ab_wal.h"
 
 /* ---- is what is there good? ---- */
@@ -394,6 +395,8 @@ make_live_files(Replay *r)
 			write_live_manifest(r);
 	}
 	AB_FAILPOINT_NO_ERROR("redo-snapshot-files");
+	ab_unseen_save(r->rec.source_db, ab_epoch_view(r->id));
+	AB_FAILPOINT_NO_ERROR("redo-snapshot-unseen");
 	ab_images_begin(r->rec.source_db, r->id, true);
 }
 
