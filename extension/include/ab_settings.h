@@ -7,6 +7,8 @@
 
 #include "ab_compat.h"
 
+#include "utils/guc.h"
+
 typedef enum AbSnapshotMethod
 {
 	AB_METHOD_AUTO,				/* before-images of a plain database */
@@ -41,6 +43,13 @@ extern int	ab_suspend_idle_in_transaction; /* agent_branch.suspend_idle_in_trans
 extern bool ab_auto_resume_enabled; /* agent_branch.auto_resume_enabled, superuser */
 
 extern void ab_settings_define(void);
+
+/*
+ * Where the present value of a setting comes from, the server's or ours.  *setting: the
+ * caller's, static, NULL at first; by it the setting is found at once the next time.
+ */
+struct config_generic;
+extern GucSource ab_setting_source(const char *name, const struct config_generic **setting);
 
 /* Does agent_branch.default_parent have a value of this session or of its role? */
 extern bool ab_default_parent_is_own(void);

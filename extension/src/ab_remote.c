@@ -38,7 +38,6 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
-#include "utils/guc_tables.h"
 #include "utils/memutils.h"
 #include "utils/relcache.h"
 #include "utils/syscache.h"
@@ -49,6 +48,7 @@
 #include "ab_dir.h"
 #include "ab_file.h"
 #include "ab_registry.h"
+#include "ab_settings.h"
 #include "ab_worker.h"
 
 /* How long one that is needed waits for a slot: others' workers may just be ending. */
@@ -327,18 +327,14 @@ check_database(Oid db, bool *has_cache, bool *closed)
 
 /*
  * What was said by SET, or when the caller connected: that is meant for what it does in other
- * databases, too.  The array moves when settings are added; what it points to stays.
+ * databases, too.
  */
 static int
 said_lock_timeout(void)
 {
-	static struct config_generic *setting = NULL;
-	struct config_generic **vars = get_guc_variables();
+	static const struct config_generic *setting = NULL;
 
-	for (int i = 0; setting == NULL && i < GetNumConfigOptions(); i++)
-		if (strcmp(vars[i]->name, "lock_timeout") == 0)
-			setting = vars[i];
-	return setting != NULL && setting->source >= PGC_S_CLIENT ? LockTimeout : 0;
+	return ab_setting_source("lock_timeout", &setting) >= PGC_S_CLIENT ? LockTimeout : 0;
 }
 
 /* A read-only transaction does not write elsewhere either. */

@@ -238,16 +238,23 @@ ab_settings_define(void)
 }
 
 /* The array moves when settings are added; what it points to stays. */
+GucSource
+ab_setting_source(const char *name, const struct config_generic **setting)
+{
+	struct config_generic **vars = get_guc_variables();
+
+	for (int i = 0; *setting == NULL && i < GetNumConfigOptions(); i++)
+		if (strcmp(vars[i]->name, name) == 0)
+			*setting = vars[i];
+	return *setting != NULL ? (*setting)->source : PGC_S_DEFAULT;
+}
+
 bool
 ab_default_parent_is_own(void)
 {
-	static struct config_generic *setting = NULL;
-	struct config_generic **vars = get_guc_variables();
+	static const struct config_generic *setting = NULL;
 
-	for (int i = 0; setting == NULL && i < GetNumConfigOptions(); i++)
-		if (strcmp(vars[i]->name, "agent_branch.default_parent") == 0)
-			setting = vars[i];
-	return setting != NULL && setting->source > PGC_S_DATABASE;
+	return ab_setting_source("agent_branch.default_parent", &setting) > PGC_S_DATABASE;
 }
 
 /* ---- full_page_writes (rule 5) ---- */
