@@ -49,6 +49,7 @@ STORAGE = [
     "own_files",
     "reuse",
     "review",
+    "shorter_files",
     "standby",
     "suspend",
     "torn_writes",
