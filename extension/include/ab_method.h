@@ -27,6 +27,8 @@ typedef struct AbCapture
 	int			source_fd;		/* segment being read; 0: none */
 	uint64		listed_at;		/* moment of the list of files and state of the */
 	uint64		stamp;			/* directories then (ab_forknotes.h); of a live one */
+	bool		taken_over;		/* the list is that of the live snapshot, but for what the
+								 * server has changed since */
 	int			looked_at;		/* how many forks were looked at, to list them */
 	/* In redo the forks and sizes come from WAL (rule 31); else NULL. */
 	const AbForkEntry *wal_forks;

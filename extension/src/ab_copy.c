@@ -202,9 +202,9 @@ list_what_changed(AbCapture *c)
 static void
 copy_what_is_there(AbCapture *c)
 {
-	if (c->live && list_what_changed(c))
-		return;
-	list_everything(c);
+	c->taken_over = c->live && list_what_changed(c);
+	if (!c->taken_over)
+		list_everything(c);
 }
 
 static void

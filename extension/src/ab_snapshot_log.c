@@ -185,7 +185,8 @@ ab_taking_log(AbTaking *t)
 		t->id = ab_snapid_make(rec.tli, end);
 		return AbSnapIdIsValid(t->id);
 	}
-	ab_unseen_save(db, &t->view);
+	if (!t->capture.taken_over)
+		ab_unseen_save(db, &t->view);
 	AB_FAILPOINT("snapshot-unseen-saved");
 	begin_late(t);
 	if (!ab_guard_try_close(db, t->deadline))

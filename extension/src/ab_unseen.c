@@ -12,7 +12,8 @@
  *
  * So before a snapshot is live, it is compared with the one before, and what is missing is
  * saved for that one as it is now: nobody has changed it since, or it would have an image.
- * Between two lists of one file that is nothing but zeros, as a rule.
+ * As a rule that is zeros.  A list that is taken over from the snapshot before needs no
+ * comparison: while a server runs only it changes lengths, and truncates with images (L1).
  *
  * Reads manifests, which do not change, without a lock; the guard is taken, shared, for some
  * blocks at a time.  If the newest snapshot ends meanwhile, what was compared was in between:
