@@ -4,7 +4,7 @@ Each has a branch whose every page must stay what its parent had, and branches o
 hang as deep as asked for.  All of them are made first, with kill -9 in between, and compared;
 then rounds of snapshots, deletions, garbage collection, checkpoints, clean stops, kill -9 (also
 in recovery) follow one another at random; at the end all are compared again.  A standby goes
-with them, and is promoted.
+with them, takes over now and then, and then has one of its own.
 """
 
 from __future__ import annotations
@@ -72,11 +72,30 @@ class Torture:
         self.most_at_once = 0
         self.standby: Cluster | None = None
         if standby:
-            self.standby = cluster.standby("torture-standby", {"max_standby_streaming_delay": "-1"})
+            self.follow()
 
     def name(self) -> str:
         self.names += 1
         return f"t{self.names}"
+
+    # ---- the standby ----
+
+    def follow(self) -> None:
+        self.names += 1
+        self.standby = self.cluster.standby(
+            f"torture-standby{self.names}", {"max_standby_streaming_delay": "-1"}
+        )
+
+    def take_over(self) -> None:
+        """The server is gone, its standby is promoted."""
+        assert self.standby is not None
+        self.cluster.wait_caught_up(self.standby, 600)
+        gone = self.cluster
+        gone.kill()
+        self.standby.promote()
+        self.cluster, self.standby = self.standby, None
+        gone.destroy()
+        self.done["promoted"] += 1
 
     # ---- as many as asked for ----
 
@@ -135,6 +154,10 @@ class Torture:
                 self.cluster.kill_in_recovery()
             self.cluster.start()
         self.check(number)
+        if self.standby is not None and self.rng.random() < 0.4:
+            self.take_over()
+            self.check(number)
+            self.follow()
 
     def happen(self, storm: Storm) -> None:
         what = self.rng.choices(
@@ -265,9 +288,7 @@ class Torture:
     def finish(self) -> None:
         self.check(0)
         if self.standby is not None:
-            self.cluster.kill()
-            self.standby.promote()
-            self.cluster, self.standby = self.standby, None
+            self.take_over()
             self.check(0)
         self.forget(len(self.witnesses))
         self.cluster.sql("SELECT * FROM branch.gc()")

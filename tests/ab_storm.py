@@ -222,7 +222,10 @@ CATALOG_RACES = (
 )
 # What rewrites a table and takes rows along that nobody can see any more.
 REWRITERS = re.compile(r"(?:CLUSTER|VACUUM FULL) (\w+)")
-MISSING_PIECE = re.compile(r"missing chunk number \d+ for toast value \d+ in pg_toast_\d+")
+MISSING_PIECE = re.compile(
+    r"(missing chunk number \d+|unexpected chunk number \d+ \(expected \d+\))"
+    r" for toast value \d+ in pg_toast_\d+"
+)
 
 
 def in_the_way(error: psycopg.Error) -> bool:
@@ -240,8 +243,9 @@ def rewritten_without_a_piece(error: psycopg.Error, statement: str) -> str | Non
     older again (ComputeXidHorizons()): sessions of other databases do not count, but a new
     snapshot in this database counts their transactions.  So vacuum of the TOAST table removes
     the pieces of a row while only a session of another database has an older transaction, and
-    CLUSTER's own snapshot then makes the row one that might still be seen.  The recipe is
-    test_storm_on_a_stock_server.
+    CLUSTER's own snapshot then makes the row one that might still be seen.  Pruning removes them
+    too, page by page, so that the first may be gone and the second not.  The recipes are
+    test_storm_on_a_stock_server and test_pieces_go_page_by_page_on_a_stock_server.
     """
     found = REWRITERS.match(statement)
     if error.sqlstate == "XX001" and found and MISSING_PIECE.fullmatch(str(error).strip()):

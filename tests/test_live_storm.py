@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import psycopg
 import pytest
 from ab_checks import Conn, amcheck, calm_log, create, delete, drop_all_branches, healthy, run
 from ab_cluster import LONG, Cluster
+from ab_faults import Faults, Holding
 from ab_oracle import (
     FORKS,
     SETTINGS,
@@ -349,3 +351,46 @@ def test_storm_on_a_stock_server(make_cluster: Callable[..., Cluster], seed: int
         for statement in rewriters:
             with pytest.raises(psycopg.errors.DataCorrupted, match="missing chunk"):
                 storm._step(conn, statement)
+
+
+def test_pieces_go_page_by_page_on_a_stock_server(
+    make_cluster: Callable[..., Cluster], faults: Faults, seed: int
+) -> None:
+    """A dead row has a piece on each of two pages, and VACUUM passes over the second, which the
+    checkpointer is writing."""
+    stock = make_cluster("stockpieces", {"autovacuum": "off"}, library=False)
+    faults.restart(stock, "fast")
+    run(stock, "postgres", "CREATE DATABASE p")
+    run(
+        stock,
+        "p",
+        "CREATE TABLE a (id int PRIMARY KEY, big text)",
+        "ALTER TABLE a ALTER big SET STORAGE EXTERNAL",
+        "INSERT INTO a SELECT i, repeat(md5(i::text), 90) FROM generate_series(1, 100) AS i",
+    )
+    (toast, file), *_ = stock.sql(
+        "SELECT reltoastrelid::regclass::text, pg_relation_filepath(reltoastrelid) FROM pg_class"
+        " WHERE relname = 'a'",
+        dbname="p",
+    )
+    (dead, *_), *_ = stock.sql(
+        "SELECT number FROM (SELECT row_number() OVER (ORDER BY chunk_id) AS number,"
+        " array_agg((ctid::text::point)[0]::int ORDER BY chunk_seq) AS pages"
+        f" FROM {toast} GROUP BY chunk_id) AS found WHERE pages = '{{0,1}}'",
+        dbname="p",
+    )
+    storm = Storm(stock, "p", seed)
+    with stock.connect("p") as conn, stock.connect(autocommit=False) as elsewhere:
+        elsewhere.execute("SELECT pg_current_xact_id()")
+        conn.execute("DELETE FROM a WHERE id = %s", (dead,))
+        with ThreadPoolExecutor(1) as pool, Holding(faults) as held:
+            faults.arm_stop(file, 2, only="pwrite")
+            checkpoint = pool.submit(run, stock, "p", "CHECKPOINT")
+            held.wait(checkpoint)
+            conn.execute("SET statement_timeout = '60s'")
+            conn.execute(f"VACUUM {toast}")
+        with pytest.raises(psycopg.errors.DataCorrupted, match="unexpected chunk number 1"):
+            conn.execute("CLUSTER a USING a_pkey")
+        assert storm._step(conn, "CLUSTER a USING a_pkey")
+    assert storm.errors == []
+    assert storm.refused == {"XX001": 1}
