@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from ab_byhand import backup_by_hand, copy_live
 from ab_checks import (
     Row,
     calm_log,
@@ -168,6 +169,32 @@ def test_full_store(store: Store, how: str) -> None:
     nothing_left(cluster)
     healthy(cluster)
     calm_log(cluster)
+
+
+def test_backup_while_a_page_is_lost(store: Store, cluster_base: Path) -> None:
+    """A base backup has the store as it was before the page was lost, and the parent's file as
+    it was after: what is made of it must not take the parent's new rows for the branch's."""
+    cluster, disk = store("fullbackup", ROOM)
+    create(cluster, "b", "p")
+    before = contents(cluster, "b")
+    place = cluster_base / "full-backup"
+    place.mkdir()
+    with backup_by_hand(cluster, place / "data") as copy_files:
+        copy_files()
+        disk.fill()
+        run(cluster, "p", UPDATE, "CHECKPOINT")
+        copy_live(cluster.data / "base", place / "data" / "base", lambda *_: [], more=True)
+    disk.relieve()
+    lost(cluster, "b")
+    for name in (place / "data" / STORE).glob("filler*"):
+        name.unlink()
+    restored = Cluster.from_data(place, "fullrestored", place / "data", BIG)
+    try:
+        rows = answer(restored, "b")
+        assert isinstance(rows, psycopg.Error) or rows == before
+        lost(restored, "b")
+    finally:
+        restored.destroy()
 
 
 def test_only_those_who_need_it(store: Store) -> None:

@@ -118,10 +118,12 @@ typedef struct xl_ab_before_image
 	BlockNumber block;
 	uint16		hole_offset;
 	uint16		hole_length;
-	uint32		flags;			/* AB_IMAGE_WINDOW */
+	uint32		flags;			/* AB_IMAGE_* */
 } xl_ab_before_image;
 
 #define AB_IMAGE_WINDOW	0x01	/* belongs to a snapshot being taken (step 5) */
+#define AB_IMAGE_LOST	0x02	/* none: snapshots up to the epoch, after the LSN that the page
+								 * begins with, lack a page that could not be saved */
 
 /*
  * Nothing to replay.  A server without the library cannot replay WAL that has this

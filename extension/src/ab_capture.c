@@ -397,6 +397,18 @@ is_wanted(const xl_ab_before_image *rec)
 	return (rec->flags & AB_IMAGE_WINDOW) && ArchiveRecoveryRequested;
 }
 
+/* The files may be from before the primary marked its snapshots, and from after. */
+static void
+redo_loss(const xl_ab_before_image *rec, const char *page)
+{
+	XLogRecPtr	newest_image;
+
+	memcpy(&newest_image, page, sizeof(newest_image));
+	ab_guard_enter(rec->db);
+	ab_epoch_poison(rec->db, rec->epoch, newest_image, 0);
+	ab_guard_leave(rec->db);
+}
+
 void
 ab_capture_redo(XLogReaderState *record)
 {
@@ -423,6 +435,11 @@ ab_capture_redo(XLogReaderState *record)
 	COMP_CRC32C(crc, page.data, BLCKSZ);
 	FIN_CRC32C(crc);
 
+	if (rec.flags & AB_IMAGE_LOST)
+	{
+		redo_loss(&rec, page.data);
+		return;
+	}
 	ab_guard_enter(rec.db);
 	LWLockAcquire(ab_capture_lock(rec.db), LW_EXCLUSIVE);
 	errno = 0;

@@ -24,9 +24,11 @@
 #include "utils/timestamp.h"
 
 #include "ab_file.h"
+#include "ab_image.h"
 #include "ab_images.h"
 #include "ab_manifestfile.h"
 #include "ab_snaptable.h"
+#include "ab_wal.h"
 
 /* ---- the guard ---- */
 
@@ -468,6 +470,22 @@ forget_branches(void)
 		pg_atomic_fetch_add_u32(&ab_shared->generation[i], 1);
 }
 
+/*
+ * For base backups that have the store as it was before, and the page that is overwritten as
+ * it will be.
+ */
+static void
+log_loss(Oid db, AbSnapId live, XLogRecPtr newest_image)
+{
+	static PGAlignedBlock page;
+	AbForkKey	key = {InvalidOid, InvalidOid, MAIN_FORKNUM};
+
+	if (!XLogIsNeeded() || !ab_image_allowed())
+		return;
+	memcpy(page.data, &newest_image, sizeof(newest_image));
+	(void) ab_wal_before_image(live, db, key, 0, AB_IMAGE_LOST, page.data);
+}
+
 void
 ab_epoch_poison(Oid db, AbSnapId live, XLogRecPtr newest_image, int error)
 {
@@ -496,6 +514,7 @@ ab_epoch_poison(Oid db, AbSnapId live, XLogRecPtr newest_image, int error)
 	pg_atomic_fetch_add_u32(&ab_shared->poison_generation, 1);
 	if (news)
 	{
+		log_loss(db, live, newest_image);
 		forget_branches();
 		errno = error;
 		ereport(LOG,
