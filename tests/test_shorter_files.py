@@ -14,7 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ab_byhand import backup_by_hand
-from ab_checks import BLOCK, create, create_database, healthy, main_fork, nothing_left, run
+from ab_checks import (
+    BLOCK,
+    create,
+    create_database,
+    database_dirs,
+    healthy,
+    main_fork,
+    nothing_left,
+    oid_of,
+    run,
+)
 from ab_cluster import Cluster
 
 Make = Callable[..., Cluster]
@@ -224,3 +234,27 @@ def test_stretch_that_became_a_hole(make_cluster: Make) -> None:
     for name in ("before", "after"):
         assert server.sql(digests, dbname=name) == expected, name
     nothing_wrong(server, "before", "after", "middle")
+
+
+# ---- a file that a standby never had -------------------------------------------------------------
+
+
+def test_unlogged_table_that_was_dropped(make_cluster: Make) -> None:
+    """A standby has no main fork of an unlogged table.  When the last snapshot that needed a
+    dropped one has gone, its init forks go there as well."""
+    primary = make_cluster("shorterunlogged", QUIET)
+    create_database(primary, "p", "CREATE UNLOGGED TABLE u (id int PRIMARY KEY)")
+    standby = primary.standby("shorterunloggedreplica")
+
+    def init_forks(server: Cluster) -> list[Path]:
+        found = database_dirs(server, oid_of(server, "p"))
+        return [path for place in found for path in place.glob("*_init")]
+
+    create(primary, "before", "p")
+    run(primary, "p", "DROP TABLE u")
+    primary.wait_caught_up(standby)
+    assert len(init_forks(standby)) == 2
+    nothing_wrong(primary, "before")
+    primary.wait_caught_up(standby)
+    assert init_forks(primary) == []
+    assert init_forks(standby) == []

@@ -420,10 +420,12 @@ unlink_noted(Oid db, const Note *notes, int n)
 	{
 		RelFileNodeBackend rnode = {{notes[i].spc, db, notes[i].rel}, InvalidBackendId};
 		char		path[MAXPGPATH];
+		char		init[MAXPGPATH];
 
-		/* not if the whole database is gone */
+		/* not if the whole database is gone; in recovery an unlogged one has its init fork only */
 		ab_relation_path(path, rnode.node, MAIN_FORKNUM, 0);
-		if (access(path, F_OK) == 0)
+		ab_relation_path(init, rnode.node, INIT_FORKNUM, 0);
+		if (access(path, F_OK) == 0 || access(init, F_OK) == 0)
 			mdunlink(rnode, InvalidForkNumber, true);
 	}
 	AB_FAILPOINT_NO_ERROR("kept-unlinked");
