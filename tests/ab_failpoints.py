@@ -593,7 +593,9 @@ class Trials:
             reached = self.points.who() != 0
             self.kill()
             error = creation.exception()
-        assert was_cut_off(error), f"{name}: {error!r}"
+        # a cancel may be heeded after the snapshot is done, and nothing is given up
+        late = name != "window-older-saved" and isinstance(error, psycopg.errors.QueryCanceled)
+        assert was_cut_off(error) or late, f"{name}: {error!r}"
         if reached:
             self.note(name, "killed")
         self.recover(f"killed at {name}", position, then)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
+from ab_checks import create, create_database, healthy, run
 from ab_cluster import Cluster
 
 
@@ -277,3 +278,38 @@ def test_nothing_left_by_triggers(server: Cluster) -> None:
         server.sql("SELECT branch.revert(%s)", (merge,))
     assert "or triggers had left nothing of it" in (caught.value.diag.message_detail or "")
     assert server.sql("SELECT id FROM t", dbname="moved") == [(2001,)], "1001 in the branch"
+
+
+def test_beginning_that_is_lost(make_cluster: Callable[..., Cluster]) -> None:
+    """The snapshot at which the next merge would begin could not be kept: the merge is refused, and
+    says what helps.  To begin further back would take what the branch took back for nothing."""
+    server = make_cluster("beginning", {"autovacuum": "off"})
+    rows = "INSERT INTO t SELECT i, 'old' FROM generate_series(1, 9) AS i"
+    create_database(server, "p", "CREATE TABLE t (id int PRIMARY KEY, v text)", rows)
+    create(server, "b", "p")
+    run(server, "b", "UPDATE t SET v = 'new' WHERE id < 3")
+    server.sql("SELECT * FROM branch.merge('b', 'p')")
+    run(server, "b", "UPDATE t SET v = 'old' WHERE id = 1")
+    beginning = server.scalar("SELECT source_snapshot FROM branch.merge_log")
+    server.stop()
+    mark = server.data / "agent_branch" / "snapshots" / f"{beginning}.poisoned"
+    mark.touch()
+    Cluster.give(mark)
+    server.start()
+    for call in ("branch.merge('b', 'p')", "branch.preview_merge('b', 'p')", "branch.sync('b')"):
+        with pytest.raises(psycopg.errors.DataCorrupted) as refused:
+            server.sql(f"SELECT * FROM {call}")
+        assert "reset or delete the branch" in (refused.value.diag.message_hint or "")
+    assert server.sql("SELECT id, v FROM t WHERE id < 3 ORDER BY id", dbname="p") == [
+        (1, "new"),
+        (2, "new"),
+    ]
+    assert [what for what, _ in server.sql("SELECT object, problem FROM branch.verify()")] == [
+        f"snapshot {beginning}"
+    ]
+    server.sql("SELECT branch.reset('b')")
+    server.sql("SELECT * FROM branch.gc()")
+    healthy(server)
+    run(server, "b", "UPDATE t SET v = 'newer' WHERE id = 1")
+    server.sql("SELECT * FROM branch.merge('b', 'p')")
+    assert server.scalar("SELECT v FROM t WHERE id = 1", dbname="p") == "newer"

@@ -370,5 +370,5 @@ ab_snapshot_get_at(AbSnapId id)
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("snapshot %s is damaged", text),
 				 errdetail("Some of its pages could not be kept; the server log says why."),
-				 errhint("Choose another one from the view branch.snapshots.")));
+				 errhint("Choose another one from the view branch.snapshots. If the next merge of a branch would begin there, reset or delete the branch.")));
 }
