@@ -45,6 +45,7 @@ STORAGE = [
     "live_steps",
     "live_storm",
     "lifecycle",
+    "map_alone",
     "oracle",
     "own_files",
     "reuse",

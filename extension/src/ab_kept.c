@@ -32,6 +32,7 @@
 #include "storage/md.h"
 #include "utils/timestamp.h"
 
+#include "ab_capture.h"
 #include "ab_epoch.h"
 #include "ab_failpoint.h"
 #include "ab_file.h"
@@ -116,13 +117,18 @@ is_needed(RelFileNode rnode, ForkNumber fork)
 	/* whatever older snapshots have of it the newest has, too: it was there till now */
 	needed = ab_epoch_has_relation(live, rnode.spcNode, rnode.relNode, &known);
 
-	/* a map alone, in a branch: it is not noted, and without it all is well */
+	/*
+	 * A map alone, in a branch: there is nothing to note, and the number is free.  What the
+	 * branch inherits instead may say of blocks that were cut off that all is visible.
+	 */
 	if (needed && (fork == FSM_FORKNUM || fork == VISIBILITYMAP_FORKNUM))
 	{
 		char		path[MAXPGPATH];
 
 		ab_relation_path(path, rnode, MAIN_FORKNUM, 0);
 		needed = access(path, F_OK) == 0;
+		if (!needed)
+			ab_capture_tail(rnode, fork, 0);
 	}
 	if (needed && fork == MAIN_FORKNUM)
 	{
