@@ -62,11 +62,12 @@ def work(cluster: Cluster) -> Cluster:
 
 
 class Diff:
-    """A diff that takes long, in a thread."""
+    """A diff that takes long, in a thread; again, until a process has been seen at it."""
 
     def __init__(self, cluster: Cluster, helpers: int, query: str = DIFF) -> None:
         self.conn: Conn = cluster.connect()
         self.error: psycopg.Error | None = None
+        self.seen = False
         self._query = query
         self.conn.execute(LONG.format(helpers))
         self._thread = threading.Thread(target=self._run)
@@ -75,6 +76,8 @@ class Diff:
     def _run(self) -> None:
         try:
             self.conn.execute(self._query)
+            while not self.seen:
+                self.conn.execute(self._query)
         except psycopg.Error as error:
             self.error = error
 
@@ -100,10 +103,16 @@ def shared(work: Cluster) -> Iterator[list[Path]]:
     assert work.sql(DIFF) == ALL_CHANGED
 
 
-def at_work(cluster: Cluster) -> int:
+def at_work(cluster: Cluster, diff: Diff) -> int:
     """The process that has a share."""
-    found: int = wait_for(lambda: cluster.scalar(HELPER), what="a process takes a share")
-    return found
+    with cluster.connect() as conn:
+        [found] = wait_for(
+            lambda: [pid for (pid,) in conn.execute(HELPER) if pid],
+            what="a process takes a share",
+            slower=False,
+        )
+    diff.seen = True
+    return int(found)
 
 
 # Helpers, who is ended, and how, and what is said then.
@@ -123,7 +132,7 @@ def test_ended(work: Cluster, shared: list[Path], case: str) -> None:
     """Told to end or to stop, whoever it is."""
     helpers, which, function, sqlstate = ENDED[case]
     diff = Diff(work, helpers)
-    pid = at_work(work)
+    pid = at_work(work, diff)
     if which != HELPER:
         pid = work.scalar(which) if which else diff.conn.info.backend_pid
     assert work.scalar(f"SELECT {function}({pid})") is True
@@ -148,13 +157,13 @@ def test_caught(work: Cluster, shared: list[Path]) -> None:
         " THEN RAISE 'not all'; END IF; RAISE division_by_zero; END $$"
     )
     diff = Diff(work, 2, caught)
-    assert work.scalar(f"SELECT pg_terminate_backend({at_work(work)})") is True
+    assert work.scalar(f"SELECT pg_terminate_backend({at_work(work, diff)})") is True
     assert isinstance(diff.join(), psycopg.errors.DivisionByZero)
     diff.conn.close()
 
 
 KILLED: dict[str, tuple[int, Callable[[Cluster, Diff], int]]] = {
-    "helper": (2, lambda cluster, _: at_work(cluster)),
+    "helper": (2, at_work),
     "other session": (1, lambda cluster, _: cluster.scalar(OTHER)),
     "caller": (2, lambda _, diff: diff.conn.info.backend_pid),
 }
@@ -166,7 +175,7 @@ def test_killed(work: Cluster, shared: list[Path], who: str) -> None:
     started = work.scalar("SELECT pg_postmaster_start_time()")
     helpers, pid = KILLED[who]
     diff = Diff(work, helpers)
-    at_work(work)
+    at_work(work, diff)
     position = len(work.log_text())
     os.kill(pid(work, diff), signal.SIGKILL)
     error = diff.join()
