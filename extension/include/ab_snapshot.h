@@ -74,6 +74,9 @@ extern void ab_snapshot_redo(XLogReaderState *record);
 extern void ab_confirm_redo(XLogReaderState *record);
 extern void ab_retire_redo(XLogReaderState *record);
 
+/* Before each record and when replay is over: give back what had to wait for a backup's end. */
+extern void ab_retire_redo_rest(void);
+
 /* Remove tmp.* and .pending files: in the postmaster for tmp.*; pending ones, and
  * those that recovery has not reached, when recovery has ended. */
 extern void ab_snapshot_remove_tmp(void);

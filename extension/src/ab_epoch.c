@@ -486,6 +486,26 @@ log_loss(Oid db, AbSnapId live, XLogRecPtr newest_image)
 	(void) ab_wal_before_image(live, db, key, 0, AB_IMAGE_LOST, page.data);
 }
 
+/* Is it sound so far, and would it need a page without an image after newest_image? */
+static bool
+loses_page(const AbSnapSlot *slot, Oid db, AbSnapId live, XLogRecPtr newest_image)
+{
+	return AbSnapIdIsValid(slot->id) && slot->live && slot->source_db == db &&
+		!slot->poisoned && slot->id.lsn > newest_image && slot->id.lsn <= live.lsn;
+}
+
+static bool
+any_loses_page(Oid db, AbSnapId live, XLogRecPtr newest_image)
+{
+	bool		any = false;
+
+	LWLockAcquire(ab_shared->snap_lock, LW_SHARED);
+	for (int i = 0; i < ab_shared->nsnapslots && !any; i++)
+		any = loses_page(&ab_shared->snap[i], db, live, newest_image);
+	LWLockRelease(ab_shared->snap_lock);
+	return any;
+}
+
 void
 ab_epoch_poison(Oid db, AbSnapId live, XLogRecPtr newest_image, int error)
 {
@@ -493,13 +513,15 @@ ab_epoch_poison(Oid db, AbSnapId live, XLogRecPtr newest_image, int error)
 	bool		durable = ab_images_poison(db, live, newest_image + 1);
 	bool		news = false;
 
+	/* before anybody knows: then pages are overwritten without asking */
+	if (any_loses_page(db, live, newest_image))
+		log_loss(db, live, newest_image);
 	LWLockAcquire(ab_shared->snap_lock, LW_EXCLUSIVE);
 	for (int i = 0; i < ab_shared->nsnapslots; i++)
 	{
 		AbSnapSlot *slot = &ab_shared->snap[i];
 
-		if (!AbSnapIdIsValid(slot->id) || !slot->live || slot->source_db != db ||
-			slot->poisoned || slot->id.lsn <= newest_image || slot->id.lsn > live.lsn)
+		if (!loses_page(slot, db, live, newest_image))
 			continue;
 		if (!durable)
 			(void) mark_by_file(slot->id);
@@ -514,7 +536,6 @@ ab_epoch_poison(Oid db, AbSnapId live, XLogRecPtr newest_image, int error)
 	pg_atomic_fetch_add_u32(&ab_shared->poison_generation, 1);
 	if (news)
 	{
-		log_loss(db, live, newest_image);
 		forget_branches();
 		errno = error;
 		ereport(LOG,
@@ -530,10 +551,15 @@ bool
 ab_epoch_poison_one(AbSnapId id, int error)
 {
 	Oid			db = InvalidOid;
+	AbSnapSlot	known;
 	AbParent   *p;
 
 	if (!mark_by_file(id))
 		return false;
+
+	/* of it alone; while images are still saved for it */
+	if (ab_snaptable_get(id, &known))
+		log_loss(known.source_db, id, id.lsn - 1);
 	LWLockAcquire(ab_shared->snap_lock, LW_EXCLUSIVE);
 	for (int i = 0; i < ab_shared->nsnapslots; i++)
 		if (AbSnapIdIsValid(ab_shared->snap[i].id) &&

@@ -118,6 +118,7 @@ ab_rm_redo(XLogReaderState *record)
 	uint8		info = XLogRecGetInfo(record) & ~XLR_INFO_MASK;
 
 	ab_recovery_check(false);
+	ab_retire_redo_rest();
 	switch (info)
 	{
 		case XLOG_AB_BRANCH_CREATE:
@@ -174,6 +175,7 @@ ab_rm_cleanup(void)
 	ab_recovery_check(true);
 	AB_FAILPOINT_NO_ERROR("redo-ends");
 	ab_snapshot_remove_pending();
+	ab_retire_redo_rest();
 	AB_FAILPOINT_NO_ERROR("redo-cleaned");
 	if (ArchiveRecoveryRequested)
 		ab_image_note_promotion();
@@ -296,6 +298,7 @@ static void
 replay_unless_broken(XLogReaderState *record)
 {
 	ab_recovery_check(false);
+	ab_retire_redo_rest();
 	if (concerns_broken_branch(record))
 		return;
 	stock_redo[XLogRecGetRmid(record)] (record);

@@ -498,6 +498,13 @@ ab_confirm_redo(XLogReaderState *record)
 	pfree(poisoned);
 }
 
+/*
+ * In the files of a backup relations may be noted as dropped (ab_kept.c) that are not yet, for
+ * snapshots of which nothing is here yet: what nobody seems to need stays until replay has come
+ * to the backup's end.
+ */
+static bool reclaim_later = false;
+
 /* Space that cannot be given back now is given back some time later. */
 static void
 try_reclaim(Oid db)
@@ -535,6 +542,25 @@ ab_retire_redo(XLogReaderState *record)
 	live_db = ab_snapshot_live_source(rec.id);
 	ab_snapshot_remove_files(rec.id, rec.what);
 	AB_FAILPOINT_NO_ERROR("redo-retire-removed");
-	if (OidIsValid(live_db))
+	if (!OidIsValid(live_db))
+		return;
+	if (ab_recovery_in_backup())
+		reclaim_later = true;
+	else
 		try_reclaim(live_db);
+}
+
+void
+ab_retire_redo_rest(void)
+{
+	int			n;
+	Oid		   *dbs;
+
+	if (likely(!reclaim_later) || ab_recovery_in_backup())
+		return;
+	reclaim_later = false;
+	dbs = ab_images_databases(&n);
+	for (int i = 0; i < n; i++)
+		try_reclaim(dbs[i]);
+	pfree(dbs);
 }
