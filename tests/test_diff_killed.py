@@ -75,7 +75,6 @@ class Diff:
 
     def _run(self) -> None:
         try:
-            self.conn.execute(self._query)
             while not self.seen:
                 self.conn.execute(self._query)
         except psycopg.Error as error:
