@@ -160,6 +160,45 @@ def test_manifests_lost_before_a_checkpoint(
     nothing_left(server, "by torn manifests")
 
 
+@pytest.mark.parametrize("lost", ["name", "contents"])
+def test_relation_kept_for_a_snapshot_that_was_lost(
+    make_cluster: Callable[..., Cluster], lost: str
+) -> None:
+    """A snapshot ends, another one begins, and what only that one has is dropped; the power goes
+    when the note that the files are kept is on disk and the snapshot's manifest is not.  Replay
+    comes to the end of the first before it has made the second again."""
+    server = make_cluster("kept", {"checkpoint_timeout": "1h", "agent_branch.sweep_interval": 0})
+    create_database(
+        server, "p", "CREATE TABLE big AS SELECT g AS i, 0 AS v FROM generate_series(1, 5000) g"
+    )
+    create(server, "old", "p")
+    run(server, "p", *MADE)
+    server.sql("CHECKPOINT")
+    server.sql("SELECT branch.snapshot('p', 'retired')")
+    run(server, "p", "UPDATE big SET v = 1")
+    server.sql("SELECT branch.snapshot('p', 'another')")  # flushes p: images for "old"
+    for name in ("another", "retired"):
+        server.sql(f"SELECT branch.drop_snapshot('{name}')")
+    server.sql("SELECT * FROM branch.gc()")
+    before = snapshot_files(server)
+    create(server, "b", "p")
+    run(server, "p", "DROP TABLE t")
+    server.kill()
+
+    (manifest,) = set(snapshot_files(server)) - set(before)
+    images = manifest.parent.parent / "images"
+    (epoch,) = images.glob(f"*/{manifest.stem}.images")
+    epoch.write_bytes(b"")
+    if lost == "name":
+        manifest.unlink()
+    else:
+        manifest.write_bytes(b"")
+    server.start()
+    assert rows(server, "b") == [(i,) for i in range(1, 101)]
+    assert values(server, "old") == [(0, 5000)]
+    healthy(server)
+
+
 @pytest.mark.parametrize("size", [0, 4096])
 def test_epoch_file_that_was_not_finished(make_cluster: Callable[..., Cluster], size: int) -> None:
     """Killed while the file of an epoch was being made, or the power went: it is made anew,

@@ -231,3 +231,33 @@ def whole_and_separate(cluster: Cluster) -> None:
         cluster.crash()
     healthy(cluster)
     calm_log(cluster)
+
+
+def test_snapshot_begins_while_a_store_goes(make_cluster: Make, faults: Faults) -> None:
+    """The last snapshot of a parent has ended, and who gives its saved pages back is held up
+    before the first file goes; the next snapshot begins.  The checkpointer still has the old
+    files open, of which the index has the same name in the new store: what it put into
+    that one would be known to nobody, and branches would see pages that the parent has now."""
+    server = make_cluster("store", STILL)
+    create_database(server, "p", *TABLE)
+    create(server, "first", "p")
+    faults.restart(server, "fast")
+    run(server, "p", "UPDATE t SET v = 'one'", "CHECKPOINT")
+    delete(server, "first")
+    with ThreadPoolExecutor(1) as pool, Holding(faults) as held:
+        faults.arm_stop("agent_branch/images/tmp.", only="open")
+        collection = pool.submit(run, server, "postgres", "SELECT branch.gc()")
+        collector = held.wait(collection)
+        expected = contents(server, "p")
+        create(server, "second", "p")
+        run(server, "p", "UPDATE t SET v = 'two'", "CHECKPOINT")
+        held.let_go(collector)
+        collection.result(LONG)
+    assert contents(server, "second") == expected
+    run(server, "p", "UPDATE t SET v = 'three'", "CHECKPOINT")
+    server.crash()
+    assert contents(server, "second") == expected
+    healthy(server)
+    calm_log(server)
+    drop_all_branches(server)
+    nothing_left(server, "by two stores")

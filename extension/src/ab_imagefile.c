@@ -6,7 +6,7 @@
  * allocated, nothing is raised, except by the listing of a directory.
  *
  * Descriptors are cached for each process and checked when image_generation has moved:
- * one of a file that was unlinked is closed, and that an index did not exist is
+ * one of a file that has no longer its name is closed, and that an index did not exist is
  * forgotten.  Whoever makes an index file moves it before the file has an entry.
  *
  * A crash leaves files as they are; ab_imagerebuild.c judges them.
@@ -263,13 +263,22 @@ count_descriptor(void)
 		}
 }
 
-/* Is what is remembered still so, after somebody moved the generation? */
+/*
+ * Is what is remembered still so, after somebody moved the generation?  A file of a store
+ * that was set aside has a link until it is removed, but the name leads to another one.
+ */
 static bool
 still_true(const OpenFile *f)
 {
+	char		path[MAXPGPATH];
 	struct stat st;
+	struct stat named;
 
-	return f->fd >= 0 && fstat(f->fd, &st) == 0 && st.st_nlink > 0;
+	if (f->fd < 0 || fstat(f->fd, &st) < 0 || st.st_nlink == 0)
+		return false;
+	name_to_path(&f->name, path);
+	return stat(path, &named) == 0 && named.st_ino == st.st_ino &&
+		named.st_dev == st.st_dev;
 }
 
 static int

@@ -499,9 +499,9 @@ ab_confirm_redo(XLogReaderState *record)
 }
 
 /*
- * In the files of a backup relations may be noted as dropped (ab_kept.c) that are not yet, for
- * snapshots of which nothing is here yet: what nobody seems to need stays until replay has come
- * to the backup's end.
+ * In files that are ahead of replay relations may be noted as dropped (ab_kept.c) that are not
+ * yet, for snapshots of which nothing is here: a backup may have copied it earlier, and a power
+ * cut taken it away.  What nobody seems to need stays until replay has come to the files' time.
  */
 static bool reclaim_later = false;
 
@@ -544,7 +544,7 @@ ab_retire_redo(XLogReaderState *record)
 	AB_FAILPOINT_NO_ERROR("redo-retire-removed");
 	if (!OidIsValid(live_db))
 		return;
-	if (ab_recovery_in_backup())
+	if (ab_recovery_files_are_ahead())
 		reclaim_later = true;
 	else
 		try_reclaim(live_db);
@@ -556,7 +556,7 @@ ab_retire_redo_rest(void)
 	int			n;
 	Oid		   *dbs;
 
-	if (likely(!reclaim_later) || ab_recovery_in_backup())
+	if (likely(!reclaim_later) || ab_recovery_files_are_ahead())
 		return;
 	reclaim_later = false;
 	dbs = ab_images_databases(&n);
