@@ -85,3 +85,30 @@ def test_given_up_after_it_was_copied(
                 contents(cluster, "b")
     finally:
         restored.destroy()
+
+
+def test_unlogged_relations_of_a_branch_made_meanwhile(
+    make_cluster: Make, cluster_base: Path
+) -> None:
+    """The backup has the origin of a branch, and of its directory nothing yet, in which the init
+    forks of its unlogged relations are: these are made when its creation is replayed.  A branch
+    of the branch finds them there."""
+    server = make_cluster("ordersunlogged", QUIET)
+    create_database(server, "p", "CREATE UNLOGGED TABLE x (id int PRIMARY KEY)")
+    place = cluster_base / "orders-unlogged"
+    place.mkdir()
+    with backup_by_hand(server, place / "data") as copy_files:
+        copy_files()
+        create(server, "b", "p")
+        again(server, place / "data", STORE)
+        create(server, "below", "b")
+        run(server, "b", "INSERT INTO x VALUES (1)")
+    restored = Cluster.from_data(place, "ordersunloggedagain", place / "data", QUIET)
+    try:
+        for name in ("b", "below"):
+            assert contents(restored, name) == []
+            run(restored, name, "INSERT INTO x VALUES (2)")
+            assert contents(restored, name) == [(2,)]
+        healthy(restored)
+    finally:
+        restored.destroy()

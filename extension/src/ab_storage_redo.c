@@ -26,6 +26,7 @@
 #include "ab_failpoint.h"
 #include "ab_file.h"
 #include "ab_origin.h"
+#include "ab_recovery.h"
 #include "ab_shmem.h"
 #include "ab_snaptable.h"
 #include "ab_storagefiles.h"
@@ -51,6 +52,16 @@ try_make_unlogged(Oid db, const AbManifest *m)
 		FreeErrorData(edata);
 	}
 	PG_END_TRY();
+}
+
+/* Only a branch with unlogged relations has a directory from the beginning. */
+static void
+make_unlogged(const xl_ab_branch_create *rec, const AbManifest *m)
+{
+	if (!ab_storage_has_unlogged(m))
+		return;
+	ab_dir_make(rec->db, rec->spc, rec->snapshot, m->relmap);
+	try_make_unlogged(rec->db, m);
 }
 
 /* ---- replay ---- */
@@ -79,6 +90,23 @@ create_origin(const xl_ab_branch_create *rec, AbSnapId incarnation)
 	smgrcloseall();
 }
 
+/*
+ * A backup may have copied the directory, or looked for it, before what its creation made, and
+ * the origin after that.  Init forks never change; one of a relation that was dropped since is
+ * dropped again.
+ */
+static void
+complete_unlogged(const xl_ab_branch_create *rec)
+{
+	bool		missing;
+	AbManifest *m = ab_storage_try_manifest(rec->snapshot, &missing);
+
+	if (m == NULL)
+		return;
+	make_unlogged(rec, m);
+	ab_manifest_release(m);
+}
+
 void
 ab_storage_create_redo(const xl_ab_branch_create *rec, XLogRecPtr end)
 {
@@ -95,6 +123,8 @@ ab_storage_create_redo(const xl_ab_branch_create *rec, XLogRecPtr end)
 	if (ab_storage_read_origin(rec->db, &old) &&
 		AbSnapIdEquals(old.incarnation, incarnation))
 	{
+		if (ab_recovery_in_backup())
+			complete_unlogged(rec);
 		ab_generation_bump(rec->db);
 		smgrcloseall();
 		return;
@@ -103,11 +133,8 @@ ab_storage_create_redo(const xl_ab_branch_create *rec, XLogRecPtr end)
 		wipe(rec->db);
 
 	m = ab_storage_try_manifest(rec->snapshot, &missing);
-	if (m != NULL && ab_storage_has_unlogged(m))
-	{
-		ab_dir_make(rec->db, rec->spc, rec->snapshot, m->relmap);
-		try_make_unlogged(rec->db, m);
-	}
+	if (m != NULL)
+		make_unlogged(rec, m);
 
 	/*
 	 * Not yet consistent and the manifest is gone: the snapshot was retired
