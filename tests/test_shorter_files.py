@@ -25,7 +25,8 @@ from ab_checks import (
     oid_of,
     run,
 )
-from ab_cluster import Cluster
+from ab_cluster import Cluster, wait_for
+from ab_failpoints import HOLD, Failpoints, failpoint_server
 
 Make = Callable[..., Cluster]
 
@@ -239,22 +240,65 @@ def test_stretch_that_became_a_hole(make_cluster: Make) -> None:
 # ---- a file that a standby never had -------------------------------------------------------------
 
 
+def init_forks(server: Cluster, dbname: str) -> list[Path]:
+    found = database_dirs(server, oid_of(server, dbname))
+    return [path for place in found for path in place.glob("*_init")]
+
+
 def test_unlogged_table_that_was_dropped(make_cluster: Make) -> None:
     """A standby has no main fork of an unlogged table.  When the last snapshot that needed a
     dropped one has gone, its init forks go there as well."""
     primary = make_cluster("shorterunlogged", QUIET)
     create_database(primary, "p", "CREATE UNLOGGED TABLE u (id int PRIMARY KEY)")
     standby = primary.standby("shorterunloggedreplica")
-
-    def init_forks(server: Cluster) -> list[Path]:
-        found = database_dirs(server, oid_of(server, "p"))
-        return [path for place in found for path in place.glob("*_init")]
-
     create(primary, "before", "p")
     run(primary, "p", "DROP TABLE u")
     primary.wait_caught_up(standby)
-    assert len(init_forks(standby)) == 2
+    assert len(init_forks(standby, "p")) == 2
     nothing_wrong(primary, "before")
     primary.wait_caught_up(standby)
-    assert init_forks(primary) == []
-    assert init_forks(standby) == []
+    assert init_forks(primary, "p") == []
+    assert init_forks(standby, "p") == []
+
+
+def test_unlogged_table_that_a_branch_dropped(make_cluster: Make) -> None:
+    """The same of a table that a branch has made."""
+    primary = make_cluster("shorterbranch", QUIET)
+    create_database(primary, "p")
+    standby = primary.standby("shorterbranchreplica")
+    create(primary, "middle", "p")
+    run(primary, "middle", "CREATE UNLOGGED TABLE u (id int PRIMARY KEY)")
+    create(primary, "before", "middle")
+    run(primary, "middle", "DROP TABLE u")
+    primary.wait_caught_up(standby)
+    assert len(init_forks(standby, "middle")) == 2
+    nothing_wrong(primary, "before")
+    primary.wait_caught_up(standby)
+    assert init_forks(primary, "middle") == []
+    assert init_forks(standby, "middle") == []
+
+
+def test_standby_dies_while_it_unlinks(cluster_base: Path) -> None:
+    """The same again of a standby that is killed when the relation is no longer noted, and its
+    files have not gone."""
+    with failpoint_server(cluster_base):
+        primary = Cluster.create(cluster_base, "shorterdies", QUIET)
+        create_database(primary, "p", "CREATE UNLOGGED TABLE u (id int PRIMARY KEY)")
+        standby = primary.standby("shorterdiesreplica")
+        points = Failpoints(standby)
+        create(primary, "before", "p")
+        run(primary, "p", "DROP TABLE u", "CHECKPOINT")
+        primary.wait_caught_up(standby)
+        standby.sql("CHECKPOINT")  # the drop is not replayed again
+        points.arm("kept-forgotten", HOLD)
+        nothing_wrong(primary, "before")
+        wait_for(points.who, what="the standby to unlink")
+        assert len(init_forks(standby, "p")) == 2
+        standby.kill()
+        points.unlock()
+        points.disarm()
+        standby.start()
+        primary.wait_caught_up(standby)
+        assert init_forks(standby, "p") == []
+        standby.destroy()
+        primary.destroy()

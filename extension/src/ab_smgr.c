@@ -216,25 +216,35 @@ tombstone(RelFileNodeBackend rnode, ForkNumber fork)
 	return is_branch;
 }
 
+/* Has md a relation to unlink?  In recovery an unlogged one has its init fork only. */
+static bool
+has_own_files(RelFileNode rnode)
+{
+	static const ForkNumber forks[] = {MAIN_FORKNUM, INIT_FORKNUM};
+
+	for (int i = 0; i < lengthof(forks); i++)
+	{
+		char		path[MAXPGPATH];
+
+		ab_relation_path(path, rnode, forks[i], 0);
+		if (access(path, F_OK) == 0 || errno != ENOENT)
+			return true;
+	}
+	return false;
+}
+
 void
 ab_smgr_unlink(RelFileNodeBackend rnode, ForkNumber fork, bool isRedo)
 {
-	char		path[MAXPGPATH];
-
 	if (RelFileNodeBackendIsTemp(rnode) || !OidIsValid(rnode.node.dbNode))
 		mdunlink(rnode, fork, isRedo);
-	else if (!tombstone(rnode, fork))
+
+	/*
+	 * Without files of a branch's own md would still ask the checkpointer to remove the main
+	 * fork later, when the number may have been given to another relation.
+	 */
+	else if (!tombstone(rnode, fork) || fork != MAIN_FORKNUM || has_own_files(rnode.node))
 		ab_kept_unlink(rnode, fork, isRedo);
-	else
-	{
-		/*
-		 * Without an own file md would still ask the checkpointer to remove it
-		 * later, when the number may have been given to another relation.
-		 */
-		ab_relation_path(path, rnode.node, fork, 0);
-		if (fork != MAIN_FORKNUM || access(path, F_OK) == 0 || errno != ENOENT)
-			ab_kept_unlink(rnode, fork, isRedo);
-	}
 }
 
 void
