@@ -4,6 +4,7 @@ parts of what snapshots need are older, or newer, than others (README.recovery).
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +57,30 @@ def test_dropped_for_a_snapshot_to_come(make_cluster: Make, cluster_base: Path) 
         restored.sql("SELECT branch.delete('b', hard => true)")
         restored.sql("SELECT * FROM branch.gc()")
         plain_again(restored, "p")
+    finally:
+        restored.destroy()
+
+
+def test_dropped_for_a_snapshot_that_was(make_cluster: Make, cluster_base: Path) -> None:
+    """Files of a dropped relation were copied while a snapshot needed them, and the list of such
+    relations after that: replay of their removal is all that tells the copy."""
+    server = make_cluster("orderswas", QUIET)
+    create_database(server, "p", f"CREATE TABLE x AS {ROWS}", "CREATE UNLOGGED TABLE u (id int)")
+    create(server, "old", "p")
+    run(server, "p", "DROP TABLE x, u", "CHECKPOINT")
+    place = cluster_base / "orders-was"
+    place.mkdir()
+    with backup_by_hand(server, place / "data") as copy_files:
+        copy_files()
+        shutil.rmtree(place / "data" / STORE)
+        server.sql("SELECT branch.delete('old', hard => true)")
+        server.sql("SELECT * FROM branch.gc()")
+        again(server, place / "data", STORE)
+    plain_again(server, "p")
+    restored = Cluster.from_data(place, "orderswasrestored", place / "data", QUIET)
+    try:
+        plain_again(restored, "p")
+        healthy(restored)
     finally:
         restored.destroy()
 

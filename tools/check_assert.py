@@ -30,6 +30,7 @@ from check_core import fetch_archive, server_version  # noqa: E402
 
 STORAGE = [
     "branch_chain",
+    "copy_orders",
     "crash",
     "cut_off_index",
     "detach",

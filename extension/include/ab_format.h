@@ -282,4 +282,11 @@ typedef struct AbWitness
 	XLogRecPtr	checkpoint;		/* its newest one, or that of backup_label */
 } AbWitness;
 
+/* A relation that was dropped, of a database that the context names (in WAL). */
+typedef struct AbKeptRelation
+{
+	Oid			spc;
+	Oid			rel;
+} AbKeptRelation;
+
 #endif							/* AB_FORMAT_H */

@@ -6,7 +6,7 @@
 #ifndef AB_KEPT_H
 #define AB_KEPT_H
 
-#include "ab_types.h"
+#include "ab_keptnotes.h"
 
 #include "datatype/timestamp.h"
 
@@ -28,20 +28,19 @@ extern bool ab_kept_still_no_unlinks(Oid db, uint32 mark);
  * Relations of db that were dropped and whose files are kept, sorted, palloc'd: no new
  * snapshot has them.
  */
-typedef struct AbKeptRelation
-{
-	Oid			spc;
-	Oid			rel;
-} AbKeptRelation;
-
 extern AbKeptRelation *ab_kept_relations(Oid db, int *n);
-extern bool ab_kept_has(const AbKeptRelation *kept, int n, Oid spc, Oid rel);
 
 /*
  * Unlink what no living snapshot needs any more; bytes freed.  May raise.  leaving: as
  * in ab_snapshot_reclaim().
  */
 extern int64 ab_kept_sweep(Oid db, List *leaving, bool dry_run);
+
+/*
+ * Replay of what that says in WAL: the files of these relations go.  May raise.  A copy of
+ * the files may be from before, and of the notes from after that.
+ */
+extern void ab_kept_redo(Oid db, const AbKeptRelation *gone, int n);
 
 /* Server start: what a crash has kept the above from finishing. */
 extern void ab_kept_finish(Oid db);

@@ -73,6 +73,7 @@ extern int64 ab_snapshot_reclaim(Oid db, List *leaving, bool dry_run);
 extern void ab_snapshot_redo(XLogReaderState *record);
 extern void ab_confirm_redo(XLogReaderState *record);
 extern void ab_retire_redo(XLogReaderState *record);
+extern void ab_unkeep_redo(XLogReaderState *record);
 
 /* Before each record and when replay is over: give back what had to wait for a backup's end. */
 extern void ab_retire_redo_rest(void);

@@ -29,6 +29,7 @@
 #define XLOG_AB_WITNESS			0x70
 #define XLOG_AB_BRANCH_DETACH	0x80
 #define XLOG_AB_GATHER			0x90
+#define XLOG_AB_UNKEEP			0xA0
 
 /* The incarnation is (tli, end of this record). */
 typedef struct xl_ab_branch_create
@@ -144,6 +145,16 @@ typedef struct xl_ab_gather
 	uint32		pad;
 } xl_ab_gather;
 
+/*
+ * Files of relations that db has dropped were kept for snapshots, and go.  Followed by n
+ * AbKeptRelation.  Nothing for crash recovery, which has their notes.
+ */
+typedef struct xl_ab_unkeep
+{
+	Oid			db;
+	uint32		n;
+} xl_ab_unkeep;
+
 extern void ab_wal_register(void);	/* RegisterCustomRmgr, from _PG_init */
 
 /* Each returns the end of the record; nothing is flushed. */
@@ -163,6 +174,7 @@ extern XLogRecPtr ab_wal_before_image(AbSnapId epoch, Oid db, AbForkKey key,
 									  BlockNumber block, uint32 flags, const char *page);
 extern XLogRecPtr ab_wal_witness(XLogRecPtr redo);
 extern XLogRecPtr ab_wal_gather(const AbOriginHeader *origins, int n);
+extern XLogRecPtr ab_wal_unkeep(Oid db, const AbKeptRelation *gone, int n);
 
 /* ab_waldesc.c */
 extern void ab_rm_desc(StringInfo buf, XLogReaderState *record);

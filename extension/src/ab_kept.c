@@ -4,16 +4,15 @@
  *
  * A dropped relation's files are left alone: not moved, so that a running base backup
  * finds them; not cut, so that branches can read them; their number stays taken.  What
- * was left is noted in agent_branch/images/<db>/dropped, records of fixed size, so
- * that the files can be unlinked when the last snapshot that has them goes.
+ * was left is noted (ab_keptnotes.h), so that the files can be unlinked when the last
+ * snapshot that has them goes.
  *
  * Noting runs where md's unlink runs: after commit, in any process, in redo.  It raises
- * nothing; if it fails, the snapshots are poisoned and the files go.  capture_lock
- * protects the file of notes.  A crash between commit and note: redo of the commit
- * record drops the relation again.
+ * nothing; if it fails, the snapshots are poisoned and the files go.  A crash between
+ * commit and note: redo of the commit record drops the relation again.
  *
  * A note goes before the files, since it must not outlive the number.  For a crash in
- * between, what goes is listed in a file "going" beside the notes, and the main fork has
+ * between, what goes is listed in a file "going" beside the notes, and one of its files has
  * a second name until all is done: by that server start knows the file from one of a
  * relation that was given the number since.
  */
@@ -27,7 +26,6 @@
 #include "access/xlogutils.h"
 #include "miscadmin.h"
 #include "postmaster/bgwriter.h"
-#include "lib/qunique.h"
 #include "storage/fd.h"
 #include "storage/md.h"
 #include "utils/timestamp.h"
@@ -38,70 +36,12 @@
 #include "ab_file.h"
 #include "ab_forknotes.h"
 #include "ab_images.h"
+#include "ab_keptnotes.h"
 #include "ab_parentfile.h"
 #include "ab_snaptable.h"
+#include "ab_wal.h"
 
-typedef struct Note
-{
-	Oid			spc;
-	Oid			rel;
-	uint32		pad;
-	pg_crc32c	crc;			/* of the three above */
-} Note;
-
-static pg_crc32c
-note_crc(const Note *n)
-{
-	pg_crc32c	crc;
-
-	INIT_CRC32C(crc);
-	COMP_CRC32C(crc, n, offsetof(Note, crc));
-	FIN_CRC32C(crc);
-	return crc;
-}
-
-static void
-notes_path(char path[MAXPGPATH], Oid db)
-{
-	snprintf(path, MAXPGPATH, "%s/%u/dropped", AB_IMAGE_DIR, db);
-}
-
-/* ---- noting ---- */
-
-/* Append a note, durably.  capture_lock is held. */
-static bool
-note(Oid db, Oid spc, Oid rel)
-{
-	Note		n = {spc, rel, 0, 0};
-	char		path[MAXPGPATH];
-	struct stat st;
-	bool		ok;
-	bool		is_new;
-	int			fd;
-
-	n.crc = note_crc(&n);
-	notes_path(path, db);
-	fd = BasicOpenFile(path, O_RDWR | O_CREAT | PG_BINARY);
-	if (fd < 0)
-		return false;
-
-	/* behind whatever a failure has left of a note */
-	ok = fstat(fd, &st) == 0;
-	is_new = ok && st.st_size == 0;
-	ok = ok && pwrite(fd, &n, sizeof(n), (st.st_size + sizeof(n) - 1) / sizeof(n) *
-					  sizeof(n)) == sizeof(n);
-	ok = ok && pg_fdatasync(fd) == 0;
-	(void) close(fd);
-	if (ok && is_new)
-	{
-		snprintf(path, sizeof(path), "%s/%u", AB_IMAGE_DIR, db);
-		fd = BasicOpenFile(path, O_RDONLY);
-		ok = fd >= 0 && pg_fsync(fd) == 0;
-		if (fd >= 0)
-			(void) close(fd);
-	}
-	return ok;
-}
+/* ---- keeping ---- */
 
 /* Does a living snapshot need the relation?  The guard is held. */
 static bool
@@ -134,7 +74,7 @@ is_needed(RelFileNode rnode, ForkNumber fork)
 	{
 		LWLockAcquire(ab_capture_lock(rnode.dbNode), LW_EXCLUSIVE);
 		AB_FAILPOINT_NO_ERROR("kept-note");
-		known = note(rnode.dbNode, rnode.spcNode, rnode.relNode);
+		known = ab_keptnotes_add(rnode.dbNode, rnode.spcNode, rnode.relNode);
 		LWLockRelease(ab_capture_lock(rnode.dbNode));
 	}
 	AB_FAILPOINT_NO_ERROR("kept-noted");
@@ -197,83 +137,15 @@ ab_kept_still_no_unlinks(Oid db, uint32 mark)
 
 /* ---- giving back ---- */
 
-static int
-compare_notes(const void *a, const void *b)
-{
-	const Note *x = a;
-	const Note *y = b;
-
-	if (x->spc != y->spc)
-		return x->spc < y->spc ? -1 : 1;
-	return x->rel < y->rel ? -1 : x->rel > y->rel;
-}
-
-/* The sound notes of a file, sorted, each relation once; palloc'd. */
-static Note *
-read_notes_of(const char *path, int *n)
-{
-	size_t		len;
-	Note	   *notes = (Note *) ab_file_read(path, &len);
-	int			found = 0;
-
-	*n = 0;
-	if (notes == NULL)
-		return NULL;
-	for (int i = 0; i < (int) (len / sizeof(Note)); i++)
-		if (EQ_CRC32C(notes[i].crc, note_crc(&notes[i])))
-			notes[found++] = notes[i];
-	qsort(notes, found, sizeof(Note), compare_notes);
-	found = qunique(notes, found, sizeof(Note), compare_notes);
-	*n = found;
-	return notes;
-}
-
-static Note *
-read_notes(Oid db, int *n)
-{
-	char		path[MAXPGPATH];
-
-	notes_path(path, db);
-	return read_notes_of(path, n);
-}
-
-static int
-compare_kept(const void *a, const void *b)
-{
-	const AbKeptRelation *x = a;
-	const AbKeptRelation *y = b;
-
-	if (x->spc != y->spc)
-		return x->spc < y->spc ? -1 : 1;
-	return x->rel < y->rel ? -1 : x->rel > y->rel;
-}
-
 AbKeptRelation *
 ab_kept_relations(Oid db, int *n)
 {
 	AbKeptRelation *kept;
-	Note	   *notes;
 
 	LWLockAcquire(ab_capture_lock(db), LW_SHARED);
-	notes = read_notes(db, n);
+	kept = ab_keptnotes_read(db, n);
 	LWLockRelease(ab_capture_lock(db));
-	kept = palloc(sizeof(AbKeptRelation) * (*n + 1));
-	for (int i = 0; i < *n; i++)
-	{
-		kept[i].spc = notes[i].spc;
-		kept[i].rel = notes[i].rel;
-	}
-	if (notes)
-		pfree(notes);
 	return kept;
-}
-
-bool
-ab_kept_has(const AbKeptRelation *kept, int n, Oid spc, Oid rel)
-{
-	AbKeptRelation key = {spc, rel};
-
-	return bsearch(&key, kept, n, sizeof(AbKeptRelation), compare_kept) != NULL;
 }
 
 /*
@@ -281,7 +153,7 @@ ab_kept_has(const AbKeptRelation *kept, int n, Oid spc, Oid rel)
  * needs them all.
  */
 static void
-strike_needed(AbSnapId id, const Note *notes, bool *needed, int n)
+strike_needed(AbSnapId id, const AbKeptRelation *notes, bool *needed, int n)
 {
 	char	   *path = ab_snapshot_path(id, ".manifest");
 	char	   *image;
@@ -302,7 +174,7 @@ strike_needed(AbSnapId id, const Note *notes, bool *needed, int n)
 }
 
 static bool *
-needed_notes(Oid db, List *leaving, const Note *notes, int n)
+needed_notes(Oid db, List *leaving, const AbKeptRelation *notes, int n)
 {
 	bool	   *needed = palloc0(sizeof(bool) * (n + 1));
 	int			nslots;
@@ -317,7 +189,7 @@ needed_notes(Oid db, List *leaving, const Note *notes, int n)
 }
 
 static int64
-relation_bytes(Oid db, const Note *n)
+relation_bytes(Oid db, const AbKeptRelation *n)
 {
 	RelFileNode rnode = {n->spc, db, n->rel};
 	int64		bytes = 0;
@@ -338,39 +210,29 @@ relation_bytes(Oid db, const Note *n)
 	return bytes;
 }
 
-/* Take those that were unlinked out of the file; others may have been added. */
-static void
-forget_notes(Oid db, const Note *gone, int ngone)
-{
-	char		path[MAXPGPATH];
-	Note	   *notes;
-	int			n;
-	int			left = 0;
-
-	notes_path(path, db);
-	LWLockAcquire(ab_capture_lock(db), LW_EXCLUSIVE);
-	notes = read_notes(db, &n);
-	for (int i = 0; i < n; i++)
-	{
-		if (bsearch(&notes[i], gone, ngone, sizeof(Note), compare_notes) == NULL)
-			notes[left++] = notes[i];
-	}
-	if (left > 0)
-		ab_file_write_durably(path, notes, left * sizeof(Note));
-	else
-		(void) ab_file_remove_durably(path);
-	LWLockRelease(ab_capture_lock(db));
-}
-
 static void
 going_path(char path[MAXPGPATH], Oid db)
 {
 	snprintf(path, MAXPGPATH, "%s/%u/going", AB_IMAGE_DIR, db);
 }
 
-/* Second name of a main fork that goes; backups and pg_checksums pass over it. */
+/*
+ * The file that tells a relation: the first of the main fork, or where a standby has none, of
+ * the init fork.
+ */
 static void
-second_path(char path[MAXPGPATH], Oid db, const Note *n)
+telling_path(char path[MAXPGPATH], Oid db, const AbKeptRelation *n)
+{
+	RelFileNode rnode = {n->spc, db, n->rel};
+
+	ab_relation_path(path, rnode, MAIN_FORKNUM, 0);
+	if (access(path, F_OK) < 0 && errno == ENOENT)
+		ab_relation_path(path, rnode, INIT_FORKNUM, 0);
+}
+
+/* Second name of that; backups and pg_checksums pass over it. */
+static void
+second_path(char path[MAXPGPATH], Oid db, const AbKeptRelation *n)
 {
 	RelFileNode rnode = {n->spc, db, n->rel};
 	char		main[MAXPGPATH];
@@ -382,19 +244,18 @@ second_path(char path[MAXPGPATH], Oid db, const Note *n)
 
 /* From here to finish_going(), server start can do what is left. */
 static void
-begin_going(Oid db, const Note *notes, int n)
+begin_going(Oid db, const AbKeptRelation *notes, int n)
 {
 	char		going[MAXPGPATH];
 
 	going_path(going, db);
-	ab_file_write_durably(going, notes, n * sizeof(Note));
+	ab_keptnotes_write(going, notes, n);
 	for (int i = 0; i < n; i++)
 	{
-		RelFileNode rnode = {notes[i].spc, db, notes[i].rel};
 		char		path[MAXPGPATH];
 		char		second[MAXPGPATH];
 
-		ab_relation_path(path, rnode, MAIN_FORKNUM, 0);
+		telling_path(path, db, &notes[i]);
 		second_path(second, db, &notes[i]);
 		if (link(path, second) < 0 && errno != ENOENT && errno != EEXIST)
 			ereport(LOG,
@@ -404,7 +265,7 @@ begin_going(Oid db, const Note *notes, int n)
 }
 
 static void
-finish_going(Oid db, const Note *notes, int n)
+finish_going(Oid db, const AbKeptRelation *notes, int n)
 {
 	char		path[MAXPGPATH];
 
@@ -418,21 +279,22 @@ finish_going(Oid db, const Note *notes, int n)
 }
 
 static pg_noinline void
-unlink_noted(Oid db, const Note *notes, int n)
+unlink_noted(Oid db, const AbKeptRelation *notes, int n)
 {
-	forget_notes(db, notes, n);
+	ab_keptnotes_forget(db, notes, n);
 	AB_FAILPOINT_NO_ERROR("kept-forgotten");
 	for (int i = 0; i < n; i++)
 	{
 		RelFileNodeBackend rnode = {{notes[i].spc, db, notes[i].rel}, InvalidBackendId};
 		char		path[MAXPGPATH];
-		char		init[MAXPGPATH];
 
-		/* not if the whole database is gone; in recovery an unlogged one has its init fork only */
-		ab_relation_path(path, rnode.node, MAIN_FORKNUM, 0);
-		ab_relation_path(init, rnode.node, INIT_FORKNUM, 0);
-		if (access(path, F_OK) == 0 || access(init, F_OK) == 0)
-			mdunlink(rnode, InvalidForkNumber, true);
+		/* not if the whole database is gone */
+		telling_path(path, db, &notes[i]);
+		if (access(path, F_OK) < 0)
+			continue;
+		/* what tells it goes last */
+		for (ForkNumber fork = MAX_FORKNUM; fork >= MAIN_FORKNUM; fork--)
+			mdunlink(rnode, fork, true);
 	}
 	AB_FAILPOINT_NO_ERROR("kept-unlinked");
 }
@@ -442,7 +304,7 @@ unlink_noted(Oid db, const Note *notes, int n)
  * gone, or begins anew.
  */
 static void
-unlink_kept(Oid db, const Note *notes, int n)
+unlink_kept(Oid db, const AbKeptRelation *notes, int n)
 {
 	pg_atomic_fetch_add_u32(&ab_shared->unlinks_begun[db % AB_GUARDS], 1);
 	PG_TRY();
@@ -464,12 +326,10 @@ ab_kept_sweep(Oid db, List *leaving, bool dry_run)
 	int64		bytes = 0;
 	int			ngone = 0;
 	int			n;
-	Note	   *notes;
+	AbKeptRelation *notes;
 	bool	   *needed;
 
-	LWLockAcquire(ab_capture_lock(db), LW_SHARED);
-	notes = read_notes(db, &n);
-	LWLockRelease(ab_capture_lock(db));
+	notes = ab_kept_relations(db, &n);
 	if (n == 0)
 		return 0;
 	/* in this order: who has a relation that was noted is in the table since before */
@@ -493,6 +353,13 @@ ab_kept_sweep(Oid db, List *leaving, bool dry_run)
 		RequestCheckpoint(CHECKPOINT_IMMEDIATE | CHECKPOINT_FORCE | CHECKPOINT_WAIT);
 	AB_FAILPOINT("kept-checkpoint");
 
+	/*
+	 * A base backup may have the files, and no notes.  (One that begins between here and the
+	 * unlinking keeps them.)
+	 */
+	if (!InRecovery)
+		XLogFlush(ab_wal_unkeep(db, notes, ngone));
+
 	/* first: a note must not outlive the number, which another relation may get then */
 	begin_going(db, notes, ngone);
 	AB_FAILPOINT("kept-going");
@@ -501,11 +368,18 @@ ab_kept_sweep(Oid db, List *leaving, bool dry_run)
 	return bytes;
 }
 
+/* Copied notes may be of another time than copied files: neither is asked here. */
+void
+ab_kept_redo(Oid db, const AbKeptRelation *gone, int n)
+{
+	unlink_kept(db, gone, n);
+}
+
 /* ---- after a crash ---- */
 
 /* All segments of all forks; of the main fork the first goes last. */
 static void
-unlink_all(Oid db, const Note *n)
+unlink_all(Oid db, const AbKeptRelation *n)
 {
 	RelFileNode rnode = {n->spc, db, n->rel};
 	char		path[MAXPGPATH];
@@ -528,9 +402,8 @@ unlink_all(Oid db, const Note *n)
  * it was given up before, it may be of another relation.
  */
 static bool
-is_going(Oid db, const Note *n)
+is_going(Oid db, const AbKeptRelation *n)
 {
-	RelFileNode rnode = {n->spc, db, n->rel};
 	char		path[MAXPGPATH];
 	struct stat now;
 	struct stat second;
@@ -538,7 +411,7 @@ is_going(Oid db, const Note *n)
 	second_path(path, db, n);
 	if (stat(path, &second) < 0)
 		return false;
-	ab_relation_path(path, rnode, MAIN_FORKNUM, 0);
+	telling_path(path, db, n);
 	if (stat(path, &now) < 0)
 		return errno == ENOENT;
 	return now.st_dev == second.st_dev && now.st_ino == second.st_ino;
@@ -548,22 +421,20 @@ void
 ab_kept_finish(Oid db)
 {
 	char		path[MAXPGPATH];
-	Note	   *notes;
-	Note	   *going;
+	AbKeptRelation *notes;
+	AbKeptRelation *going;
 	int			nnotes;
 	int			n;
 
 	going_path(path, db);
 	if (!ab_file_exists(path))
 		return;
-	going = read_notes_of(path, &n);
-	notes = read_notes(db, &nnotes);
+	going = ab_keptnotes_read_file(path, &n);
+	notes = ab_keptnotes_read(db, &nnotes);
 	for (int i = 0; i < n; i++)
 	{
 		/* one that is noted still is for the next sweep */
-		if ((nnotes == 0 ||
-			 bsearch(&going[i], notes, nnotes, sizeof(Note), compare_notes) == NULL) &&
-			is_going(db, &going[i]))
+		if (!ab_keptnotes_have(notes, nnotes, going[i]) && is_going(db, &going[i]))
 			unlink_all(db, &going[i]);
 	}
 	if (n > 0)
@@ -592,14 +463,12 @@ void
 ab_kept_usage(Oid db, const AbSnapId *living, int nliving, int64 *needed, int64 *alone)
 {
 	bool	  **needs = palloc(sizeof(bool *) * Max(nliving, 1));
-	Note	   *notes;
+	AbKeptRelation *notes;
 	int			n;
 
 	MemSet(needed, 0, sizeof(int64) * nliving);
 	MemSet(alone, 0, sizeof(int64) * nliving);
-	LWLockAcquire(ab_capture_lock(db), LW_SHARED);
-	notes = read_notes(db, &n);
-	LWLockRelease(ab_capture_lock(db));
+	notes = ab_kept_relations(db, &n);
 	if (n == 0)
 		return;
 	for (int i = 0; i < nliving; i++)

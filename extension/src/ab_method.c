@@ -254,7 +254,9 @@ leave_out_kept(Oid db, FileList *list)
 	int			n = 0;
 
 	for (int i = 0; i < list->n && nkept > 0; i++)
-		if (!ab_kept_has(kept, nkept, list->file[i].key.spc, list->file[i].key.rel))
+		if (!ab_keptnotes_have(kept, nkept,
+							   (AbKeptRelation) {list->file[i].key.spc,
+							   list->file[i].key.rel}))
 			list->file[n++] = list->file[i];
 	if (nkept > 0)
 		list->n = n;

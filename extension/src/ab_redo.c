@@ -146,6 +146,9 @@ ab_rm_redo(XLogReaderState *record)
 			if (!concerns_broken_branch(record))
 				ab_image_redo(record);
 			break;
+		case XLOG_AB_UNKEEP:
+			ab_unkeep_redo(record);
+			break;
 		case XLOG_AB_WITNESS:
 			break;
 		case XLOG_AB_GATHER:

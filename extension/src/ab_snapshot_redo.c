@@ -32,6 +32,7 @@
 #include "ab_failpoint.h"
 #include "ab_file.h"
 #include "ab_images.h"
+#include "ab_kept.h"
 #include "ab_method.h"
 #include "ab_recovery.h"
 #include "ab_shmem.h"
@@ -505,15 +506,21 @@ ab_confirm_redo(XLogReaderState *record)
  */
 static bool reclaim_later = false;
 
-/* Space that cannot be given back now is given back some time later. */
+/*
+ * Space that cannot be given back now is given back some time later: of relations that were
+ * dropped in db, or, of none, of all that its snapshots held.
+ */
 static void
-try_reclaim(Oid db)
+try_reclaim(Oid db, const AbKeptRelation *gone, int ngone)
 {
 	MemoryContext cxt = CurrentMemoryContext;
 
 	PG_TRY();
 	{
-		(void) ab_snapshot_reclaim(db, NIL, false);
+		if (ngone > 0)
+			ab_kept_redo(db, gone, ngone);
+		else
+			(void) ab_snapshot_reclaim(db, NIL, false);
 	}
 	PG_CATCH();
 	{
@@ -547,7 +554,22 @@ ab_retire_redo(XLogReaderState *record)
 	if (ab_recovery_files_are_ahead())
 		reclaim_later = true;
 	else
-		try_reclaim(live_db);
+		try_reclaim(live_db, NULL, 0);
+}
+
+void
+ab_unkeep_redo(XLogReaderState *record)
+{
+	const xl_ab_unkeep *rec = (const xl_ab_unkeep *) XLogRecGetData(record);
+
+	/*
+	 * Not after a crash: what goes is listed, and told from a relation that was given the number
+	 * since, whose content need not be in WAL with wal_level = minimal.
+	 */
+	if (!ArchiveRecoveryRequested && !ab_recovery_in_backup())
+		return;
+	XLogFlush(record->EndRecPtr);
+	try_reclaim(rec->db, (const AbKeptRelation *) (rec + 1), rec->n);
 }
 
 void
@@ -561,6 +583,6 @@ ab_retire_redo_rest(void)
 	reclaim_later = false;
 	dbs = ab_images_databases(&n);
 	for (int i = 0; i < n; i++)
-		try_reclaim(dbs[i]);
+		try_reclaim(dbs[i], NULL, 0);
 	pfree(dbs);
 }

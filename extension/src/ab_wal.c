@@ -202,3 +202,17 @@ ab_wal_gather(const AbOriginHeader *origins, int n)
 		XLogRegisterData((char *) origins, n * sizeof(AbOriginHeader));
 	return XLogInsert(RM_AGENT_BRANCH_ID, XLOG_AB_GATHER);
 }
+
+XLogRecPtr
+ab_wal_unkeep(Oid db, const AbKeptRelation *gone, int n)
+{
+	xl_ab_unkeep rec;
+
+	rec.db = db;
+	rec.n = n;
+
+	XLogBeginInsert();
+	XLogRegisterData((char *) &rec, sizeof(rec));
+	XLogRegisterData((char *) gone, n * sizeof(AbKeptRelation));
+	return XLogInsert(RM_AGENT_BRANCH_ID, XLOG_AB_UNKEEP);
+}

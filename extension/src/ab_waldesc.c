@@ -93,6 +93,10 @@ ab_rm_desc(StringInfo buf, XLogReaderState *record)
 		case XLOG_AB_GATHER:
 			appendStringInfo(buf, "branches %u", ((xl_ab_gather *) data)->n);
 			break;
+		case XLOG_AB_UNKEEP:
+			appendStringInfo(buf, "db %u; relations %u", ((xl_ab_unkeep *) data)->db,
+							 ((xl_ab_unkeep *) data)->n);
+			break;
 	}
 }
 
@@ -121,6 +125,8 @@ ab_rm_identify(uint8 info)
 			return "WITNESS";
 		case XLOG_AB_GATHER:
 			return "GATHER";
+		case XLOG_AB_UNKEEP:
+			return "UNKEEP";
 	}
 	return NULL;
 }
