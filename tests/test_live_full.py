@@ -422,3 +422,31 @@ def test_written_behind_our_back(make_cluster: Callable[..., Cluster], how: str)
     lost(cluster, "b")
     drop_all_branches(cluster)
     healthy(cluster)
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_no_mark_can_be_made(
+    make_cluster: Callable[..., Cluster], faults: Faults, how: str
+) -> None:
+    """Nothing under agent_branch can be written any more, as when its file system was made
+    read-only: neither can pages be saved nor can it be said there that they were not.  The parent
+    goes on; when the file system can be written again, the branch has lost its pages."""
+    cluster = make_cluster("mute", BIG)
+    create_database(cluster, "p", *TABLE)
+    faults.restart(cluster, "fast")
+    create(cluster, "b", "p")
+    cluster.sql("CHECKPOINT")
+    faults.arm("agent_branch/", 1, errno.EROFS, sticky=True)
+    run(cluster, "p", "UPDATE t SET v = 'new'", "CHECKPOINT")
+    if how == "kill":
+        cluster.kill()
+    else:
+        cluster.stop()
+    faults.disarm()
+    cluster.start()
+    lost(cluster, "b")
+    drop_all_branches(cluster)
+    plain_again(cluster, "p")
+    nothing_left(cluster)
+    assert list(cluster.data.glob("agent_branch.*")) == []
+    healthy(cluster)

@@ -21,6 +21,10 @@
  *	  witness					 what we last saw of the server's life (ab_witness.c)
  *	  tmp.*						 being written; removed at server start
  *
+ * beside it, empty, where nothing in it can be written (ab_poisonmark.c):
+ *
+ *	  $PGDATA/agent_branch.<id>.poisoned	 as snapshots/<id>.poisoned
+ *
  * and, because servers clean up there when they start (ab_witness.c), two that are empty:
  *
  *	  $PGDATA/pg_replslot/agent-branch.tmp	 directory

@@ -27,6 +27,7 @@
 #include "ab_image.h"
 #include "ab_images.h"
 #include "ab_manifestfile.h"
+#include "ab_poisonmark.h"
 #include "ab_snaptable.h"
 #include "ab_wal.h"
 
@@ -438,30 +439,6 @@ ab_epoch_has_relation(AbSnapId id, Oid spc, Oid rel, bool *known)
 
 /* ---- poison ---- */
 
-/* If the store has no room for its mark: a file for each, by raw system calls. */
-static bool
-mark_by_file(AbSnapId id)
-{
-	char		path[MAXPGPATH];
-	char		text[AB_SNAPID_TEXT_LEN + 1];
-	int			fd;
-	bool		ok;
-
-	ab_snapid_format(id, text);
-	snprintf(path, sizeof(path), "%s/%s.poisoned", AB_SNAPSHOT_DIR, text);
-	fd = BasicOpenFile(path, O_CREAT | O_WRONLY | PG_BINARY);
-	if (fd < 0)
-		return false;
-	ok = pg_fsync(fd) == 0;
-	(void) close(fd);
-	fd = BasicOpenFile(AB_SNAPSHOT_DIR, O_RDONLY);
-	if (fd < 0)
-		return false;
-	ok = pg_fsync(fd) == 0 && ok;
-	(void) close(fd);
-	return ok;
-}
-
 /* Whoever knows of branches of a snapshot that was poisoned looks again. */
 static void
 forget_branches(void)
@@ -524,7 +501,7 @@ ab_epoch_poison(Oid db, AbSnapId live, XLogRecPtr newest_image, int error)
 		if (!loses_page(slot, db, live, newest_image))
 			continue;
 		if (!durable)
-			(void) mark_by_file(slot->id);
+			(void) ab_poisonmark_make(slot->id);
 		slot->poisoned = true;
 		news = true;
 	}
@@ -554,7 +531,7 @@ ab_epoch_poison_one(AbSnapId id, int error)
 	AbSnapSlot	known;
 	AbParent   *p;
 
-	if (!mark_by_file(id))
+	if (!ab_poisonmark_make(id))
 		return false;
 
 	/* of it alone; while images are still saved for it */

@@ -24,6 +24,7 @@
 #include "ab_initfile.h"
 #include "ab_kept.h"
 #include "ab_layer.h"
+#include "ab_poisonmark.h"
 #include "ab_snaptable.h"
 #include "ab_wal.h"
 
@@ -75,6 +76,7 @@ ab_snapshot_remove_files(AbSnapId id, uint32 what)
 		remove_file(id, ".manifest");
 		remove_file(id, ".pending");
 		remove_file(id, ".poisoned");
+		ab_poisonmark_remove_beside(id);
 		ab_initfile_drop(id);
 	}
 	AB_FAILPOINT_NO_ERROR("retire-manifest-removed");

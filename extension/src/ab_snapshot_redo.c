@@ -34,6 +34,7 @@
 #include "ab_images.h"
 #include "ab_kept.h"
 #include "ab_method.h"
+#include "ab_poisonmark.h"
 #include "ab_recovery.h"
 #include "ab_shmem.h"
 #include "ab_snaptable.h"
@@ -420,7 +421,7 @@ redo_live_snapshot(Replay *r)
 		poison_somehow(r);
 	ab_guard_close(db);
 	ab_snaptable_add(r->id, db, false, true);
-	ab_snaptable_reached(r->id, !made);
+	ab_snaptable_reached(r->id, !made || ab_poisonmark_is_beside(r->id));
 	ab_epoch_recompute(db);
 	AB_FAILPOINT_NO_ERROR("redo-snapshot-live");
 	ab_guard_open(db);

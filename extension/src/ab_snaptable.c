@@ -26,6 +26,7 @@
 #include "ab_images.h"
 #include "ab_manifest.h"
 #include "ab_origin.h"
+#include "ab_poisonmark.h"
 #include "ab_snapshot.h"
 
 #define MAX_RESERVE 16
@@ -98,7 +99,7 @@ static bool
 is_poisoned(AbSnapId id, const AbManifestHeader *h, XLogRecPtr redo)
 {
 	char	   *path = ab_snapshot_path(id, ".poisoned");
-	bool		poisoned = ab_file_exists(path) ||
+	bool		poisoned = ab_file_exists(path) || ab_poisonmark_is_beside(id) ||
 		((h->flags & AB_MANIFEST_LIVE) && ab_images_is_poisoned(h->source_db, id));
 
 	/* before its record is replayed it needs no store yet (E5) */
