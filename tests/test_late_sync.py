@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from ab_checks import branches, create, create_database, healthy, nothing_left, redo_pointer, run
 from ab_cluster import Cluster
-from ab_faults import Faults, mount_again
+from ab_faults import FailingDisk, Faults, mount_again
 
 MB = 1024 * 1024
 MADE = ("CREATE TABLE t AS SELECT g AS id FROM generate_series(1, 100) g",)
@@ -336,6 +336,36 @@ def test_durable_after_a_checkpoint(cut_disk: Path) -> None:
         nothing_left(server, "by power cuts")
     finally:
         server.destroy()
+
+
+def test_synced_by_a_crash_on_a_file_system_of_its_own(
+    make_cluster: Callable[..., Cluster], tmp_path: Path
+) -> None:
+    """The server crashes before a checkpoint, and syncs file systems when it starts, not files:
+    agent_branch has one that the server does not know.  What replay found there and left as it was
+    is on disk when the redo pointer has moved on; then the power goes."""
+    server = make_cluster(
+        "mounted",
+        {"fsync": "on", "checkpoint_timeout": "1h", "recovery_init_sync_method": "syncfs"},
+    )
+    server.stop()
+    disk = FailingDisk(server.data / "agent_branch", tmp_path / "image", "xfs")
+    try:
+        server.start()
+        create_database(server, "p", *MADE)
+        server.sql("CHECKPOINT")
+        create(server, "b", "p")
+        server.crash()
+        server.sql("CHECKPOINT")
+        disk.cut(FailingDisk.DROP_ALL)
+        server.kill()
+        disk.restore()
+        server.start()
+        assert rows(server, "b") == [(i,) for i in range(1, 101)]
+        healthy(server)
+    finally:
+        server.kill()
+        disk.release()
 
 
 def test_changed_map_is_durable(cut_disk: Path) -> None:

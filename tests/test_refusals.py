@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import psycopg
 import pytest
 from ab_checks import create, create_database, delete, healthy, nothing_left, oid_of, run
-from ab_cluster import Cluster
+from ab_cluster import Cluster, pg_config
 
 CLUSTER = {
     "settings": {
@@ -324,3 +324,39 @@ def test_what_stands_for_snapshots(cluster: Cluster, p: int, statement: str) -> 
             assert error.value.sqlstate in ("42809", "55000"), str(error.value)
         assert not conn.execute("SELECT 1 FROM pg_database WHERE datname = 'x'").fetchall()
         conn.execute("SELECT branch.delete('q', hard => true)")
+
+
+def test_upgrade(make_cluster: Callable[..., Cluster]) -> None:
+    """pg_upgrade knows nothing of shared pages: it is told so when it starts the old server, even
+    if no snapshot has a row that it would stumble over."""
+    server = make_cluster("old", {"agent_branch.sweep_interval": "0"})
+    create_database(server, "p", "CREATE TABLE t AS SELECT 1 AS i")
+    create(server, "b", "p")
+    run(server, "p", "INSERT INTO t VALUES (2)")
+    create(server, "c", "p")
+    delete(server, "c")
+    server.sql("SELECT * FROM branch.gc()")
+    assert server.scalar("SELECT bool_and(datallowconn OR datname = 'template0') FROM pg_database")
+    new = server.root / "new"
+    server.run(
+        "initdb", "-D", str(new), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C"
+    )
+
+    def check() -> str:
+        server.stop()
+        bindir = pg_config("--bindir")
+        said = server.run(
+            "pg_upgrade", "--check", "-b", bindir, "-B", bindir, "-d", str(server.data), "-D",
+            str(new), "-U", "postgres", "-s", str(server.socket_dir), check=False,
+        )  # fmt: skip
+        log = "".join(path.read_text() for path in new.rglob("pg_upgrade_server.log"))
+        server.start()
+        return said + log
+
+    said = check()
+    assert "pg_upgrade cannot be run while there are branches" in said, said
+    assert server.sql("SELECT i FROM t", dbname="b") == [(1,)]
+    delete(server, "b")
+    server.sql("SELECT * FROM branch.gc()")
+    assert "Clusters are compatible" in (said := check()), said
+    healthy(server)

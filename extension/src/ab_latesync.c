@@ -23,7 +23,7 @@
  * Any process that writes shared buffers, and who makes such files.  latesync_lock is
  * held while syncing, below buffer content locks; nothing but I/O is done under it.  The
  * list itself has a spinlock.  A crash of the server loses the list; before crash
- * recovery the server syncs every file in the data directory.
+ * recovery the server syncs every file in the data directory (see also ab_startup.c).
  */
 #include "ab_latesync.h"
 

@@ -7,11 +7,20 @@
  * shared memory is there.  No other process of the server exists then, so no locks
  * are taken.  A crash on the way leaves nothing that the next start does not mend.
  */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE				/* syncfs */
+#endif
+
 #include "ab_startup.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "catalog/pg_control.h"
 #include "common/controldata_utils.h"
 #include "miscadmin.h"
+#include "storage/fd.h"
 #include "storage/ipc.h"
 
 #include "ab_attach.h"
@@ -23,6 +32,7 @@
 #include "ab_initfile.h"
 #include "ab_journal.h"
 #include "ab_kept.h"
+#include "ab_origin.h"
 #include "ab_recovery.h"
 #include "ab_snapshot.h"
 #include "ab_snaptable.h"
@@ -64,6 +74,54 @@ is_of_primary(const ControlFileData *control)
 	return label.there ? label.from_primary : !control->backupEndRequired;
 }
 
+/*
+ * It would come to files that branches do not have, half way; and where they have some, take
+ * what they inherit in these for zeros.
+ */
+static void
+refuse_upgrade(void)
+{
+	if (IsBinaryUpgrade && ab_origin_any())
+		ereport(FATAL,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("pg_upgrade cannot be run while there are branches"),
+				 errdetail("It copies or links files, and does not know the pages that branches share with their parents."),
+				 errhint("Start the server as usual, detach the branches or delete them for good, and call branch.gc().")));
+}
+
+/*
+ * After a crash the server syncs what was not, before it replays anything, and ab_latesync.c
+ * relies on that.  If it is to do so by file systems, it passes over those that are mounted
+ * within its directory.
+ */
+static void
+sync_file_systems(void)
+{
+	static const char *const dirs[] = {AB_DIR, AB_BRANCH_DIR, AB_SNAPSHOT_DIR, AB_IMAGE_DIR};
+	struct stat st;
+	dev_t		synced;
+
+	if (recovery_init_sync_method != RECOVERY_INIT_SYNC_METHOD_SYNCFS || !enableFsync ||
+		stat(".", &st) < 0)
+		return;
+	synced = st.st_dev;
+	for (int i = 0; i < lengthof(dirs); i++)
+	{
+		int			fd;
+
+		if (stat(dirs[i], &st) < 0 || st.st_dev == synced)
+			continue;
+		synced = st.st_dev;
+		fd = BasicOpenFile(dirs[i], O_RDONLY);
+		if (fd < 0 || syncfs(fd) < 0)
+			ereport(LOG,
+					(errcode_for_file_access(),
+					 errmsg("could not synchronize file system for file \"%s\": %m", dirs[i])));
+		if (fd >= 0)
+			close(fd);
+	}
+}
+
 static void
 prepare_files(void)
 {
@@ -79,11 +137,15 @@ prepare_files(void)
 					  backup && is_of_primary(control));
 	ab_witness_expect_dirs();
 	ab_file_make_dirs();
+	refuse_upgrade();
 	ab_initfile_drop_all();
 	ab_snapshot_remove_tmp();
 	ab_witness_begin(control);
 	if (!clean)
+	{
+		sync_file_systems();
 		ab_storage_repair_all();
+	}
 	AB_FAILPOINT_NO_ERROR("start-witnessed");
 	ab_journal_recover(control->checkPointCopy.redo);
 	rebuild_images(backup, redo);
