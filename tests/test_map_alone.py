@@ -4,12 +4,16 @@ VACUUM in a branch cuts off what its parent has left empty, and changes nothing 
 the blocks that are gone they no longer say that all is visible, or that there is room.  Branches
 of the branch see these maps.  When the relation goes there, they must not fall back on what the
 branch inherited: rows that came into such blocks, and went, would be back.
+
+Nor must branches of the branch where a power cut has taken what was written into its map.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
+import pytest
 from ab_checks import create, create_database, healthy, nothing_left, relation_files, run
 from ab_cluster import Cluster
 
@@ -117,4 +121,53 @@ def test_maps_alone_of_an_older_snapshot(make_cluster: Make) -> None:
     server.sql("SELECT * FROM branch.gc()")
     server.crash()
     no_row_comes_back(server)
+    nothing_wrong(server)
+
+
+# ---- what a power cut took -----------------------------------------------------------------------
+
+
+def by_index_alone(cluster: Cluster, dbname: str) -> list[int]:
+    with cluster.connect(dbname) as conn:
+        for scan in ("seqscan", "bitmapscan"):
+            conn.execute(f"SET enable_{scan} = off")
+        query = "SELECT id FROM t WHERE id > 0 ORDER BY id"
+        plan = "".join(line for (line,) in conn.execute(f"EXPLAIN {query}"))
+        assert "Index Only Scan" in plan, plan
+        return [row for (row,) in conn.execute(query)]
+
+
+@pytest.mark.parametrize("statement", ["DROP TABLE t", "VACUUM FULL t"])
+def test_map_that_a_power_cut_took(make_cluster: Make, statement: str) -> None:
+    """A branch deletes a row, is branched, and gives up the table's files, which are kept: that it
+    has is durable, and what was written into the files before is not.  Replay writes those pages
+    again of which WAL has images; it has none of the map."""
+    server = make_cluster("mapscut", {**QUIET, "checkpoint_timeout": "1h"})
+    create_database(
+        server,
+        "p",
+        "CREATE TABLE t (id int PRIMARY KEY)",
+        "INSERT INTO t SELECT generate_series(1, 10)",
+        "VACUUM t",
+    )
+    create(server, "middle", "p")
+    run(server, "middle", "CHECKPOINT", "DELETE FROM t WHERE id = 5")
+    node = server.scalar("SELECT pg_relation_filenode('t')::int8", dbname="middle")
+    create(server, "low", "middle")
+    create(server, "lowest", "low")
+    names = forks_of_its_own(server, "middle", node)
+    assert names == [f"{node}", f"{node}_vm"]
+    files = [path for path in relation_files(server, "middle") if path.name in names]
+    run(server, "middle", statement)
+    server.kill()
+    for path in files:
+        length = path.stat().st_size
+        os.truncate(path, 0)
+        os.truncate(path, length)
+    server.start()
+    left = [row for row in range(1, 11) if row != 5]
+    for name in ("low", "lowest"):
+        assert by_index_alone(server, name) == left
+        assert server.sql("SELECT id FROM t ORDER BY id", dbname=name) == [(row,) for row in left]
+    server.sql("SELECT branch.delete('lowest', hard => true)")
     nothing_wrong(server)

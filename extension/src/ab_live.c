@@ -11,6 +11,11 @@
  * A branch's own file may lack pages that the manifest calls its own: the manifest
  * names whole stretches of the file that are not holes, and on a standby it is the
  * primary's.  Such a page is zeros, here and in the file; then it is inherited.
+ *
+ * But not one of a visibility map.  A power cut may have taken what was written into it, and
+ * replay does not put it back where the relation's tombstone is durable already: it finds
+ * zeros, in which there is no bit to be cleared.  What was inherited has that bit.  A map
+ * that has no bits is a good map.
  */
 #include "ab_live.h"
 
@@ -127,7 +132,7 @@ void
 ab_live_read(const AbLayerRef *layer, AbForkKey key, BlockNumber block, char *page)
 {
 	read_as_saved(layer, key, block, page);
-	if (layer->of_branch && ab_page_is_zero(page))
+	if (layer->of_branch && key.fork != VISIBILITYMAP_FORKNUM && ab_page_is_zero(page))
 		read_inherited(layer, key, block, page);
 }
 
