@@ -21,6 +21,7 @@
 #include "utils/relmapper.h"
 #include "storage/bufmgr.h"
 
+#include "ab_awaited.h"
 #include "ab_capture.h"
 #include "ab_complete.h"
 #include "ab_dir.h"
@@ -317,7 +318,10 @@ replay_xlog(XLogReaderState *record)
 
 	replay_unless_broken(record);
 	if (info == XLOG_BACKUP_END)
+	{
+		ab_awaited_backup_ends(record);
 		ab_witness_backup_ends();
+	}
 }
 
 static void

@@ -25,6 +25,7 @@
 #include "storage/bufpage.h"
 #include "storage/md.h"
 
+#include "ab_awaited.h"
 #include "ab_capture.h"
 #include "ab_caught.h"
 #include "ab_dir.h"
@@ -393,6 +394,27 @@ read_own(AbBranch *b, AbFork *f, SMgrRelation reln, BlockNumber block, char *pag
 	return false;
 }
 
+/*
+ * Is the inherited page not to be had yet, and what replay gets instead here (ab_awaited.c)?  A
+ * map is the branch's own from now on, so that nothing of what it inherits comes back.
+ */
+static bool
+is_awaited(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *page)
+{
+	if ((fork != MAIN_FORKNUM && fork != VISIBILITYMAP_FORKNUM) || !ab_awaited_here())
+		return false;
+	MemSet(page, 0, BLCKSZ);
+	if (fork == MAIN_FORKNUM)
+		ab_awaited_note(reln->smgr_rnode.node, block);
+	else
+	{
+		PageInit((Page) page, BLCKSZ, 0);
+		PageSetChecksumInplace((Page) page, block);
+		ab_smgr_write(reln, fork, block, page, false);
+	}
+	return true;
+}
+
 pg_attribute_hot void
 ab_smgr_read(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer)
 {
@@ -407,6 +429,9 @@ ab_smgr_read(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer
 	}
 	for_buffers = is_for_buffers(buffer);
 	if (read_own(b, f, reln, block, buffer, for_buffers))
+		return;
+	if (unlikely(ab_recovery_files_are_ahead()) && for_buffers &&
+		is_awaited(reln, fork, block, buffer))
 		return;
 	read_inherited(b, f, block, buffer);
 	if (for_buffers)

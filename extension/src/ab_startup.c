@@ -71,7 +71,9 @@ is_of_primary(const ControlFileData *control)
 	AbBackupLabel label;
 
 	ab_trust_read_label(&label);
-	return label.there ? label.from_primary : !control->backupEndRequired;
+	/* one of a standby ends where its pg_control says, one of pg_rewind nowhere */
+	return label.there ? label.from_primary :
+		control->backupEndRequired && XLogRecPtrIsInvalid(control->backupEndPoint);
 }
 
 /*
