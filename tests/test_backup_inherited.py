@@ -54,12 +54,14 @@ def rows(server: Cluster, dbname: str) -> list[Row]:
 
 
 def copied_later(server: Cluster, place: Path, *parent: str) -> str:
-    """Further on the parent changes, and its files are copied again; what is logged after that
-    is in other files of WAL than the last one before, which is returned."""
+    """Further on the parent changes, and its files are copied again.  That, and the images of what
+    was there before, is in other files of WAL than what was logged before: its last file is
+    returned."""
+    last = str(server.scalar("SELECT pg_walfile_name(pg_switch_wal())"))
     run(server, "p", *parent)
     create(server, "c", "p")  # writes the parent's pages, and no branch's
     copy_live(server.data / "base", place / "data" / "base", lambda *_: [], more=True)
-    return str(server.scalar("SELECT pg_walfile_name(pg_switch_wal())"))
+    return last
 
 
 @contextmanager

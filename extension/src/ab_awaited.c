@@ -21,9 +21,11 @@
 #include "access/visibilitymap.h"
 #include "access/xlogutils.h"
 #include "common/controldata_utils.h"
+#include "lib/qunique.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
 #include "storage/bufpage.h"
+#include "storage/lwlock.h"
 #include "storage/smgr.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -98,26 +100,65 @@ tell_page(Buffer buffer, Relation rel, BlockNumber block)
 		ReleaseBuffer(map);
 }
 
+/* Pages of one relation, each once, in the order of their blocks. */
 static void
-make_up(const Awaited *a)
+make_up(RelFileNode rnode, const Awaited *pages, int64 n)
 {
 	SMgrRelation reln;
 	Relation	rel;
-	Buffer		buffer;
+	BlockNumber nblocks;
 
-	XLogDropRelation(a->rnode, MAIN_FORKNUM);
-	if (ab_branch_lookup(a->rnode.dbNode) == NULL)
+	/* looks through all that is missing, in whatever relation */
+	XLogDropRelation(rnode, MAIN_FORKNUM);
+	if (ab_branch_lookup(rnode.dbNode) == NULL)
 		return;
-	reln = smgropen(a->rnode, InvalidBackendId);
-	if (!smgrexists(reln, MAIN_FORKNUM) || a->block >= smgrnblocks(reln, MAIN_FORKNUM))
+	reln = smgropen(rnode, InvalidBackendId);
+	if (!smgrexists(reln, MAIN_FORKNUM))
 		return;
-	buffer = fetch(reln, a->block);
-	if (!BufferIsValid(buffer))
-		return;
-	rel = CreateFakeRelcacheEntry(a->rnode);
-	tell_page(buffer, rel, a->block);
+	nblocks = smgrnblocks(reln, MAIN_FORKNUM);
+	rel = CreateFakeRelcacheEntry(rnode);
+	for (int64 i = 0; i < n && pages[i].block < nblocks; i++)
+	{
+		Buffer		buffer = fetch(reln, pages[i].block);
+
+		if (BufferIsValid(buffer))
+		{
+			tell_page(buffer, rel, pages[i].block);
+			ReleaseBuffer(buffer);
+		}
+	}
 	FreeFakeRelcacheEntry(rel);
-	ReleaseBuffer(buffer);
+}
+
+static int
+compare(const void *a, const void *b)
+{
+	const Awaited *x = a;
+	const Awaited *y = b;
+	int			relations = memcmp(&x->rnode, &y->rnode, sizeof(RelFileNode));
+
+	if (relations != 0)
+		return relations;
+	return x->block < y->block ? -1 : x->block > y->block;
+}
+
+static void
+make_up_all(void)
+{
+	int64		n;
+
+	if (nawaited == 0)
+		return;
+	/* a page that had to give its buffer away was asked for again */
+	qsort(awaited, nawaited, sizeof(Awaited), compare);
+	nawaited = qunique(awaited, nawaited, sizeof(Awaited), compare);
+	for (int64 i = 0; i < nawaited; i += n)
+	{
+		for (n = 1; i + n < nawaited; n++)
+			if (!RelFileNodeEquals(awaited[i].rnode, awaited[i + n].rnode))
+				break;
+		make_up(awaited[i].rnode, &awaited[i], n);
+	}
 }
 
 /* Other backups may have ended while this one was taken. */
@@ -126,9 +167,12 @@ is_of_this_backup(XLogReaderState *record)
 {
 	XLogRecPtr	start;
 	bool		crc_ok;
-	ControlFileData *control = get_controlfile(".", &crc_ok);
+	ControlFileData *control;
 	bool		same;
 
+	LWLockAcquire(ControlFileLock, LW_SHARED);	/* never half written */
+	control = get_controlfile(".", &crc_ok);
+	LWLockRelease(ControlFileLock);
 	memcpy(&start, XLogRecGetData(record), sizeof(start));
 	same = crc_ok && control->backupStartPoint == start;
 	pfree(control);
@@ -141,8 +185,7 @@ ab_awaited_backup_ends(XLogReaderState *record)
 	if (!ab_awaited_here() || !is_of_this_backup(record))
 		return;
 	ended = true;
-	for (int64 i = 0; i < nawaited; i++)
-		make_up(&awaited[i]);
+	make_up_all();
 	nawaited = max_awaited = 0;
 	if (awaited != NULL)
 		pfree(awaited);
