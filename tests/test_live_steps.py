@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -26,6 +29,7 @@ from ab_checks import (
     run,
 )
 from ab_cluster import LONG, Cluster, wait_for
+from ab_failpoints import HOLD, Failpoints, failpoint_server
 from ab_faults import Faults, Holding
 from ab_oracle import HELPERS, METHOD, SETTINGS, Witness, plain_again
 
@@ -261,3 +265,111 @@ def test_snapshot_begins_while_a_store_goes(make_cluster: Make, faults: Faults) 
     calm_log(server)
     drop_all_branches(server)
     nothing_left(server, "by two stores")
+
+
+class Points:
+    """Processes that are held up at named places, until they are let go or the test ends."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.points = Failpoints(cluster)
+        self.stopped: list[int] = []
+
+    def __enter__(self) -> Points:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.points.disarm()
+        self.points.release()
+        for pid in self.stopped:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    def wait(self, name: str, work: Callable[[], Future[Any]]) -> tuple[int, Future[Any]]:
+        """Begin this work, and wait until somebody comes to that place; its pid."""
+        self.points.arm(name, HOLD)
+        future = work()
+        pid = wait_for(lambda: self.points.who() or future.done(), what=name)
+        assert not future.done(), f"nobody came to {name}: {future.exception()}"
+        self.points.disarm()
+        return pid, future
+
+    def let_go_all_but(self, *pids: int) -> None:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+            self.stopped.append(pid)
+        self.points.release()
+
+
+def test_number_is_given_again_while_files_go(cluster_base: Path) -> None:
+    """The file of a dropped relation is given back, and has lost its own name but not yet the
+    second one, by which a server start knows it.  A new relation gets its number, a snapshot
+    is taken, and the checkpointer, who has the old file open, saves a page: the new one's."""
+    with failpoint_server(cluster_base):
+        server = Cluster.create(cluster_base, "again", STILL)
+        create_database(server, "p", *TABLE)
+        number = server.scalar("SELECT pg_relation_filenode('gone')", dbname="p")
+        server.stop()  # before there are snapshots: they would rightly distrust this
+        server.run("pg_resetwal", "-o", str(number - 40), "-D", str(server.data))
+        server.start()
+        create(server, "first", "p")
+        run(server, "p", "UPDATE gone SET i = -i", "CHECKPOINT", "DROP TABLE gone", "CHECKPOINT")
+        delete(server, "first")
+        with ThreadPoolExecutor(1) as pool, Points(server) as points:
+            _, collection = points.wait(
+                "kept-gone", lambda: pool.submit(run, server, "postgres", "SELECT branch.gc()")
+            )
+            run(server, "p", "CREATE TABLE fresh (i int, v int)")
+            for _ in range(150):
+                run(server, "p", "TRUNCATE fresh")
+                now = server.scalar("SELECT pg_relation_filenode('fresh')", dbname="p")
+                if now == number:
+                    break
+            assert now == number, "the number was not given again"
+            run(server, "p", "INSERT INTO fresh SELECT i, 1 FROM generate_series(1, 300) AS i",
+                "CHECKPOINT")  # fmt: skip
+            expected = contents(server, "p")
+            create(server, "second", "p")
+            run(server, "p", "UPDATE fresh SET v = 2", "CHECKPOINT")
+            points.let_go_all_but()
+            collection.result(LONG)
+        assert contents(server, "second") == expected
+        healthy(server)
+        drop_all_branches(server)
+        nothing_left(server, "by a number given again")
+        server.destroy()
+
+
+def test_note_comes_into_a_store_that_goes(cluster_base: Path) -> None:
+    """The last snapshot of a parent has ended, and its store is about to be set aside: what was
+    dropped for it was given back.  The next snapshot is given up, but a relation that was
+    dropped just before is kept for it, and noted in that store: its files go, too."""
+    with failpoint_server(cluster_base):
+        server = Cluster.create(cluster_base, "noted", STILL)
+        create_database(server, "p", *TABLE)
+        number = server.scalar("SELECT pg_relation_filenode('gone')", dbname="p")
+        create(server, "first", "p")
+        run(server, "p", "UPDATE t SET v = 'one'", "CHECKPOINT")
+        delete(server, "first")
+        with ThreadPoolExecutor(3) as pool, Points(server) as points:
+            collector, collection = points.wait(
+                "reclaim-kept-swept",
+                lambda: pool.submit(run, server, "postgres", "SELECT branch.gc()"),
+            )
+            _, drop = points.wait(
+                "tombstone-set", lambda: pool.submit(run, server, "p", "DROP TABLE gone")
+            )
+            taker, attempt = points.wait(
+                "snapshot-mended", lambda: pool.submit(create, server, "second", "p")
+            )
+            points.let_go_all_but(collector, taker)
+            drop.result(LONG)
+            server.sql("SELECT pg_cancel_backend(%s)", (taker,))
+            os.kill(taker, signal.SIGCONT)
+            assert isinstance(attempt.exception(LONG), psycopg.errors.QueryCanceled)
+            os.kill(collector, signal.SIGCONT)
+            collection.result(LONG)
+        run(server, "postgres", "SELECT branch.gc()")
+        plain_again(server, "p", {number})
+        nothing_left(server, "by a note")
+        healthy(server)
+        server.destroy()

@@ -364,6 +364,7 @@ ab_kept_sweep(Oid db, List *leaving, bool dry_run)
 	begin_going(db, notes, ngone);
 	AB_FAILPOINT("kept-going");
 	unlink_kept(db, notes, ngone);
+	AB_FAILPOINT_NO_ERROR("kept-gone");
 	finish_going(db, notes, ngone);
 	return bytes;
 }

@@ -4,7 +4,7 @@
  *
  * Any process; no locks, nothing allocated, nothing raised.  A few raw descriptors
  * are kept open for each process.  A file that was unlinked meanwhile, its number
- * perhaps used again, is found out by its link count, at every use but one: for the
+ * perhaps used again, is found out by its name, at every use but one: for the
  * snapshot that the descriptor was found right for before.  A file that a snapshot sees
  * keeps its name and its number while the snapshot is sound (ab_kept.c), and who reads for
  * it asks afterwards whether it is.
@@ -99,21 +99,35 @@ open_segment(RelFileNode rnode, ForkNumber fork, BlockNumber segno)
 	return s;
 }
 
+/*
+ * A link alone says nothing: a file that is given back has a second name for a moment, when
+ * its own may be another one's already.
+ */
+static bool
+has_its_name(const Segment *s)
+{
+	char		path[MAXPGPATH];
+	struct stat st;
+	struct stat named;
+
+	if (fstat(s->fd, &st) < 0 || st.st_nlink == 0)
+		return false;
+	ab_relation_path(path, s->rnode, s->fork, s->segno);
+	return stat(path, &named) == 0 && named.st_ino == st.st_ino &&
+		named.st_dev == st.st_dev;
+}
+
 /* NULL with errno: there is none, or it cannot be opened. */
 static Segment *
 segment(AbSnapId sees, RelFileNode rnode, ForkNumber fork, BlockNumber segno)
 {
 	Segment    *s = find_segment(rnode, fork, segno);
 
-	if (s && !(AbSnapIdIsValid(sees) && AbSnapIdEquals(s->right_for, sees)))
+	if (s && !(AbSnapIdIsValid(sees) && AbSnapIdEquals(s->right_for, sees)) &&
+		!has_its_name(s))
 	{
-		struct stat st;
-
-		if (fstat(s->fd, &st) < 0 || st.st_nlink == 0)
-		{
-			close_segment(s);
-			s = NULL;
-		}
+		close_segment(s);
+		s = NULL;
 	}
 	if (s == NULL)
 		s = open_segment(rnode, fork, segno);

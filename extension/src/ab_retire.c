@@ -132,6 +132,22 @@ living_snapshots(Oid db, List *leaving, int *n, XLogRecPtr *horizon)
 	return living;
 }
 
+/*
+ * Does nothing in the store of db count any more?  Its guard is closed.  A relation may have been
+ * noted as kept since these were looked at, for a snapshot that was given up: the next
+ * time is for that.
+ */
+static bool
+store_is_over(Oid db)
+{
+	int			n;
+
+	if (ab_snaptable_has_live(db))
+		return false;
+	pfree(ab_kept_relations(db, &n));
+	return n == 0;
+}
+
 int64
 ab_snapshot_reclaim(Oid db, List *leaving, bool dry_run)
 {
@@ -147,9 +163,11 @@ ab_snapshot_reclaim(Oid db, List *leaving, bool dry_run)
 		char		aside[MAXPGPATH];
 		bool		set_aside;
 
+		AB_FAILPOINT("reclaim-kept-swept");
+
 		/* a snapshot that begins now must find its store, or nothing */
 		ab_guard_close(db);
-		set_aside = !ab_snaptable_has_live(db) && ab_images_set_aside(db, aside);
+		set_aside = store_is_over(db) && ab_images_set_aside(db, aside);
 		ab_guard_open(db);
 		if (set_aside)
 			bytes += ab_images_remove_aside(aside);
