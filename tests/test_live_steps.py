@@ -3,6 +3,7 @@ while others go on, and a server that dies at any of them."""
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -337,6 +338,40 @@ def test_number_is_given_again_while_files_go(cluster_base: Path) -> None:
         drop_all_branches(server)
         nothing_left(server, "by a number given again")
         server.destroy()
+
+
+def test_note_that_is_not_durable(make_cluster: Make, faults: Faults) -> None:
+    """A relation is dropped, and that its files are kept cannot be made durable: the snapshot is
+    poisoned, and they go.  Another relation gets the number later: it is nobody's to remove."""
+    server = make_cluster("doubted", {**STILL, "fsync": "on"})
+    create_database(server, "p", *TABLE)
+    number = server.scalar("SELECT pg_relation_filenode('gone')", dbname="p")
+    server.stop()  # before there are snapshots: they would rightly distrust this
+    server.run("pg_resetwal", "-o", str(number - 40), "-D", str(server.data))
+    server.start()
+    faults.restart(server, "fast")
+    create(server, "first", "p")
+    faults.arm("/dropped", 1, errno.EIO, only="fdatasync")
+    run(server, "p", "DROP TABLE gone")
+    assert faults.disarm()[1] == 1, "nothing was noted"
+    run(server, "p", "CHECKPOINT", "CREATE TABLE fresh (i int, v int)")
+    for _ in range(150):
+        run(server, "p", "TRUNCATE fresh")
+        now = server.scalar("SELECT pg_relation_filenode('fresh')", dbname="p")
+        if now == number:
+            break
+    assert now == number, "the number was not given again"
+    run(server, "p", "INSERT INTO fresh SELECT i, 1 FROM generate_series(1, 300) AS i",
+        "CHECKPOINT")  # fmt: skip
+    expected = contents(server, "p")
+    create(server, "second", "p")
+    assert contents(server, "second") == expected
+    delete(server, "first")
+    delete(server, "second")
+    server.sql("SELECT branch.gc()")
+    server.restart("fast")
+    assert contents(server, "p") == expected
+    nothing_left(server, "by a note")
 
 
 def test_note_comes_into_a_store_that_goes(cluster_base: Path) -> None:

@@ -76,8 +76,10 @@ ab_keptnotes_add(Oid db, Oid spc, Oid rel)
 	char		path[MAXPGPATH];
 	struct stat st;
 	bool		ok;
+	bool		has_size;
 	bool		is_new;
 	int			fd;
+	int			save_errno;
 
 	notes_path(path, db);
 	fd = BasicOpenFile(path, O_RDWR | O_CREAT | PG_BINARY);
@@ -85,13 +87,21 @@ ab_keptnotes_add(Oid db, Oid spc, Oid rel)
 		return false;
 
 	/* behind whatever a failure has left of a note */
-	ok = fstat(fd, &st) == 0;
+	ok = has_size = fstat(fd, &st) == 0;
 	is_new = ok && st.st_size == 0;
 	ok = ok && pwrite(fd, &n, sizeof(n), (st.st_size + sizeof(n) - 1) / sizeof(n) *
 					  sizeof(n)) == sizeof(n);
-	ok = ok && pg_fdatasync(fd) == 0;
+	ok = ok && pg_fdatasync(fd) == 0 && (!is_new || sync_directory(db));
+	save_errno = errno;
+
+	/* whole it would be believed: the files go now, and the number may be another's then */
+	if (!ok && has_size && ftruncate(fd, st.st_size) < 0)
+		ereport(LOG,
+				(errcode_for_file_access(),
+				 errmsg("could not truncate file \"%s\": %m", path)));
 	(void) close(fd);
-	return ok && (!is_new || sync_directory(db));
+	errno = save_errno;
+	return ok;
 }
 
 static int
