@@ -13,6 +13,9 @@
  */
 extern bool ab_poisonmark_make(AbSnapId id);
 
+/* Is this the name of one beside agent_branch, and of which snapshot? */
+extern bool ab_poisonmark_parse_beside(const char *name, AbSnapId *id);
+
 /* Of one that is beside agent_branch: is it there?  And remove it with its snapshot. */
 extern bool ab_poisonmark_is_beside(AbSnapId id);
 extern void ab_poisonmark_remove_beside(AbSnapId id);

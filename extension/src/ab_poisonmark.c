@@ -54,6 +54,22 @@ ab_poisonmark_make(AbSnapId id)
 }
 
 bool
+ab_poisonmark_parse_beside(const char *name, AbSnapId *id)
+{
+	static const char prefix[] = AB_DIR ".";
+	char		path[MAXPGPATH];
+	char		text[AB_SNAPID_TEXT_LEN + 1];
+
+	if (strncmp(name, prefix, strlen(prefix)) != 0)
+		return false;
+	strlcpy(text, name + strlen(prefix), sizeof(text));
+	if (!ab_snapid_parse(text, id))
+		return false;
+	path_beside(path, *id);
+	return strcmp(name, path) == 0;
+}
+
+bool
 ab_poisonmark_is_beside(AbSnapId id)
 {
 	char		path[MAXPGPATH];

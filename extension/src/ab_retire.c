@@ -233,18 +233,19 @@ ab_snapshot_remove_tmp(void)
  * their names.
  */
 static void
-remove_unknown(void)
+remove_unknown(const char *dirname)
 {
-	DIR		   *dir = AllocateDir(AB_SNAPSHOT_DIR);
+	DIR		   *dir = AllocateDir(dirname);
 	struct dirent *de;
 
-	while ((de = ReadDir(dir, AB_SNAPSHOT_DIR)) != NULL)
+	while ((de = ReadDir(dir, dirname)) != NULL)
 	{
 		AbSnapSlot	slot;
 		AbSnapId	id;
 
 		if ((ab_snapshot_parse_file(de->d_name, ".pending", &id) ||
-			 ab_snapshot_parse_file(de->d_name, ".poisoned", &id)) &&
+			 ab_snapshot_parse_file(de->d_name, ".poisoned", &id) ||
+			 ab_poisonmark_parse_beside(de->d_name, &id)) &&
 			!ab_snaptable_get(id, &slot))
 			ab_snapshot_remove_files(id, AB_RETIRE_MANIFEST | AB_RETIRE_PAGES);
 	}
@@ -267,6 +268,7 @@ remove_left(void)
 void
 ab_snapshot_remove_pending(void)
 {
-	remove_unknown();
+	remove_unknown(AB_SNAPSHOT_DIR);
+	remove_unknown(".");		/* marks beside agent_branch */
 	remove_left();
 }
