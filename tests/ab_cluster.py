@@ -726,7 +726,9 @@ class Cluster:
     def wait_caught_up(self, standby: Cluster, timeout: float = LONG) -> None:
         """Until the standby has replayed all that is committed here now."""
         with self.connect() as conn:
-            conn.execute("SELECT pg_current_xact_id()")  # a commit: what came before is flushed
+            # a commit that is flushed, with all before it; that of an xid alone would not be
+            conn.execute("SET synchronous_commit = local")
+            conn.execute("SELECT pg_logical_emit_message(true, '', '')")
             row = conn.execute("SELECT pg_current_wal_flush_lsn()").fetchone()
         assert row is not None
 
