@@ -7,7 +7,9 @@ that comes back before the next checkpoint.  All of them are brought about witho
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from collections.abc import Callable
 
 import psycopg
@@ -25,6 +27,7 @@ from ab_checks import (
     main_fork,
     nothing_left,
     own_blocks,
+    pid_of,
     redo_pointer,
     refused,
     run,
@@ -230,6 +233,51 @@ def test_journal_is_void_after_a_checkpoint(make_cluster: MakeCluster) -> None:
         conn.execute("SET enable_bitmapscan = off")
         row = conn.execute("SELECT count(*) FROM t WHERE id = 5").fetchone()
         assert row == (0,), "an index-only scan returns the deleted row"
+    healthy(standby)
+
+
+def test_journal_mends_what_is_kept(make_cluster: MakeCluster) -> None:
+    """A page that went through the journal in recovery is half written when the power goes, after
+    a promotion.  Its table was dropped meanwhile, and kept for a branch below, which read NULLs
+    for the rows: the page said that all of them are visible."""
+    primary = make_cluster("keptprimary", {**STILL, "max_connections": "30"})
+    standby = primary.standby("keptreplica", {"shared_buffers": "4MB"})
+    create_database(
+        primary,
+        "p",
+        "CREATE TABLE t (id int, v text)",
+        "INSERT INTO t SELECT i, repeat('x', 100) FROM generate_series(1, 1000) AS i",
+        "CREATE TABLE filler AS SELECT repeat('f', 1500) AS v FROM generate_series(1, 6000)",
+        "CREATE EXTENSION pg_prewarm",
+        "SELECT count(*) FROM t",
+    )
+    create(primary, "middle", "p")
+    run(primary, "main", "CHECKPOINT")
+    primary.wait_caught_up(standby)
+    standby.sql("CHECKPOINT")
+    # WAL has no image of the pages that this marks
+    run(primary, "middle", "SELECT count(*) FROM t", "VACUUM (TRUNCATE off) t")
+    primary.wait_caught_up(standby)
+    os.kill(pid_of(standby, "checkpointer"), signal.SIGSTOP)
+    for _ in range(6):  # a buffer's usage count is at most 5
+        run(standby, "middle", "SELECT pg_prewarm('filler', 'buffer')")
+    primary.kill()
+    standby.promote()
+    path = main_fork(standby, "middle", "t")
+    number, page = next(own_blocks(path))
+    journal = standby.data / "agent_branch" / "journal"
+    assert page in journal.read_bytes(), "the page did not go through the journal"
+    create(standby, "below", "middle")
+    rows = [(1000, 500500, 100000)]
+    query = "SELECT count(*), sum(id), sum(length(v)) FROM t"
+    assert standby.sql(query, dbname="below") == rows
+    run(standby, "middle", "DROP TABLE t")
+    standby.kill()
+    with path.open("r+b") as file:
+        file.seek(number * BLOCK + BLOCK // 2)
+        file.write(bytes(BLOCK // 2))
+    standby.start()
+    assert standby.sql(query, dbname="below") == rows
     healthy(standby)
 
 

@@ -25,6 +25,7 @@
 
 #include "ab_failpoint.h"
 #include "ab_file.h"
+#include "ab_keptnotes.h"
 #include "ab_origin.h"
 #include "ab_originfile.h"
 #include "ab_overlay.h"
@@ -169,10 +170,23 @@ ab_journal_release(void)
 	LWLockRelease(ab_shared->journal_lock);
 }
 
+/* Was the relation dropped, and are its files kept as they were, for snapshots of the branch? */
+static bool
+is_kept(const RelFileNode *rnode)
+{
+	int			n;
+	AbKeptRelation *kept = ab_keptnotes_read(rnode->dbNode, &n);
+	bool		is = ab_keptnotes_have(kept, n, (AbKeptRelation) {rnode->spcNode, rnode->relNode});
+
+	pfree(kept);
+	return is;
+}
+
 /*
  * Does the block still belong to what the slot was written for?  The journal serves
  * blocks below the limit only; one that was cut off or dropped since may be there
- * again with other contents, or as zeros whose WAL did not survive.
+ * again with other contents, or as zeros whose WAL did not survive.  Dropped and kept, it is
+ * the same block still, and replay does not write it whole either.
  */
 static bool
 slot_is_current(const JournalSlot *s)
@@ -191,7 +205,7 @@ slot_is_current(const JournalSlot *s)
 		const AbLimitSlot *l = &origin.slots[i];
 
 		if (l->rel == s->h.rnode.relNode && l->spc == s->h.rnode.spcNode &&
-			(l->fork == AB_ALL_FORKS ||
+			((l->fork == AB_ALL_FORKS && !is_kept(&s->h.rnode)) ||
 			 (l->fork == s->h.fork && s->h.block >= l->limit)))
 			current = false;
 	}
