@@ -42,6 +42,9 @@ extern int64 ab_kept_sweep(Oid db, List *leaving, bool dry_run);
  */
 extern void ab_kept_redo(Oid db, const AbKeptRelation *gone, int n);
 
+/* Replay has come to where a relation gets that number; of another one, files may be kept here. */
+extern void ab_kept_number_given(RelFileNode rnode, XLogRecPtr end);
+
 /* Server start: what a crash has kept the above from finishing. */
 extern void ab_kept_finish(Oid db);
 

@@ -38,6 +38,7 @@
 #include "ab_images.h"
 #include "ab_keptnotes.h"
 #include "ab_parentfile.h"
+#include "ab_recovery.h"
 #include "ab_snaptable.h"
 #include "ab_wal.h"
 
@@ -374,6 +375,37 @@ void
 ab_kept_redo(Oid db, const AbKeptRelation *gone, int n)
 {
 	unlink_kept(db, gone, n);
+}
+
+/*
+ * The primary kept no files of that relation, since its snapshots were lost before it was
+ * dropped, and has given the number to another one.  So they are lost here as well: what is left
+ * would be read as the new relation's, and what is noted would take that one's files away.
+ */
+void
+ab_kept_number_given(RelFileNode rnode, XLogRecPtr end)
+{
+	AbKeptRelation one = {rnode.spcNode, rnode.relNode};
+	Oid			db = rnode.dbNode;
+	AbKeptRelation *notes;
+	AbSnapId	live;
+	int			n;
+
+	if (!ab_snaptable_has_live(db) || !ab_recovery_is_consistent_at(end))
+		return;
+	notes = ab_kept_relations(db, &n);
+	if (ab_keptnotes_have(notes, n, one))
+	{
+		XLogFlush(end);			/* the files go for good: moves minRecoveryPoint */
+		ab_guard_enter(db);
+		if (ab_epoch_live(db, &live))
+			ab_epoch_poison(db, live, 0, EEXIST);
+		ab_guard_leave(db);
+		begin_going(db, &one, 1);
+		unlink_kept(db, &one, 1);
+		finish_going(db, &one, 1);
+	}
+	pfree(notes);
 }
 
 /* ---- after a crash ---- */

@@ -29,6 +29,7 @@
 #include "ab_file.h"
 #include "ab_gather.h"
 #include "ab_image.h"
+#include "ab_kept.h"
 #include "ab_origin.h"
 #include "ab_recovery.h"
 #include "ab_snapshot.h"
@@ -311,6 +312,18 @@ replay_unless_broken(XLogReaderState *record)
 	leave_uncompared(record);
 }
 
+/* Redo makes files before every block it touches; this record says that a relation is new. */
+static void
+replay_smgr(XLogReaderState *record)
+{
+	xl_smgr_create *rec = (xl_smgr_create *) XLogRecGetData(record);
+
+	if ((XLogRecGetInfo(record) & ~XLR_INFO_MASK) == XLOG_SMGR_CREATE &&
+		rec->forkNum == MAIN_FORKNUM && OidIsValid(rec->rnode.dbNode))
+		ab_kept_number_given(rec->rnode, record->EndRecPtr);
+	replay_unless_broken(record);
+}
+
 static void
 replay_xlog(XLogReaderState *record)
 {
@@ -336,13 +349,14 @@ void
 ab_redo_wrap_builtin(void)
 {
 	static const RmgrId page_changers[] = {
-		RM_SMGR_ID, RM_HEAP2_ID, RM_HEAP_ID, RM_BTREE_ID, RM_HASH_ID,
+		RM_HEAP2_ID, RM_HEAP_ID, RM_BTREE_ID, RM_HASH_ID,
 		RM_GIN_ID, RM_GIST_ID, RM_SEQ_ID, RM_SPGIST_ID, RM_BRIN_ID, RM_GENERIC_ID
 	};
 
 	wrap(RM_DBASE_ID, replay_dbase);
 	wrap(RM_RELMAP_ID, replay_relmap);
 	wrap(RM_XLOG_ID, replay_xlog);
+	wrap(RM_SMGR_ID, replay_smgr);
 	for (int i = 0; i < lengthof(page_changers); i++)
 		wrap(page_changers[i], replay_unless_broken);
 }
