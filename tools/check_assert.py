@@ -29,6 +29,7 @@ from ab_cluster import pg_config, workspace  # noqa: E402
 from check_core import fetch_archive, server_version  # noqa: E402
 
 STORAGE = [
+    "backup_inherited",
     "branch_chain",
     "copy_orders",
     "crash",
@@ -37,6 +38,7 @@ STORAGE = [
     "failpoints",
     "hazards",
     "initfile",
+    "kept_number",
     "late_sync",
     "live_crash",
     "live_full",
