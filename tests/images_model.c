@@ -614,6 +614,15 @@ ab_file_sync_parent(const char *path)
 }
 
 bool
+ab_file_has_name(int fd, const char *path)
+{
+	struct stat st;
+	struct stat named;
+
+	return fstat(fd, &st) == 0 && stat(path, &named) == 0 && named.st_ino == st.st_ino;
+}
+
+bool
 ab_file_exists(const char *path)
 {
 	return access(path, F_OK) == 0;

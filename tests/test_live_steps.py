@@ -301,6 +301,28 @@ class Points:
         self.points.release()
 
 
+def number_to_come_again(server: Cluster) -> int:
+    """The file number of the table that will be gone, which is given next but some."""
+    number = int(server.scalar("SELECT pg_relation_filenode('gone')", dbname="p"))
+    server.stop()  # before there are snapshots: they would rightly distrust this
+    server.run("pg_resetwal", "-o", str(number - 40), "-D", str(server.data))
+    server.start()
+    return number
+
+
+def give_again(server: Cluster, number: int) -> None:
+    """Make a table ``fresh`` with that file number, and rows on disk."""
+    run(server, "p", "CREATE TABLE fresh (i int, v int)")
+    for _ in range(150):
+        run(server, "p", "TRUNCATE fresh")
+        now = server.scalar("SELECT pg_relation_filenode('fresh')", dbname="p")
+        if now == number:
+            break
+    assert now == number, "the number was not given again"
+    run(server, "p", "INSERT INTO fresh SELECT i, 1 FROM generate_series(1, 300) AS i",
+        "CHECKPOINT")  # fmt: skip
+
+
 def test_number_is_given_again_while_files_go(cluster_base: Path) -> None:
     """The file of a dropped relation is given back, and has lost its own name but not yet the
     second one, by which a server start knows it.  A new relation gets its number, a snapshot
@@ -308,10 +330,7 @@ def test_number_is_given_again_while_files_go(cluster_base: Path) -> None:
     with failpoint_server(cluster_base):
         server = Cluster.create(cluster_base, "again", STILL)
         create_database(server, "p", *TABLE)
-        number = server.scalar("SELECT pg_relation_filenode('gone')", dbname="p")
-        server.stop()  # before there are snapshots: they would rightly distrust this
-        server.run("pg_resetwal", "-o", str(number - 40), "-D", str(server.data))
-        server.start()
+        number = number_to_come_again(server)
         create(server, "first", "p")
         run(server, "p", "UPDATE gone SET i = -i", "CHECKPOINT", "DROP TABLE gone", "CHECKPOINT")
         delete(server, "first")
@@ -319,15 +338,7 @@ def test_number_is_given_again_while_files_go(cluster_base: Path) -> None:
             _, collection = points.wait(
                 "kept-gone", lambda: pool.submit(run, server, "postgres", "SELECT branch.gc()")
             )
-            run(server, "p", "CREATE TABLE fresh (i int, v int)")
-            for _ in range(150):
-                run(server, "p", "TRUNCATE fresh")
-                now = server.scalar("SELECT pg_relation_filenode('fresh')", dbname="p")
-                if now == number:
-                    break
-            assert now == number, "the number was not given again"
-            run(server, "p", "INSERT INTO fresh SELECT i, 1 FROM generate_series(1, 300) AS i",
-                "CHECKPOINT")  # fmt: skip
+            give_again(server, number)
             expected = contents(server, "p")
             create(server, "second", "p")
             run(server, "p", "UPDATE fresh SET v = 2", "CHECKPOINT")
@@ -345,24 +356,14 @@ def test_note_that_is_not_durable(make_cluster: Make, faults: Faults) -> None:
     poisoned, and they go.  Another relation gets the number later: it is nobody's to remove."""
     server = make_cluster("doubted", {**STILL, "fsync": "on"})
     create_database(server, "p", *TABLE)
-    number = server.scalar("SELECT pg_relation_filenode('gone')", dbname="p")
-    server.stop()  # before there are snapshots: they would rightly distrust this
-    server.run("pg_resetwal", "-o", str(number - 40), "-D", str(server.data))
-    server.start()
+    number = number_to_come_again(server)
     faults.restart(server, "fast")
     create(server, "first", "p")
     faults.arm("/dropped", 1, errno.EIO, only="fdatasync")
     run(server, "p", "DROP TABLE gone")
     assert faults.disarm()[1] == 1, "nothing was noted"
-    run(server, "p", "CHECKPOINT", "CREATE TABLE fresh (i int, v int)")
-    for _ in range(150):
-        run(server, "p", "TRUNCATE fresh")
-        now = server.scalar("SELECT pg_relation_filenode('fresh')", dbname="p")
-        if now == number:
-            break
-    assert now == number, "the number was not given again"
-    run(server, "p", "INSERT INTO fresh SELECT i, 1 FROM generate_series(1, 300) AS i",
-        "CHECKPOINT")  # fmt: skip
+    run(server, "p", "CHECKPOINT")
+    give_again(server, number)
     expected = contents(server, "p")
     create(server, "second", "p")
     assert contents(server, "second") == expected

@@ -35,6 +35,9 @@ extern void ab_file_sync_parent(const char *path);
 
 extern bool ab_file_exists(const char *path);
 
+/* Does the path lead to the file of that descriptor?  Allocates and raises nothing. */
+extern bool ab_file_has_name(int fd, const char *path);
+
 /* A fresh name agent_branch/snapshots/tmp.<pid>.<n>, palloc'd. */
 extern char *ab_file_tmp_name(void);
 

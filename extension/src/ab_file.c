@@ -211,6 +211,16 @@ ab_file_exists(const char *path)
 	return access(path, F_OK) == 0;
 }
 
+bool
+ab_file_has_name(int fd, const char *path)
+{
+	struct stat st;
+	struct stat named;
+
+	return fstat(fd, &st) == 0 && st.st_nlink > 0 && stat(path, &named) == 0 &&
+		named.st_ino == st.st_ino && named.st_dev == st.st_dev;
+}
+
 char *
 ab_file_tmp_name(void)
 {

@@ -271,14 +271,11 @@ static bool
 still_true(const OpenFile *f)
 {
 	char		path[MAXPGPATH];
-	struct stat st;
-	struct stat named;
 
-	if (f->fd < 0 || fstat(f->fd, &st) < 0 || st.st_nlink == 0)
+	if (f->fd < 0)
 		return false;
 	name_to_path(&f->name, path);
-	return stat(path, &named) == 0 && named.st_ino == st.st_ino &&
-		named.st_dev == st.st_dev;
+	return ab_file_has_name(f->fd, path);
 }
 
 static int

@@ -12,12 +12,13 @@
 #include "ab_parentfile.h"
 
 #include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "catalog/catalog.h"
 #include "catalog/pg_tablespace_d.h"
 #include "storage/fd.h"
+
+#include "ab_file.h"
 
 #define MAX_OPEN_SEGMENTS 48
 
@@ -107,14 +108,9 @@ static bool
 has_its_name(const Segment *s)
 {
 	char		path[MAXPGPATH];
-	struct stat st;
-	struct stat named;
 
-	if (fstat(s->fd, &st) < 0 || st.st_nlink == 0)
-		return false;
 	ab_relation_path(path, s->rnode, s->fork, s->segno);
-	return stat(path, &named) == 0 && named.st_ino == st.st_ino &&
-		named.st_dev == st.st_dev;
+	return ab_file_has_name(s->fd, path);
 }
 
 /* NULL with errno: there is none, or it cannot be opened. */
