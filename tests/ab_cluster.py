@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import json
 import os
 import pwd
@@ -30,6 +29,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
+import ab_kernel
 import ab_shadow
 import psycopg
 
@@ -37,7 +37,6 @@ T = TypeVar("T")
 
 SUPERUSER = "postgres"
 SOCKET_PATH_LIMIT = 90  # sun_path has 108 bytes; ".s.PGSQL.65535.lock" needs 19
-IPC_RMID = 0  # of shmctl(2)
 # In seconds, for what a loaded machine does in a few.
 LONG = 300.0
 # How many times longer than usual to wait: for servers that run in a checker of some kind.
@@ -592,12 +591,11 @@ class Cluster:
             self._forget(remove=True)
 
     def _remove_shared_memory(self) -> None:
-        """The System V segment by which a server finds that another one is running: it outlives
-        a kill -9, and there are only so many."""
+        """It outlives a kill -9; a server that stopped has removed its own."""
         with contextlib.suppress(OSError):
             lines = (self.data / "postmaster.pid").read_text().splitlines()
             if len(lines) > 6 and lines[6].split():
-                ctypes.CDLL(None).shmctl(int(lines[6].split()[1]), IPC_RMID, None)
+                ab_kernel.remove_segments(int(lines[6].split()[1]))
 
     def _keep_reports(self) -> None:
         """Of tools/check_under.py: the log, if a sanitizer wrote into it."""
