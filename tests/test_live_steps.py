@@ -392,7 +392,7 @@ def test_note_comes_into_a_store_that_goes(cluster_base: Path) -> None:
                 lambda: pool.submit(run, server, "postgres", "SELECT branch.gc()"),
             )
             _, drop = points.wait(
-                "tombstone-set", lambda: pool.submit(run, server, "p", "DROP TABLE gone")
+                "unlink-asked", lambda: pool.submit(run, server, "p", "DROP TABLE gone")
             )
             taker, attempt = points.wait(
                 "snapshot-mended", lambda: pool.submit(create, server, "second", "p")

@@ -11,6 +11,8 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -26,13 +28,15 @@ from ab_checks import (
     healthy,
     main_fork,
     nothing_left,
+    oid_of,
     own_blocks,
     pid_of,
     redo_pointer,
     refused,
     run,
 )
-from ab_cluster import Cluster
+from ab_cluster import LONG, Cluster
+from ab_faults import Faults, Holding
 
 # Nothing goes but when it is told.
 CLUSTER = {"settings": {"agent_branch.sweep_interval": "0"}}
@@ -236,16 +240,19 @@ def test_journal_is_void_after_a_checkpoint(make_cluster: MakeCluster) -> None:
     healthy(standby)
 
 
-def test_journal_mends_what_is_kept(make_cluster: MakeCluster) -> None:
-    """A page that went through the journal in recovery is half written when the power goes, after
-    a promotion.  Its table was dropped meanwhile, and kept for a branch below, which read NULLs
-    for the rows: the page said that all of them are visible."""
-    primary = make_cluster("keptprimary", {**STILL, "max_connections": "30"})
-    standby = primary.standby("keptreplica", {"shared_buffers": "4MB"})
+def journalled_page(
+    make_cluster: MakeCluster, name: str, prepare: Callable[[Cluster], None] = lambda _: None
+) -> tuple[Cluster, Path, int]:
+    """A promoted standby with a branch "middle", a page of whose table went through the journal in
+    recovery, and a branch "below" of it; the file of the table, and the page's number."""
+    settings = {**STILL, **CLUSTER["settings"], "max_connections": "30"}
+    primary = make_cluster(f"{name}primary", settings)
+    standby = primary.standby(f"{name}replica", {"shared_buffers": "4MB"})
+    prepare(standby)
     create_database(
         primary,
         "p",
-        "CREATE TABLE t (id int, v text)",
+        "CREATE TABLE t (id int, v varchar(100))",
         "INSERT INTO t SELECT i, repeat('x', 100) FROM generate_series(1, 1000) AS i",
         "CREATE TABLE filler AS SELECT repeat('f', 1500) AS v FROM generate_series(1, 6000)",
         "CREATE EXTENSION pg_prewarm",
@@ -268,16 +275,57 @@ def test_journal_mends_what_is_kept(make_cluster: MakeCluster) -> None:
     journal = standby.data / "agent_branch" / "journal"
     assert page in journal.read_bytes(), "the page did not go through the journal"
     create(standby, "below", "middle")
-    rows = [(1000, 500500, 100000)]
+    assert below(standby) == BELOW
+    return standby, path, number
+
+
+BELOW = [(1000, 500500, 100000)]
+
+
+def below(standby: Cluster) -> list[tuple[object, ...]]:
     query = "SELECT count(*), sum(id), sum(length(v)) FROM t"
-    assert standby.sql(query, dbname="below") == rows
-    run(standby, "middle", "DROP TABLE t")
-    standby.kill()
+    return standby.sql(query, dbname="below")
+
+
+def halve(path: Path, number: int) -> None:
+    """The second half of the page did not arrive."""
     with path.open("r+b") as file:
         file.seek(number * BLOCK + BLOCK // 2)
         file.write(bytes(BLOCK // 2))
+
+
+def test_journal_mends_what_is_kept(make_cluster: MakeCluster) -> None:
+    """A page that went through the journal in recovery is half written when the power goes, after
+    a promotion.  Its table was dropped meanwhile, and kept for a branch below, which read NULLs
+    for the rows: the page said that all of them are visible."""
+    standby, path, number = journalled_page(make_cluster, "kept")
+    run(standby, "middle", "DROP TABLE t")
+    standby.kill()
+    halve(path, number)
     standby.start()
-    assert standby.sql(query, dbname="below") == rows
+    assert below(standby) == BELOW
+    healthy(standby)
+
+
+@pytest.mark.parametrize("where", ["dropped", "branches"])
+def test_journal_mends_what_is_about_to_be_kept(
+    make_cluster: MakeCluster, faults: Faults, where: str
+) -> None:
+    """The same, while the table is being dropped: when it is about to be noted as kept, or its
+    tombstone to be set.  With the tombstone, and no note yet, the page stayed as it was."""
+    standby, path, number = journalled_page(
+        make_cluster, f"about{where}", lambda server: faults.restart(server, "fast")
+    )
+    needle = "/dropped" if where == "dropped" else f"branches/{oid_of(standby, 'middle')}"
+    faults.arm_stop(needle, only="pwrite" if where == "branches" else "open")
+    with ThreadPoolExecutor(1) as pool, Holding(faults) as held:
+        drop = pool.submit(run, standby, "middle", "DROP TABLE t")
+        held.pids.remove(held.wait(drop))
+        standby.kill()
+        assert isinstance(drop.exception(LONG), psycopg.OperationalError)
+    halve(path, number)
+    standby.start()
+    assert below(standby) == BELOW
     healthy(standby)
 
 

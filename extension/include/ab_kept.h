@@ -11,10 +11,13 @@
 #include "datatype/timestamp.h"
 
 /*
- * md's unlink of a fork, unless a living snapshot needs the relation's files; then
- * they are noted for later.  Never raises on account of a snapshot.  Takes the guard.
+ * A fork is to be unlinked.  True if it is not to be, because living snapshots need the
+ * relation's files: that is noted for later.  Without files there is nothing to note, and the
+ * number is free.  Raises nothing; takes the guard.  Then comes _end_unlink(), not under the
+ * guard: md's unlink may wait for the checkpointer.
  */
-extern void ab_kept_unlink(RelFileNodeBackend rnode, ForkNumber fork, bool isRedo);
+extern bool ab_kept_begin_unlink(RelFileNode rnode, ForkNumber fork, bool has_files);
+extern void ab_kept_end_unlink(Oid db);
 
 /*
  * Wait until no file of the database is being unlinked (false: past the deadline); later,

@@ -9,7 +9,8 @@
  *
  * Noting runs where md's unlink runs: after commit, in any process, in redo.  It raises
  * nothing; if it fails, the snapshots are poisoned and the files go.  A crash between
- * commit and note: redo of the commit record drops the relation again.
+ * commit and note: redo of the commit record drops the relation again.  In a branch the
+ * tombstone comes after the note (ab_smgr.c).
  *
  * A note goes before the files, since it must not outlive the number.  For a crash in
  * between, what goes is listed in a file "going" beside the notes, and one of its files has
@@ -85,29 +86,24 @@ is_needed(RelFileNode rnode, ForkNumber fork)
 	return false;
 }
 
-void
-ab_kept_unlink(RelFileNodeBackend rnode, ForkNumber fork, bool isRedo)
+bool
+ab_kept_begin_unlink(RelFileNode rnode, ForkNumber fork, bool has_files)
 {
-	Oid			db = rnode.node.dbNode;
-	volatile bool needed;
+	Oid			db = rnode.dbNode;
+	bool		needed;
 
 	pg_atomic_fetch_add_u32(&ab_shared->unlinks_begun[db % AB_GUARDS], 1);
 	ab_guard_enter(db);
-	(void) ab_forknotes_before(rnode.node, InvalidForkNumber);
-	needed = is_needed(rnode.node, fork);
+	(void) ab_forknotes_before(rnode, InvalidForkNumber);
+	needed = has_files && is_needed(rnode, fork);
 	ab_guard_leave(db);
+	return needed;
+}
 
-	/* not under the guard: it may wait for the checkpointer */
-	PG_TRY();
-	{
-		if (!needed)
-			mdunlink(rnode, fork, isRedo);
-	}
-	PG_FINALLY();
-	{
-		pg_atomic_fetch_add_u32(&ab_shared->unlinks_ended[db % AB_GUARDS], 1);
-	}
-	PG_END_TRY();
+void
+ab_kept_end_unlink(Oid db)
+{
+	pg_atomic_fetch_add_u32(&ab_shared->unlinks_ended[db % AB_GUARDS], 1);
 }
 
 bool
@@ -243,6 +239,26 @@ second_path(char path[MAXPGPATH], Oid db, const AbKeptRelation *n)
 	snprintf(path, MAXPGPATH, "%s/" PG_TEMP_FILE_PREFIX "_ab.kept.%u", main, n->rel);
 }
 
+/*
+ * Names that came or went in the relations' directories are durable.  They may be in other file
+ * systems than agent_branch, or each other.
+ */
+static void
+sync_directories(Oid db, const AbKeptRelation *notes, int n)
+{
+	char		path[MAXPGPATH];
+
+	for (int i = 0; i < n; i++)
+	{
+		if (i > 0 && notes[i].spc == notes[i - 1].spc)
+			continue;
+		second_path(path, db, &notes[i]);
+		get_parent_directory(path);
+		if (ab_file_exists(path))
+			(void) fsync_fname_ext(path, true, true, LOG);
+	}
+}
+
 /* From here to finish_going(), server start can do what is left. */
 static void
 begin_going(Oid db, const AbKeptRelation *notes, int n)
@@ -263,6 +279,7 @@ begin_going(Oid db, const AbKeptRelation *notes, int n)
 					(errcode_for_file_access(),
 					 errmsg("could not link file \"%s\" to \"%s\": %m", path, second)));
 	}
+	sync_directories(db, notes, n);
 }
 
 static void
@@ -270,11 +287,14 @@ finish_going(Oid db, const AbKeptRelation *notes, int n)
 {
 	char		path[MAXPGPATH];
 
+	/* what comes back has its second name as long as the list is there */
+	sync_directories(db, notes, n);
 	for (int i = 0; i < n; i++)
 	{
 		second_path(path, db, &notes[i]);
 		(void) unlink(path);
 	}
+	sync_directories(db, notes, n);
 	going_path(path, db);
 	(void) unlink(path);
 }

@@ -44,6 +44,7 @@
 #include "ab_page.h"
 #include "ab_parentfile.h"
 #include "ab_recovery.h"
+#include "ab_storagefiles.h"
 
 /*
  * The fork if it is one that its branch inherits; NULL means: md alone.  A
@@ -217,7 +218,10 @@ tombstone(RelFileNodeBackend rnode, ForkNumber fork)
 	return is_branch;
 }
 
-/* Has md a relation to unlink?  In recovery an unlogged one has its init fork only. */
+/*
+ * Has md a relation to unlink, or might it have one, in a tablespace that is not mounted?  In
+ * recovery an unlogged one has its init fork only.
+ */
 static bool
 has_own_files(RelFileNode rnode)
 {
@@ -231,21 +235,47 @@ has_own_files(RelFileNode rnode)
 		if (access(path, F_OK) == 0 || errno != ENOENT)
 			return true;
 	}
-	return false;
+	return !ab_storage_has_tablespace(rnode.spcNode);
+}
+
+/*
+ * The note of what is kept goes before the tombstone: the journal puts pages back where there is
+ * none, or a note (ab_journal.c).
+ */
+static void
+unlink_or_keep(RelFileNodeBackend rnode, ForkNumber fork, bool isRedo)
+{
+	bool		has_files = fork != MAIN_FORKNUM || has_own_files(rnode.node);
+	bool		kept = ab_kept_begin_unlink(rnode.node, fork, has_files);
+
+	PG_TRY();
+	{
+		bool		is_branch = tombstone(rnode, fork);
+
+		/*
+		 * Without files of a branch's own md would still ask the checkpointer to remove the
+		 * main fork later, when the number may have been given to another relation.
+		 */
+		if (!kept && (has_files || !is_branch))
+			mdunlink(rnode, fork, isRedo);
+	}
+	PG_FINALLY();
+	{
+		ab_kept_end_unlink(rnode.node.dbNode);
+	}
+	PG_END_TRY();
 }
 
 void
 ab_smgr_unlink(RelFileNodeBackend rnode, ForkNumber fork, bool isRedo)
 {
 	if (RelFileNodeBackendIsTemp(rnode) || !OidIsValid(rnode.node.dbNode))
+	{
 		mdunlink(rnode, fork, isRedo);
-
-	/*
-	 * Without files of a branch's own md would still ask the checkpointer to remove the main
-	 * fork later, when the number may have been given to another relation.
-	 */
-	else if (!tombstone(rnode, fork) || fork != MAIN_FORKNUM || has_own_files(rnode.node))
-		ab_kept_unlink(rnode, fork, isRedo);
+		return;
+	}
+	AB_FAILPOINT_NO_ERROR("unlink-asked");
+	unlink_or_keep(rnode, fork, isRedo);
 }
 
 void
