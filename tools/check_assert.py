@@ -29,6 +29,7 @@ from ab_cluster import pg_config, workspace  # noqa: E402
 from check_core import fetch_archive, server_version  # noqa: E402
 
 STORAGE = [
+    "away",
     "backup_inherited",
     "branch_chain",
     "copy_orders",

@@ -17,6 +17,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "access/xlog.h"
 #include "common/hashfn.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -278,6 +279,28 @@ still_true(const OpenFile *f)
 	return ab_file_has_name(f->fd, path);
 }
 
+/*
+ * Nothing is found in a store that is not there, because a file system is not mounted: that an
+ * index is missing does not say then that no image was saved.  (A snapshot's store is there from
+ * before it is live; in recovery, and at server start, when it is replayed.)
+ */
+static bool
+store_is_away(Oid db)
+{
+	char		path[MAXPGPATH];
+
+	if (RecoveryInProgress())
+		return false;
+	ab_images_dir_path(path, db);
+	if (ab_file_exists(path))
+	{
+		errno = ENOENT;
+		return false;
+	}
+	errno = EIO;
+	return true;
+}
+
 static int
 open_named(const FileName *name, bool create)
 {
@@ -314,7 +337,7 @@ open_named(const FileName *name, bool create)
 	}
 
 	/* only of an index: .images files come without a new generation */
-	if (fd < 0 && (errno != ENOENT || AbSnapIdIsValid(name->epoch)))
+	if (fd < 0 && (errno != ENOENT || AbSnapIdIsValid(name->epoch) || store_is_away(name->db)))
 		return -1;
 	if (fd >= 0)
 		count_descriptor();

@@ -111,9 +111,26 @@ check_file(Oid db, const char *file, size_t len)
 
 /* ---- reading ---- */
 
+/*
+ * No file is found where the file system is not mounted, either.  Who took a branch for a plain
+ * database then would read zeros where it inherits, and write over that.  No UNDEFINED_FILE,
+ * which would be damage of this one: whatever a process has of it must not be dropped.
+ */
+static void
+require_directory(void)
+{
+	if (!ab_file_exists(AB_BRANCH_DIR))
+		ereport(ERROR,
+				(errcode(ERRCODE_IO_ERROR),
+				 errmsg("directory \"%s\" is missing", AB_BRANCH_DIR),
+				 errdetail("Without it nobody knows which databases are branches."),
+				 errhint("Check that \"%s\" is mounted.", AB_DIR)));
+}
+
 static bool
 load_gathered(Oid db, AbOriginImage *image)
 {
+	require_directory();
 	memset(image, 0, sizeof(*image));
 	image->nfree = SLOTS_OF_NEW_FILE;
 	switch (ab_originpack_find(db, &image->header))

@@ -19,6 +19,7 @@
 #include "storage/fd.h"
 
 #include "ab_file.h"
+#include "ab_storagefiles.h"
 
 #define MAX_OPEN_SEGMENTS 48
 
@@ -135,6 +136,16 @@ segment(AbSnapId sees, RelFileNode rnode, ForkNumber fork, BlockNumber segno)
 	return s;
 }
 
+/* In a tablespace that is not mounted no file is found, whatever there is. */
+static bool
+is_surely_missing(RelFileNode rnode)
+{
+	bool		mounted = ab_storage_has_tablespace(rnode.spcNode);
+
+	errno = ENOENT;
+	return mounted;
+}
+
 bool
 ab_parentfile_read(AbSnapId sees, RelFileNode rnode, ForkNumber fork, BlockNumber block,
 				   bool missing_ok, char *page)
@@ -149,7 +160,7 @@ ab_parentfile_read(AbSnapId sees, RelFileNode rnode, ForkNumber fork, BlockNumbe
 		missing_ok |= fork == FSM_FORKNUM || fork == VISIBILITYMAP_FORKNUM;
 
 		/* a segment behind the end; without the first there is no relation */
-		if (errno != ENOENT || (segno == 0 && !missing_ok))
+		if (errno != ENOENT || (segno == 0 && !missing_ok) || !is_surely_missing(rnode))
 			return false;
 		memset(page, 0, BLCKSZ);
 		return true;
