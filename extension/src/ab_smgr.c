@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "access/xlog.h"
+#include "access/xlogrecovery.h"
 #include "access/xlogutils.h"
 #include "catalog/pg_tablespace_d.h"
 #include "miscadmin.h"
@@ -445,6 +446,33 @@ is_awaited(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *page)
 	return true;
 }
 
+/*
+ * In the files of a standby's backup an own page may be there in part.  That all rows of an
+ * inherited page are visible to all (heap2 VISIBLE) is set in it without an image; the standby
+ * writes it when it likes, perhaps while it is copied; and the image that the primary logs
+ * before its own first write may come after the backup's end.  But VISIBLE comes before that
+ * (fill_hole()), and reads the page.  As long as it has the LSN of what is inherited, or none
+ * yet, it is that page, but for hints and that flag.
+ */
+static void
+take_whole(AbBranch *b, AbFork *f, BlockNumber block, char *page)
+{
+	PGAlignedBlock base;
+	bool		visible = !PageIsNew((Page) page) && PageIsAllVisible((Page) page);
+
+	if (f->key.fork != MAIN_FORKNUM || !AmStartupProcess() ||
+		ab_recovery_files_are_mixed())
+		return;
+	read_inherited(b, f, block, base.data);
+	if (PageIsNew((Page) base.data) ||
+		PageGetLSN((Page) page) > PageGetLSN((Page) base.data))
+		return;
+	memcpy(page, base.data, BLCKSZ);
+	if (visible)
+		PageSetAllVisible((Page) page);
+	PageSetChecksumInplace((Page) page, block);
+}
+
 pg_attribute_hot void
 ab_smgr_read(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer)
 {
@@ -459,7 +487,11 @@ ab_smgr_read(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer
 	}
 	for_buffers = is_for_buffers(buffer);
 	if (read_own(b, f, reln, block, buffer, for_buffers))
+	{
+		if (unlikely(ab_recovery_files_are_ahead()) && for_buffers)
+			take_whole(b, f, block, buffer);
 		return;
+	}
 	if (unlikely(ab_recovery_files_are_ahead()) && for_buffers &&
 		is_awaited(reln, fork, block, buffer))
 		return;
@@ -496,6 +528,9 @@ fill_hole(SMgrRelation reln, ForkNumber fork, BlockNumber block, XLogRecPtr base
 		 */
 		if (ab_image_allowed() && !ab_page_is_sequence(page))
 			XLogFlush(ab_image_log(rnode, fork, block, page));
+		/* who copies this server's files replays them to here (take_whole()) */
+		if (RecoveryInProgress())
+			XLogFlush(GetCurrentReplayRecPtr(NULL));
 		ab_journal_write(rnode, fork, block, page);
 		AB_FAILPOINT_NO_ERROR("journal-written");
 		mdwrite(reln, fork, block, page, skipFsync);
