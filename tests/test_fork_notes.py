@@ -278,3 +278,68 @@ def test_given_back_while_listed(cluster_base: Path) -> None:
         assert cluster.scalar("SELECT count(*) FROM t", dbname="late") == 1000
         healthy(cluster)
         cluster.destroy()
+
+
+def test_dropped_around_a_snapshot(cluster_base: Path) -> None:
+    """Of a relation that is being dropped the main fork has gone when a snapshot is taken, which
+    has its maps.  These go as well: no note says that they are kept, and so they would stay."""
+    with failpoint_server(cluster_base), ThreadPoolExecutor(1) as pool:
+        cluster = Cluster.create(cluster_base, "around", STILL)
+        points = Failpoints(cluster)
+        create_database(
+            cluster,
+            "p",
+            "CREATE TABLE gone AS SELECT g FROM generate_series(1, 9000) AS g",
+            "VACUUM gone",
+        )
+        main = cluster.data / str(cluster.scalar("SELECT pg_relation_filepath('gone')", dbname="p"))
+        assert main.with_name(main.name + "_vm").exists()
+        points.arm("unlink-asked", HOLD, 2)
+        dropping = pool.submit(cluster.sql, "DROP TABLE gone", dbname="p")
+        wait_for(lambda: points.who() != 0, what="the main fork to be gone")
+        cluster.sql("SELECT branch.create('b', 'p')")
+        points.disarm()
+        points.release()
+        dropping.result()
+        cluster.sql("SELECT branch.delete('b', hard => true)")
+        cluster.sql("SELECT * FROM branch.gc()")
+        cluster.sql("CHECKPOINT")
+        assert [path.name for path in main.parent.glob(main.name + "*")] == []
+        healthy(cluster)
+        cluster.destroy()
+
+
+def test_ended_while_it_is_given_back(cluster_base: Path) -> None:
+    """Who gives back files that were kept is told to end in the middle, and one of the files cannot
+    be unlinked, of which there is a warning.  Snapshots can be taken after that."""
+    with failpoint_server(cluster_base), ThreadPoolExecutor(1) as pool:
+        cluster = Cluster.create(
+            cluster_base, "ended", {**STILL, "agent_branch.snapshot_timeout": "5s"}
+        )
+        points = Failpoints(cluster)
+        create_database(
+            cluster,
+            "p",
+            "CREATE TABLE t AS SELECT g FROM generate_series(1, 1000) AS g",
+            "CREATE TABLE gone AS SELECT g FROM generate_series(1, 1000) AS g",
+        )
+        cluster.sql("SELECT branch.create('early', 'p')")
+        place = cluster.data / str(cluster.scalar("SELECT pg_relation_filepath('t')", dbname="p"))
+        cluster.sql("DROP TABLE gone", dbname="p")
+        cluster.sql("SELECT branch.delete('early', hard => true)")
+        points.arm("kept-forgotten", HOLD)
+        sweeping = pool.submit(cluster.sql, "SELECT * FROM branch.gc()")
+        who = wait_for(points.who, what="the file to be given back")
+        place.parent.chmod(0o500)
+        try:
+            cluster.sql("SELECT pg_terminate_backend(%s)", (who,))
+            points.disarm()
+            points.release()
+            with pytest.raises(psycopg.OperationalError):
+                sweeping.result()
+        finally:
+            place.parent.chmod(0o700)
+        cluster.sql("SELECT branch.create('late', 'p')")
+        assert cluster.scalar("SELECT count(*) FROM t", dbname="late") == 1000
+        healthy(cluster)
+        cluster.destroy()

@@ -86,18 +86,40 @@ is_needed(RelFileNode rnode, ForkNumber fork)
 	return false;
 }
 
+/*
+ * Does a fork stay?  What is decided of the main fork, which goes first, the others follow: a
+ * snapshot may begin in between, and would keep them, but there would be no note of that.
+ */
+static bool
+is_kept(RelFileNode rnode, ForkNumber fork)
+{
+	static RelFileNode decided;
+	static bool decision;
+
+	if (fork == MAIN_FORKNUM)
+	{
+		decision = is_needed(rnode, fork);
+		decided = rnode;
+	}
+	else if (!RelFileNodeEquals(decided, rnode))
+		return is_needed(rnode, fork);
+	if (fork == MAX_FORKNUM)
+		decided.relNode = InvalidOid;
+	return decision;
+}
+
 bool
 ab_kept_begin_unlink(RelFileNode rnode, ForkNumber fork, bool has_files)
 {
 	Oid			db = rnode.dbNode;
-	bool		needed;
+	bool		kept;
 
 	pg_atomic_fetch_add_u32(&ab_shared->unlinks_begun[db % AB_GUARDS], 1);
 	ab_guard_enter(db);
 	(void) ab_forknotes_before(rnode, InvalidForkNumber);
-	needed = has_files && is_needed(rnode, fork);
+	kept = has_files && is_kept(rnode, fork);
 	ab_guard_leave(db);
-	return needed;
+	return kept;
 }
 
 void
@@ -327,6 +349,8 @@ unlink_noted(Oid db, const AbKeptRelation *notes, int n)
 static void
 unlink_kept(Oid db, const AbKeptRelation *notes, int n)
 {
+	/* a warning would let the session be ended, and the end would not be counted */
+	HOLD_INTERRUPTS();
 	pg_atomic_fetch_add_u32(&ab_shared->unlinks_begun[db % AB_GUARDS], 1);
 	PG_TRY();
 	{
@@ -339,6 +363,7 @@ unlink_kept(Oid db, const AbKeptRelation *notes, int n)
 	}
 	PG_END_TRY();
 	pg_atomic_fetch_add_u32(&ab_shared->unlinks_ended[db % AB_GUARDS], 1);
+	RESUME_INTERRUPTS();
 }
 
 int64
