@@ -3,8 +3,10 @@ whatever changes their lengths, or brings or takes files, has to be in the next 
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +15,8 @@ import psycopg
 import pytest
 from ab_checks import create_database, healthy
 from ab_cluster import Cluster, wait_for
-from ab_failpoints import HOLD, Failpoints, failpoint_server
+from ab_failpoints import ERROR, HOLD, Failpoints, failpoint_server
+from ab_faults import Faults
 from ab_oracle import HELPERS, METHOD
 
 pytestmark = pytest.mark.skipif(
@@ -276,6 +279,77 @@ def test_given_back_while_listed(cluster_base: Path) -> None:
         taking.result()
         cluster.sql("SELECT branch.detach('late')")
         assert cluster.scalar("SELECT count(*) FROM t", dbname="late") == 1000
+        healthy(cluster)
+        cluster.destroy()
+
+
+PUBLISHED = "CREATE TABLE t (id int, v text)"
+
+
+def subscribe(cluster: Cluster) -> None:
+    """What is inserted into table t of "source" comes into that of "p"; no hook sees its writer."""
+    create_database(cluster, "source", PUBLISHED, "CREATE PUBLICATION pub FOR TABLE t")
+    cluster.sql("SELECT pg_create_logical_replication_slot('sub', 'pgoutput')", dbname="source")
+    place = f"host={cluster.socket_dir} port={cluster.port} dbname=source user=postgres"
+    cluster.sql(
+        f"CREATE SUBSCRIPTION sub CONNECTION '{place}' PUBLICATION pub"
+        " WITH (create_slot = false, copy_data = false, disable_on_error = true)",
+        dbname="p",
+    )
+
+
+def test_noted_although_it_failed(cluster_base: Path, faults: Faults) -> None:
+    """A table has been made longer, and then it could not be synced (data_sync_retry), while a
+    snapshot was taken that has it in its old length.  The next one has the page, since somebody
+    puts rows there without making the table any longer (L2)."""
+    settings = {**STILL, "wal_level": "logical", "max_replication_slots": "4"}
+    with failpoint_server(cluster_base), ThreadPoolExecutor(1) as pool:
+        cluster = Cluster.create(cluster_base, "failed", settings)
+        faults.restart(cluster, "fast")
+        points = Failpoints(cluster)
+        create_database(
+            cluster,
+            "p",
+            *HELPERS,
+            "CREATE TABLE one AS SELECT 1 AS i",
+            PUBLISHED,
+            "ALTER TABLE t ALTER v SET STORAGE PLAIN",  # a row fills a page
+            "INSERT INTO t SELECT g, repeat('o', 5000) FROM generate_series(1, 5) AS g",
+        )
+        subscribe(cluster)
+        node = cluster.scalar("SELECT pg_relation_filepath('t')", dbname="p")
+        length = "SELECT pg_relation_size('t') / 8192"
+        brancher = Brancher(cluster)
+        brancher.settle()
+        brancher.write()
+
+        points.arm("snapshot-flushed", HOLD)
+        taking = pool.submit(cluster.sql, "SELECT branch.create('early', 'p')")
+        wait_for(lambda: points.who() != 0, what="the writers to be gone")
+        faults.arm_stop(node, only="pwrite")
+        cluster.sql("INSERT INTO t VALUES (6, repeat('s', 5000))", dbname="source")
+        worker = wait_for(lambda: faults.stopped() or 0, what="the table to be made longer")
+        points.arm("snapshot-listed", HOLD)
+        points.release()
+        wait_for(lambda: points.who() != 0, what="the list")
+        points.arm("extended", ERROR)
+        faults.disarm()
+        os.kill(worker, signal.SIGCONT)
+        enabled = "SELECT subenabled FROM pg_subscription"
+        wait_for(lambda: not cluster.scalar(enabled), what="the subscription to fail")
+        points.disarm()
+        points.release()
+        taking.result()
+
+        assert cluster.scalar(length, dbname="p") == 6
+        cluster.sql("INSERT INTO t VALUES (7, repeat('p', 5000))", dbname="p")
+        assert cluster.scalar(length, dbname="p") == 6, "the page is used"
+        rows = "SELECT id, left(v, 1) FROM t ORDER BY id"
+        cluster.sql("SELECT branch.create('late', 'p')")
+        assert cluster.sql(rows, dbname="late") == cluster.sql(rows, dbname="p")
+        assert len(cluster.sql(rows, dbname="early")) == 5
+        brancher.session.close()
+        cluster.sql("ALTER SUBSCRIPTION sub DISABLE", dbname="p")
         healthy(cluster)
         cluster.destroy()
 

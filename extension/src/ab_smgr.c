@@ -114,6 +114,25 @@ end_resize(SMgrRelation reln, ForkNumber fork, uint64 moment)
 	ab_forknotes_after(reln->smgr_rnode.node, fork, moment);
 }
 
+/* md may raise an error when the file is longer already: the segment could not be synced. */
+static pg_noinline void
+extend_and_note(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer,
+				bool skipFsync, uint64 moment)
+{
+	PG_TRY();
+	{
+		mdextend(reln, fork, block, buffer, skipFsync);
+		AB_FAILPOINT("extended");
+	}
+	PG_CATCH();
+	{
+		end_resize(reln, fork, moment);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	end_resize(reln, fork, moment);
+}
+
 /* A file of a plain database is about to come, or has come. */
 static void
 note_new_file(SMgrRelation reln, const AbBranch *branch)
@@ -298,10 +317,12 @@ ab_smgr_extend(SMgrRelation reln, ForkNumber fork, BlockNumber block,
 		prepare_plain(reln, fork, block);
 	else
 		ab_overlay_create(b, f, reln);
-	mdextend(reln, fork, block, buffer, skipFsync);
+	if (unlikely(moment != 0))
+		extend_and_note(reln, fork, block, buffer, skipFsync, moment);
+	else
+		mdextend(reln, fork, block, buffer, skipFsync);
 	if (f != NULL && unlikely(block < f->limit))
 		ab_holes_filled(reln->smgr_rnode.node, block);
-	end_resize(reln, fork, moment);
 	end_change(reln);
 }
 
