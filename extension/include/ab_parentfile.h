@@ -25,6 +25,10 @@ extern bool ab_parentfile_read(AbSnapId sees, RelFileNode rnode, ForkNumber fork
 extern void ab_parentfile_prefetch(AbSnapId sees, RelFileNode rnode, ForkNumber fork,
 								   BlockNumber block);
 
+/* Around reads by who is no session of the branch that inherits: what they open is closed. */
+extern uint32 ab_parentfile_begin(void);
+extern void ab_parentfile_end(uint32 begun);
+
 /* Path of a segment, written into buf[MAXPGPATH]; allocates nothing. */
 extern void ab_relation_path(char *buf, RelFileNode rnode, ForkNumber fork,
 							 BlockNumber segno);

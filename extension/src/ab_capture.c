@@ -160,9 +160,12 @@ static bool
 read_batch(Oid db, AbSnapId live, const AbImagePage *asked, bool all)
 {
 	bool		missing_ok = ab_epoch_is_of_branch(live);
+	uint32		begun = ab_parentfile_begin();
+	bool		ok = true;
+	int			save_errno;
 	int			n = 0;
 
-	for (int i = 0; i < nbatch; i++)
+	for (int i = 0; i < nbatch && ok; i++)
 	{
 		RelFileNode rnode = {batch[i].key.spc, db, batch[i].key.rel};
 
@@ -173,11 +176,14 @@ read_batch(Oid db, AbSnapId live, const AbImagePage *asked, bool all)
 			batch[n].page = batch_page[n].data;
 			n++;
 		}
-		else if (all || compare_pages(&batch[i], asked) == 0)
-			return false;
+		else
+			ok = !all && compare_pages(&batch[i], asked) != 0;
 	}
+	save_errno = errno;
+	ab_parentfile_end(begun);
+	errno = save_errno;
 	nbatch = n;
-	return true;
+	return ok;
 }
 
 /* The copy in WAL that a base backup needs (M14); the store does without. */
@@ -359,6 +365,7 @@ ab_capture_window(AbSnapId id, RelFileNode rnode, ForkNumber fork, BlockNumber b
 				  const char *page)
 {
 	Oid			db = rnode.dbNode;
+	uint32		begun = ab_parentfile_begin();
 	bool		ok;
 	int			error;
 
@@ -367,6 +374,7 @@ ab_capture_window(AbSnapId id, RelFileNode rnode, ForkNumber fork, BlockNumber b
 	errno = 0;
 	ok = save_window_page(db, id, rnode, key_of(rnode, fork), block, page);
 	error = errno;
+	ab_parentfile_end(begun);
 	LWLockRelease(ab_capture_lock(db));
 	ab_guard_leave(db);
 	errno = error;

@@ -2,12 +2,13 @@
  * ab_parentfile.c
  *	  Reading the files of databases around the storage manager.
  *
- * Any process; no locks, nothing allocated, nothing raised.  A few raw descriptors
- * are kept open for each process.  A file that was unlinked meanwhile, its number
- * perhaps used again, is found out by its name, at every use but one: for the
- * snapshot that the descriptor was found right for before.  A file that a snapshot sees
- * keeps its name and its number while the snapshot is sound (ab_kept.c), and who reads for
- * it asks afterwards whether it is.
+ * Any process; no locks, nothing allocated, nothing raised.  A session of a branch keeps a
+ * few raw descriptors open, of what it inherits, which is there as long as the branch.
+ * Others close theirs at once: with them they would keep the space of a database that is
+ * dropped.  A file that was unlinked meanwhile, its number perhaps used again, is found out
+ * by its name, at every use but one: for the snapshot that the descriptor was found right
+ * for before.  A file that a snapshot sees keeps its name and its number while the snapshot
+ * is sound (ab_kept.c), and who reads for it asks afterwards whether it is.
  */
 #include "ab_parentfile.h"
 
@@ -30,6 +31,7 @@ typedef struct Segment
 	BlockNumber segno;
 	int			fd;				/* valid below nopen */
 	AbSnapId	right_for;		/* the last snapshot it was looked at for */
+	uint32		opened;			/* by use_clock, as the next */
 	uint32		last_use;
 } Segment;
 
@@ -62,6 +64,20 @@ close_segment(Segment *s)
 	*s = segments[--nopen];
 }
 
+uint32
+ab_parentfile_begin(void)
+{
+	return use_clock;
+}
+
+void
+ab_parentfile_end(uint32 begun)
+{
+	for (int i = nopen - 1; i >= 0; i--)
+		if ((int32) (segments[i].opened - begun) > 0)
+			close_segment(&segments[i]);
+}
+
 static Segment *
 find_segment(RelFileNode rnode, ForkNumber fork, BlockNumber segno)
 {
@@ -72,6 +88,32 @@ find_segment(RelFileNode rnode, ForkNumber fork, BlockNumber segno)
 	return NULL;
 }
 
+static bool
+close_oldest(void)
+{
+	Segment    *oldest = &segments[0];
+
+	if (nopen == 0)
+		return false;
+	for (int i = 1; i < nopen; i++)
+		if ((int32) (segments[i].last_use - oldest->last_use) < 0)
+			oldest = &segments[i];
+	close_segment(oldest);
+	return true;
+}
+
+/* Count one more: at most a third of the process's, as the server has it for such uses. */
+static void
+count_descriptor(void)
+{
+	while (!AcquireExternalFD())
+		if (!close_oldest())
+		{
+			ReserveExternalFD();
+			return;
+		}
+}
+
 static Segment *
 open_segment(RelFileNode rnode, ForkNumber fork, BlockNumber segno)
 {
@@ -80,20 +122,16 @@ open_segment(RelFileNode rnode, ForkNumber fork, BlockNumber segno)
 	int			fd;
 
 	if (nopen == MAX_OPEN_SEGMENTS)
-	{
-		Segment    *oldest = &segments[0];
-
-		for (int i = 1; i < nopen; i++)
-			if ((int32) (segments[i].last_use - oldest->last_use) < 0)
-				oldest = &segments[i];
-		close_segment(oldest);
-	}
+		(void) close_oldest();
 	ab_relation_path(path, rnode, fork, segno);
-	fd = BasicOpenFile(path, O_RDONLY | PG_BINARY);
+	do
+		fd = BasicOpenFile(path, O_RDONLY | PG_BINARY);
+	while (fd < 0 && (errno == EMFILE || errno == ENFILE) && close_oldest());
 	if (fd < 0)
 		return NULL;
-	ReserveExternalFD();
+	count_descriptor();
 	s = &segments[nopen++];
+	s->opened = ++use_clock;
 	s->rnode = rnode;
 	s->fork = fork;
 	s->segno = segno;

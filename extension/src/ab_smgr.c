@@ -334,6 +334,16 @@ is_hole(AbBranch *b, AbFork *f, SMgrRelation reln, BlockNumber block)
 		ab_holes_known(b, reln->smgr_rnode.node, block);
 }
 
+static void
+prefetch_inherited(AbBranch *b, AbFork *f, BlockNumber block)
+{
+	uint32		begun = ab_parentfile_begin();
+
+	ab_snapshot_prefetch(ab_branch_manifest(b), f->entry, block);
+	if (ab_branch_header(b)->db != MyDatabaseId)
+		ab_parentfile_end(begun);
+}
+
 bool
 ab_smgr_prefetch(SMgrRelation reln, ForkNumber fork, BlockNumber block)
 {
@@ -348,7 +358,7 @@ ab_smgr_prefetch(SMgrRelation reln, ForkNumber fork, BlockNumber block)
 		if (ab_overlay_exists(b, f, reln) && !is_hole(b, f, reln, block))
 			(void) mdprefetch(reln, fork, block);
 		if (!ab_recovery_files_are_ahead())
-			ab_snapshot_prefetch(ab_branch_manifest(b), f->entry, block);
+			prefetch_inherited(b, f, block);
 		return true;
 	}
 	if (!ab_overlay_exists(b, f, reln))
@@ -388,10 +398,14 @@ read_if_still_there(AbBranch *b, AbFork *f, BlockNumber block, char *page)
 static void
 read_inherited(AbBranch *b, AbFork *f, BlockNumber block, char *page)
 {
+	uint32		begun = ab_parentfile_begin();
+
 	if (unlikely(ab_recovery_files_are_ahead()))
 		read_if_still_there(b, f, block, page);
 	else
 		ab_snapshot_read(ab_branch_manifest(b), f->entry, block, page);
+	if (ab_branch_header(b)->db != MyDatabaseId)
+		ab_parentfile_end(begun);
 	if (block == 0 && f->key.fork == MAIN_FORKNUM)
 		ab_page_settle(page, block);
 }
