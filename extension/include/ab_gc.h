@@ -30,6 +30,9 @@ extern List *ab_sweep_orphans(bool dry_run);
  */
 extern void ab_gc_before_files_go(Oid db, const char *verb);
 
+/* After that, before a move: files that were kept for snapshots go. */
+extern void ab_gc_kept_before_move(Oid db);
+
 /*
  * Superseded snapshots: an unnamed snapshot that is not its source's newest loses
  * its hidden row (through the keeper); without branches its manifest; and layers

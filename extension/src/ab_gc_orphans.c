@@ -21,6 +21,7 @@
 
 #include "ab_catalogrows.h"
 #include "ab_gc_parts.h"
+#include "ab_kept.h"
 #include "ab_origin.h"
 #include "ab_pins.h"
 #include "ab_snaptable.h"
@@ -226,4 +227,25 @@ ab_gc_before_files_go(Oid db, const char *verb)
 	ab_gc_lock_waiting();
 	(void) sweep(false);
 	ab_gc_unlock();
+}
+
+/*
+ * The server moves whatever is in the directory, and notes of what is kept say where it was.  No
+ * snapshot needs it any more: ab_gc_before_files_go() has closed all that there are.
+ */
+void
+ab_gc_kept_before_move(Oid db)
+{
+	List	   *leaving = NIL;
+	int			n;
+	AbSnapSlot *slots = ab_snaptable_all(&n);
+
+	for (int i = 0; i < n; i++)
+		if (slots[i].live && slots[i].source_db == db)
+			leaving = lappend(leaving, &slots[i].id);
+	ab_gc_lock_waiting();
+	(void) ab_kept_sweep(db, leaving, false);
+	ab_gc_unlock();
+	list_free(leaving);
+	pfree(slots);
 }

@@ -27,6 +27,7 @@
 #include "ab_events.h"
 #include "ab_file.h"
 #include "ab_gc.h"
+#include "ab_kept.h"
 #include "ab_lifecycle.h"
 #include "ab_manifest.h"
 #include "ab_origin.h"
@@ -131,6 +132,17 @@ why_files_must_stay(Oid db)
 	return NULL;
 }
 
+static char *
+why_not_to_copy(Oid db)
+{
+	int			nkept;
+
+	pfree(ab_kept_relations(db, &nkept));
+	if (nkept > 0)
+		return pstrdup("It has files of dropped relations that snapshots need, and they would stay in the copy.");
+	return why_files_must_stay(db);
+}
+
 static Oid
 tablespace_of(Oid db)
 {
@@ -176,7 +188,7 @@ check_createdb(const CreatedbStmt *stmt)
 	if (!OidIsValid(db))
 		return;
 	ab_branch_require_sound(db, template);
-	why = strategy_is(stmt, "file_copy") ? why_files_must_stay(db) : NULL;
+	why = strategy_is(stmt, "file_copy") ? why_not_to_copy(db) : NULL;
 	if (why != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -228,6 +240,7 @@ check_alter(const AlterDatabaseStmt *stmt)
 				 errdetail("%s", why),
 				 errhint("Copy it with CREATE DATABASE ... STRATEGY wal_log TABLESPACE ... instead.")));
 	ab_gc_before_files_go(db, "move");
+	ab_gc_kept_before_move(db);
 }
 
 static void
