@@ -256,3 +256,22 @@ def test_part_of_a_block_at_the_end(make_cluster: Callable[..., Cluster]) -> Non
     assert server.scalar("SELECT sum(i) FROM t", dbname="b") == 6000 * 6001 // 2
     healthy(server)
     calm_log(server)
+
+
+def test_name_that_a_crash_has_left(make_cluster: Callable[..., Cluster]) -> None:
+    """A process was killed while it made an own file, and what it had begun has stayed.  Where
+    processes get the same numbers at each start (in a container), another one has its number."""
+    server = make_cluster("left", {"autovacuum": "off"})
+    create_database(server, "p", "CREATE TABLE t AS SELECT g FROM generate_series(1, 500) AS g")
+    create(server, "b", "p")
+    with server.connect("b") as session:
+        for number in range(1, 9):
+            place = server.data / f"base/{oid_of(server, 'b')}"
+            left = place / f"pgsql_tmp_ab.{session.info.backend_pid}.{number}"
+            left.write_bytes(b"left")
+            server.give(left)
+        session.execute("INSERT INTO t SELECT g FROM generate_series(501, 2000) AS g")
+        assert session.execute("SELECT count(*) FROM t").fetchone() == (2000,)
+    server.sql("CHECKPOINT")
+    assert server.scalar("SELECT count(*) FROM t", dbname="b") == 2000
+    healthy(server)

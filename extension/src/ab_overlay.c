@@ -143,6 +143,7 @@ make_segment(RelFileNode rnode, ForkNumber fork, BlockNumber segno, off_t length
 	get_parent_directory(dir);
 	snprintf(tmp, sizeof(tmp), "%s/%s_ab.%d.%u", dir, PG_TEMP_FILE_PREFIX,
 			 (int) getpid(), ++tmp_counter);
+	(void) unlink(tmp);			/* left by a crash, of who had this pid then */
 	fd = BasicOpenFile(tmp, O_RDWR | O_CREAT | O_EXCL | PG_BINARY);
 	if (fd < 0)
 		segment_error(tmp);
