@@ -278,8 +278,10 @@ class Work:
         yield "fork a branch", fork("c", made["a"])
         yield "write it", write("c")
         yield "write its parent", write("a", 40)
+        yield "limit", lambda: sql("SELECT branch.set_quota(%s, max_branches => 900)", (root.name,))
         yield "fork again", fork("b", root)
         yield "fork many", lambda: tree.fork_many(root, 3)
+        yield "no limit", lambda: sql("SELECT branch.set_quota(%s)", (root.name,))
         yield "truncate, drop and vacuum in a branch", inside(
             "a", "DELETE FROM tail WHERE i > 50", "VACUUM (TRUNCATE) tail", "DROP TABLE gone",
             "CREATE TABLE gone AS SELECT 2 AS i", "SELECT nextval('s')", "INSERT INTO lost"

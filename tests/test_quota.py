@@ -6,12 +6,14 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from ab_checks import drop_extension
 from ab_cluster import Cluster, ServerError, wait_for
+from ab_failpoints import HOLD, Failpoints, failpoint_server
 from psycopg import errors
 
 Refused = errors.ConfigurationLimitExceeded
@@ -346,3 +348,25 @@ def test_quotas_that_nobody_needs(make_cluster: Callable[..., Cluster]) -> None:
         return True
 
     wait_for(unlimited, what="the sweep that forgets the quotas")
+
+
+def test_ended_while_it_counts(cluster_base: Path) -> None:
+    """Who counts what a quota has is told to end.  Another counts then, and nobody waits."""
+    with failpoint_server(cluster_base), ThreadPoolExecutor(1) as pool:
+        server = Cluster.create(cluster_base, "counts")
+        points = Failpoints(server)
+        server.sql("SELECT branch.set_quota('main', max_branches => 2)")
+        points.arm("quota-counting", HOLD)
+        counting = pool.submit(server.sql, "SELECT branch.create('a', 'main')")
+        who = wait_for(points.who, what="the count")
+        server.sql("SELECT pg_terminate_backend(%s)", (who,))
+        points.disarm()
+        points.release()
+        with pytest.raises(psycopg.OperationalError):
+            counting.result()
+        for name in ("b", "c"):
+            server.sql("SELECT branch.create(%s, 'main')", (name,))
+        with pytest.raises(Refused, match="quota of parent"):
+            server.sql("SELECT branch.create('d', 'main')")
+        assert server.scalar("SELECT branches FROM branch.quotas") == 2
+        server.destroy()

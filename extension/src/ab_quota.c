@@ -13,6 +13,7 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/condition_variable.h"
+#include "storage/ipc.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -20,6 +21,7 @@
 
 #include "ab_catalogrows.h"
 #include "ab_diskspace.h"
+#include "ab_failpoint.h"
 #include "ab_origin.h"
 #include "ab_quotacount.h"
 #include "ab_settings.h"
@@ -281,27 +283,39 @@ wait_until_loaded(void)
 	ConditionVariableCancelSleep();
 }
 
+typedef struct Counting
+{
+	AbQuotaKey	key;
+	uint32		epoch;
+} Counting;
+
+/* On ERROR and when the session is ended: others may count. */
+static void
+give_up_counting(int code, Datum arg)
+{
+	const Counting *c = (const Counting *) DatumGetPointer(arg);
+
+	ab_quotatable_end_count(c->key, c->epoch, -1);
+}
+
 /* What this transaction has done is seen by its snapshot, but is not committed. */
 static void
 count_in(AbQuotaKey key, uint32 epoch, Snapshot snapshot)
 {
+	Counting	counting = {key, epoch};
 	int64		reserved;
 	int64		freed;
 	int64		net;
-	volatile int64 n = -1;
+	int64		n;
 
-	PG_TRY();
+	PG_ENSURE_ERROR_CLEANUP(give_up_counting, PointerGetDatum(&counting));
 	{
+		AB_FAILPOINT("quota-counting");
 		snapshot = RegisterSnapshot(snapshot);
 		n = ab_quotacount_branches(key, snapshot);
 		UnregisterSnapshot(snapshot);
 	}
-	PG_CATCH();
-	{
-		ab_quotatable_end_count(key, epoch, -1);
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
+	PG_END_ENSURE_ERROR_CLEANUP(give_up_counting, PointerGetDatum(&counting));
 	sum_own(key, &reserved, &freed, &net);
 	ab_quotatable_end_count(key, epoch, n < 0 ? -1 : n - net);
 }
