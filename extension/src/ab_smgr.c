@@ -24,6 +24,7 @@
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
 #include "storage/bufpage.h"
+#include "storage/lwlock.h"
 #include "storage/md.h"
 
 #include "ab_awaited.h"
@@ -226,8 +227,10 @@ tombstone(RelFileNodeBackend rnode, ForkNumber fork)
 	}
 	PG_CATCH();
 	{
-		ErrorData  *e = ab_caught(&before);
+		ErrorData  *e;
 
+		LWLockReleaseAll();		/* ours: who drops files holds none */
+		e = ab_caught(&before);
 		ereport(WARNING,
 				(errcode(e->sqlerrcode),
 				 errmsg("could not record that relation %u of branch database %u was dropped: %s",
