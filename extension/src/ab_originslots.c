@@ -65,16 +65,20 @@ open_origin(Oid db)
 static int
 open_spare(Oid db, AbSnapId incarnation)
 {
+	AbPackAnswer answer;
 	AbOriginHeader header;
 	char		path[MAXPGPATH];
 	char		block[AB_ORIGIN_BLOCK];
 	char		there[AB_ORIGIN_BLOCK];
 	int			fd;
 
-	errno = ENOENT;
-	if (ab_originpack_find(db, &header) != AB_PACK_FOUND ||
-		!AbSnapIdEquals(header.incarnation, incarnation))
+	answer = ab_originpack_find(db, &header);
+	if (answer != AB_PACK_FOUND || !AbSnapIdEquals(header.incarnation, incarnation))
+	{
+		/* dropped or detached since it was found: on standbys, under its sessions */
+		errno = answer == AB_PACK_DAMAGED ? EIO : ENOENT;
 		return -1;
+	}
 	ab_originfile_fill_block(block, &header);
 	snprintf(path, sizeof(path), AB_BRANCH_DIR "/%u" AB_SPARE_SUFFIX, db);
 	fd = BasicOpenFile(path, O_RDWR | O_CREAT | PG_BINARY);
