@@ -14,19 +14,11 @@ import pytest
 from ab_byhand import backup_by_hand, copy_live
 from ab_checks import create, create_database, healthy, run
 from ab_cluster import Cluster, wait_for
+from ab_visible import QUIET, ROWS, Row, rows
 
 Make = Callable[..., Cluster]
-Row = tuple[int, str]
 
-# An image of a page that all rows are visible in would hide what is looked for.
-QUIET: dict[str, object] = {
-    "autovacuum": "off",
-    "bgwriter_lru_maxpages": "0",
-    "checkpoint_timeout": "1h",
-    "wal_consistency_checking": "",
-    "wal_log_hints": "off",
-}
-ROWS = "INSERT INTO t SELECT i, repeat('f', 800) FROM generate_series(1, 90) AS i"
+
 DEAD, DELETED, CHANGED = 50, 20, 3
 
 
@@ -35,22 +27,6 @@ def with_parent(server: Cluster, *statements: str) -> Cluster:
     create_database(server, "p", table, ROWS, *statements, "CHECKPOINT")
     create(server, "b", "p")
     return server
-
-
-def rows(server: Cluster, dbname: str) -> list[Row]:
-    """By a sequential scan; the index alone, which asks the visibility map, has the same."""
-    with server.connect(dbname) as conn:
-        for scan in ("indexscan", "indexonlyscan", "bitmapscan"):
-            conn.execute(f"SET enable_{scan} = off")
-        found = conn.execute("SELECT id, filler FROM t ORDER BY id").fetchall()
-        for scan in ("indexscan", "indexonlyscan"):
-            conn.execute(f"SET enable_{scan} = on")
-        conn.execute("SET enable_seqscan = off")
-        query = "SELECT id FROM t WHERE id > 0 ORDER BY id"
-        plan = "".join(line for (line,) in conn.execute(f"EXPLAIN {query}"))
-        assert "Index Only Scan" in plan, plan
-        assert [i for (i,) in conn.execute(query)] == [i for i, _ in found], server.name
-    return [(int(i), str(filler)) for i, filler in found]
 
 
 def copied_later(server: Cluster, place: Path, *parent: str) -> str:

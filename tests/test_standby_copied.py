@@ -14,9 +14,10 @@ import pytest
 from ab_byhand import copy_live
 from ab_checks import BLOCK, amcheck, create, create_database, healthy, oid_of, run
 from ab_cluster import Cluster, wait_for
-from test_backup_inherited import CHANGED, QUIET, ROWS, rows
+from ab_visible import QUIET, ROWS, rows
 
 HALF = BLOCK // 2
+CHANGED = 3
 TABLE = "CREATE TABLE t (id int PRIMARY KEY, filler text)"
 
 
