@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from ab_byhand import copy_live
 from ab_checks import (
+    BLOCK,
     amcheck,
     branches,
     contents,
@@ -23,6 +24,7 @@ from ab_checks import (
     create_database,
     database_dirs,
     healthy,
+    main_fork,
     nothing_left,
     oid_of,
     refused,
@@ -434,6 +436,34 @@ def test_standby(make_cluster: Callable[..., Cluster]) -> None:
     usable(standby, "b")
     amcheck(standby, "b")
     standby.sql("DROP DATABASE b")
+
+
+@pytest.mark.parametrize("fork", ["fsm", "vm"])
+def test_map_that_only_a_buffer_has(make_cluster: Callable[..., Cluster], fork: str) -> None:
+    """A page of a map may be zeros: replay makes the lowest one of a free space map, and no more of
+    it, and a power cut may take a visibility map. Who reads it makes it an empty page in a buffer,
+    which is not dirty for that."""
+    server = make_cluster("mapped", {**SETTINGS, "shared_buffers": "16MB"})
+    create_database(server, "p", *TABLE, "DELETE FROM t WHERE id % 2 = 0", "VACUUM t")
+    path = main_fork(server, "p", "t")
+    server.stop()
+    with path.with_name(f"{path.name}_{fork}").open("r+b") as file:
+        file.write(bytes(BLOCK))
+    server.start()
+    create(server, "b", "p")
+    run(
+        server,
+        "b",
+        "INSERT INTO t VALUES (0, 'new')",
+        "SET enable_seqscan = off",
+        "SELECT id FROM t WHERE id > 0",
+    )
+    server.sql(DETACH, ("b",))
+    rows = rows_of(server, "p")
+    run(server, "b", "DELETE FROM t WHERE id = 0")
+    assert rows_of(server, "b") == rows
+    whole_files(server, "b")
+    amcheck(server, "b")
 
 
 # What a backup has copied before the branches are detached and their snapshots removed; the

@@ -32,7 +32,6 @@
 #include "storage/bufmgr.h"
 #include "storage/bufpage.h"
 #include "storage/fd.h"
-#include "storage/fsm_internals.h"
 #include "storage/smgr.h"
 
 #include "ab_dir.h"
@@ -328,13 +327,6 @@ raise_unequal(const Work *w, const Fork *fork, BlockNumber block, const char *wh
 			 errhint("The branch is as it was; check the disk.")));
 }
 
-/* Where the next search begins is noted in the buffer only. */
-static void
-mask_fsm(char *page)
-{
-	((FSMPage) PageGetContents((Page) page))->fp_next_slot = 0;
-}
-
 /* Is a page of the branch's file the inherited one, but for its LSN? */
 static bool
 same_page(ForkNumber forknum, const char *own, const char *inherited)
@@ -344,16 +336,14 @@ same_page(ForkNumber forknum, const char *own, const char *inherited)
 
 	memcpy(a.data, inherited, BLCKSZ);
 	memcpy(b.data, own, BLCKSZ);
+	/* who reads zeros of a map makes them an empty page, in a buffer that is not dirty for it */
+	if (forknum != MAIN_FORKNUM && ab_page_is_zero(a.data))
+		PageInit((Page) a.data, BLCKSZ, 0);
 	PageSetLSN((Page) b.data, PageGetLSN((Page) a.data));
 	if (forknum == MAIN_FORKNUM)
 		return ab_page_only_hints_differ(a.data, b.data);
 	((PageHeader) a.data)->pd_checksum = 0;
 	((PageHeader) b.data)->pd_checksum = 0;
-	if (forknum == FSM_FORKNUM)
-	{
-		mask_fsm(a.data);
-		mask_fsm(b.data);
-	}
 	return memcmp(a.data, b.data, BLCKSZ) == 0;
 }
 
@@ -371,6 +361,14 @@ compare_block(const Work *w, const Fork *fork, BlockNumber block)
 			raise_unequal(w, fork, block, "its checksum or its header is wrong");
 		if (PageGetLSN((Page) own.data) <= w->begin)
 			return;				/* was the branch's own before */
+
+		/*
+		 * Of a free space map buffers may have what no file has: where the next search
+		 * begins, and what replay found out (MarkBufferDirtyHint() does not make a
+		 * buffer dirty then).
+		 */
+		if (forknum == FSM_FORKNUM)
+			return;
 		read_inherited(w, fork->e, block, inherited.data);
 		if (!same_page(forknum, own.data, inherited.data))
 			raise_unequal(w, fork, block, "it differs from the inherited page");
