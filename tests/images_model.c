@@ -23,6 +23,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "access/xlog.h"
 #include "miscadmin.h"
 #include "nodes/pg_list.h"
 #include "storage/fd.h"
@@ -611,6 +612,12 @@ ab_file_sync_parent(const char *path)
 {
 	if (fails())
 		ereport(ERROR, (errmsg("could not sync")));
+}
+
+bool
+RecoveryInProgress(void)
+{
+	return false;
 }
 
 bool
