@@ -3,6 +3,7 @@ dropped, and leave enough descriptors to the server."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 from collections.abc import Callable
@@ -16,15 +17,21 @@ TABLES = 90
 ROWS = "CREATE TABLE {} AS SELECT g AS id, repeat('v', {}) AS v FROM generate_series(1, 9000) AS g"
 
 
+def open_files(pid: int) -> list[str]:
+    """[] if the process has ended."""
+    found = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found.append(str(link.readlink()))
+    return found
+
+
 def deleted_files(cluster: Cluster, directory: str) -> list[str]:
     """Of that directory, those that are gone and that some process of the server has open."""
     found = []
-    for (pid,) in cluster.sql("SELECT pid FROM pg_stat_activity"):
-        for link in Path(f"/proc/{pid}/fd").iterdir():
-            try:
-                target = str(link.readlink())
-            except FileNotFoundError:
-                continue
+    for (pid,) in cluster.sql("SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid()"):
+        for target in open_files(pid):
             if f"/{directory}/" in target and target.endswith(" (deleted)"):
                 found.append(f"{pid}: {target}")
     return found

@@ -32,7 +32,7 @@ def server(make_cluster: Callable[..., Cluster]) -> Cluster:
     return made
 
 
-def test_moved(server: Cluster) -> None:
+def test_moved_to_a_tablespace(server: Cluster) -> None:
     """ALTER DATABASE ... SET TABLESPACE, when the branch that needed them was deleted, and no sweep
     has been there."""
     number = filenode(server, "goes")
