@@ -48,6 +48,7 @@ SEEN = struct.Struct(f"={NAME}sq")
 NOTHING, HOLD, CRASH, ERROR = range(4)
 ROWS = 300
 STEPS = 100  # or fewer
+INVALID = -2  # datconnlimit of what is half dropped
 DONE = 300  # seconds that no step takes
 
 # Pages are written by checkpoints and by who needs a buffer; sweeps happen when told.
@@ -373,10 +374,13 @@ class Work:
             self.tree.prune(node)
 
     def drop_detached(self) -> None:
-        """A database that is no branch any more still has its rows, and can be dropped."""
+        """A database that is no branch any more still has its rows, and can be dropped; once more,
+        if a crash cut that off: the server calls it invalid then."""
         assert self.detaching is not None
         node = self.tree.nodes[self.detaching]
-        self.tree.check(node)
+        limit = "SELECT datconnlimit FROM pg_database WHERE datname = %s"
+        if self.cluster.scalar(limit, [node.name]) != INVALID:
+            self.tree.check(node)
         self.cluster.sql(f"DROP DATABASE {node.name}")
         del self.tree.nodes[node.name]
         self.detaching = None
