@@ -247,6 +247,20 @@ def test_noted_again(cluster_base: Path) -> None:
         cluster.destroy()
 
 
+def nobody_needs_it_any_more(cluster: Cluster) -> None:
+    """Database p with table t, and the file of another one, which was dropped and kept for a
+    branch; that is deleted, so the next gc gives the file back."""
+    create_database(
+        cluster,
+        "p",
+        "CREATE TABLE t AS SELECT g FROM generate_series(1, 1000) AS g",
+        "CREATE TABLE gone AS SELECT g FROM generate_series(1, 1000) AS g",
+    )
+    cluster.sql("SELECT branch.create('early', 'p')")
+    cluster.sql("DROP TABLE gone", dbname="p")
+    cluster.sql("SELECT branch.delete('early', hard => true)")
+
+
 def test_given_back_while_listed(cluster_base: Path) -> None:
     """The file of a dropped relation was kept for a snapshot that is gone, and is about to be
     unlinked: nothing says any more that it is no relation's.  A snapshot that is taken then does
@@ -254,15 +268,7 @@ def test_given_back_while_listed(cluster_base: Path) -> None:
     with failpoint_server(cluster_base), ThreadPoolExecutor(2) as pool:
         cluster = Cluster.create(cluster_base, "given", STILL)
         points = Failpoints(cluster)
-        create_database(
-            cluster,
-            "p",
-            "CREATE TABLE t AS SELECT g FROM generate_series(1, 1000) AS g",
-            "CREATE TABLE gone AS SELECT g FROM generate_series(1, 1000) AS g",
-        )
-        cluster.sql("SELECT branch.create('early', 'p')")
-        cluster.sql("DROP TABLE gone", dbname="p")
-        cluster.sql("SELECT branch.delete('early', hard => true)")
+        nobody_needs_it_any_more(cluster)
         points.arm("kept-forgotten", HOLD)
         sweeping = pool.submit(cluster.sql, "SELECT * FROM branch.gc()")
         wait_for(lambda: points.who() != 0, what="the file to be given back")
@@ -391,16 +397,8 @@ def test_ended_while_it_is_given_back(cluster_base: Path) -> None:
             cluster_base, "ended", {**STILL, "agent_branch.snapshot_timeout": "5s"}
         )
         points = Failpoints(cluster)
-        create_database(
-            cluster,
-            "p",
-            "CREATE TABLE t AS SELECT g FROM generate_series(1, 1000) AS g",
-            "CREATE TABLE gone AS SELECT g FROM generate_series(1, 1000) AS g",
-        )
-        cluster.sql("SELECT branch.create('early', 'p')")
+        nobody_needs_it_any_more(cluster)
         place = cluster.data / str(cluster.scalar("SELECT pg_relation_filepath('t')", dbname="p"))
-        cluster.sql("DROP TABLE gone", dbname="p")
-        cluster.sql("SELECT branch.delete('early', hard => true)")
         points.arm("kept-forgotten", HOLD)
         sweeping = pool.submit(cluster.sql, "SELECT * FROM branch.gc()")
         who = wait_for(points.who, what="the file to be given back")
