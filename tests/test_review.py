@@ -294,14 +294,27 @@ def halve(path: Path, number: int) -> None:
         file.write(bytes(BLOCK // 2))
 
 
-def test_journal_mends_what_is_kept(make_cluster: MakeCluster) -> None:
+def shorten(path: Path, number: int) -> None:
+    """Nor did the file's length."""
+    os.truncate(path, number * BLOCK + BLOCK // 2)
+
+
+def lose(path: Path, number: int) -> None:
+    """Nothing of the page did."""
+    os.truncate(path, number * BLOCK)
+
+
+@pytest.mark.parametrize("torn", [halve, shorten, lose])
+def test_journal_mends_what_is_kept(
+    make_cluster: MakeCluster, torn: Callable[[Path, int], None]
+) -> None:
     """A page that went through the journal in recovery is half written when the power goes, after
     a promotion.  Its table was dropped meanwhile, and kept for a branch below, which read NULLs
     for the rows: the page said that all of them are visible."""
-    standby, path, number = journalled_page(make_cluster, "kept")
+    standby, path, number = journalled_page(make_cluster, f"kept{torn.__name__}")
     run(standby, "middle", "DROP TABLE t")
     standby.kill()
-    halve(path, number)
+    torn(path, number)
     standby.start()
     assert below(standby) == BELOW
     healthy(standby)

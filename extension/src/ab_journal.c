@@ -214,8 +214,9 @@ slot_is_current(const JournalSlot *s)
 }
 
 /*
- * Put one page back if the own file has it torn or not at all.  A page with
- * another LSN was written again later, under WAL's protection: left alone.
+ * Put one page back if the own file has it torn, or ends in it.  A page with
+ * another LSN was written again later, under WAL's protection: left alone.  So is one
+ * behind the end, which is inherited still: WAL does to it again what was done.
  */
 static void
 mend(const JournalSlot *s)
@@ -223,6 +224,7 @@ mend(const JournalSlot *s)
 	PGAlignedBlock now;
 	off_t		offset = (off_t) (s->h.block % RELSEG_SIZE) * BLCKSZ;
 	XLogRecPtr	lsn;
+	ssize_t		got;
 	int			fd;
 
 	if (!slot_is_current(s))
@@ -230,8 +232,10 @@ mend(const JournalSlot *s)
 	fd = open_segment(s);
 	if (fd < 0)
 		return;
-	if (pg_pread(fd, now.data, BLCKSZ, offset) == BLCKSZ)
+	got = pg_pread(fd, now.data, BLCKSZ, offset);
+	if (got > 0)
 	{
+		memset(now.data + got, 0, BLCKSZ - got);
 		lsn = PageGetLSN((Page) now.data);
 		if ((lsn == InvalidXLogRecPtr || lsn == PageGetLSN((Page) s->page.data)) &&
 			memcmp(now.data, s->page.data, BLCKSZ) != 0)

@@ -232,7 +232,7 @@ ab_taking_confirm(AbTaking *t)
 	end = ab_wal_confirm(t->id);
 	if (!replay_knows(t))
 		XLogFlush(end);
-	AB_FAILPOINT("snapshot-ab_taking_confirm-logged");
+	AB_FAILPOINT("snapshot-confirm-logged");
 	if (rename(pending, manifest) < 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),

@@ -1,6 +1,6 @@
 /*
  * ab_snapshot_take.c
- *	  AbTaking a snapshot (the numbered steps of extension/README): their order, and what is
+ *	  Taking a snapshot (the numbered steps of extension/README): their order, and what is
  *	  undone when one of them fails.  What is logged and made durable on the way is
  *	  ab_snapshot_log.c's; what changed meanwhile, ab_snapshot_mend.c's.
  *
