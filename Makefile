@@ -188,8 +188,9 @@ torture:
 	+$(MAKE) --no-print-directory venv
 	$(VENV_PYTHON) tests/torture.py $(TORTURE)
 
-# make bench (a quarter of an hour), make bench BENCH=create-clean, make bench BENCH="--quick connect",
+# make bench (half an hour), make bench BENCH=create-clean, make bench BENCH="--quick connect",
 # make bench BENCH=--list, make bench BENCH=--full (hours)
+# Its servers are in AGENT_BRANCH_TEST_DIR, or /tmp: on a file system as servers have (docs/operations.md).
 bench:
 	$(call prepare)
 	+$(MAKE) --no-print-directory venv
