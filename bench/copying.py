@@ -27,7 +27,8 @@ GB = 1 << 30
 
 def create_template(size: Sizes) -> None:
     """A branch beside CREATE DATABASE ... TEMPLATE on a stock server, both strategies.  The bar
-    is for 1 GB; for a smaller parent it is as much weaker."""
+    is for 1 GB; for a smaller parent it is as much weaker.  Each finds the disk idle: what the
+    other has left to be written, and to be removed, is not waited for by its commit."""
     with pair("template", **COPYING) as (ours, stock):
         for cluster in (ours, stock):
             filled(cluster, "main", size.copied_scale)
@@ -39,6 +40,7 @@ def create_template(size: Sizes) -> None:
 
             def make(conn: Conn, strategy: str) -> float:
                 name = f"c{next(number)}"
+                os.sync()
                 took = ms(
                     lambda: conn.execute(
                         f"CREATE DATABASE {name} TEMPLATE main STRATEGY {strategy}"
