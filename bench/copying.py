@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -26,15 +26,17 @@ GB = 1 << 30
 
 
 def create_template(size: Sizes) -> None:
-    """A branch beside CREATE DATABASE ... TEMPLATE on a stock server, both strategies.  The bar
-    is for 1 GB; for a smaller parent it is as much weaker.  Each finds the disk idle: what the
-    other has left to be written, and to be removed, is not waited for by its commit."""
+    """A branch beside CREATE DATABASE ... TEMPLATE on a stock server, both strategies: of a parent
+    with a branch, whose snapshot both share, and the parent's first.  The bar is for 1 GB; for a
+    smaller parent it is as much weaker.  Each finds the disk idle: what the other has left to be
+    written, and to be removed, is not waited for by its commit."""
     with pair("template", **COPYING) as (ours, stock):
         for cluster in (ours, stock):
             filled(cluster, "main", size.copied_scale)
             cluster.sql("CHECKPOINT")
         place = stock.scalar("SELECT pg_database_size('main')")
         bar = 0.001 * max(1.0, GB / place)
+        note = f"a parent of {place / GB:.2f} GB"
         number = count()
         with ours.connect() as session, stock.connect() as other:
 
@@ -49,14 +51,19 @@ def create_template(size: Sizes) -> None:
                 conn.execute(f"DROP DATABASE {name}")
                 return took
 
+            def beside(figure: str, strategy: str, ours: Callable[[], float]) -> None:
+                pairs = alternate(size.repeats, ours, lambda: make(other, strategy))
+                report(figure, bar, False, pairs, unit="ms", note=note)
+
+            def first() -> float:
+                session.execute("SELECT * FROM branch.gc()")
+                assert ours.scalar("SELECT count(*) FROM branch.snapshots") == 0
+                return make(session, "branch")
+
+            beside("create-first-vs-file_copy", "file_copy", first)
+            branch(session, "standing")
             for strategy in ("wal_log", "file_copy"):
-                pairs = alternate(
-                    size.repeats,
-                    lambda: make(session, "branch"),
-                    lambda strategy=strategy: make(other, strategy),  # type: ignore[misc]
-                )
-                note = f"a parent of {place / GB:.2f} GB"
-                report(f"create-vs-{strategy}", bar, False, pairs, unit="ms", note=note)
+                beside(f"create-vs-{strategy}", strategy, lambda: make(session, "branch"))
 
 
 @contextmanager
