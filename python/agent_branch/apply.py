@@ -11,11 +11,12 @@ pass, so they can be kept on disk:
                     that must be written late get NULL
     fill, update    the late columns of inserted rows, then updates that set such columns
     empty           NULL into the late columns of rows that are to be deleted
-    guard, delete   of tables that foreign keys point to, in the other order
+    hold, guard, delete   of tables that foreign keys point to, in the other order
 
 A *guard* is a query for rows that a deletion would change or delete by ON DELETE CASCADE, SET
 NULL or SET DEFAULT, though the merge knows nothing of them: rows that only the target has.  It
-runs right before the deletion, and its answer is for the executor to judge.
+runs right before the deletion, when the rows to be deleted are locked (*hold*), so that none comes
+after it; its answer is for the executor to judge.
 
 ``DEFER`` comes before the passes, ``CHECK`` after them.  What the target's constraints refuse
 then, the server reports with the name of the constraint.
@@ -37,6 +38,7 @@ from agent_branch.writes import (
     EmptyPart,
     FillPart,
     GuardPart,
+    HoldPart,
     InsertPart,
     Part,
     RecountPart,
@@ -44,7 +46,7 @@ from agent_branch.writes import (
     VacatePart,
 )
 
-Kind = Literal["vacate", "delete", "early", "insert", "update", "fill", "empty", "guard"]
+Kind = Literal["vacate", "delete", "early", "insert", "update", "fill", "empty", "hold", "guard"]
 
 DEFER = Statement("SET CONSTRAINTS ALL DEFERRED")
 CHECK = Statement("SET CONSTRAINTS ALL IMMEDIATE")
@@ -145,15 +147,22 @@ def _late_writes(group: Group) -> list[Pass]:
 def _guards(group: Group, tables: Sequence[TableShape], schema: Sequence[TableShape]) -> list[Pass]:
     """Of tables that are deleted from in one statement, only rows outside can be asked for."""
     together_with = {table.id for table in group.tables} if group.at_once else set()
-    return [
-        Pass("guard", (GuardPart(table, child, key),), group.at_once)
-        for table in tables
-        for child in schema
-        for key in child.foreign_keys
-        if key.target == table.id
-        and key.on_delete in CASCADING
-        and (child.id == table.id or child.id not in together_with)
-    ]
+    whole = {table.id: table for table in schema}
+    passes: list[Pass] = []
+    for table in tables:
+        guards = [
+            Pass(
+                "guard", (GuardPart(table, whole.get(table.id, table), child, key),), group.at_once
+            )
+            for child in schema
+            for key in child.foreign_keys
+            if key.target == table.id
+            and key.on_delete in CASCADING
+            and (child.id == table.id or child.id not in together_with)
+        ]
+        if guards:
+            passes += [Pass("hold", (HoldPart(table),)), *guards]
+    return passes
 
 
 # ---- statements ----------------------------------------------------------------

@@ -38,7 +38,7 @@ from agent_branch.rowqueries import scan
 from agent_branch.sides import Side
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import TableShape
-from agent_branch.threeway import ThreeWay, limited, read_side, read_sides, schema_of
+from agent_branch.threeway import ThreeWay, limited, read_side, read_sides
 
 if TYPE_CHECKING:
     from agent_branch.mergeschema import NewSchema
@@ -116,7 +116,7 @@ class Merging(Attempt):
             ours = read_side(self.ours, without)
             plans = self._planned(parts, ours)
         self.plans = {name: plan for name, (_, plan) in plans.items()}
-        run = self._run(schema_of(ours, self.plans))
+        run = self._run([table.shape for table in ours.tables.values()])
         forward = all(part.is_fast_forward for part in parts)
         outcome = replace(new, fast_forward=forward)
         # Without locking, theirs is the living source, whose tables nobody holds yet.

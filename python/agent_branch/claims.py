@@ -179,13 +179,16 @@ def _alike(column: Column, value: Value) -> Value:
 
 
 def referenced_columns(shape: TableShape, tables: Sequence[TableShape]) -> int:
-    """Mask of the columns of a table that foreign keys of any of these tables point to."""
+    """Mask of the columns of a table that foreign keys of any of these tables point to; some may
+    be the target's own, which are not among them."""
+    places = {column.name: i for i, column in enumerate(shape.columns)}
     return mask_of(
-        shape.position(name)
+        places[name]
         for table in tables
         for key in table.foreign_keys
         if key.target == shape.id
         for name in key.target_columns
+        if name in places
     )
 
 

@@ -36,7 +36,7 @@ from agent_branch.setwise import Table, UnfitError
 from agent_branch.sqltext import settings_statement
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import TableShape
-from agent_branch.threeway import pointing, read_side
+from agent_branch.threeway import read_side
 
 # Conflicts whose decisions are fetched at once.
 PIECE = 5000
@@ -119,7 +119,7 @@ def _shapes(found: Decided, target: Target, log: Log) -> tuple[list[TableShape],
         shapes[name] = shape
     if found.options.fire_triggers and target.triggered(shapes):
         raise UnfitError  # what they make of rows is read again, row by row
-    return list(shapes.values()), [pointing(t.shape, shapes) for t in side.tables.values()]
+    return list(shapes.values()), [t.shape for t in side.tables.values()]
 
 
 def _write(found: Decided, target: Target) -> list[Table]:

@@ -88,6 +88,14 @@ CONSTRAINED = (
 )
 
 
+def may_lock_rows(shape: TableShape) -> Statement:
+    table = f"{quote_literal(shape.sql)}::pg_catalog.regclass"
+    return Statement(
+        f"SELECT pg_catalog.has_any_column_privilege({table}, 'UPDATE')"
+        f" AND NOT pg_catalog.row_security_active({table})"
+    )
+
+
 @dataclass(slots=True)
 class Writing:
     """Of all tables of a merge; ``schema``: all tables of the target; ``gone``: what was deleted
@@ -120,6 +128,8 @@ class Writing:
             for part, statement in statements(one, self._actions, self.limits):
                 if isinstance(part, GuardPart):
                     yield from self._endangered(part, self.ours.rows(statement))
+                elif one.kind == "hold":
+                    self._hold(part, statement)
                 elif one.kind == "early":
                     yield from self._early(part, statement)
                 else:
@@ -147,6 +157,12 @@ class Writing:
         yield from self._written(part, "delete", statement, refused)
         left = {key_in(part, row) for _, row, _ in refused}
         gone.update(key for key in zip(*statement.parameters, strict=True) if key not in left)
+
+    def _hold(self, part: Part, statement: Statement) -> None:
+        """To lock rows takes the right to update them; who has not got it locks the table."""
+        if list(self.ours.rows(may_lock_rows(part.shape))) != [("t",)]:
+            statement = Statement(f"LOCK TABLE {part.shape.only} IN EXCLUSIVE MODE")
+        self.ours.attempt(statement)
 
     def _put_in_order(self, active: Sequence[TableRun]) -> None:
         groups = order_tables([run.merge.shape for run in active])

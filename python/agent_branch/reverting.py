@@ -34,7 +34,7 @@ from agent_branch.records import dataclass
 from agent_branch.revert import inverse, inverse_counts
 from agent_branch.tableorder import TableId
 from agent_branch.tableshape import TableShape, restricted
-from agent_branch.threeway import pointing, read_side
+from agent_branch.threeway import read_side
 
 NO_RIGHT = "42501"
 WRONG_STATE = "55000"
@@ -66,7 +66,7 @@ class Undoing(Attempt):
                 outcome.add(Clash(name_of(name), "schema", detail=found))
             else:
                 shapes[name] = found
-        run = self._run([pointing(table.shape, shapes) for table in side.tables.values()])
+        run = self._run([table.shape for table in side.tables.values()])
         for shape in shapes.values():
             outcome.lines.append(self._collect_table(run, shape, outcome))
         return run, outcome

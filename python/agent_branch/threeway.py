@@ -18,7 +18,6 @@ from agent_branch.records import dataclass, field, replace
 from agent_branch.sides import Side
 from agent_branch.sqltext import Session
 from agent_branch.tableorder import TableId
-from agent_branch.tableshape import TableShape
 from agent_branch.usualtables import Ask, read_each, read_tables
 
 # What becomes of tables and columns that only one side has.  stop: they are conflicts, unless the
@@ -111,25 +110,6 @@ class ThreeWay:
             )
             for name in self.names
         )
-
-
-def schema_of(ours: Side, planned: Mapping[TableId, TablePlan]) -> list[TableShape]:
-    """All tables of the target, without foreign keys to columns that are not merged."""
-    merged = {name: plan.shape for name, plan in planned.items() if plan.shape is not None}
-    return [pointing(table.shape, merged) for table in ours.tables.values()]
-
-
-def pointing(shape: TableShape, merged: Mapping[TableId, TableShape]) -> TableShape:
-    """A table without its foreign keys to columns that are not among those of ``merged``."""
-
-    def known(target: TableId, columns: Iterable[str]) -> bool:
-        if target not in merged:
-            return True
-        names = {column.name for column in merged[target].columns}
-        return all(name in names for name in columns)
-
-    keys = tuple(key for key in shape.foreign_keys if known(key.target, key.target_columns))
-    return shape if keys == shape.foreign_keys else replace(shape, foreign_keys=keys)
 
 
 def _state(table: Table | None, extent: Extent, *, before: bool = False) -> TableState | None:

@@ -223,38 +223,72 @@ class DeletePart:
 
 
 @dataclass(frozen=True, slots=True)
+class HoldPart:
+    """Locks rows that are to be deleted, so that nothing comes to point to them any more."""
+
+    shape: TableShape
+
+    def take(self, action: Action) -> tuple[int, Row] | None:
+        return (0, action.key) if isinstance(action, Delete) else None
+
+    def statement(self, number: int, rows: Sequence[Row]) -> Statement:
+        keys, names = _keys(self.shape)
+        return Statement(
+            f"SELECT pg_catalog.count(*) FROM (SELECT FROM {_source(keys, names)}"
+            f" JOIN {self.shape.only} AS t ON {key_condition(self.shape, 't', 'r')}"
+            " FOR UPDATE OF t) AS x",
+            columns_of(rows, len(keys)),
+            len(rows),
+            answers=True,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class GuardPart:
     """Rows of ``child`` that point to rows to be deleted; one query for each batch.
 
     Rows of the answer: the key of the row to be deleted / the row of ``child`` as jsonb.  What
-    the merge deletes from ``child`` itself is gone by then, or is in the batch.
+    the merge deletes from ``child`` itself is gone by then, or is in the batch.  ``whole``: the
+    table with all its columns; what it points to may be one that is not merged.
     """
 
     shape: TableShape
+    whole: TableShape
     child: TableShape
     key: ForeignKey
+
+    def _merged(self) -> list[int]:
+        """Positions of the columns that are pointed to and merged."""
+        names = [column.name for column in self.shape.columns]
+        return [names.index(name) for name in self.key.target_columns if name in names]
 
     def take(self, action: Action) -> tuple[int, Row] | None:
         if not isinstance(action, Delete):
             return None
-        targets = (self.shape.position(name) for name in self.key.target_columns)
-        return 0, (*action.key, *(action.before[i] for i in targets))
+        return 0, (*action.key, *(action.before[i] for i in self._merged()))
 
     def statement(self, number: int, rows: Sequence[Row]) -> Statement:
         keys, names = _keys(self.shape)
-        targets = [self.shape.columns[self.shape.position(n)] for n in self.key.target_columns]
-        values = [f"v{i}" for i in range(len(targets))]
-        points = [
-            f"c.{self.child.columns[i].sql} {target.equals or 'OPERATOR(pg_catalog.=)'} r.{value}"
-            for i, target, value in zip(self.key.columns, targets, values, strict=True)
-        ]
-        source = _source([*keys, *targets], [*names, *values])
+        merged = self._merged()
+        targets = [self.shape.columns[i] for i in merged]
+        values = {target.name: f"r.v{n}" for n, target in enumerate(targets)}
+        points = []
+        for i, name in zip(self.key.columns, self.key.target_columns, strict=True):
+            target = self.whole.columns[self.whole.position(name)]
+            equals = target.equals or "OPERATOR(pg_catalog.=)"
+            value = values.get(name, f"t.{target.sql}")
+            points.append(f"c.{self.child.columns[i].sql} {equals} {value}")
+        source = _source([*keys, *targets], [*names, *(f"v{n}" for n, _ in enumerate(targets))])
+        there = ""
+        if len(targets) < len(points):
+            condition = key_condition(self.shape, "t", "r")
+            there = f" JOIN {self.shape.only} AS t ON {condition}"
         if self.child.id == self.shape.id:
             itself = f"SELECT FROM {source} WHERE {key_condition(self.shape, 'c', 'r')}"
             points.append(f"NOT EXISTS ({itself})")
         answer = [*(f"r.{name}" for name in names), "pg_catalog.to_jsonb(c.*)"]
         return Statement(
-            f"SELECT {', '.join(answer)} FROM {source}"
+            f"SELECT {', '.join(answer)} FROM {source}{there}"
             f" JOIN {self.child.only} AS c ON {' AND '.join(points)}",
             columns_of(rows, len(keys) + len(targets)),
             len(rows),
