@@ -149,3 +149,23 @@ def test_merged_with_additions(cluster: Cluster) -> None:
     assert cluster.sql(row, dbname=parent) == [(3, 1, 2)]
     cluster.sql("SELECT branch.revert(%s)", (merge,))
     assert cluster.sql(row, dbname=parent)[0][:2] == (3, 7)
+
+
+@pytest.mark.parametrize("side", ["ours", "theirs"])
+def test_conflict_beside_additions(cluster: Cluster, side: str) -> None:
+    """Deciding it brings what the merge was to bring, definitions too."""
+    branch, parent = both(cluster, f"beside_{side}", TABLE)
+    cluster.psql(
+        "ALTER TABLE t ADD x text; UPDATE t SET v = -1, x = 'new' WHERE id = 3;"
+        "CREATE INDEX t_v ON t (v); CREATE VIEW w AS SELECT id FROM t",
+        branch,
+    )
+    cluster.psql("UPDATE t SET v = -2 WHERE id = 3", parent)
+    ((merge, conflicts),) = cluster.sql(
+        "SELECT merge_id, conflicts FROM branch.merge(%s, schema => 'additive')", (branch,)
+    )
+    assert conflicts == 1
+    cluster.sql("SELECT branch.conflicts_resolve(%s, %s)", (merge, side))
+    assert cluster.sql("SELECT * FROM branch.schema_diff(%s)", (branch,)) == []
+    value = -1 if side == "theirs" else -2
+    assert cluster.sql("SELECT v, x FROM t WHERE id = 3", dbname=parent) == [(value, "new")]

@@ -158,6 +158,8 @@ def _open_source(found: Decided) -> Reading | None:
 
 def resolve(number: int, names: tuple[str, str], options: Options, reverts: int | None) -> Result:
     """The merge, done, under a number of its own.  Raises ``UnfitError``, and errors of merges."""
+    if options.schema == "additive":
+        raise UnfitError  # only rows are kept of what it was to bring
     found = _find(number, names, options, reverts)
     theirs = _open_source(found)
     target = Target(found.pair.target)
