@@ -156,9 +156,11 @@ class Merging(Attempt):
             self._refuse(outcome, failed)
 
     def _begun(self, begin: Begin, of_base: Side, theirs: Side) -> Begun:
-        # What a new column had at a later merge was not merged then.
-        part = begin.part if self.made is None else begin.part.without(self.made.columns)
+        part = begin.part
         base = limited(of_base, part.has)
+        if self.made is not None:
+            # What a column had at a merge that left it out was not merged then.
+            self.made.fill_all(table.shape for table in base.tables.values())
         there = limited(theirs, part.has)
         names = begin.base.name, self.theirs.database, self.pair.source
         extents = _extents_of_theirs(base, there, names)

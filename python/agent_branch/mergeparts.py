@@ -6,9 +6,9 @@ these than for the others, so a merge of all is made of *parts*: tables that beg
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
-from agent_branch.records import dataclass, replace
+from agent_branch.records import dataclass
 from agent_branch.tableorder import TableId
 
 
@@ -35,12 +35,6 @@ class Part:
 
     def has(self, table: TableId) -> bool:
         return table not in self.others if self.only is None else table in self.only
-
-    def without(self, tables: Collection[TableId]) -> Part:
-        """These tables are moved to the part that has all but some."""
-        if self.only is None:
-            return replace(self, others=self.others.difference(tables))
-        return replace(self, only=self.only.difference(tables))
 
 
 def divide(bases: Iterable[Base], listed: frozenset[TableId] | None = None) -> list[Part]:

@@ -77,7 +77,7 @@ def plan_table(
         if lenient or not base.logged:
             return TablePlan("nothing", theirs.shape, reason=UNLOGGED)
         return TablePlan("conflict", theirs.shape, reason=UNLOGGED)
-    if untouched(base, theirs):
+    if untouched(base, theirs) and not added:
         return TablePlan("nothing")
     if ours is None:
         if lenient:
@@ -88,7 +88,7 @@ def plan_table(
     different = _different_columns(base, ours, theirs, lenient, named, vetted)
     if different:
         return TablePlan("conflict", ours.shape, reason=different)
-    return _plan_rows(base, ours, theirs, lacking)
+    return _plan_rows(base, ours, theirs, lacking, added)
 
 
 def _made_by_both(ours: TableState, theirs: TableState) -> TablePlan:
@@ -105,9 +105,11 @@ def _plan_rows(
     ours: TableState,
     theirs: TableState,
     lacking: tuple[tuple[str, Value], ...],
+    added: Collection[str],
 ) -> TablePlan:
     key = common_key([ours.shape, theirs.shape, as_wide(base.shape, theirs.shape)])
     common = _common_columns(base, ours, theirs).union(name for name, _ in lacking)
+    common -= set(added)
     shape = with_key(restricted(ours.shape, common), key)
     # A preview: the target has not got labels yet that values of the source have.
     shape = _readable(shape, theirs.shape)

@@ -5,7 +5,7 @@ additive.py plans them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from agent_branch.additive import COLUMN_ORDER, Additions, additions
 from agent_branch.blocks import ALL
@@ -66,6 +66,14 @@ class NewSchema:
         for one in found.columns:
             columns.setdefault(ids[one.table], {})[names[one.table, one.name]] = one.constant
         return cls(found, frozenset(ids[name] for name in found.tables), columns)
+
+    def fill_all(self, shapes: Iterable[TableShape]) -> None:
+        """Of new columns that are in these tables, which rows are compared with, all values are
+        looked at."""
+        for shape in shapes:
+            columns = self.columns.get(shape.id, {})
+            for name in {column.name for column in shape.columns} & columns.keys():
+                columns[name] = False
 
     def finish(
         self, theirs: Session, target: Definer, plans: dict[TableId, TablePlan], limits: Limits
