@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -118,6 +120,44 @@ def test_killed_at_each_point(cluster: Cluster) -> None:
     ]
     left = "SELECT rows_modified FROM branch.diff_summary('b') WHERE table_name = 'public.t'"
     assert cluster.sql(left) == [(1,)]
+
+
+def test_begun_while_another_commits(cluster: Cluster) -> None:
+    """Who merged is ended while the target commits.  What the source has changed back by the next
+    merge is compared with what that one has brought, not with what was before."""
+    worker = (
+        "SELECT pid FROM pg_stat_activity WHERE backend_type = 'agent_branch remote'"
+        " AND datname = 'main' AND wait_event = 'SyncRep'"
+    )
+    cluster.sql(AT_COMMIT + "ALTER TABLE t DISABLE TRIGGER tell", dbname="main")
+    cluster.sql("SELECT branch.create('b')")
+    cluster.sql("UPDATE t SET v = 'new'", dbname="b")
+    with ThreadPoolExecutor() as pool:
+        with cluster.connect("main", autocommit=False) as holder:
+            holder.execute("LOCK TABLE t IN ROW EXCLUSIVE MODE")
+            client = cluster.connect()
+            ended = pool.submit(client.execute, "SELECT branch.merge('b')")
+            wait_for(
+                lambda: cluster.scalar("SELECT count(*) FROM pg_locks WHERE NOT granted"),
+                what="the merge to wait for the table",
+            )
+            cluster.set(synchronous_standby_names="nobody")
+        ((pid,),) = wait_for(lambda: cluster.sql(worker), what="the commit")
+        os.kill(pid, signal.SIGSTOP)
+        cluster.sql("SELECT pg_terminate_backend(%s)", [client.info.backend_pid])
+        assert ended.exception() is not None
+        cluster.set(synchronous_standby_names="")
+        cluster.sql("UPDATE t SET v = 'old'", dbname="b")
+        merging = pool.submit(cluster.sql, "SELECT rows_applied FROM branch.merge('b')")
+        wait_for(
+            lambda: cluster.scalar(
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            ),
+            what="the next merge to wait for the commit",
+        )
+        os.kill(pid, signal.SIGCONT)
+        assert merging.result() == [(100,)]
+    assert new(cluster) == 0
 
 
 def test_revert_killed(cluster: Cluster) -> None:

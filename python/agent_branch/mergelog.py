@@ -17,6 +17,7 @@ from agent_branch.logbook import Book, Log, literal
 from agent_branch.mergeoptions import Options
 from agent_branch.mergeparts import Base
 from agent_branch.records import dataclass, replace
+from agent_branch.remote import Remote
 from agent_branch.sqltext import Limits, batches, quote_literal
 from agent_branch.tableorder import TableId
 
@@ -51,6 +52,11 @@ def lock_pair(pair: Pair) -> None:
 
 
 _OVER = "UPDATE branch.merge_log SET finished_at = clock_timestamp() WHERE id = {}"
+
+_COMMITTING = (
+    "SELECT m.id FROM branch.merge_log AS m WHERE m.state = 'committing' AND m.target_id = {}"
+    " AND pg_xact_status(m.target_xid) = 'in progress'"
+)
 
 # What was broken off, or whose end nobody has written down.
 _SETTLE = """
@@ -116,6 +122,7 @@ def begin(
             )[0][0]
             or 0
         )
+        _wait_for_commits(log, pair)
         log.rows(
             "SELECT branch._merge_over(m.id) FROM branch.merge_log AS m"
             f" WHERE m.state = 'committing' AND m.target_id = {pair.target_id}"
@@ -123,6 +130,14 @@ def begin(
         log.run(_SETTLE.format(target=pair.target_id, number=number))
         bases = _bases(log, pair)
     return Begun(number, bases)
+
+
+def _wait_for_commits(log: Log, pair: Pair) -> None:
+    """Who merged may have been ended while the target commits.  That may take a while, and nobody
+    says what both have in common before it is over."""
+    if log.rows(_COMMITTING.format(pair.target_id)):
+        with Remote.target(pair.target) as session:
+            session.run("SELECT 1")
 
 
 def _bases(log: Log, pair: Pair) -> list[Base]:
