@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
 from ab_checks import create, create_database, healthy, run
-from ab_cluster import Cluster
+from ab_cluster import Cluster, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +279,29 @@ def test_nothing_left_by_triggers(server: Cluster) -> None:
         server.sql("SELECT branch.revert(%s)", (merge,))
     assert "or triggers had left nothing of it" in (caught.value.diag.message_detail or "")
     assert server.sql("SELECT id FROM t", dbname="moved") == [(2001,)], "1001 in the branch"
+
+
+def test_target_gets_another_ones_name(server: Cluster, b: str) -> None:
+    """The target is reset, and what it was is kept under another name, while the merge waits for a
+    quiet moment of the source: neither of the two is taken for the other."""
+    merge = "SELECT conflicts FROM branch.merge('b', %s)"
+    rows = "SELECT array_agg(t ORDER BY id)::text FROM t"
+    server.sql("SELECT branch.create('goal', 'main')")
+    assert server.sql(merge, ["goal"]) == [(0,)]
+    server.psql("INSERT INTO t VALUES (103, 3)", "b")
+    running = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 171"
+    with server.connect("b", autocommit=False) as writer, ThreadPoolExecutor() as pool:
+        writer.execute("INSERT INTO t VALUES (104, 4)")
+        merging = pool.submit(server.sql, merge, ["goal"])
+        wait_for(lambda: server.scalar(running) == 2, what="the merge to begin")
+        server.sql("SELECT branch.reset('goal', preserve_under_name => 'goal_before')")
+        writer.commit()
+        assert isinstance(merging.exception(), psycopg.errors.SerializationFailure)
+    assert server.scalar(rows, dbname="goal") == server.scalar(rows, dbname="main")
+    for name in ("goal_before", "goal"):
+        assert server.sql(merge, [name]) == [(0,)]
+        assert server.scalar(rows, dbname=name) == server.scalar(rows, dbname="b")
+        server.sql("SELECT branch.delete(%s, hard => true)", [name])
 
 
 def test_beginning_that_is_lost(make_cluster: Callable[..., Cluster]) -> None:

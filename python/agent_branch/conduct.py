@@ -159,6 +159,7 @@ def attempt(pair: Pair, make: Callable[[Target], Attempt]) -> Merged:
         target = Target(pair.target)
         one = make(target)
         run, outcome = one.collect(locking=True)
+        target.check(pair.target_id)
         for clash in left_out:
             outcome.add(clash)
         if not outcome.open and run.rows:

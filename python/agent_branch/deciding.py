@@ -164,6 +164,7 @@ def resolve(number: int, names: tuple[str, str], options: Options, reverts: int 
     theirs = _open_source(found)
     target = Target(found.pair.target)
     try:
+        target.check(found.pair.target_id)
         tables = _write(found, target)
     except UnfitError:
         target.close()

@@ -26,6 +26,7 @@ from agent_branch.tableshape import TableShape
 
 LOCK_NOT_AVAILABLE = "55P03"
 NO_RIGHT = "42501"
+REPLACED = "40001"
 
 # In milliseconds; the view pg_settings takes far longer.
 _LOCK_TIMEOUT = "SELECT (1000 * extract(epoch FROM current_setting('lock_timeout')::interval))::int"
@@ -139,6 +140,21 @@ class Target:
                 detail=f"{said[:1].upper()}{said[1:]}. {where}".rstrip(),
                 hint="Merge when there are fewer long transactions.",
             ) from error
+
+    def check(self, oid: int) -> None:
+        """Raises ``ReportedError`` 40001 if another database had the name when it was opened.  It
+        keeps it from now on."""
+        found = self._one(
+            "SELECT d.oid FROM pg_catalog.pg_database AS d"
+            " WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()"
+        )
+        if found != str(oid):
+            raise ReportedError(
+                REPLACED,
+                f'database "{self.database}" was replaced by another one',
+                detail="It was reset, restored or renamed when the merge had begun.",
+                hint="Merge again.",
+            )
 
     # ---- locks ----
 

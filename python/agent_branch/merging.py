@@ -105,7 +105,8 @@ def merge(
 
     Errors: 22023 arguments; 42P01 no such table; 3D000, 42501 of reaching the databases, and
     rights in them, 42501 a row security policy that would hide rows; 55000 nothing in common;
-    55P03 no quiet moment of the source, or of the target's tables; and those of the target's
+    55P03 no quiet moment of the source, or of the target's tables; 40001 another database has the
+    target's name by then; and those of the target's
     triggers.
     """
     try:
