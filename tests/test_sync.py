@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,71 @@ def test_what_fails_leaves_nothing(cluster: Cluster) -> None:
         with pytest.raises(psycopg.errors.DeadlockDetected):
             conn.execute(start, [["t"], None])
     assert cluster.scalar(LEFT) == 0
+
+
+def test_commits_that_are_not_on_disk(cluster: Cluster) -> None:
+    """What was committed just before without waiting for the disk does not come twice."""
+    prepare(cluster, "async")
+    with cluster.connect("async") as conn:
+        conn.execute("SET synchronous_commit = off")
+        stop = threading.Event()
+        written: list[int] = []
+
+        def write() -> None:
+            number = 1000
+            while not stop.is_set():
+                conn.execute("INSERT INTO t VALUES (%s, 'x')", [number])
+                number += 1
+            written.append(number)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            cluster.sql("SELECT branch.sync_start('async', 'async_b')")
+        finally:
+            stop.set()
+            writer.join()
+    wait_for(
+        lambda: (
+            rows(cluster, "async_b") == rows(cluster, "async")
+            or cluster.scalar("SELECT sum(errors) FROM branch.syncs") > 0
+        ),
+        what="the rows to come",
+    )
+    assert cluster.scalar("SELECT errors FROM branch.syncs") == 0
+    cluster.sql("SELECT branch.sync_stop('async', 'async_b')")
+    assert cluster.scalar(LEFT) == 0
+
+
+def test_crash_while_it_starts(cluster: Cluster) -> None:
+    """What is left of it is not taken for a sync, nor by another one for its own, and goes."""
+    prepare(cluster, "cut")
+    start = "SELECT branch.sync_start('cut', 'cut_b')"
+    cluster.sql("UPDATE t SET v = 'x' WHERE id = 1", dbname="cut")
+    holding = cluster.connect("cut_b", autocommit=False)
+    with closing(holding) as holder, ThreadPoolExecutor() as pool:
+        holder.execute("LOCK TABLE t IN ROW EXCLUSIVE MODE")
+        starting = pool.submit(cluster.sql, start)
+        wait_for(
+            lambda: cluster.scalar("SELECT count(*) FROM pg_locks WHERE NOT granted"),
+            what="the merge to wait for the table",
+        )
+        with pytest.raises(psycopg.errors.DuplicateObject, match="is being started"):
+            cluster.sql(start)
+        assert cluster.scalar(LEFT) == 1
+        cluster.crash()
+        assert starting.exception() is not None
+    assert cluster.scalar(LEFT) == 1
+    with pytest.raises(psycopg.errors.DuplicateObject, match="was broken off"):
+        cluster.sql(start)
+    stop = "SELECT branch.sync_stop('cut', 'cut_b')"
+    cluster.sql(stop)
+    assert cluster.scalar(LEFT) == 0
+    assert cluster.sql("SELECT pubname FROM pg_publication", dbname="cut") == []
+    cluster.sql(start)
+    cluster.sql(stop)
+    with pytest.raises(psycopg.errors.UndefinedObject):
+        cluster.sql(stop)
 
 
 def test_listed_tables(cluster: Cluster) -> None:

@@ -35,7 +35,9 @@ from agent_branch.syncstate import (
     LISTED,
     drain,
     exists,
+    has_slot,
     listed_tables,
+    published,
     remove,
     replicable,
     run_in,
@@ -144,12 +146,24 @@ def _lock(session: Remote, tables: Sequence[Published]) -> None:
     session.run(f"LOCK TABLE {listed} IN SHARE MODE")
 
 
+def _publish(sync: Sync, tables: Sequence[Published]) -> None:
+    """Who has made the publication starts the sync, and takes it back."""
+    pair, name = sync.pair, sync.name
+    if published(name, pair.source):
+        raise ReportedError(
+            DUPLICATE,
+            f'a sync of database "{pair.target}" with "{pair.source}" was broken off,'
+            " or is being started",
+            hint="If nobody starts it, branch.sync_stop removes what is left of it.",
+        )
+    listed = ", ".join(f"ONLY {qualified(t.schema, t.name)}" for t in tables)
+    run_in(pair.source, f"CREATE PUBLICATION {quote_ident(name)} FOR TABLE {listed}")
+
+
 def _start(sync: Sync, tables: Sequence[Published], connection: str, *, listed: bool) -> None:
     only = tables if listed else None
     pair, name = sync.pair, quote_ident(sync.name)
     slot = quote_literal(sync.name)
-    published = ", ".join(f"ONLY {qualified(t.schema, t.name)}" for t in tables)
-    run_in(pair.source, f"CREATE PUBLICATION {name} FOR TABLE {published}")
     if listed:
         run_in(pair.source, f"COMMENT ON PUBLICATION {name} IS {quote_literal(LISTED)}")
     with Remote(pair.source) as session:
@@ -158,6 +172,13 @@ def _start(sync: Sync, tables: Sequence[Published], connection: str, *, listed: 
     _catch_up(pair.source, pair.target, only)
     with Remote(pair.source, isolation="read committed") as held:
         _lock(held, tables)
+        # What was committed without waiting for the disk is there, too: further than that the slot
+        # does not go, and what it has not passed comes again.
+        run_in(
+            pair.source,
+            "SET LOCAL synchronous_commit = local",
+            "SELECT pg_logical_emit_message(true, 'agent_branch', '')",
+        )
         with Remote(pair.source) as session:
             for _ in session.rows(
                 f"SELECT pg_replication_slot_advance({slot}, pg_current_wal_insert_lsn())"
@@ -170,6 +191,15 @@ def _start(sync: Sync, tables: Sequence[Published], connection: str, *, listed: 
             f" PUBLICATION {name} WITH (create_slot = false, slot_name = {slot},"
             " copy_data = false)",
         )
+
+
+def _remove_rest(pair: Pair) -> bool:
+    """Was there something of a sync that a crash has broken off while it was started?"""
+    name = Sync(pair).name
+    if not published(name, pair.source) and not has_slot(name):
+        return False
+    remove(name, pair.source, pair.target)
+    return True
 
 
 def _record(source: str, target: str, only: Sequence[Published] | None) -> None:
@@ -209,6 +239,7 @@ def sync_start(
         asked = None if tables is None else [mergescope.parse_name(_named(name)) for name in tables]
         chosen = choose_tables(replicable(pair.source), asked, pair.source)
         text = _connection(pair.source, connection)
+        _publish(sync, chosen)
         with _taking_back(sync):
             _start(sync, chosen, text, listed=tables is not None)
     except ReportedError as error:
@@ -231,6 +262,8 @@ def sync_stop(source: str | None, target: str | None) -> None:
         named = opening.required("target", target)
         _check_caller("branch.sync_stop()")
         found = syncs_into(source, bases.database_oid(named))
+        if not found and source is not None and _remove_rest(mergescope.find_pair(source, named)):
+            return
         if not found:
             raise ReportedError(
                 UNDEFINED,

@@ -50,6 +50,18 @@ def exists(name: str) -> bool:
     return bool(scalar("EXISTS (SELECT FROM pg_subscription WHERE subname = $1)", ["name"], [name]))
 
 
+def has_slot(name: str) -> bool:
+    sql = "EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)"
+    return bool(scalar(sql, ["name"], [name]))
+
+
+def published(name: str, source: str) -> bool:
+    """Is there a publication of this name?"""
+    query = f"SELECT FROM pg_publication AS p WHERE p.pubname = {quote_literal(name)}"
+    with Remote(source, read_only=True) as session:
+        return bool(list(session.rows(query)))
+
+
 def replicable(source: str) -> list[Published]:
     """Tables that a publication of this database can have."""
     with Remote(source, read_only=True) as session:
