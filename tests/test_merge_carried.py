@@ -610,3 +610,35 @@ def test_settings(cluster: Cluster, how: str, side: str) -> None:
         assert said == [149 + 101 + 10, 0]
         assert cluster.sql(rows, dbname=name) == wanted
         call = f"SELECT {what} FROM branch.revert({merge})"
+
+
+@pytest.mark.parametrize("setting", sorted({*SETTINGS} - {"client_encoding"}))
+def test_settings_without_a_key(cluster: Cluster, setting: str) -> None:
+    """Nor do settings of the target keep rows from being found by the texts of their values."""
+    name = f"bag_{setting.lower()}"
+    cluster.sql(f"CREATE DATABASE {name}")
+    cluster.psql(
+        "CREATE TABLE t (d date, t timestamptz, i interval, f float8, b bytea, r regclass);"
+        "INSERT INTO t SELECT '2020-03-04', '2020-03-04 10:00+00', '1 day 02:03', g / 3.0,"
+        " '\\x00ff5c', 't' FROM generate_series(1, 9) AS g, generate_series(1, 2)",
+        name,
+    )
+    cluster.sql(f"SELECT branch.create('{name}_b', '{name}')")
+    cluster.psql(
+        "DELETE FROM t WHERE f < 1 OR ctid = '(0,18)'; INSERT INTO t SELECT t.* FROM t WHERE f > 2;"
+        "INSERT INTO t VALUES ('2021-12-13', 'infinity', '-1 mon', 1e-300, '\\x', 't')",
+        f"{name}_b",
+    )
+    cluster.sql(f'ALTER DATABASE {name} SET "{setting}" = {SETTINGS[setting]}')
+    rows = "SELECT (t.*)::text FROM t ORDER BY 1"
+    before = cluster.sql(rows, dbname=name)
+    ((merge, conflicts),) = cluster.sql(
+        "SELECT merge_id, conflicts FROM branch.merge(%s)", [f"{name}_b"]
+    )
+    assert conflicts == 0
+    with cluster.connect(f"{name}_b") as conn:
+        conn.execute(f'SET "{setting}" = {SETTINGS[setting]}')
+        wanted = conn.execute(rows).fetchall()
+    assert cluster.sql(rows, dbname=name) == wanted
+    cluster.sql("SELECT branch.revert(%s)", [merge])
+    assert cluster.sql(rows, dbname=name) == before

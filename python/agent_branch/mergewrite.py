@@ -23,12 +23,14 @@ from agent_branch.sqltext import (
     WritingSession,
     qualified,
     quote_literal,
+    restore_statements,
+    settings_statement,
 )
 from agent_branch.staging import kind_of
 from agent_branch.tableorder import TableId, order_tables
 from agent_branch.tablerun import TableRun
 from agent_branch.tableshape import TableShape
-from agent_branch.writes import GuardPart, Part, halves, key_in
+from agent_branch.writes import GuardPart, Part, RecountPart, halves, key_in
 
 # So many refused updates of a table are tried again when the others are done: what another row
 # has given up by then, in an index of which nobody can tell beforehand.
@@ -209,7 +211,7 @@ class Writing:
     ) -> Iterator[Step]:
         """A batch in which something is refused is halved until it is known what."""
         try:
-            done = self.ours.attempt(statement)
+            done = self.ours.attempt(self._placed(part, statement))
         except RaisedError as error:
             raise self._located(error, part, [statement]) from error
         if not isinstance(done, Refusal):
@@ -220,6 +222,18 @@ class Writing:
             yield from self._written(part, kind, half, refused)
         if not smaller:
             refused.append((part, statement, done))
+
+    def _placed(self, part: Part, statement: Statement) -> Statement:
+        """Rows without a key are told by the texts of their values, which are those of the settings
+        for reading; triggers see the database's own."""
+        if not isinstance(part, RecountPart) or not part.removes or statement.answers:
+            return statement
+        for _ in self.ours.rows(settings_statement()):
+            pass
+        places = [place or "" for (place,) in self.ours.rows(part.places(statement))]
+        for one in restore_statements():
+            self.ours.execute(one)
+        return part.removal(statement, places)
 
     def _exchanged(
         self, refused: list[tuple[Part, Statement, Refusal]]

@@ -14,7 +14,14 @@ from agent_branch.merge import Action, Delete, Insert, Recount, Update
 from agent_branch.records import dataclass
 from agent_branch.rowqueries import key_condition
 from agent_branch.spares import Brought, spare
-from agent_branch.sqltext import Row, Statement, columns_of, unnest
+from agent_branch.sqltext import (
+    Row,
+    Statement,
+    array_text,
+    columns_of,
+    quote_literal,
+    unnest,
+)
 from agent_branch.tableshape import Column, ForeignKey, TableShape, positions
 
 
@@ -326,19 +333,37 @@ class RecountPart:
             " CROSS JOIN pg_catalog.generate_series(1, u.copies::pg_catalog.int8)"
         )
 
+    def places(self, statement: Statement) -> Statement:
+        """Where the rows are that a statement is to remove, told by the texts of their values."""
+        return Statement(self._places(), statement.parameters)
+
+    def removal(self, statement: Statement, places: Sequence[str]) -> Statement:
+        """The same for rows of which that is known."""
+        listed = quote_literal(array_text(places))
+        return Statement(
+            f"DELETE FROM {self.shape.only}"
+            f" WHERE ctid OPERATOR(pg_catalog.=) ANY ({listed}::pg_catalog.tid[])",
+            rows=statement.rows,
+        )
+
     def _remove(self) -> str:
+        return (
+            f"DELETE FROM {self.shape.only} WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+            f"{self._places()}))"
+        )
+
+    def _places(self) -> str:
         names = [f"v{i}" for i in range(len(self.shape.columns))]
         there = ", ".join(f"t.{column.sql}::pg_catalog.text" for column in self.shape.columns)
         given = ", ".join(f"u.{name}" for name in names)
         return (
-            f"DELETE FROM {self.shape.only} WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
             "SELECT x.ctid FROM (SELECT t.ctid, u.copies::pg_catalog.int8 AS copies,"
             " pg_catalog.row_number() OVER (PARTITION BY u.n) AS number"
             f" FROM {unnest(1, len(names) + 1)} WITH ORDINALITY"
             f" AS u ({', '.join(['copies', *names, 'n'])})"
             f" JOIN {self.shape.only} AS t ON ARRAY[{there}]::pg_catalog.text[]"
             f" OPERATOR(pg_catalog.=) ARRAY[{given}]::pg_catalog.text[]"
-            ") AS x WHERE x.number OPERATOR(pg_catalog.<=) x.copies))"
+            ") AS x WHERE x.number OPERATOR(pg_catalog.<=) x.copies"
         )
 
 
