@@ -642,3 +642,26 @@ def test_settings_without_a_key(cluster: Cluster, setting: str) -> None:
     assert cluster.sql(rows, dbname=name) == wanted
     cluster.sql("SELECT branch.revert(%s)", [merge])
     assert cluster.sql(rows, dbname=name) == before
+
+
+@pytest.mark.parametrize("how", [CARRIED, BY_ROW], ids=["carried", "by row"])
+@pytest.mark.parametrize("key", ["int", "numeric"])
+def test_filled_column(cluster: Cluster, how: str, key: str) -> None:
+    """The target has filled a column, which is NOT NULL now: what is null in base and source has
+    not changed.  Nor has a text that the column's collation takes for the same."""
+    name = f"filled_{how is CARRIED}_{key}".lower()
+    cluster.sql(f"CREATE DATABASE {name}")
+    cluster.psql(
+        "CREATE COLLATION ci"
+        " (provider = icu, locale = 'und-u-ks-level2', deterministic = false);"
+        f"CREATE TABLE t (id {key} PRIMARY KEY, v int, w int, c text COLLATE ci);"
+        "INSERT INTO t SELECT g, NULL, g, 'a' FROM generate_series(1, 300) AS g",
+        name,
+    )
+    cluster.sql(f"SELECT branch.create('{name}_b', '{name}')")
+    cluster.psql("UPDATE t SET v = 0, c = 'b'; ALTER TABLE t ALTER v SET NOT NULL", name)
+    cluster.psql("UPDATE t SET w = -w, c = 'A'", f"{name}_b")
+    what = "SELECT rows_applied, conflicts FROM"
+    assert run(cluster, how, f"{what} branch.merge('{name}_b')") == [(300, 0)]
+    rows = "SELECT DISTINCT v, sign(w), c FROM t"
+    assert cluster.sql(rows, dbname=name) == [(0, -1, "b")]

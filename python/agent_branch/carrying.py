@@ -27,7 +27,7 @@ from agent_branch.rowqueries import key_condition
 from agent_branch.spool import Lines, Room
 from agent_branch.sqltext import Row, Session, Statement, quote_literal
 from agent_branch.staging import Stage, is_set
-from agent_branch.tableshape import positions
+from agent_branch.tableshape import Column, positions
 
 # Characters of places in one statement: some ten thousand rows.
 AT_ONCE = 1 << 20
@@ -125,10 +125,16 @@ class Carrying:
         if self._made:
             return
         self._made = True
-        columns = [column.cast("NULL") for column in self.stage.shape.columns]
+        columns = [self._none(column) for column in self.stage.shape.columns]
         values = [f"{value} AS v{i}" for i, value in enumerate(columns)]
         self._create(self._new, ["NULL::pg_catalog.tid AS place", *values])
         self._create(self._old, [f"{value} AS b{i}" for i, value in enumerate(columns)])
+
+    def _none(self, column: Column) -> str:
+        """No value, with the collation that the target has: versions are compared by it, too."""
+        if column.equals is None:
+            return column.cast("NULL")
+        return f"(SELECT t.{column.sql} FROM {self.stage.shape.only} AS t LIMIT 0)"
 
     def _stage_updates(self, some: Places) -> int:
         """Only keys and what differs leave the source."""

@@ -72,15 +72,14 @@ class Column:
     def same(self, left: str, right: str) -> str:
         """Condition: are two values of the column's type the same?  Never null.
 
-        NULL is the same as NULL.  "IS NOT DISTINCT FROM NULL" is also right for composite
+        NULL is the same as NULL, also in a column that is NOT NULL: that may be so on one side
+        only.  "IS NOT DISTINCT FROM NULL" is also right for composite
         values all of whose fields are null.
         """
         if self.equals is None:
             equal = f"{left}::{TEXT} OPERATOR(pg_catalog.=) {right}::{TEXT}"
         else:
             equal = f"{left} {self.equals} {right}"
-        if self.not_null and self.equals is not None:
-            return f"COALESCE({equal}, false)"
         return (
             f"COALESCE({equal}, {left} IS NOT DISTINCT FROM NULL"
             f" AND {right} IS NOT DISTINCT FROM NULL)"
