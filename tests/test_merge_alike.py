@@ -109,6 +109,66 @@ def test_another_label(cluster: Cluster) -> None:
     assert "the type is not the same everywhere" in str(details(cluster, merge))
 
 
+RENAMED = {
+    "column": "ALTER TABLE t RENAME v TO x",
+    "key": "ALTER TABLE t RENAME id TO x",
+    "table": "ALTER TABLE t RENAME TO x",
+    "all": "ALTER TABLE t RENAME v TO id2; ALTER TABLE t RENAME id TO x; CREATE SCHEMA s;"
+    "ALTER TABLE t SET SCHEMA s; ALTER TABLE s.t RENAME TO x",
+}
+
+
+@pytest.mark.parametrize("what", RENAMED)
+@pytest.mark.parametrize("key", ["int PRIMARY KEY", "numeric PRIMARY KEY", "int"])
+@pytest.mark.parametrize("schema", ["stop", "additive"])
+def test_another_name(cluster: Cluster, what: str, key: str, schema: str) -> None:
+    """What both have renamed is what it was: what one has deleted, or set to null, stays so."""
+    branch, parent = databases = both(
+        cluster,
+        f"renamed_{what}_{'_'.join(key.lower().split())}_{schema}",
+        f"CREATE TABLE t (id {key}, v int, w numeric);"
+        "INSERT INTO t SELECT g, g, g FROM generate_series(1, 300) AS g",
+    )
+    cluster.psql("DELETE FROM t WHERE id = 1; UPDATE t SET v = NULL WHERE id = 2", parent)
+    cluster.psql("UPDATE t SET w = -w WHERE id > 2; DELETE FROM t WHERE id = 300", branch)
+    run(cluster, databases, RENAMED[what])
+    merge = "SELECT rows_applied, conflicts FROM branch.merge(%s, schema => %s)"
+    applied = 298 if "KEY" in key else 297 + 298
+    assert cluster.sql(merge, (branch, schema)) == [(applied, 0)]
+    table = {"table": "x", "all": "s.x"}.get(what, "t")
+    assert cluster.sql(f"SELECT * FROM {table} ORDER BY 1", dbname=parent) == [
+        (2, None, 2),
+        *((n, n, -n) for n in range(3, 300)),
+    ]
+    settled(cluster, branch, parent, table)
+
+
+def test_another_name_on_one_side(cluster: Cluster) -> None:
+    """One has added what the other one has only given that name."""
+    branch, parent = both(
+        cluster,
+        "renamed_once",
+        "CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t VALUES (1, 1)",
+    )
+    cluster.psql("ALTER TABLE t RENAME v TO x; INSERT INTO t VALUES (2, 2)", branch)
+    cluster.psql("ALTER TABLE t DROP v, ADD x int", parent)
+    ((merge, _, conflicts),) = cluster.sql(MERGE, (branch,))
+    assert conflicts == 1
+    assert [kind for kind, _ in details(cluster, merge)] == ["schema"]
+
+
+def test_listed_under_another_name(cluster: Cluster) -> None:
+    branch, parent = databases = both(
+        cluster,
+        "renamed_listed",
+        "CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t VALUES (1, 1), (2, 2)",
+    )
+    run(cluster, databases, "ALTER TABLE t RENAME TO x")
+    cluster.psql("DELETE FROM x WHERE id = 1", parent)
+    listed = "SELECT rows_applied, conflicts FROM branch.merge(%s, tables => '{x}')"
+    assert cluster.sql(listed, (branch,)) == [(0, 0)]
+
+
 def test_a_table(cluster: Cluster) -> None:
     """Its rows are new on either side, whatever the order of its columns."""
     branch, parent = both(cluster, "made", "CREATE TABLE t (id int PRIMARY KEY)")

@@ -6,7 +6,7 @@ were merged apart from others begin with a state of their own (``Begun``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 
 import plpy
@@ -14,6 +14,7 @@ import plpy
 from agent_branch import bags
 from agent_branch.blocks import ALL
 from agent_branch.carrier import PageCarrier
+from agent_branch.catalog import Table
 from agent_branch.clashes import Clash, Clashes
 from agent_branch.compare import Extent, Extents
 from agent_branch.conduct import Attempt
@@ -164,7 +165,7 @@ class Merging(Attempt):
         there = limited(theirs, part.has)
         names = begin.base.name, self.theirs.database, self.pair.source
         extents = _extents_of_theirs(base, there, names)
-        return Begun(self, part, begin.base, base, there, extents)
+        return Begun(self, part, begin.base, base, there, extents, of_base.tables)
 
     @staticmethod
     def _planned(parts: Sequence[Begun], ours: Side) -> dict[TableId, tuple[Begun, TablePlan]]:
@@ -205,7 +206,7 @@ class Merging(Attempt):
 class Begun:
     """Tables of a merge that begin with one state, and what base and source have of them.
 
-    ``of_theirs``: where the two may differ.
+    ``of_theirs``: where the two may differ; ``known``: tables of the base, merged or not.
     """
 
     merging: Merging
@@ -214,6 +215,7 @@ class Begun:
     base: Side
     theirs: Side
     of_theirs: Extents
+    known: Mapping[TableId, Table]
     pairing: PagePairing | None = None
     carrier: PageCarrier | None = None
     _three: ThreeWay | None = None
@@ -223,7 +225,9 @@ class Begun:
         there = limited(ours, self.part.has)
         of_ours = changed_extents(self.frozen.name, self.merging.pair.target, self.base, there)
         mode, made = self.merging.options.schema, self.merging.made
-        three = ThreeWay(self.base, there, self.theirs, self.of_theirs, of_ours, mode)
+        three = ThreeWay(
+            self.base, there, self.theirs, self.of_theirs, of_ours, mode, known=self.known
+        )
         if made is not None:
             applied = isinstance(self.merging.ours, Target)
             three = replace(

@@ -100,7 +100,7 @@ def diff_rows(
 
 
 def can_pair(plan: TableDiff) -> bool:
-    return not plan.blocks.whole and plan.shape.exact_key and not plan.lacking
+    return not plan.blocks.whole and plan.shape.exact_key and plan.alike
 
 
 def paired(

@@ -19,6 +19,7 @@ class TableState:
     ``lineage``: same for two sides if they have the same file, or copies of one file that
     differ in the changed pages only.  ``changed``: pages changed since the two parted; None
     if that cannot be told.  ``pages``: size, in blocks.  ``logged``: if not, a frozen one is empty.
+    ``oid``: the same for versions of one table, whatever it is called; 0: not known.
     """
 
     shape: TableShape
@@ -26,6 +27,7 @@ class TableState:
     changed: Blocks | None = None
     pages: int = 0
     logged: bool = True
+    oid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,8 @@ class TableDiff:
     ``shape``: what is compared, which is the columns that both have, under the names of both;
     its key is what rows are matched by, empty if they can only be counted.  ``blocks``: what is
     read on either side.  ``reason``: why they are read whole, empty if they are not.  ``lacking``:
-    columns of ``shape`` that the version before has not got, as TableShape has them.
+    columns of ``shape`` that the version before has not got, as TableShape has them, like
+    ``aliases``.  ``called``: schema and name of the version before, if they are others.
     """
 
     shape: TableShape
@@ -43,11 +46,23 @@ class TableDiff:
     reason: str
     pages_read: int
     lacking: tuple[tuple[str, Value], ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
+    called: tuple[str, str] | None = None
+
+    @property
+    def alike(self) -> bool:
+        """Is the version before read as the other one is?"""
+        return not self.lacking and not self.aliases and self.called is None
 
     @property
     def before(self) -> TableShape:
         """``shape`` as the version before is read."""
-        return replace(self.shape, lacking=self.lacking) if self.lacking else self.shape
+        if self.alike:
+            return self.shape
+        schema, name = self.called or self.shape.id
+        return replace(
+            self.shape, schema=schema, name=name, lacking=self.lacking, aliases=self.aliases
+        )
 
     @property
     def counted(self) -> bool:

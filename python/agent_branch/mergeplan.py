@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 
 from agent_branch.diffplan import TableDiff, TableState, plan_diff
 from agent_branch.hints import Literal
-from agent_branch.newcolumns import added_alike, kind_of
+from agent_branch.newcolumns import added_alike, as_renamed, kind_of, renamed_alike
 from agent_branch.records import dataclass, replace
 from agent_branch.sqltext import TEXT, Value
 from agent_branch.tableshape import (
@@ -77,6 +77,10 @@ def plan_table(
         if lenient or not base.logged:
             return TablePlan("nothing", theirs.shape, reason=UNLOGGED)
         return TablePlan("conflict", theirs.shape, reason=UNLOGGED)
+    aliases: tuple[tuple[str, str], ...] = ()
+    if ours is not None:
+        aliases = renamed_alike(base, ours, theirs)
+        base = replace(base, shape=as_renamed(base.shape, aliases))
     if untouched(base, theirs) and not added:
         return TablePlan("nothing")
     if ours is None:
@@ -88,7 +92,11 @@ def plan_table(
     different = _different_columns(base, ours, theirs, lenient, named, vetted)
     if different:
         return TablePlan("conflict", ours.shape, reason=different)
-    return _plan_rows(base, ours, theirs, lacking, added)
+    called = None if base.shape.id == ours.shape.id else base.shape.id
+    plan = _plan_rows(base, ours, theirs, lacking, added)
+    if plan.theirs is None or (called is None and not aliases):
+        return plan
+    return replace(plan, theirs=replace(plan.theirs, aliases=aliases, called=called))
 
 
 def _made_by_both(ours: TableState, theirs: TableState) -> TablePlan:

@@ -128,7 +128,7 @@ class TableShape:
     be counted.  ``other_keys``: further sets of columns that are unique and never null.
 
     ``lacking``: columns that the table does not have where it is read, and the texts that its rows
-    have in them all the same.
+    have in them all the same.  ``aliases``: columns that have another name there, and that.
     """
 
     schema: str
@@ -139,6 +139,7 @@ class TableShape:
     uniques: tuple[Unique, ...] = ()
     foreign_keys: tuple[ForeignKey, ...] = ()
     lacking: tuple[tuple[str, Value], ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
 
     @property
     def id(self) -> tuple[str, str]:
@@ -155,14 +156,19 @@ class TableShape:
 
     @property
     def rows(self) -> str:
-        """What rows are read from: the table, with the columns that it is lacking."""
-        if not self.lacking:
+        """What rows are read from: the table, with these columns under their names here."""
+        if not self.lacking and not self.aliases:
             return self.only
-        others = ", ".join(
-            f"{'NULL' if text is None else quote_literal(text)}::{TEXT} AS {quote_ident(name)}"
-            for name, text in self.lacking
-        )
-        return f"(SELECT t.*, t.ctid, {others} FROM {self.only} AS t)"
+        lacking, aliases = dict(self.lacking), dict(self.aliases)
+
+        def value(name: str) -> str:
+            if name not in lacking:
+                return f"t.{quote_ident(aliases.get(name, name))}"
+            text = lacking[name]
+            return f"{'NULL' if text is None else quote_literal(text)}::{TEXT}"
+
+        columns = ", ".join(f"{value(column.name)} AS {column.sql}" for column in self.columns)
+        return f"(SELECT t.ctid, {columns} FROM {self.only} AS t)"
 
     @property
     def stored(self) -> tuple[int, ...]:

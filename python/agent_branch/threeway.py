@@ -63,6 +63,8 @@ class ThreeWay:
     created: Collection[TableId] = ()
     added: Mapping[TableId, Collection[str]] = field(default_factory=dict)
     vetted: bool = False
+    # Of the base, also tables that are not merged: one may have been renamed since.
+    known: Mapping[TableId, Table] = field(default_factory=dict)
 
     @property
     def names(self) -> list[TableId]:
@@ -72,7 +74,7 @@ class ThreeWay:
         if name in self.created:
             return TablePlan("create", self.ours.tables[name].shape)
         plan = plan_table(
-            _state(self.base.tables.get(name), self.of_theirs.get(name, UNKNOWN), before=True),
+            _state(self._before(name), self.of_theirs.get(name, UNKNOWN), before=True),
             _state(self.ours.tables.get(name), self.of_ours.get(name, UNKNOWN)),
             _state(self.theirs.tables.get(name), self.of_theirs.get(name, UNKNOWN)),
             lenient=self.mode == "ignore",
@@ -84,6 +86,14 @@ class ThreeWay:
                 return TablePlan("nothing", plan.shape, reason="only the source has the table")
             return TablePlan("conflict", plan.shape, reason="only the source has the table")
         return plan
+
+    def _before(self, name: TableId) -> Table | None:
+        """The table in the base, under another name if both sides have renamed it."""
+        ours, theirs = self.ours.tables.get(name), self.theirs.tables.get(name)
+        found = self.base.tables.get(name)
+        if found is not None or ours is None or theirs is None or ours.oid != theirs.oid:
+            return found
+        return next((table for table in self.known.values() if table.oid == ours.oid), None)
 
     def of_target(self, name: TableId) -> TableDiff | None:
         """Where the target may differ from the base; None: one of them does not have the table."""
@@ -118,4 +128,4 @@ def _state(table: Table | None, extent: Extent, *, before: bool = False) -> Tabl
         return None
     changed = NONE if before and extent.changed is not None else extent.changed
     pages = extent.before if before else extent.after
-    return TableState(table.shape, table.file, changed, pages, logged=table.logged)
+    return TableState(table.shape, table.file, changed, pages, logged=table.logged, oid=table.oid)
