@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
 import pytest
-from ab_cluster import Cluster
+from ab_cluster import Cluster, wait_for
 
 # Characters of a value: three of them do not fit into the text that is read as one jsonb.
 LONG = 23_000_000
@@ -111,6 +112,35 @@ def test_long_rows_are_written_down_a_few_at_a_time(cluster: Cluster) -> None:
     print(f"{grown / (1 << 20):.1f} MB more than before")
     assert grown < 32 << 20
     assert {letter for _, _, _, letter in cluster.sql(WHOLE, dbname="few")} == {"t"}
+
+
+def test_decided_by_two_at_once(cluster: Cluster) -> None:
+    """One merges, what was found and no more; the other one says that it is done."""
+    name = "two"
+    pair(cluster, name, 3, 4)
+    ((merge,),) = cluster.sql("SELECT merge_id FROM branch.merge(%s)", (f"{name}_b",))
+    resolve = "SELECT merge_id FROM branch.conflicts_resolve(%s, 'theirs')"
+    cluster.psql("UPDATE t SET v = 0 WHERE id = 1", f"{name}_b")
+    with cluster.connect(name, autocommit=False) as holder, ThreadPoolExecutor() as pool:
+        holder.execute("LOCK TABLE t IN ROW EXCLUSIVE MODE")
+        calls = [pool.submit(cluster.sql, resolve, (merge,)) for _ in range(2)]
+        wait_for(
+            lambda: (
+                cluster.scalar(
+                    "SELECT count(DISTINCT locktype) FROM pg_locks WHERE NOT granted"
+                    " AND locktype IN ('advisory', 'relation')"
+                )
+                == 2
+            ),
+            what="both to wait",
+        )
+        holder.rollback()
+        done = [call.result() for call in calls if call.exception() is None]
+        (refused,) = (call.exception() for call in calls if call.exception() is not None)
+    assert isinstance(refused, psycopg.errors.ObjectNotInPrerequisiteState)
+    assert cluster.sql("SELECT DISTINCT v FROM t", dbname=name) == [(ord("t"),)]
+    note = cluster.scalar("SELECT note FROM branch.merges WHERE id = %s", (merge,))
+    assert note == f"merge {done[0][0][0]}"
 
 
 def test_unknown_merge(cluster: Cluster) -> None:

@@ -87,6 +87,8 @@ def _find(number: int, names: tuple[str, str], options: Options, reverts: int | 
         pair = find_merged(reverts)
         mergelog.lock_pair(Pair(pair.target, pair.target_id, pair.target, pair.target_id))
         check_merged(reverts)
+    if options.schema == "additive":
+        raise UnfitError  # only rows are kept of what it was to bring
     with Log() as log:
         rows = log.rows(_FITS.format(number=number, source=pair.source_id, target=pair.target_id))
     if not rows:
@@ -158,8 +160,6 @@ def _open_source(found: Decided) -> Reading | None:
 
 def resolve(number: int, names: tuple[str, str], options: Options, reverts: int | None) -> Result:
     """The merge, done, under a number of its own.  Raises ``UnfitError``, and errors of merges."""
-    if options.schema == "additive":
-        raise UnfitError  # only rows are kept of what it was to bring
     found = _find(number, names, options, reverts)
     theirs = _open_source(found)
     target = Target(found.pair.target)

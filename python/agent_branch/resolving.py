@@ -168,7 +168,8 @@ def conflicts_resolve(number: int | None, side: str | None, tables: Sequence[str
                 number, (found.source, found.target), found.options, found.reverts
             )
         except UnfitError:
-            pass
+            # The databases are locked: somebody else may have been faster.
+            found = _merge_to_resolve(number)
         decided = replace(found.options, decisions=_decisions(number))
         if found.reverts is not None:
             return run_revert(found.reverts, decided, resolves=number)[0]
