@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -122,21 +123,20 @@ def test_killed_at_each_point(cluster: Cluster) -> None:
     assert cluster.sql(left) == [(1,)]
 
 
-def test_begun_while_another_commits(cluster: Cluster) -> None:
-    """Who merged is ended while the target commits.  What the source has changed back by the next
-    merge is compared with what that one has brought, not with what was before."""
+@contextmanager
+def ended_while_it_commits(cluster: Cluster, what: str) -> Iterator[None]:
+    """Somebody calls that, and is ended while the target, main, commits; that goes on when somebody
+    waits for it, or the block ends."""
     worker = (
         "SELECT pid FROM pg_stat_activity WHERE backend_type = 'agent_branch remote'"
         " AND datname = 'main' AND wait_event = 'SyncRep'"
     )
-    cluster.sql(AT_COMMIT + "ALTER TABLE t DISABLE TRIGGER tell", dbname="main")
-    cluster.sql("SELECT branch.create('b')")
-    cluster.sql("UPDATE t SET v = 'new'", dbname="b")
+    waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
     with ThreadPoolExecutor() as pool:
         with cluster.connect("main", autocommit=False) as holder:
             holder.execute("LOCK TABLE t IN ROW EXCLUSIVE MODE")
             client = cluster.connect()
-            ended = pool.submit(client.execute, "SELECT branch.merge('b')")
+            ended = pool.submit(client.execute, f"SELECT {what}")
             wait_for(
                 lambda: cluster.scalar("SELECT count(*) FROM pg_locks WHERE NOT granted"),
                 what="the merge to wait for the table",
@@ -147,17 +147,45 @@ def test_begun_while_another_commits(cluster: Cluster) -> None:
         cluster.sql("SELECT pg_terminate_backend(%s)", [client.info.backend_pid])
         assert ended.exception() is not None
         cluster.set(synchronous_standby_names="")
+        over = threading.Event()
+
+        def go_on() -> None:
+            wait_for(lambda: over.is_set() or cluster.scalar(waiting), what="somebody to wait")
+            os.kill(pid, signal.SIGCONT)
+
+        going = pool.submit(go_on)
+        try:
+            yield
+        finally:
+            over.set()
+            going.result()
+
+
+def test_begun_while_another_commits(cluster: Cluster) -> None:
+    """What the source has changed back by the next merge is compared with what that one has
+    brought, not with what was before."""
+    cluster.sql(AT_COMMIT + "ALTER TABLE t DISABLE TRIGGER tell", dbname="main")
+    cluster.sql("SELECT branch.create('b')")
+    cluster.sql("UPDATE t SET v = 'new'", dbname="b")
+    with ended_while_it_commits(cluster, "branch.merge('b')"):
         cluster.sql("UPDATE t SET v = 'old'", dbname="b")
-        merging = pool.submit(cluster.sql, "SELECT rows_applied FROM branch.merge('b')")
-        wait_for(
-            lambda: cluster.scalar(
-                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-            ),
-            what="the next merge to wait for the commit",
-        )
-        os.kill(pid, signal.SIGCONT)
-        assert merging.result() == [(100,)]
+        assert cluster.sql("SELECT rows_applied FROM branch.merge('b')") == [(100,)]
     assert new(cluster) == 0
+
+
+def test_taken_back_while_that_commits(cluster: Cluster) -> None:
+    """What was taken back is not taken back again."""
+    cluster.sql("CREATE TABLE t (v text); INSERT INTO t VALUES ('new')", dbname="main")
+    cluster.sql("SELECT branch.create('b')")
+    cluster.sql("INSERT INTO t VALUES ('new')", dbname="b")
+    ((number,),) = cluster.sql("SELECT merge_id FROM branch.merge('b')")
+    assert new(cluster) == 2
+    with (
+        ended_while_it_commits(cluster, f"branch.revert({number})"),
+        pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="taken back already"),
+    ):
+        cluster.sql("SELECT branch.revert(%s)", [number])
+    assert new(cluster) == 1
 
 
 def test_revert_killed(cluster: Cluster) -> None:

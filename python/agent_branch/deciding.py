@@ -85,7 +85,7 @@ def _find(number: int, names: tuple[str, str], options: Options, reverts: int | 
         mergelog.lock_pair(pair)
     else:
         pair = find_merged(reverts)
-        mergelog.lock_pair(Pair(pair.target, pair.target_id, pair.target, pair.target_id))
+        mergelog.lock_target(pair)
         check_merged(reverts)
     if options.schema == "additive":
         raise UnfitError  # only rows are kept of what it was to bring

@@ -122,7 +122,7 @@ def begin(
             )[0][0]
             or 0
         )
-        _wait_for_commits(log, pair)
+        wait_for_commits(log, pair)
         log.rows(
             "SELECT branch._merge_over(m.id) FROM branch.merge_log AS m"
             f" WHERE m.state = 'committing' AND m.target_id = {pair.target_id}"
@@ -132,9 +132,16 @@ def begin(
     return Begun(number, bases)
 
 
-def _wait_for_commits(log: Log, pair: Pair) -> None:
-    """Who merged may have been ended while the target commits.  That may take a while, and nobody
-    says what both have in common before it is over."""
+def lock_target(pair: Pair) -> None:
+    """The same for one that takes a merge back, which needs no source; others are over then."""
+    lock_pair(replace(pair, source=pair.target, source_id=pair.target_id))
+    with Log() as log:
+        wait_for_commits(log, pair)
+
+
+def wait_for_commits(log: Log, pair: Pair) -> None:
+    """Who merged may have been ended while the target commits.  That may take a while, and before
+    it is over nobody can say what both have in common, or what was taken back."""
     if log.rows(_COMMITTING.format(pair.target_id)):
         with Remote.target(pair.target) as session:
             session.run("SELECT 1")

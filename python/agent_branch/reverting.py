@@ -176,7 +176,7 @@ def check_merged(number: int) -> None:
 def run_revert(number: int, options: Options, resolves: int | None = None) -> tuple[Result, bool]:
     """As ``merging.run_merge``: what merge ``number`` did, taken back."""
     pair = find_merged(number)
-    mergelog.lock_pair(Pair(pair.target, pair.target_id, pair.target, pair.target_id))
+    mergelog.lock_target(pair)
     check_merged(number)
     book = Book()
     begun = mergelog.begin(
