@@ -114,6 +114,7 @@ def test_every_type(cluster: Cluster, b: str) -> None:
     [
         "CREATE TABLE child (id int REFERENCES flags ON DELETE CASCADE)",
         "CREATE TABLE child (id int REFERENCES flags ON DELETE RESTRICT)",
+        "CREATE TABLE child (v boolean REFERENCES flags (v) ON UPDATE CASCADE)",
         "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
         " CREATE TRIGGER f BEFORE UPDATE ON flags FOR EACH ROW EXECUTE FUNCTION f()",
         "CREATE RULE r AS ON DELETE TO flags DO ALSO SELECT 1",

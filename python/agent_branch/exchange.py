@@ -2,8 +2,9 @@
 
 Refused by the constraint one by one, rows that are in each other's way are deleted and inserted
 again by one statement.  Whoever could tell that from an UPDATE forbids it: triggers, rules, row
-security, and foreign keys to the table that do something when a row is deleted.  Those that do
-nothing are checked when the statement is over, and find the row that is there then.
+security, and foreign keys to the table that do something when a row is deleted, or when what they
+point to is updated.  Those that do nothing are checked when the statement is over, and find the
+row that is there then.
 """
 
 from __future__ import annotations
@@ -12,7 +13,14 @@ from agent_branch.claims import Claims
 from agent_branch.hints import Iterable, Iterator, Sequence
 from agent_branch.merge import Update
 from agent_branch.rowqueries import key_condition
-from agent_branch.sqltext import Row, Statement, columns_of, quote_literal, unnest
+from agent_branch.sqltext import (
+    Row,
+    Statement,
+    array_text,
+    columns_of,
+    quote_literal,
+    unnest,
+)
 from agent_branch.tableshape import TableShape, positions
 
 # What constraints say that keep rows apart: unique, exclusion.
@@ -22,7 +30,7 @@ WHY_NOT = (
     "Other rows of this merge take its values, and no value of the type is free for a moment; rows"
     " are deleted and inserted again instead only where the role may do both and the table has no"
     " triggers (fire_triggers => false), rules, row security for the role, or foreign keys to it"
-    " with an action ON DELETE."
+    " with an action ON DELETE, or ON UPDATE of what is exchanged."
 )
 
 
@@ -46,7 +54,9 @@ def groups(claims: Iterable[Claims], updates: Sequence[Update]) -> Iterator[list
     return (group for group in found.values() if len(group) > 1)
 
 
-def may_exchange(shape: TableShape) -> Statement:
+def may_exchange(shape: TableShape, updates: Sequence[Update]) -> Statement:
+    changed = sorted({i for update in updates for i in positions(update.columns)})
+    columns = array_text([shape.columns[i].name for i in changed])
     table = f"{quote_literal(shape.sql)}::pg_catalog.regclass"
     return Statement(
         f"SELECT NOT pg_catalog.row_security_active({table})"
@@ -59,7 +69,13 @@ def may_exchange(shape: TableShape) -> Statement:
         f" WHERE w.ev_class OPERATOR(pg_catalog.=) {table})"
         " AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint AS k"
         f" WHERE k.confrelid OPERATOR(pg_catalog.=) {table}"
-        " AND k.contype OPERATOR(pg_catalog.=) 'f' AND k.confdeltype OPERATOR(pg_catalog.<>) 'a')"
+        " AND k.contype OPERATOR(pg_catalog.=) 'f' AND (k.confdeltype OPERATOR(pg_catalog.<>) 'a'"
+        " OR k.confupdtype OPERATOR(pg_catalog.<>) 'a' AND EXISTS ("
+        "SELECT FROM pg_catalog.pg_attribute AS a"
+        " WHERE a.attrelid OPERATOR(pg_catalog.=) k.confrelid"
+        " AND a.attnum OPERATOR(pg_catalog.=) ANY (k.confkey)"
+        " AND a.attname::pg_catalog.text OPERATOR(pg_catalog.=)"
+        f" ANY ({quote_literal(columns)}::pg_catalog.text[]))))"
     )
 
 

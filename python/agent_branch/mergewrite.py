@@ -266,7 +266,7 @@ class Writing:
         return left
 
     def _exchange(self, shape: TableShape, updates: Sequence[Update]) -> bool:
-        if list(self.ours.rows(may_exchange(shape))) != [("t",)]:
+        if list(self.ours.rows(may_exchange(shape, updates))) != [("t",)]:
             return False
         whole = next(one for one in self.schema if one.id == shape.id)
         try:
