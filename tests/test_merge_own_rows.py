@@ -106,3 +106,40 @@ def test_a_row_comes_just_before(cluster: Cluster, right: str) -> None:
         assert merging.result()[0][1:] == (3, 0)
         assert isinstance(inserting.exception(), psycopg.errors.ForeignKeyViolation)
     assert cluster.sql("TABLE c", dbname=parent) == []
+
+
+def test_in_a_circle(cluster: Cluster) -> None:
+    """Of two tables that must be deleted from by one statement."""
+    branch, parent = both(
+        cluster,
+        "own_circle",
+        "CREATE TABLE egg (id int PRIMARY KEY, hen int NOT NULL);"
+        "CREATE TABLE hen (id int PRIMARY KEY, egg int NOT NULL REFERENCES egg ON DELETE CASCADE);"
+        "ALTER TABLE egg ADD FOREIGN KEY (hen) REFERENCES hen ON DELETE CASCADE;"
+        "WITH e AS (INSERT INTO egg VALUES (1, 1), (2, 2), (3, 3))"
+        " INSERT INTO hen VALUES (1, 1), (2, 2), (3, 3)",
+    )
+    cluster.psql("INSERT INTO hen VALUES (5, 1)", parent)
+    cluster.psql("DELETE FROM egg WHERE id < 3", branch)
+    ((merge, _, conflicts),) = cluster.sql(MERGE, (branch,))
+    assert conflicts == 1
+    found = cluster.sql("SELECT table_name, our_row FROM branch.conflict_rows(%s)", (merge,))
+    assert found == [("public.hen", {"id": 5, "egg": 1})]
+    taken = "SELECT rows_applied FROM branch.merge(%s, strategy => 'theirs')"
+    assert cluster.sql(taken, (branch,)) == [(4,)]
+    assert cluster.sql("TABLE hen", dbname=parent) == [(3, 3)]
+
+
+def test_behind_a_partition(cluster: Cluster) -> None:
+    """Each is one conflict, though there are two foreign keys."""
+    branch, parent = both(
+        cluster,
+        "own_partition",
+        "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id);"
+        "CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (100); INSERT INTO p VALUES (1);"
+        "CREATE TABLE c (id int PRIMARY KEY, p int REFERENCES p ON DELETE CASCADE)",
+    )
+    cluster.psql("INSERT INTO c VALUES (10, 1)", parent)
+    cluster.psql("DELETE FROM p", branch)
+    assert cluster.sql(MERGE, (branch,))[0][1:] == (0, 1)
+    assert cluster.sql("TABLE c", dbname=parent) == [(10, 1)]

@@ -145,23 +145,26 @@ def _late_writes(group: Group) -> list[Pass]:
 
 
 def _guards(group: Group, tables: Sequence[TableShape], schema: Sequence[TableShape]) -> list[Pass]:
-    """Of tables that are deleted from in one statement, only rows outside can be asked for."""
-    together_with = {table.id for table in group.tables} if group.at_once else set()
+    """Before tables are deleted from.  Rows of others that are deleted from by the same statement
+    are there still; they are left out by their keys."""
+    beside = {table.id: table for table in group.tables} if group.at_once else {}
     whole = {table.id: table for table in schema}
     passes: list[Pass] = []
     for table in tables:
-        guards = [
-            Pass(
-                "guard", (GuardPart(table, whole.get(table.id, table), child, key),), group.at_once
-            )
-            for child in schema
-            for key in child.foreign_keys
-            if key.target == table.id
-            and key.on_delete in CASCADING
-            and (child.id == table.id or child.id not in together_with)
-        ]
-        if guards:
-            passes += [Pass("hold", (HoldPart(table),)), *guards]
+        parts: dict[tuple[object, ...], GuardPart] = {}
+        for child in schema:
+            other = beside.get(child.id) if child.id != table.id else None
+            if other is not None and not other.key:
+                continue
+            for key in child.foreign_keys:
+                if key.target == table.id and key.on_delete in CASCADING:
+                    # To a partition there are two, its own one and that of the whole.
+                    alike = (child.id, key.columns, key.target_columns)
+                    part = GuardPart(table, whole.get(table.id, table), child, key, other)
+                    parts.setdefault(alike, part)
+        if parts:
+            passes.append(Pass("hold", (HoldPart(table),)))
+            passes += [Pass("guard", (part,), group.at_once) for part in parts.values()]
     return passes
 
 

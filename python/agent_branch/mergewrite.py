@@ -129,7 +129,7 @@ class Writing:
                 yield from self._write_staged(one, part, refused)
             for part, statement in statements(one, self._actions, self.limits):
                 if isinstance(part, GuardPart):
-                    yield from self._endangered(part, self.ours.rows(statement))
+                    yield from self._endangered(part, self.ours.rows(self._but(part, statement)))
                 elif one.kind == "hold":
                     self._hold(part, statement)
                 elif one.kind == "early":
@@ -309,6 +309,13 @@ class Writing:
             tables = [(s or "", t or "") for s, t in self.ours.rows(Statement(found))]
             said = f'It was raised by trigger "{name}" of {table_text(tables)}.'
             raise error.with_detail(said) from error
+
+    def _but(self, part: GuardPart, statement: Statement) -> Statement:
+        """Without what is deleted from the other table by the same statement."""
+        if part.beside is None:
+            return statement
+        actions = self._actions(part.beside.id)
+        return part.but(statement, [a.key for a in actions if isinstance(a, Delete)])
 
     def _endangered(self, part: GuardPart, answers: Iterator[Row]) -> Iterator[Endangered]:
         width = len(part.shape.key)

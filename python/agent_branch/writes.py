@@ -256,13 +256,28 @@ class GuardPart:
 
     Rows of the answer: the key of the row to be deleted / the row of ``child`` as jsonb.  What
     the merge deletes from ``child`` itself is gone by then, or is in the batch.  ``whole``: the
-    table with all its columns; what it points to may be one that is not merged.
+    table with all its columns; what it points to may be one that is not merged.  ``beside``: the
+    child as it is merged, if the same statement deletes from both.
     """
 
     shape: TableShape
     whole: TableShape
     child: TableShape
     key: ForeignKey
+    beside: TableShape | None = None
+
+    def but(self, statement: Statement, gone: Sequence[Row]) -> Statement:
+        """The same without rows of the child with these keys."""
+        if self.beside is None or not gone:
+            return statement
+        keys, names = _keys(self.beside)
+        source = _source(keys, names, len(statement.parameters) + 1)
+        return Statement(
+            f"{statement.template} WHERE NOT EXISTS"
+            f" (SELECT FROM {source} WHERE {key_condition(self.beside, 'c', 'r')})",
+            (*statement.parameters, *columns_of(gone, len(keys))),
+            statement.rows,
+        )
 
     def _merged(self) -> list[int]:
         """Positions of the columns that are pointed to and merged."""
