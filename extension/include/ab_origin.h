@@ -32,6 +32,7 @@ typedef struct AbFork
 								 * generation only (rule 22) */
 	bool		own_writable;	/* it exists, everybody knows or will see, and its
 								 * name is durable */
+	uint32		reading;		/* of the slots, that limit and dropped are of */
 } AbFork;
 
 /*

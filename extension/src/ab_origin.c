@@ -59,6 +59,7 @@ struct AbBranch
 	AbLimitSlot *slots;			/* used ones only */
 	int			nslots;
 	int			nfree;
+	uint32		readings;		/* of the slots; a fork knows which it was worked out from */
 };
 
 static HTAB *branches = NULL;
@@ -97,7 +98,7 @@ forget_all(void)
 
 /* Work out limit and tombstone of a fork from manifest and slots. */
 static void
-apply_slots(AbBranch *b, AbFork *f)
+apply_slots(const AbBranch *b, AbFork *f)
 {
 	f->dropped = false;
 	f->limit = f->entry ? f->entry->nblocks : 0;
@@ -118,21 +119,26 @@ apply_slots(AbBranch *b, AbFork *f)
 
 /* Same incarnation, new generation: keep what is still known. */
 static void
-refresh_forks(AbBranch *b)
+refresh_fork(const AbBranch *b, AbFork *f)
 {
-	HASH_SEQ_STATUS scan;
-	AbFork	   *f;
-
-	hash_seq_init(&scan, b->forks);
-	while ((f = hash_seq_search(&scan)) != NULL)
+	apply_slots(b, f);
+	if (!f->own_exists || f->dropped)
 	{
-		apply_slots(b, f);
-		if (!f->own_exists || f->dropped)
-		{
-			f->own_known = false;
-			f->own_writable = false;
-		}
+		f->own_known = false;
+		f->own_writable = false;
 	}
+	f->reading = b->readings;
+}
+
+/*
+ * Each fork when it is next looked up: who drops many relations comes here for each, and knows
+ * all forks of those that he has dropped.
+ */
+static void
+outdate_forks(AbBranch *b)
+{
+	b->readings++;
+	MemSet(b->recent, 0, sizeof(AbFork *) * AB_RECENT_FORKS);
 }
 
 static void
@@ -153,6 +159,7 @@ start_entry(AbBranch *b, const AbOriginHeader *header)
 	b->recent = MemoryContextAllocZero(b->cxt, sizeof(AbFork *) * AB_RECENT_FORKS);
 	b->slots = NULL;
 	b->nslots = 0;
+	b->readings = 0;
 	b->is_branch = true;
 	cached_branches++;
 }
@@ -202,7 +209,7 @@ load_files(AbBranch *b)
 	b->nslots = image.nslots;
 	b->nfree = image.nfree;
 	ab_originfile_free(&image);
-	refresh_forks(b);
+	outdate_forks(b);
 }
 
 /* Has a snapshot, or one of those whose layers it names, been removed? */
@@ -439,8 +446,9 @@ find_fork(AbBranch *b, const AbForkKey *key)
 		f->own_known = false;
 		f->own_exists = false;
 		f->own_writable = false;
-		apply_slots(b, f);
 	}
+	if (!found || f->reading != b->readings)
+		refresh_fork(b, f);
 	return f;
 }
 
