@@ -329,29 +329,23 @@ ab_overlay_read(AbBranch *b, AbFork *f, SMgrRelation reln, BlockNumber block,
 }
 
 /*
- * Normally md has all segments open, because the caller asked for the size just
- * before.  If the file was made by another process since then, cut it by path.
+ * Cut by path what md has not open: segments from segno on.  Normally there are none, because
+ * the caller asked for the size just before, and then md opens all.  But another process may
+ * have made the file since then; and recovery remembers the size that it was told before.
  */
-void
-ab_overlay_truncate(AbBranch *b, AbFork *f, SMgrRelation reln,
-					BlockNumber old_blocks, BlockNumber nblocks)
+static void
+cut_by_path(RelFileNode rnode, ForkNumber fork, BlockNumber segno, BlockNumber nblocks)
 {
-	RelFileNode rnode = reln->smgr_rnode.node;
 	char		path[MAXPGPATH];
 	struct stat st;
 
-	if (reln->md_num_open_segs[f->key.fork] > 0)
-	{
-		mdtruncate(reln, f->key.fork, old_blocks, nblocks);
-		return;
-	}
-	for (BlockNumber segno = 0;; segno++)
+	for (;; segno++)
 	{
 		off_t		length = segment_length(nblocks, segno);
 		bool		ok;
 		int			fd;
 
-		ab_relation_path(path, rnode, f->key.fork, segno);
+		ab_relation_path(path, rnode, fork, segno);
 		fd = BasicOpenFile(path, O_RDWR | PG_BINARY);
 		if (fd < 0 && errno == ENOENT)
 			break;
@@ -364,4 +358,16 @@ ab_overlay_truncate(AbBranch *b, AbFork *f, SMgrRelation reln,
 					 errmsg("could not truncate file \"%s\": %m", path)));
 		close(fd);
 	}
+}
+
+void
+ab_overlay_truncate(AbBranch *b, AbFork *f, SMgrRelation reln,
+					BlockNumber old_blocks, BlockNumber nblocks)
+{
+	ForkNumber	fork = f->key.fork;
+	BlockNumber known = reln->md_num_open_segs[fork];
+
+	if (known > 0)
+		mdtruncate(reln, fork, old_blocks, nblocks);
+	cut_by_path(reln->smgr_rnode.node, fork, known, nblocks);
 }
