@@ -643,6 +643,28 @@ def test_database_in_a_tablespace(cluster: Cluster, tablespace: str) -> None:
     healthy(cluster)
 
 
+def test_copy_with_another_default_tablespace(cluster: Cluster, tablespace: str) -> None:
+    """CREATE DATABASE ... TEMPLATE is refused where the new default tablespace has tables already
+    that name it: ALTER DATABASE ... SET TABLESPACE of the copy would take their files along.  Of
+    a branch that inherits them there are none to be seen."""
+    table = f"CREATE TABLE t TABLESPACE {tablespace} AS SELECT generate_series(1, 10) AS id"
+    parent = create_database(cluster, "p_default", table, "CREATE TABLE here AS SELECT 5 AS x")
+    create(cluster, "b_default", parent)
+    for template in (parent, "b_default"):
+        error = refused(
+            cluster, f"CREATE DATABASE c TEMPLATE {template} TABLESPACE {tablespace}", "0A000"
+        )
+        assert f'"{template}" already has some tables' in str(error.diag.message_detail)
+    cluster.sql("CREATE DATABASE c TEMPLATE b_default TABLESPACE pg_default")
+    cluster.sql("ALTER DATABASE c SET TABLESPACE pg_default")
+    assert cluster.scalar("SELECT count(*) FROM t", dbname="c") == 10
+    cluster.sql("DROP DATABASE c")
+
+    run(cluster, "b_default", "DROP TABLE t")
+    cluster.sql(f"CREATE DATABASE c TEMPLATE b_default TABLESPACE {tablespace}")
+    assert cluster.scalar("SELECT x FROM here", dbname="c") == 5
+
+
 SEGMENT_BLOCKS = (1 << 30) // BLOCK
 
 

@@ -15,6 +15,7 @@
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "commands/extension.h"
+#include "commands/tablespace.h"
 #include "miscadmin.h"
 #include "nodes/pg_list.h"
 #include "storage/lmgr.h"
@@ -170,6 +171,46 @@ ensure_directory(Oid db)
 		ab_dir_ensure(db, tablespace_of(db));
 }
 
+/* Does a branch inherit tables there?  It may have no files of its own of them. */
+static bool
+inherits_in(Oid db, Oid spc)
+{
+	AbBranch   *b = ab_branch_lookup(db);
+	const AbManifest *m = b != NULL ? ab_branch_manifest(b) : NULL;
+
+	for (uint32 i = 0; m != NULL && i < m->h->nforks; i++)
+	{
+		RelFileNode rnode = {m->forks[i].spc, db, m->forks[i].rel};
+		const AbFork *f;
+
+		if (rnode.spcNode != spc)
+			continue;
+		f = ab_fork_lookup(b, rnode, m->forks[i].fork);
+		if (f->entry != NULL && !f->dropped)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * The server looks whether the template has files in what will be the default tablespace of the
+ * copy: tables that name it, and others that have the default, would not be told apart there.
+ */
+static void
+check_new_default(const CreatedbStmt *stmt, Oid db)
+{
+	DefElem    *defel = find_option(stmt->options, "tablespace");
+	char	   *name = defel != NULL && defel->arg != NULL ? defGetString(defel) : NULL;
+	Oid			spc = name != NULL ? get_tablespace_oid(name, true) : InvalidOid;
+
+	if (OidIsValid(spc) && spc != tablespace_of(db) && inherits_in(db, spc))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot assign new default tablespace \"%s\"", name),
+				 errdetail("There is a conflict because database \"%s\" already has some tables in this tablespace.",
+						   get_database_name(db))));
+}
+
 static void
 check_createdb(const CreatedbStmt *stmt)
 {
@@ -195,6 +236,7 @@ check_createdb(const CreatedbStmt *stmt)
 				 errmsg("cannot copy the files of database \"%s\"", template),
 				 errdetail("%s", why),
 				 errhint("Use STRATEGY wal_log for a full copy, or STRATEGY branch.")));
+	check_new_default(stmt, db);
 	ensure_directory(db);
 }
 
