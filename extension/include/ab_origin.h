@@ -59,6 +59,12 @@ extern void ab_branch_give_up(Oid db);
 
 /* Raise XX001 if db is a damaged branch. */
 extern void ab_branch_require_sound(Oid db, const char *name);
+
+/*
+ * Of a damaged branch, in a process of another database, which copies it: raise XX001.  What it
+ * inherits would be zeros.  Not in recovery, which passes over what changes it.
+ */
+extern void ab_branch_refuse_to_read(Oid db);
 extern const AbOriginHeader *ab_branch_header(AbBranch *b);
 extern const AbManifest *ab_branch_manifest(AbBranch *b);
 

@@ -24,6 +24,7 @@
  */
 #include "ab_origin.h"
 
+#include "access/xlog.h"
 #include "access/xlogutils.h"
 #include "miscadmin.h"
 #include "utils/hsearch.h"
@@ -410,6 +411,17 @@ ab_branch_require_sound(Oid db, const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("branch \"%s\" is damaged", name),
+				 errdetail("Its origin file or the snapshot it hangs on cannot be read; the server log says why."),
+				 errhint("Delete the branch, or reset it to its parent.")));
+}
+
+void
+ab_branch_refuse_to_read(Oid db)
+{
+	if (!RecoveryInProgress())
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("branch database %u is damaged", db),
 				 errdetail("Its origin file or the snapshot it hangs on cannot be read; the server log says why."),
 				 errhint("Delete the branch, or reset it to its parent.")));
 }

@@ -520,6 +520,8 @@ ab_smgr_read(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer
 
 	if (f == NULL || block >= f->limit)
 	{
+		if (f == NULL && is_discarded(reln->smgr_rnode))
+			ab_branch_refuse_to_read(reln->smgr_rnode.node.dbNode);
 		mdread(reln, fork, block, buffer);
 		return;
 	}

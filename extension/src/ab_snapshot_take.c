@@ -135,6 +135,8 @@ look_at_origin(AbTaking *t)
 	AbBranch   *b = ab_branch_lookup(t->capture.source_db);
 	const AbOriginHeader *origin;
 
+	/* it may have become damaged while we waited, and would pass for a plain database */
+	ab_branch_require_sound(t->capture.source_db, t->dbname);
 	if (b == NULL)
 		return;
 	origin = ab_branch_header(b);
