@@ -633,6 +633,43 @@ def test_wal_level_minimal(make_cluster: MakeCluster) -> None:
     calm_log(server)
 
 
+def test_number_of_a_dropped_relation_is_held(make_cluster: MakeCluster) -> None:
+    """With wal_level = minimal crash recovery must not come to the drop of a relation when
+    another one has its number, whose rows are not in WAL: it would remove that one's file.  So
+    the number stays taken until the next checkpoint, also where the branch had no file of it."""
+    server = make_cluster(
+        "held",
+        {
+            **STILL,
+            "allow_in_place_tablespaces": "on",
+            "wal_level": "minimal",
+            "max_wal_senders": "0",
+        },
+    )
+    server.sql("CREATE TABLESPACE side LOCATION ''")
+    create_database(
+        server,
+        "p",
+        "CREATE TABLE here AS SELECT 1 AS i",
+        "CREATE TABLE there TABLESPACE side AS SELECT 1 AS i",
+        "CHECKPOINT",
+    )
+    create(server, "b", "p")
+    files = [
+        server.data / server.scalar("SELECT pg_relation_filepath(%s)", (name,), "b")
+        for name in ("here", "there")
+    ]
+    assert not any(file.exists() for file in files)
+    run(server, "b", "DROP TABLE here, there")
+    assert [file.stat().st_size for file in files] == [0, 0]
+    server.crash()
+    server.sql("CHECKPOINT")
+    assert not any(file.exists() for file in files)
+    run(server, "p", "DROP TABLE here")
+    assert contents(server, "b") == {}
+    calm_log(server)
+
+
 # ---- files that go away and numbers that come back --------------------------------------
 
 

@@ -41,6 +41,14 @@ extern void ab_overlay_lengthen(RelFileNode rnode, ForkNumber fork, BlockNumber 
 extern bool ab_overlay_read(AbBranch *b, AbFork *f, SMgrRelation reln,
 							BlockNumber block, char *page);
 
+/*
+ * Of a relation that was dropped: an empty main fork, for md to remove after the next checkpoint,
+ * so that no other relation gets the number before.  Crash recovery repeats the drop, and would
+ * take away that one's files, whose contents need not be in WAL with wal_level = minimal.
+ * Raises nothing; false if it could not be made.
+ */
+extern bool ab_overlay_hold_number(RelFileNode rnode);
+
 /* Blocks of the own file; 0 without one. */
 static inline BlockNumber ab_overlay_nblocks(AbBranch *b, AbFork *f, SMgrRelation reln);
 

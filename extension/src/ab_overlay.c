@@ -303,6 +303,23 @@ ab_overlay_create(AbBranch *b, AbFork *f, SMgrRelation reln)
 }
 
 bool
+ab_overlay_hold_number(RelFileNode rnode)
+{
+	char		path[MAXPGPATH];
+	char		dir[MAXPGPATH];
+	int			fd;
+
+	ab_relation_path(path, rnode, MAIN_FORKNUM, 0);
+	strlcpy(dir, path, sizeof(dir));
+	get_parent_directory(dir);
+	(void) MakePGDirectory(dir);	/* it may have none in that tablespace */
+	fd = BasicOpenFile(path, O_RDWR | O_CREAT | PG_BINARY);
+	if (fd >= 0)
+		close(fd);
+	return fd >= 0;
+}
+
+bool
 ab_overlay_look_for_file(AbBranch *b, AbFork *f, SMgrRelation reln)
 {
 	bool		exists = false;

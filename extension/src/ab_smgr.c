@@ -275,6 +275,9 @@ unlink_or_keep(RelFileNodeBackend rnode, ForkNumber fork, bool isRedo)
 	{
 		bool		is_branch = tombstone(rnode, fork);
 
+		if (is_branch && !has_files && !isRedo && !XLogIsNeeded())
+			has_files = ab_overlay_hold_number(rnode.node);
+
 		/*
 		 * Without files of a branch's own md would still ask the checkpointer to remove the
 		 * main fork later, when the number may have been given to another relation.
