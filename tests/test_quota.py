@@ -143,6 +143,53 @@ def test_errors_from_another_database(cluster: Cluster) -> None:
     delete_all(cluster)
 
 
+def roll_back_prepared(cluster: Cluster) -> None:
+    for (gid,) in cluster.sql("SELECT gid FROM pg_prepared_xacts"):
+        cluster.sql(f"ROLLBACK PREPARED '{gid}'")
+
+
+def test_prepared_quota(cluster: Cluster) -> None:
+    """The session that prepared a quota kept what it was to do in memory that was given back:
+    its next statement about a quota crashed the server, and no branch could be made until the
+    transaction was over, since the keeper waited for its lock."""
+    conn = cluster.connect()
+    try:
+        conn.execute("BEGIN")
+        conn.execute("SELECT branch.set_quota('main', max_branches => 50)")
+        with pytest.raises(errors.FeatureNotSupported):
+            conn.execute("PREPARE TRANSACTION 'quota'")
+        assert conn.execute("SELECT FROM branch.quotas").fetchall() == []
+        conn.execute("SELECT name FROM branch.create('after_prepare')")
+        conn.execute("SELECT branch.delete('after_prepare', hard => true)")
+    finally:
+        conn.close()
+        roll_back_prepared(cluster)
+
+
+def test_owner_changes_when_it_is_prepared(cluster: Cluster) -> None:
+    """Branches were counted between PREPARE TRANSACTION and COMMIT PREPARED, and not again: the
+    new owner's quota had room for one branch too many."""
+    cluster.sql("CREATE ROLE heir LOGIN CREATEDB")
+    cluster.sql("SELECT branch.set_quota(role => 'heir', max_branches => 1)")
+    cluster.sql("SELECT name FROM branch.create('inherited')")
+    used = "SELECT branches FROM branch.quotas WHERE role_name = 'heir'"
+    try:
+        with cluster.connect() as conn:
+            conn.execute("BEGIN")
+            conn.execute("ALTER DATABASE inherited OWNER TO heir")
+            conn.execute("PREPARE TRANSACTION 'owner'")
+        assert cluster.scalar(used) == 0
+        cluster.sql("COMMIT PREPARED 'owner'")
+        assert cluster.scalar(used) == 1
+        with pytest.raises(Refused):
+            cluster.sql("SELECT name FROM branch.create('one_more', owner => 'heir')")
+    finally:
+        roll_back_prepared(cluster)
+        delete_all(cluster)
+        cluster.sql("SELECT branch.set_quota(role => 'heir')")
+        cluster.sql("DROP ROLE heir")
+
+
 def test_a_detached_branch_gives_its_place_back(cluster: Cluster) -> None:
     """It is no branch any more; if the detachment is rolled back it is."""
     cluster.sql("SELECT branch.set_quota('main', max_branches => 1)")

@@ -295,12 +295,15 @@ check_rename(const RenameStmt *stmt)
 		refuse_reserved(stmt->newname);
 }
 
+/* What was prepared may be such a statement. */
 bool
 ab_changes_owners(Node *stmt)
 {
 	return IsA(stmt, ReassignOwnedStmt) ||
 		(IsA(stmt, AlterOwnerStmt) &&
-		 ((AlterOwnerStmt *) stmt)->objectType == OBJECT_DATABASE);
+		 ((AlterOwnerStmt *) stmt)->objectType == OBJECT_DATABASE) ||
+		(IsA(stmt, TransactionStmt) &&
+		 ((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED);
 }
 
 void

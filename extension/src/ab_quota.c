@@ -109,6 +109,16 @@ at_abort(void)
 	forget();
 }
 
+/* Who commits it would know nothing of them. */
+static void
+refuse_prepare(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("cannot prepare a transaction that has changed quotas or branches"),
+			 errhint("Change them in a transaction of their own.")));
+}
+
 static void
 at_xact_end(XactEvent event, void *arg)
 {
@@ -117,6 +127,10 @@ at_xact_end(XactEvent event, void *arg)
 		case XACT_EVENT_PRE_COMMIT:
 			if (!dlist_is_empty(&changes))
 				ab_quotatable_before_commit();
+			break;
+		case XACT_EVENT_PRE_PREPARE:
+			if (!dlist_is_empty(&changes))
+				refuse_prepare();
 			break;
 		case XACT_EVENT_COMMIT:
 			at_commit();
