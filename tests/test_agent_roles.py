@@ -6,6 +6,7 @@ import contextlib
 import random
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -334,6 +335,53 @@ def test_concurrent_calls_make_one(platform: Cluster) -> None:
     assert made == [(f"agent_{n}",) for n in range(6)]
     registered = platform.sql("SELECT agent_id FROM branch.registry ORDER BY 1")
     assert registered == [(str(n),) for n in range(6)]
+
+
+def waits(platform: Cluster, conn: psycopg.Connection[tuple[object, ...]]) -> bool:
+    query = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
+    return bool(platform.scalar(query, (conn.info.backend_pid,)))
+
+
+def test_call_while_the_branch_is_deleted(platform: Cluster) -> None:
+    """It returned the branch that was going, which nobody could connect to any more."""
+    make(platform, "going")
+    with (
+        platform.connect(user="platform", autocommit=False) as deleter,
+        platform.connect(user="platform") as caller,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        deleter.execute("SELECT delete_agent_branch('going')")
+        call = "SELECT branch_name FROM create_agent_branch('going', 'app')"
+        answer = pool.submit(caller.execute, call)
+        platform.wait_for(lambda: waits(platform, caller) or answer.done())
+        deleter.commit()
+        assert answer.result(LONG).fetchall() == [("agent_going",)]
+    assert platform.scalar("SELECT current_database()", dbname="agent_going") == "agent_going"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        f"SELECT branch_name FROM create_agent_branch('busy', 'app', '{SECRET}')",
+        "SELECT delete_agent_branch('busy')",
+    ],
+    ids=["password", "deletion"],
+)
+def test_call_while_the_password_is_set(platform: Cluster, call: str) -> None:
+    """The second who changed the role got "tuple concurrently updated"."""
+    make(platform, "busy")
+    with (
+        platform.connect(user="platform", autocommit=False) as first,
+        platform.connect(user="platform") as second,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        first.execute("SELECT FROM create_agent_branch('busy', 'app', 'another')")
+        answer = pool.submit(second.execute, call)
+        platform.wait_for(lambda: waits(platform, second) or answer.done())
+        first.commit()
+        answer.result(LONG)
+    if "create" in call:
+        log_in(platform, "busy", "agent_busy")
 
 
 def test_a_batch(platform: Cluster) -> None:

@@ -170,11 +170,19 @@ role_spec(const char *name)
 	return spec;
 }
 
+/* Who changes a row that another is changing gets an error from the server. */
+static void
+take_turns(Oid role)
+{
+	LockSharedObject(AuthIdRelationId, role, 0, ShareUpdateExclusiveLock);
+}
+
 static void
 alter_role(Oid role, List *options)
 {
 	AlterRoleStmt *stmt = makeNode(AlterRoleStmt);
 
+	take_turns(role);
 	stmt->role = role_spec(GetUserNameFromId(role, false));
 	stmt->options = options;
 	stmt->action = +1;
@@ -365,8 +373,10 @@ is_free(const char *name)
 static void
 rename_role(Oid role, const char *new_name)
 {
-	char	   *name = GetUserNameFromId(role, false);
+	char	   *name;
 
+	take_turns(role);
+	name = GetUserNameFromId(role, false);
 	if (strcmp(name, new_name) == 0)
 		return;
 	if (is_free(new_name))

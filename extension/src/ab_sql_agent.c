@@ -8,10 +8,12 @@
  */
 #include "ab_compat.h"
 
+#include "catalog/pg_database.h"
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
 #include "miscadmin.h"
 #include "postmaster/postmaster.h"
+#include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -44,6 +46,7 @@ typedef struct Agent
 	Oid			db;				/* of its branch, invalid: to be created */
 	Oid			role;			/* who logs in; invalid: no role of its own */
 	bool		made;			/* by this call */
+	bool		complete;		/* it has what agents need */
 	struct Agent *same;			/* NULL, or the one that stands for this, too */
 } Agent;
 
@@ -243,7 +246,7 @@ remember_made(const Batch *batch, int n)
 
 	for (int i = 0; i < batch->n && k < n; i++)
 	{
-		if (!batch->agents[i].made)
+		if (!batch->agents[i].made || batch->agents[i].complete)
 			continue;
 		dbs[k] = batch->agents[i].db;
 		roles[k] = batch->agents[i].role;
@@ -328,6 +331,46 @@ complete_living(Agent *a)
 	ab_agent_roles_remember(1, &a->role);
 }
 
+/*
+ * Is it still there?  Whoever is just deleting, renaming or resetting it is waited for.  The
+ * lock is not kept: a worker may have to connect to the branch, past others who wait for the
+ * lock, and there may be more agents than locks.
+ */
+static bool
+is_still_there(Agent *a)
+{
+	Oid			db = a->db;
+
+	LockSharedObject(DatabaseRelationId, db, 0, AccessShareLock);
+	UnlockSharedObject(DatabaseRelationId, db, 0, AccessShareLock);
+	a->db = ab_sql_living_branch(a->name, GetUserId());
+	if (a->db != db)
+		a->db = InvalidOid;
+	return a->db == db;
+}
+
+/* How many have to be looked for again? */
+static int
+complete_all(Batch *batch)
+{
+	int			gone = 0;
+
+	for (int i = 0; i < batch->n; i++)
+	{
+		Agent	   *a = batch->sorted[i];
+
+		if (a->same || a->complete)
+			continue;
+		CHECK_FOR_INTERRUPTS();
+		a->complete = a->made || is_still_there(a);
+		if (!a->complete)
+			gone++;
+		else if (!a->made)
+			complete_living(a);
+	}
+	return gone;
+}
+
 static ArrayType *
 roles_array(const Batch *batch)
 {
@@ -357,15 +400,11 @@ ab_sql_ensure_agents(PG_FUNCTION_ARGS)
 	ab_require_control_database();
 	ab_prevent_read_only("branch creation");
 	read_batch(fcinfo, &batch);
-	if (find_living(&batch, false) > 0)
-		make_missing(&batch);
-	for (int i = 0; i < batch.n; i++)
+	do
 	{
-		Agent	   *a = batch.sorted[i];
-
-		if (!a->same && !a->made)
-			complete_living(a);
-	}
+		if (find_living(&batch, false) > 0)
+			make_missing(&batch);
+	} while (complete_all(&batch) > 0);
 	PG_RETURN_ARRAYTYPE_P(roles_array(&batch));
 }
 
