@@ -384,6 +384,43 @@ def test_call_while_the_password_is_set(platform: Cluster, call: str) -> None:
         log_in(platform, "busy", "agent_busy")
 
 
+def roles_of_agents(platform: Cluster) -> list[tuple[str]]:
+    query = "SELECT rolname FROM pg_roles WHERE rolname ~ '^agent_' AND rolname <> %s"
+    return platform.sql(query, ("agent_branch_agents",))
+
+
+def test_role_is_left_when_gc_is_rolled_back(platform: Cluster) -> None:
+    """No later call of branch.gc() looked for it."""
+    make(platform, "left")
+    platform.sql("DROP DATABASE agent_left")
+    with platform.connect(autocommit=False) as conn:
+        conn.execute("SELECT FROM branch.gc()")
+        conn.rollback()
+    platform.sql("SELECT FROM branch.gc()")
+    assert roles_of_agents(platform) == []
+
+
+def test_role_is_named_by_what_is_being_deleted(platform: Cluster) -> None:
+    """branch.gc() took the role's grants from a database that another transaction was deleting:
+    "tuple concurrently deleted", and the role stayed."""
+    make(platform, "named")
+    platform.sql("SELECT FROM branch.create('other', 'app')")
+    platform.sql("GRANT CONNECT ON DATABASE other TO agent_named")
+    platform.sql("DROP DATABASE agent_named")
+    with (
+        platform.connect(autocommit=False) as deleter,
+        platform.connect() as caller,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        deleter.execute("SELECT branch.delete('other', hard => true)")
+        answer = pool.submit(caller.execute, "SELECT FROM branch.gc()")
+        platform.wait_for(lambda: waits(platform, caller) or answer.done())
+        deleter.commit()
+        answer.result(LONG)
+    platform.sql("SELECT FROM branch.gc()")
+    assert roles_of_agents(platform) == []
+
+
 def test_a_batch(platform: Cluster) -> None:
     """More than a thousand in one call: of one moment of the parent, with word of the progress,
     each with its role, and within the locks that a server has by default."""

@@ -18,8 +18,10 @@
 #include "catalog/pg_database.h"
 #include "catalog/pg_shdepend.h"
 #include "storage/lmgr.h"
+#include "storage/lock.h"
 #include "utils/array.h"
 #include "utils/fmgroids.h"
+#include "utils/inval.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
 
@@ -211,13 +213,27 @@ databases_of(Oid role)
 	return dbs;
 }
 
+/* Nobody drops it before this transaction is over; false: somebody is about to, or has. */
+static bool
+hold_database(Oid db)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, db, 0);
+	if (LockAcquire(&tag, AccessShareLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
+		return false;
+	AcceptInvalidationMessages();
+	return SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(db));
+}
+
 void
 ab_agent_revoke_databases(Oid role)
 {
 	ListCell   *lc;
 
 	foreach(lc, databases_of(role))
-		change_database(lfirst_oid(lc), role, without_agents);
+		if (hold_database(lfirst_oid(lc)))
+			change_database(lfirst_oid(lc), role, without_agents);
 }
 
 bool

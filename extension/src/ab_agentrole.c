@@ -448,7 +448,8 @@ can_log_in(Oid role)
 
 /*
  * Its grants on databases go, whoever has made them.  One that owns something in a
- * snapshot, or in another branch, cannot be dropped, only kept from logging in.
+ * snapshot, or in another branch, cannot be dropped, only kept from logging in; nor can one
+ * that is named by a database which somebody else is about to drop.
  */
 static void
 put_away(Oid role)
@@ -587,6 +588,7 @@ lock_left(Oid role)
 void
 ab_agent_roles_sweep(void)
 {
+	List	   *left;
 	ListCell   *lc;
 	AbSuperuser caller;
 
@@ -594,14 +596,17 @@ ab_agent_roles_sweep(void)
 		pg_atomic_exchange_u32(&ab_shared->agent_roles_left, 0) == 0)
 		return;
 	ab_become_superuser(&caller);
-	foreach(lc, left_roles())
+	left = left_roles();
+	if (left != NIL)
+		want_sweep();			/* this transaction may be rolled back */
+	foreach(lc, left)
 	{
 		Oid			role = lfirst_oid(lc);
 
 		CHECK_FOR_INTERRUPTS();
 		if (!lock_left(role))
-			want_sweep();
-		else if (SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role)) &&
+			continue;
+		if (SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role)) &&
 				 is_made_here(role) && !is_taken(role))
 			put_away(role);
 	}
