@@ -159,6 +159,21 @@ def test_precedence_of_the_parent(cluster: Cluster) -> None:
     assert found == [("main",), ("p1",), ("p2",), ("p3",), ("p4",), ("p5",)]
 
 
+def test_default_parent_of_agents(cluster: Cluster) -> None:
+    """A session that was there when the default was set branched the one of before for agents,
+    and the new one for branch.create()."""
+    cluster.sql("CREATE DATABASE another")
+    made = "SELECT branch_name FROM create_agent_branch('heir', NULL)"
+    with cluster.connect() as conn:
+        conn.execute("SELECT 1")
+        cluster.sql("SELECT branch.set_default('another')")
+        conn.execute(made)
+    parent = "SELECT parent_name FROM branch.branches WHERE name = 'agent_heir'"
+    assert cluster.scalar(parent) == "another"
+    cluster.sql("SELECT branch.delete('agent_heir', hard => true)")
+    cluster.sql("SELECT branch.set_default('main')")
+
+
 def test_precedence_of_a_branch(cluster: Cluster) -> None:
     """Configuration, control database, the branch's database, role, session; the last counts."""
     cluster.sql("SELECT branch.create('own', 'main'), branch.create('other', 'main')")

@@ -22,6 +22,7 @@
 #include "ab_agentrole.h"
 #include "ab_agenttable.h"
 #include "ab_catalogrows.h"
+#include "ab_default.h"
 #include "ab_lifecycle.h"
 #include "ab_quota.h"
 #include "ab_registry.h"
@@ -178,7 +179,7 @@ read_batch(FunctionCallInfo fcinfo, Batch *batch)
 	}
 	batch->parent = ab_sql_text(fcinfo, 2);
 	if (batch->parent == NULL)
-		batch->parent = ab_default_parent;
+		batch->parent = ab_default_parent_name();
 	read_passwords(fcinfo, batch);
 	sort_agents(batch);
 }
