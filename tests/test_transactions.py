@@ -237,6 +237,32 @@ def test_prepare_is_refused(cluster: Cluster) -> None:
     nothing_left(cluster, "by PREPARE TRANSACTION")
 
 
+def test_batches_in_opposite_orders(cluster: Cluster) -> None:
+    """Two calls of branch.create_many met in the middle of the same names: a deadlock (40P01)."""
+    names = [f"both_{n:03}" for n in range(100)]
+    answers: list[str] = []
+    barrier = threading.Barrier(2)
+
+    def create(wanted: list[str]) -> None:
+        with cluster.connect() as conn:
+            conn.execute("SELECT 1")
+            barrier.wait()
+            try:
+                conn.execute("SELECT FROM branch.create_many(%s)", (wanted,))
+                answers.append("created")
+            except psycopg.Error as error:
+                answers.append(error.sqlstate or str(error))
+
+    threads = [threading.Thread(target=create, args=(wanted,)) for wanted in (names, names[::-1])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == ["42P04", "created"]
+    for name in names:
+        cluster.sql("SELECT branch.delete(%s, hard => true)", (name,))
+
+
 def test_one_moment_for_one_transaction(cluster: Cluster) -> None:
     """All branches of one parent made in one transaction show the same moment, even
     when the parent is written between the two calls."""

@@ -319,6 +319,29 @@ put_branch_row(ReturnSetInfo *rsinfo, Oid db, const char *name)
 	tuplestore_puttuple(rsinfo->setResult, &tuple);
 }
 
+static int
+compare_names(const void *a, const void *b)
+{
+	return strcmp(*(char *const *) a, *(char *const *) b);
+}
+
+/* In one order, so that batches that have some in common take turns. */
+static void
+lock_names(const Datum *names, int n)
+{
+	char	  **sorted = palloc(Max(n, 1) * sizeof(char *));
+
+	for (int i = 0; i < n; i++)
+		sorted[i] = TextDatumGetCString(names[i]);
+	qsort(sorted, n, sizeof(char *), compare_names);
+	for (int i = 0; i < n; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		ab_lock_branch_name(sorted[i]);
+	}
+	pfree(sorted);
+}
+
 /*
  * All are created before anything is remembered: the control database may be the
  * parent, and must not be written before.
@@ -349,6 +372,7 @@ ab_sql_create_many(PG_FUNCTION_ARGS)
 	}
 	if (n > 0)
 		ab_create_take_places(&new.opt, n);
+	lock_names(names, n);
 	dbs = palloc(Max(n, 1) * sizeof(Oid));
 	for (int i = 0; i < n; i++)
 	{
