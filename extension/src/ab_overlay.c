@@ -262,8 +262,10 @@ ab_overlay_make(AbBranch *b, AbFork *f, SMgrRelation reln, bool sync)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("database %u is not a branch any more", rnode.dbNode)));
-		f = ab_fork_lookup(b, rnode, fork);
 	}
+
+	/* nor need the fork be as new as what is known of its branch */
+	f = ab_fork_lookup(b, rnode, fork);
 	make_file(rnode, fork, f->limit);
 	f->own_known = true;
 	f->own_exists = true;
