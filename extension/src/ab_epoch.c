@@ -160,6 +160,17 @@ all_are_poisoned(Oid db)
 	return true;
 }
 
+/*
+ * snap_lock is held, but perhaps not the guard (ab_latesync.c): the entry may have been given to
+ * another database since it was looked up.
+ */
+static void
+set_all_poisoned(AbParent *p, Oid db)
+{
+	if (p != NULL && p->db == db)
+		p->all_poisoned = all_are_poisoned(db);
+}
+
 void
 ab_epoch_recompute(Oid db)
 {
@@ -505,8 +516,7 @@ ab_epoch_poison(Oid db, AbSnapId live, XLogRecPtr newest_image, int error)
 		slot->poisoned = true;
 		news = true;
 	}
-	if (p != NULL)
-		p->all_poisoned = all_are_poisoned(db);
+	set_all_poisoned(p, db);
 	LWLockRelease(ab_shared->snap_lock);
 
 	/* before the page is overwritten: see ab_epoch_require_sound() */
@@ -546,8 +556,7 @@ ab_epoch_poison_one(AbSnapId id, int error)
 			db = ab_shared->snap[i].source_db;
 		}
 	p = OidIsValid(db) ? ab_epoch_parent(db) : NULL;
-	if (p != NULL)
-		p->all_poisoned = all_are_poisoned(db);
+	set_all_poisoned(p, db);
 	LWLockRelease(ab_shared->snap_lock);
 	pg_atomic_fetch_add_u32(&ab_shared->poison_generation, 1);
 	forget_branches();
