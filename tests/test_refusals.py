@@ -198,9 +198,10 @@ def test_invalid_parent(cluster: Cluster) -> None:
     cluster.sql("DROP DATABASE half")
 
 
-def test_invalid_branch(cluster: Cluster, p: int) -> None:
+@pytest.mark.parametrize("hard", ["true", "false"])
+def test_invalid_branch(cluster: Cluster, p: int, hard: str) -> None:
     """A DROP DATABASE of it was interrupted: nobody can connect, so it is not ready.  It can be
-    deleted."""
+    deleted, and not be recovered."""
     create(cluster, "stuck", "p")
     cluster.sql("UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'stuck'")
     state = "SELECT current_state FROM branch.branches WHERE name = 'stuck'"
@@ -211,8 +212,9 @@ def test_invalid_branch(cluster: Cluster, p: int) -> None:
     )
     assert cluster.scalar(counted) == 1
     assert cluster.sql("SELECT 1 FROM branch.verify('stuck') WHERE problem ~ 'marked invalid'")
-    cluster.sql("SELECT branch.delete('stuck', hard => true)")
+    cluster.sql(f"SELECT branch.delete('stuck', hard => {hard})")
     assert cluster.sql(state) == []
+    assert cluster.sql("SELECT * FROM branch.verify()") == []
     assert cluster.scalar(counted) == 0
 
 

@@ -383,10 +383,12 @@ ab_report_deleted(Oid db, const char *name)
 	ab_event("deleted", db, name, parent, "{\"hard\": true}");
 }
 
+/* Of one that is invalid nothing could be recovered. */
 void
 ab_delete_locked(Oid db, const char *name, bool hard)
 {
-	if (!hard && ab_branchsetting(db, AB_BRANCH_RECOVERY_WINDOW) > 0)
+	if (!hard && !ab_database_is_invalid(db) &&
+		ab_branchsetting(db, AB_BRANCH_RECOVERY_WINDOW) > 0)
 	{
 		ab_soft_delete(db, name);
 		return;
