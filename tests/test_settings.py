@@ -162,16 +162,18 @@ def test_precedence_of_the_parent(cluster: Cluster) -> None:
 def test_default_parent_of_agents(cluster: Cluster) -> None:
     """A session that was there when the default was set branched the one of before for agents,
     and the new one for branch.create()."""
-    cluster.sql("CREATE DATABASE another")
+    cluster.sql("CREATE DATABASE new_default")
     made = "SELECT branch_name FROM create_agent_branch('heir', NULL)"
     with cluster.connect() as conn:
         conn.execute("SELECT 1")
-        cluster.sql("SELECT branch.set_default('another')")
+        cluster.sql("SELECT branch.set_default('new_default')")
         conn.execute(made)
     parent = "SELECT parent_name FROM branch.branches WHERE name = 'agent_heir'"
-    assert cluster.scalar(parent) == "another"
+    assert cluster.scalar(parent) == "new_default"
     cluster.sql("SELECT branch.delete('agent_heir', hard => true)")
     cluster.sql("SELECT branch.set_default('main')")
+    cluster.sql("SELECT FROM branch.gc()")
+    cluster.sql("DROP DATABASE new_default")
 
 
 def test_precedence_of_a_branch(cluster: Cluster) -> None:
