@@ -82,9 +82,14 @@ def say(text: str) -> None:
 
 
 def make(folder: Path, *arguments: str) -> None:
-    """make, quietly; with its output if it fails."""
+    """make, quietly; with its output if it fails.  Not as a part of the make that called this: the
+    server's makes the headers that it generates only when it is the outermost."""
     command = ["make", "-s", f"-j{os.cpu_count()}", *arguments]
-    done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
+    outer = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
+    environment = {name: value for name, value in os.environ.items() if name not in outer}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, check=False, capture_output=True, text=True
+    )
     if done.returncode != 0:
         raise SystemExit(
             f"check-assert: {' '.join(command)}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
