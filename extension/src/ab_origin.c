@@ -27,6 +27,7 @@
 #include "access/xlog.h"
 #include "access/xlogutils.h"
 #include "miscadmin.h"
+#include "storage/bufmgr.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 
@@ -418,12 +419,16 @@ ab_branch_require_sound(Oid db, const char *name)
 void
 ab_branch_refuse_to_read(Oid db)
 {
-	if (!RecoveryInProgress())
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("branch database %u is damaged", db),
-				 errdetail("Its origin file or the snapshot it hangs on cannot be read; the server log says why."),
-				 errhint("Delete the branch, or reset it to its parent.")));
+	if (RecoveryInProgress())
+		return;
+
+	/* a CREATE DATABASE that fails looks for tablespaces, before this would be done */
+	AbortBufferIO();
+	ereport(ERROR,
+			(errcode(ERRCODE_DATA_CORRUPTED),
+			 errmsg("branch database %u is damaged", db),
+			 errdetail("Its origin file or the snapshot it hangs on cannot be read; the server log says why."),
+			 errhint("Delete the branch, or reset it to its parent.")));
 }
 
 const AbOriginHeader *
