@@ -35,6 +35,8 @@ STORAGE = [
     "copy_orders",
     "crash",
     "cut_off_index",
+    "cut_segments",
+    "damaged_meanwhile",
     "descriptors",
     "detach",
     "failpoints",
